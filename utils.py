@@ -1,0 +1,218 @@
+"""What every module may lean on: errors for the user, whole-or-nothing files, the workdir.
+
+Nothing here knows about score models; arrows point only towards this file.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import sys
+import tempfile
+import uuid
+import zipfile
+
+import numpy as np
+
+log = logging.getLogger("dlsm_qc")
+
+
+class UserError(Exception):
+    """A mistake of the caller: its text says what was given, what was expected, what to do."""
+
+
+def lookup(table, name, field):
+    """Return ``table[name]``.
+
+    Raises:
+        UserError: `name` is not in the table; names the config `field` and the choices.
+    """
+    try:
+        return table[name]
+    except (KeyError, TypeError):
+        choices = ", ".join(sorted(map(str, table)))
+        raise UserError(f"{field} is {name!r}; expected one of: {choices}.") from None
+
+
+def require_positive(value, field):
+    """Return `value` if it is an integer above zero, or raise a UserError that names `field`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{field} is {value!r}; expected a whole number of at least 1.")
+    return value
+
+
+def seed_for(*entropy):
+    """A 63-bit seed from several non-negative integers, distinct streams for distinct tuples."""
+    state = np.random.SeedSequence(entropy).generate_state(2, dtype=np.uint32)
+    return (int(state[0]) << 31) ^ int(state[1])
+
+
+# ---------------------------------------------------------------- files, whole or not at all
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """Open a temporary file beside `path`; it takes that name only after a complete write.
+
+    The data reach the disk before the rename, so a crash leaves the old file or the new one.
+
+    Raises:
+        OSError: the directory cannot be written or the disk is full; `path` is untouched.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, mode.replace("w", "x")) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_npz(path, **arrays):
+    """Write named arrays to an uncompressed ``.npz``, atomically; equal arrays give equal bytes."""
+    with atomic_write(path) as file:
+        np.savez(file, **arrays)
+
+
+def load_npz(path, *names):
+    """Read the named arrays of an ``.npz`` as a dict; pickled objects are never loaded.
+
+    Raises:
+        UserError: the file is missing, damaged, holds objects, or lacks one of `names`.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [name for name in names if name not in archive.files]
+            if missing:
+                raise UserError(
+                    f"{path} holds {', '.join(archive.files) or 'nothing'}; "
+                    f"expected {', '.join(missing)}."
+                )
+            return {name: archive[name] for name in names}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a readable .npz of plain arrays ({error}).") from None
+
+
+def save_json(path, value):
+    """Write `value` as indented JSON, atomically."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write("\n")
+
+
+def save_image_grid(path, images, columns=None):
+    """Write uint8 images (N, H, W, C) as one PNG grid; images under 32 pixels are enlarged."""
+    import torch
+    from PIL import Image
+    from torchvision.utils import make_grid
+
+    columns = columns or max(1, int(len(images) ** 0.5))
+    grid = make_grid(torch.from_numpy(images).permute(0, 3, 1, 2), nrow=columns, padding=1)
+    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    zoom = max(1, 32 // images.shape[1])
+    picture = picture.resize(
+        (picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST
+    )
+    with atomic_write(path) as file:
+        picture.save(file, format="PNG")
+
+
+# ---------------------------------------------------------------- where a run lives
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Every path of a run; a relative `name` lies under ``results/``, an absolute one is itself."""
+
+    name: str
+
+    @property
+    def root(self):
+        return pathlib.Path("results") / self.name
+
+    @property
+    def checkpoints(self):
+        return self.root / "checkpoints"
+
+    @property
+    def resume_point(self):
+        return self.root / "checkpoints-meta" / "checkpoint.pth"
+
+    @property
+    def tensorboard(self):
+        return self.root / "tensorboard"
+
+    @property
+    def log_file(self):
+        return self.root / "stdout.txt"
+
+    def checkpoint(self, index=None):
+        """``checkpoint_{index}.pth``, or the newest checkpoint without an index."""
+        return self.checkpoints / ("checkpoint.pth" if index is None else f"checkpoint_{index}.pth")
+
+    def snapshot_samples(self, step):
+        return self.root / "samples" / f"iter_{step}"
+
+    def division(self, index, ode):
+        return self.root / ("eval_sampling_ode" if ode else "eval_sampling") / str(index)
+
+    def create(self):
+        """Make the directory.
+
+        Raises:
+            UserError: it cannot be made or written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"The workdir {self.root} cannot be written ({error.strerror}); "
+                "give another with --workdir."
+            ) from None
+
+
+def log_to(path=None):
+    """Send the log to standard output and, with `path`, to that file too (appended)."""
+    handlers = [logging.StreamHandler(sys.stdout)]
+    if path is not None:
+        handlers.append(logging.FileHandler(path))
+    for handler in log.handlers:
+        handler.close()
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.handlers = handlers
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def get_device(name):
+    """The torch device of ``config.device``; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: the name is no device, or CUDA is asked for and absent.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise UserError(f"config.device is {name!r}; expected auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"config.device is {name!r}, but this machine shows no CUDA GPU to PyTorch; "
+            "use --config.device=cpu."
+        )
+    return device

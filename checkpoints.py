@@ -1,0 +1,166 @@
+"""Checkpoints: ours, and the three published formats, read weights-only and loaded by name.
+
+A file is a dict. `model` maps names to arrays (published names begin with ``module.``); `ema` is
+``{decay, num_updates, shadow_params}`` in parameter order; `optimizer` is Adam's state. Ours adds
+`step`, `position` (images drawn so far, which with the seed is the whole data order), `seed` and
+`config` (JSON). Every random draw of a training step is seeded by (seed, step), so those numbers
+are the state of the random generators too.
+"""
+
+import dataclasses
+import os
+import shutil
+
+import numpy as np
+import torch
+
+from models.ema import EMA
+from utils import UserError, atomic_write
+
+# The published optimisers hold their learning rate as a NumPy float64, pickled under either of
+# NumPy's two names for it. Nothing else beyond plain tensors is let in.
+_rebuild_scalar = np.float64(0).__reduce__()[0]
+NUMPY_FLOAT64 = [
+    (_rebuild_scalar, "numpy.core.multiarray.scalar"),
+    (_rebuild_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+]
+
+
+@dataclasses.dataclass
+class TrainState:
+    """What training changes; `step` counts updates done, `position` images drawn."""
+
+    model: torch.nn.Module
+    ema: EMA
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    position: int = 0
+
+
+def save(path, state, config):
+    """Write `state` to `path`, whole or not at all."""
+    content = {
+        "model": state.model.state_dict(),
+        "ema": state.ema.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "step": state.step,
+        "position": state.position,
+        "seed": config.seed,
+        "config": config.to_json(),
+    }
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def publish_newest(path, newest):
+    """Make `newest` another name of the checkpoint at `path`, atomically."""
+    temporary = newest.with_name(f".{newest.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, newest)
+
+
+def read(path):
+    """Read a checkpoint to the CPU without running any code of it.
+
+    Raises:
+        UserError: the file is missing, damaged, holds more than arrays and numbers, or no model.
+    """
+    try:
+        with torch.serialization.safe_globals(NUMPY_FLOAT64):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"The checkpoint {path} does not exist.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory; give a checkpoint file.") from None
+    except Exception as error:  # a damaged or hostile file can fail anywhere in the reader
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path} is not a readable checkpoint: it is truncated, of another format, or holds "
+            f"more than arrays and numbers ({reason[:200]})."
+        ) from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise UserError(f"{path} holds no 'model'; expected a checkpoint of this or the originals.")
+    return content
+
+
+def load_model(model, content, path):
+    """Load the network's parameters and buffers by name.
+
+    Raises:
+        UserError: a name is missing or left over, or a shape differs; it is named.
+    """
+    theirs = {name.removeprefix("module."): array for name, array in content["model"].items()}
+    ours = model.state_dict()
+    missing = [name for name in ours if name not in theirs]
+    surplus = [name for name in theirs if name not in ours]
+    for what, names in (("lacks", missing), ("holds the unknown", surplus)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(
+                f"The checkpoint {path} {what} {names[0]}{more}; "
+                "it belongs to another network than the config's."
+            )
+    for name, array in ours.items():
+        shape = tuple(getattr(theirs[name], "shape", ()))
+        if not torch.is_tensor(theirs[name]) or shape != tuple(array.shape):
+            raise UserError(
+                f"The checkpoint {path} has {name} of shape {shape}; "
+                f"the config's network has {tuple(array.shape)}."
+            )
+    model.load_state_dict(theirs)
+
+
+def load_ema(ema, content, path):
+    """Load the averages; a file without any (published classifiers) starts them at its weights."""
+    try:
+        if "ema" in content:
+            ema.load_state_dict(content["ema"])
+        else:
+            ema.restart()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def load_training(state, content, path, step_if_absent=0):
+    """Continue from a checkpoint: model, EMA, optimiser moments, step and data position.
+
+    The optimiser's settings stay the config's. A file without a step, as the published QC ones,
+    counts as having done `step_if_absent` updates.
+
+    Raises:
+        UserError: a part of the file does not fit.
+    """
+    load_model(state.model, content, path)
+    load_ema(state.ema, content, path)
+    if "optimizer" in content:
+        _load_moments(state.optimizer, content["optimizer"], path)
+    state.step = int(content.get("step", step_if_absent))
+    state.position = int(content.get("position", 0))
+
+
+def _load_moments(optimizer, content, path):
+    own = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        count = sum(len(group["params"]) for group in content["param_groups"])
+        if count != len(parameters):
+            raise UserError(
+                f"The optimiser in {path} follows {count} parameters; the model has "
+                f"{len(parameters)}."
+            )
+        for index, moments in content["state"].items():
+            shape, expected = moments["exp_avg"].shape, parameters[index].shape
+            if shape != expected:
+                raise UserError(
+                    f"The optimiser in {path} has parameter {index} of shape {tuple(shape)}; "
+                    f"the model has {tuple(expected)}."
+                )
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise UserError(f"The optimiser in {path} is not a state of Adam.") from None
+    optimizer.load_state_dict({"state": content["state"], "param_groups": own["param_groups"]})

@@ -1,0 +1,107 @@
+"""Training objectives and the optimiser step.
+
+Denoising score matching (DSM; Vincent 2011, Song et al. 2021 eq. 7). With x_t = mean + std·z the
+loss of an image is ½‖s(x_t, t)·std + z‖², or ½g(t)²‖s(x_t, t) + z/std‖² with likelihood weighting
+(Song et al., "Maximum Likelihood Training of Score-Based Diffusion Models", 2021).
+
+An objective is an object that draws its own randomness and is called on a batch. It returns the
+scalar to differentiate and a dict of detached values to report.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from sde_lib import SDE, expand
+from utils import UserError
+
+
+def draw_times(u, sde, eps):
+    """Times t = u·(T − eps) + eps (B,) from uniform draws `u` (B,)."""
+    return u * (sde.T - eps) + eps
+
+
+def perturb(sde, x, t, z):
+    """x_t = mean + std·z, shaped as `x`, and std (B,)."""
+    mean, std = sde.marginal_prob(x, t)
+    return mean + expand(std, x) * z, std
+
+
+def dsm_residual(score, sde, t, std, z, likelihood_weighting):
+    """r, shaped as `z`, with ½‖r‖² the DSM loss: s·std + z, or g·(s + z/std)."""
+    if not likelihood_weighting:
+        return score * expand(std, z) + z
+    _, diffusion = sde.sde(z, t)
+    return expand(diffusion, z) * (score + z / expand(std, z))
+
+
+def half_square(residual, reduce_mean):
+    """½‖r‖² per image (B,); with `reduce_mean` the mean of r² over its dimensions instead."""
+    squares = residual.square().flatten(1)
+    return squares.mean(1) if reduce_mean else 0.5 * squares.sum(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DSM:
+    """The denoising score matching objective of a score `s(x, t)`.
+
+    Args:
+        score: function of x (B, C, H, W) and t (B,), shaped as x.
+        eps: smallest training time.
+        likelihood_weighting, reduce_mean: as in the module's docstring and `half_square`.
+    """
+
+    score: Callable
+    sde: SDE
+    eps: float
+    likelihood_weighting: bool = False
+    reduce_mean: bool = False
+
+    def draw(self, x):
+        """Uniform draws u (B,) and noise z, shaped as `x`."""
+        return {"u": torch.rand(len(x), device=x.device), "z": torch.randn_like(x)}
+
+    def loss(self, x, u, z):
+        """DSM loss per image (B,)."""
+        t = draw_times(u, self.sde, self.eps)
+        x_t, std = perturb(self.sde, x, t, z)
+        residual = dsm_residual(self.score(x_t, t), self.sde, t, std, z, self.likelihood_weighting)
+        return half_square(residual, self.reduce_mean)
+
+    def __call__(self, x, labels):
+        loss = self.loss(x, **self.draw(x)).mean()
+        return loss, {"loss": loss.detach()}
+
+
+def make_optimizer(parameters, optim):
+    """The Adam optimiser of ``config.optim``, over all `parameters` in their order.
+
+    Raises:
+        UserError: ``config.optim.optimizer`` is another one.
+    """
+    if optim.optimizer != "Adam":
+        raise UserError(f"config.optim.optimizer is {optim.optimizer!r}; expected Adam.")
+    return torch.optim.Adam(
+        parameters,
+        lr=optim.lr,
+        betas=(optim.beta1, 0.999),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+    )
+
+
+def optimize(optimizer, parameters, step, optim):
+    """One update from the gradients at `step` (counted from 0): warm-up, clipping, Adam.
+
+    The rate is lr·min(step/warmup, 1); gradients are clipped to the global norm grad_clip.
+
+    Returns:
+        The gradients' global norm before clipping, a scalar tensor on their device.
+    """
+    rate = optim.lr * (min(step / optim.warmup, 1.0) if optim.warmup > 0 else 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    norm = torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip)
+    optimizer.step()
+    return norm

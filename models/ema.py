@@ -1,0 +1,76 @@
+"""Exponential moving average of parameters, in the published file format."""
+
+import contextlib
+
+import torch
+
+from utils import UserError
+
+
+class EMA:
+    """shadow −= (1 − d)(shadow − p) with d = min(decay, (1 + n)/(10 + n)) at the n-th update.
+
+    It follows the parameters that require gradients, in `parameters()` order.
+    """
+
+    def __init__(self, parameters, decay):
+        self.decay = decay
+        self.num_updates = 0
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.shadow = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self):
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(self.shadow, self.parameters, 1 - decay)
+
+    @torch.no_grad()
+    def restart(self):
+        """Set the averages to the parameters, as if nothing had been averaged yet."""
+        torch._foreach_copy_(self.shadow, self.parameters)
+        self.num_updates = 0
+
+    @torch.no_grad()
+    def copy_to_parameters(self):
+        """Overwrite the parameters with their averages."""
+        torch._foreach_copy_(self.parameters, self.shadow)
+
+    @contextlib.contextmanager
+    def applied(self):
+        """Within the context the parameters are their averages."""
+        raw = [p.detach().clone() for p in self.parameters]
+        self.copy_to_parameters()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, raw)
+
+    def state_dict(self):
+        return {
+            "decay": self.decay,
+            "num_updates": self.num_updates,
+            "shadow_params": self.shadow,
+        }
+
+    def load_state_dict(self, state):
+        """Take the averages of a file; the decay stays the config's.
+
+        Raises:
+            UserError: their number or shapes are not those of the parameters.
+        """
+        theirs = [tuple(s.shape) for s in state["shadow_params"]]
+        ours = [tuple(s.shape) for s in self.shadow]
+        if theirs != ours:
+            where = next((i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b), None)
+            difference = (
+                f"{len(theirs)} arrays where the model has {len(ours)}"
+                if where is None
+                else f"array {where} of shape {theirs[where]} where the model has {ours[where]}"
+            )
+            raise UserError(f"The checkpoint's EMA does not fit the model: {difference}.")
+        self.num_updates = state["num_updates"]
+        with torch.no_grad():
+            for ours, theirs in zip(self.shadow, state["shadow_params"]):
+                ours.copy_(theirs)

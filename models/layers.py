@@ -1,0 +1,308 @@
+"""The layers of NCSN++: initialisation, 1×1 maps, FIR resampling, attention, residual blocks.
+
+Names of parameters are those of the published checkpoints. Nothing works in place, so that
+forward-mode derivatives pass through every layer. Feature maps are (B, C, H, W).
+"""
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SQRT2 = math.sqrt(2.0)
+
+
+def variance_scaling_(weight, scale, fan_in, fan_out):
+    """Fill with U(−b, b), b = √(3·scale / mean(fan_in, fan_out)); 1e-10 stands for scale 0."""
+    scale = scale or 1e-10
+    bound = math.sqrt(3 * scale / ((fan_in + fan_out) / 2))
+    return nn.init.uniform_(weight, -bound, bound)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution with variance-scaling weights and zero biases."""
+
+    def __init__(self, channels_in, channels_out, kernel_size, *, init_scale=1.0, **options):
+        self.init_scale = init_scale
+        super().__init__(channels_in, channels_out, kernel_size, **options)
+
+    def reset_parameters(self):
+        area = self.weight[0, 0].numel()
+        variance_scaling_(
+            self.weight, self.init_scale, self.in_channels * area, self.out_channels * area
+        )
+        nn.init.zeros_(self.bias)
+
+
+def conv3x3(channels_in, channels_out, *, init_scale=1.0, stride=1, padding=1):
+    return Conv2d(
+        channels_in, channels_out, 3, init_scale=init_scale, stride=stride, padding=padding
+    )
+
+
+class Linear(nn.Linear):
+    """A linear layer with variance-scaling weights and zero bias."""
+
+    def reset_parameters(self):
+        variance_scaling_(self.weight, 1.0, self.in_features, self.out_features)
+        nn.init.zeros_(self.bias)
+
+
+class GroupNorm(nn.GroupNorm):
+    """min(C/4, 32) groups, ε = 1e-6."""
+
+    def __init__(self, channels):
+        super().__init__(min(channels // 4, 32), channels, eps=1e-6)
+
+
+class NIN(nn.Module):
+    """A 1×1 map over the channels: weight `W` (in, out), bias `b`."""
+
+    def __init__(self, channels_in, channels_out, init_scale=0.1):
+        super().__init__()
+        self.W = nn.Parameter(torch.empty(channels_in, channels_out))
+        self.b = nn.Parameter(torch.zeros(channels_out))
+        variance_scaling_(self.W, init_scale, channels_in, channels_out)
+
+    def forward(self, x):
+        return F.conv2d(x, self.W.t()[:, :, None, None], self.b)
+
+
+class GaussianFourierProjection(nn.Module):
+    """concat(sin 2πWc, cos 2πWc) of c (B,): (B, 2·nf), with fixed W ~ N(0, scale²)."""
+
+    def __init__(self, nf, scale):
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(nf) * scale, requires_grad=False)
+
+    def forward(self, c):
+        # The product with W comes first, as in the published networks: the argument reaches
+        # hundreds of radians, where the order of roundings shows.
+        angle = c[:, None] * self.W[None, :] * (2 * math.pi)
+        return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
+
+
+def positional_embedding(c, nf):
+    """sin, then cos, of c·exp(−k·ln 10000/(nf/2 − 1)) for c (B,): (B, nf)."""
+    half = nf // 2
+    k = torch.arange(half, device=c.device, dtype=torch.float32)
+    angle = c.float()[:, None] * torch.exp(k * (-math.log(10000) / (half - 1)))[None, :]
+    return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
+
+
+# ---------------------------------------------------------------- resampling by 2
+
+
+def fir_matrix(kernel):
+    """outer(k, k) normalised to the sum 1, float32 (L, L)."""
+    k = torch.tensor(kernel, dtype=torch.float32)
+    matrix = torch.outer(k, k)
+    return matrix / matrix.sum()
+
+
+def _per_channel(kernel, channels):
+    return kernel[None, None].expand(channels, 1, *kernel.shape)
+
+
+def fir_filter(x, kernel, pads, stride=1):
+    """Convolve every channel with `kernel` (L, L) after zero-padding by pads = (before, after)."""
+    before, after = pads
+    x = F.pad(x, (before, after, before, after))
+    return F.conv2d(
+        x, _per_channel(kernel.flip(0, 1), x.shape[1]), stride=stride, groups=x.shape[1]
+    )
+
+
+def fir_upsample(x, kernel):
+    """Insert zeros between pixels, then filter with 4 × `kernel`: twice the height and width."""
+    length = kernel.shape[0]
+    height, width = x.shape[-2:]
+    # Filtering an image with zeros inserted is a transposed convolution of stride 2.
+    y = F.conv_transpose2d(
+        x,
+        _per_channel(4 * kernel, x.shape[1]),
+        stride=2,
+        padding=length - 2 - (length - 1) // 2,
+        groups=x.shape[1],
+    )
+    return y[..., : 2 * height, : 2 * width]
+
+
+def fir_downsample(x, kernel):
+    """Filter with `kernel` and keep every second pixel: half the height and width."""
+    surplus = kernel.shape[0] - 2
+    return fir_filter(x, kernel, ((surplus + 1) // 2, surplus // 2), stride=2)
+
+
+def nearest_upsample(x):
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def average_downsample(x):
+    return F.avg_pool2d(x, 2)
+
+
+class Resampler(nn.Module):
+    """Base of the layers that change resolution; holds the FIR kernel, or none for `fir` off."""
+
+    def __init__(self, fir, fir_kernel):
+        super().__init__()
+        self.fir = fir
+        if fir:
+            self.register_buffer("kernel", fir_matrix(fir_kernel), persistent=False)
+
+    def up(self, x):
+        return fir_upsample(x, self.kernel) if self.fir else nearest_upsample(x)
+
+    def down(self, x):
+        return fir_downsample(x, self.kernel) if self.fir else average_downsample(x)
+
+
+class Downsample(Resampler):
+    """Half the resolution, without parameters."""
+
+    def forward(self, x):
+        return self.down(x)
+
+
+class Upsample(Resampler):
+    """Twice the resolution, without parameters."""
+
+    def forward(self, x):
+        return self.up(x)
+
+
+class ConvDownsample(Resampler):
+    """A 3×3 convolution of stride 2, after the FIR filter where there is one."""
+
+    def __init__(self, channels_in, channels_out, fir, fir_kernel):
+        super().__init__(fir, fir_kernel)
+        conv = conv3x3(channels_in, channels_out, stride=2, padding=0)
+        self.add_module("Conv2d_0" if fir else "Conv_0", conv)
+
+    def forward(self, x):
+        if self.fir:
+            surplus = self.kernel.shape[0]  # (L − 2) of the filter and 2 of the convolution
+            return self.Conv2d_0(fir_filter(x, self.kernel, ((surplus + 1) // 2, surplus // 2)))
+        return self.Conv_0(F.pad(x, (0, 1, 0, 1)))
+
+
+class ConvUpsample(Resampler):
+    """A transposed 3×3 convolution of stride 2, then the FIR filter; or nearest, then 3×3."""
+
+    def __init__(self, channels_in, channels_out, fir, fir_kernel):
+        super().__init__(fir, fir_kernel)
+        conv = conv3x3(channels_in, channels_out)
+        self.add_module("Conv2d_0" if fir else "Conv_0", conv)
+
+    def forward(self, x):
+        if self.fir:
+            weight = self.Conv2d_0.weight.flip(2, 3).transpose(0, 1)
+            y = F.conv_transpose2d(x, weight, stride=2)
+            surplus = self.kernel.shape[0] - 4
+            pads = ((surplus + 1) // 2 + 1, surplus // 2 + 1)
+            bias = self.Conv2d_0.bias[None, :, None, None]
+            return fir_filter(y, 4 * self.kernel, pads) + bias
+        return self.Conv_0(nearest_upsample(x))
+
+
+# ---------------------------------------------------------------- blocks
+
+
+def residual_sum(x, h, skip_rescale):
+    return (x + h) / SQRT2 if skip_rescale else x + h
+
+
+class Combine(nn.Module):
+    """Join the input pyramid `x`, through a 1×1 convolution, to the features `y`."""
+
+    def __init__(self, channels_in, channels_out, method):
+        super().__init__()
+        self.Conv_0 = Conv2d(channels_in, channels_out, 1)
+        self.method = method
+
+    def forward(self, x, y):
+        h = self.Conv_0(x)
+        return torch.cat([h, y], dim=1) if self.method == "cat" else h + y
+
+
+class AttnBlock(nn.Module):
+    """One head of self-attention over all pixels, q·k/√C, with a residual connection."""
+
+    def __init__(self, channels, skip_rescale, init_scale):
+        super().__init__()
+        self.GroupNorm_0 = GroupNorm(channels)
+        self.NIN_0 = NIN(channels, channels)
+        self.NIN_1 = NIN(channels, channels)
+        self.NIN_2 = NIN(channels, channels)
+        self.NIN_3 = NIN(channels, channels, init_scale=init_scale)
+        self.skip_rescale = skip_rescale
+
+    def forward(self, x):
+        h = self.GroupNorm_0(x)
+        q, k, v = (nin(h).flatten(2) for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
+        weights = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(x.shape[1]), dim=-1)
+        h = (v @ weights.transpose(1, 2)).reshape(x.shape)
+        return residual_sum(x, self.NIN_3(h), self.skip_rescale)
+
+
+class ResnetBlock(nn.Module):
+    """Two 3×3 convolutions around the noise embedding, with a residual connection.
+
+    `resample`, an `Upsample` or `Downsample`, also changes the resolution (BigGAN's block);
+    `nin_shortcut` takes a NIN where the channels change, as DDPM's block does.
+    """
+
+    def __init__(
+        self,
+        act,
+        channels_in,
+        channels_out,
+        temb_dim,
+        *,
+        dropout,
+        skip_rescale,
+        init_scale,
+        resample=None,
+        nin_shortcut=False,
+    ):
+        super().__init__()
+        self.act = act
+        self.resample = resample
+        self.skip_rescale = skip_rescale
+        self.dropout = dropout
+        self.GroupNorm_0 = GroupNorm(channels_in)
+        self.Conv_0 = conv3x3(channels_in, channels_out)
+        self.Dense_0 = Linear(temb_dim, channels_out)
+        self.GroupNorm_1 = GroupNorm(channels_out)
+        self.Conv_1 = conv3x3(channels_out, channels_out, init_scale=init_scale)
+        self.shortcut = None
+        if nin_shortcut and channels_in != channels_out:
+            self.NIN_0 = NIN(channels_in, channels_out)
+            self.shortcut = "NIN_0"
+        elif channels_in != channels_out or resample is not None:
+            self.Conv_2 = Conv2d(channels_in, channels_out, 1)
+            self.shortcut = "Conv_2"
+
+    def forward(self, x, temb=None):
+        h = self.act(self.GroupNorm_0(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.Conv_0(h)
+        if temb is not None:
+            h = h + self.Dense_0(self.act(temb))[:, :, None, None]
+        h = self.act(self.GroupNorm_1(h))
+        h = self.Conv_1(F.dropout(h, self.dropout, self.training))
+        if self.shortcut is not None:
+            x = getattr(self, self.shortcut)(x)
+        return residual_sum(x, h, self.skip_rescale)
+
+
+ACTIVATIONS = {
+    "elu": F.elu,
+    "relu": F.relu,
+    "lrelu": functools.partial(F.leaky_relu, negative_slope=0.2),
+    "swish": F.silu,
+}

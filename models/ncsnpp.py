@@ -1,0 +1,300 @@
+"""NCSN++ (Song et al., ICLR 2021, appendix H), with the options of the published networks.
+
+One `all_modules` list is built and walked in the same order, so that the names and the order of
+the parameters are those of the published checkpoints.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from models import layers
+from utils import UserError, lookup
+
+EMBEDDINGS = ("fourier", "positional")
+BLOCKS = ("biggan", "ddpm")
+PROGRESSIVE = ("none", "output_skip", "residual")
+PROGRESSIVE_INPUT = ("none", "input_skip", "residual")
+COMBINE = ("sum", "cat")
+
+
+class NCSNpp(nn.Module):
+    """A U-Net on images (B, C, H, W) and noise conditions (B,), giving (B, C, H, W).
+
+    The condition is σ for Fourier embeddings and a time label for positional ones.
+
+    Args:
+        image_size: height and width.
+        channels: image channels, any number.
+        sigmas: (N,) descending noise levels; a buffer of the published checkpoints.
+        nf, ch_mult, num_res_blocks, attn_resolutions, dropout, …: as in `model_options`.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size,
+        channels,
+        sigmas,
+        nf,
+        ch_mult,
+        num_res_blocks,
+        attn_resolutions,
+        dropout,
+        nonlinearity,
+        embedding_type,
+        fourier_scale,
+        conditional,
+        resblock_type,
+        fir,
+        fir_kernel,
+        resamp_with_conv,
+        skip_rescale,
+        progressive,
+        progressive_input,
+        progressive_combine,
+        init_scale,
+        scale_by_sigma,
+        centered,
+    ):
+        super().__init__()
+        self.register_buffer("sigmas", torch.as_tensor(sigmas, dtype=torch.float64))
+        self.act = lookup(layers.ACTIVATIONS, nonlinearity, "config.model.nonlinearity")
+        self.embedding_type = _one_of(EMBEDDINGS, embedding_type, "embedding_type")
+        self.resblock_type = _one_of(BLOCKS, resblock_type, "resblock_type")
+        self.progressive = _one_of(PROGRESSIVE, progressive, "progressive")
+        self.progressive_input = _one_of(PROGRESSIVE_INPUT, progressive_input, "progressive_input")
+        _one_of(COMBINE, progressive_combine, "progressive_combine")
+        smallest = image_size // 2 ** (len(ch_mult) - 1)
+        if smallest * 2 ** (len(ch_mult) - 1) != image_size or smallest < 1:
+            raise UserError(
+                f"config.data.image_size is {image_size}; {len(ch_mult)} resolutions "
+                f"(config.model.ch_mult) need a multiple of {2 ** (len(ch_mult) - 1)}."
+            )
+        if nf % 4:
+            raise UserError(f"config.model.nf is {nf}; expected a multiple of 4.")
+        self.nf, self.levels, self.num_res_blocks = nf, len(ch_mult), num_res_blocks
+        self.attn_resolutions = tuple(attn_resolutions)
+        self.conditional, self.skip_rescale = conditional, skip_rescale
+        self.scale_by_sigma, self.centered = scale_by_sigma, centered
+
+        temb_dim = 4 * nf
+        up = layers.Upsample(fir, fir_kernel)
+        down = layers.Downsample(fir, fir_kernel)
+
+        def block(channels_in, channels_out, resample=None):
+            return layers.ResnetBlock(
+                self.act,
+                channels_in,
+                channels_out,
+                temb_dim,
+                dropout=dropout,
+                skip_rescale=skip_rescale,
+                init_scale=init_scale,
+                resample=resample,
+                nin_shortcut=resblock_type == "ddpm",
+            )
+
+        def attention(width):
+            return layers.AttnBlock(width, skip_rescale, init_scale)
+
+        modules = []
+        if embedding_type == "fourier":
+            modules.append(layers.GaussianFourierProjection(nf, fourier_scale))
+        if conditional:
+            embedding_dim = 2 * nf if embedding_type == "fourier" else nf
+            modules += [layers.Linear(embedding_dim, temb_dim), layers.Linear(temb_dim, temb_dim)]
+
+        # Down.
+        modules.append(layers.conv3x3(channels, nf))
+        widths = [nf]  # of the features that the up path will take
+        width, pyramid_width, resolution = nf, channels, image_size
+        for level, mult in enumerate(ch_mult):
+            for _ in range(num_res_blocks):
+                modules.append(block(width, nf * mult))
+                width = nf * mult
+                if resolution in self.attn_resolutions:
+                    modules.append(attention(width))
+                widths.append(width)
+            if level == self.levels - 1:
+                break
+            resolution //= 2
+            if resblock_type == "biggan":
+                modules.append(block(width, width, down))
+            elif resamp_with_conv:
+                modules.append(layers.ConvDownsample(width, width, fir, fir_kernel))
+            else:
+                modules.append(down)
+            if progressive_input == "input_skip":
+                modules.append(layers.Combine(pyramid_width, width, progressive_combine))
+                if progressive_combine == "cat":
+                    width *= 2
+            elif progressive_input == "residual":
+                modules.append(layers.ConvDownsample(pyramid_width, width, fir, fir_kernel))
+                pyramid_width = width
+            widths.append(width)
+
+        # Middle.
+        modules += [block(width, width), attention(width), block(width, width)]
+
+        # Up.
+        for level, mult in reversed(list(enumerate(ch_mult))):
+            for _ in range(num_res_blocks + 1):
+                modules.append(block(width + widths.pop(), nf * mult))
+                width = nf * mult
+            if resolution in self.attn_resolutions:
+                modules.append(attention(width))
+            if progressive == "output_skip" or (
+                progressive == "residual" and level == self.levels - 1
+            ):
+                pyramid_width = channels if progressive == "output_skip" else width
+                scale = init_scale if progressive == "output_skip" else 1.0
+                modules.append(layers.GroupNorm(width))
+                modules.append(layers.conv3x3(width, pyramid_width, init_scale=scale))
+            elif progressive == "residual":
+                modules.append(layers.ConvUpsample(pyramid_width, width, fir, fir_kernel))
+                pyramid_width = width
+            if level > 0:
+                resolution *= 2
+                if resblock_type == "biggan":
+                    modules.append(block(width, width, up))
+                elif resamp_with_conv:
+                    modules.append(layers.ConvUpsample(width, width, fir, fir_kernel))
+                else:
+                    modules.append(up)
+
+        if progressive != "output_skip":
+            modules.append(layers.GroupNorm(width))
+            modules.append(layers.conv3x3(width, channels, init_scale=init_scale))
+        self.all_modules = nn.ModuleList(modules)
+        # The pyramids are resampled without parameters; outside `all_modules`, these two change
+        # neither the names nor the order there.
+        self.pyramid_up, self.pyramid_down = up, down
+
+    def forward(self, x, cond):
+        h = self.network(x, cond)
+        return h / self._sigma(cond, h) if self.scale_by_sigma else h
+
+    def _sigma(self, cond, h):
+        sigma = cond if self.embedding_type == "fourier" else self.sigmas[cond.long()]
+        return sigma.to(h.dtype)[:, None, None, None]
+
+    def network(self, x, cond):
+        """The output before its division by σ."""
+        modules = iter(self.all_modules)
+        if not self.centered:
+            x = 2 * x - 1
+        temb = self._embed(modules, cond)
+        h, skips = self._down(modules, x, temb)
+        h = next(modules)(h, temb)
+        h = next(modules)(h)
+        h = next(modules)(h, temb)
+        h = self._up(modules, h, skips, temb)
+        if self.progressive != "output_skip":
+            h = next(modules)(h)
+            h = next(modules)(self.act(h))
+        return h
+
+    def _embed(self, modules, cond):
+        if self.embedding_type == "fourier":
+            embedding = next(modules)(torch.log(cond))
+        else:
+            embedding = layers.positional_embedding(cond, self.nf)
+        if not self.conditional:
+            return None
+        temb = next(modules)(embedding)
+        return next(modules)(self.act(temb))
+
+    def _down(self, modules, x, temb):
+        pyramid = x
+        h = next(modules)(x)
+        skips = [h]
+        for level in range(self.levels):
+            for _ in range(self.num_res_blocks):
+                h = next(modules)(h, temb)
+                if h.shape[-1] in self.attn_resolutions:
+                    h = next(modules)(h)
+                skips.append(h)
+            if level == self.levels - 1:
+                break
+            h = next(modules)(h, temb) if self.resblock_type == "biggan" else next(modules)(h)
+            if self.progressive_input == "input_skip":
+                pyramid = self.pyramid_down(pyramid)
+                h = next(modules)(pyramid, h)
+            elif self.progressive_input == "residual":
+                pyramid = layers.residual_sum(next(modules)(pyramid), h, self.skip_rescale)
+                h = pyramid
+            skips.append(h)
+        return h, skips
+
+    def _up(self, modules, h, skips, temb):
+        pyramid = None
+        for level in reversed(range(self.levels)):
+            for _ in range(self.num_res_blocks + 1):
+                h = next(modules)(torch.cat([h, skips.pop()], dim=1), temb)
+            if h.shape[-1] in self.attn_resolutions:
+                h = next(modules)(h)
+            if self.progressive == "output_skip":
+                normalised = self.act(next(modules)(h))
+                out = next(modules)(normalised)
+                pyramid = out if pyramid is None else self.pyramid_up(pyramid) + out
+            elif self.progressive == "residual" and pyramid is None:
+                normalised = self.act(next(modules)(h))
+                pyramid = next(modules)(normalised)
+            elif self.progressive == "residual":
+                pyramid = layers.residual_sum(next(modules)(pyramid), h, self.skip_rescale)
+                h = pyramid
+            if level > 0:
+                h = next(modules)(h, temb) if self.resblock_type == "biggan" else next(modules)(h)
+        return pyramid if self.progressive == "output_skip" else h
+
+
+class NCSNppMod(NCSNpp):
+    """NCSN++ at 32×32 behind a 1×1 convolution with padding 2 and before a 5×5 convolution.
+
+    For images of 28×28 (MNIST, Fashion-MNIST).
+    """
+
+    def __init__(self, *, image_size, channels, **options):
+        if image_size != 28:
+            raise UserError(
+                f"config.data.image_size is {image_size}; the model ncsnpp_mod takes 28 "
+                "(use ncsnpp for other sizes)."
+            )
+        super().__init__(image_size=32, channels=channels, **options)
+        # The published parameter order has the two convolutions first.
+        body = self.all_modules
+        del self.all_modules
+        self.in_conv = layers.Conv2d(channels, channels, 1, padding=2)
+        self.out_conv = layers.Conv2d(channels, channels, 5)
+        self.all_modules = body
+
+    def network(self, x, cond):
+        return self.out_conv(super().network(self.in_conv(x), cond))
+
+
+def _one_of(choices, value, name):
+    lookup(dict.fromkeys(choices), value, f"config.model.{name}")
+    return value
+
+
+def model_options(config):
+    """The arguments of `NCSNpp` from ``config.model`` and ``config.data``."""
+    model, data = config.model, config.data
+    sigmas = np.exp(
+        np.linspace(math.log(model.sigma_max), math.log(model.sigma_min), model.num_scales)
+    )
+    names = (
+        "nf ch_mult num_res_blocks attn_resolutions dropout nonlinearity embedding_type "
+        "fourier_scale conditional resblock_type fir fir_kernel resamp_with_conv skip_rescale "
+        "progressive progressive_input progressive_combine init_scale scale_by_sigma"
+    ).split()
+    return dict(
+        {name: model[name] for name in names},
+        sigmas=sigmas,
+        image_size=data.image_size,
+        channels=data.num_channels,
+        centered=data.centered,
+    )

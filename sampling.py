@@ -1,0 +1,234 @@
+"""Predictor-corrector and probability-flow sampling (Song et al., ICLR 2021).
+
+A sampler takes a `score(x, t)`, standard normal `latents` (B, C, H, W) and a `randn_like` for the
+noise of its steps, drawn in this order: per step the correctors' noises, then the predictor's.
+Guidance and energies are compositions of the score that no sampler knows of.
+
+A predictor is a function (reverse_sde, x, t, randn_like) → (x, mean) and an entry of `PREDICTORS`;
+a corrector is a function (sde, score, x, t, snr, randn_like) → x and an entry of `CORRECTORS`.
+"""
+
+import dataclasses
+import math
+
+import torch
+from torchdiffeq import odeint
+
+from sde_lib import SDE, ReverseSDE, expand
+from utils import lookup, require_positive, seed_for
+
+# ---------------------------------------------------------------- predictors
+
+
+def reverse_diffusion(reverse, x, t, randn_like):
+    """x_{i−1} = x_i − f + G z, with the discretised reverse SDE (Song et al., appendix E)."""
+    f, G = reverse.discretize(x, t)
+    noise = randn_like(x)
+    mean = x - f
+    return mean + expand(G, x) * noise, mean
+
+
+def euler_maruyama(reverse, x, t, randn_like):
+    """A step of dt = −1/N of the reverse SDE."""
+    dt = -1 / reverse.forward.N
+    noise = randn_like(x)
+    drift, diffusion = reverse.sde(x, t)
+    mean = x + drift * dt
+    return mean + expand(diffusion, x) * math.sqrt(-dt) * noise, mean
+
+
+def ancestral_sampling(reverse, x, t, randn_like):
+    """The ancestral sampler of the discrete chain (Song et al., appendix F; VE and VP)."""
+    mean, std = reverse.forward.ancestral(x, t, reverse.score(x, t))
+    return mean + expand(std, x) * randn_like(x), mean
+
+
+def no_predictor(reverse, x, t, randn_like):
+    """Leave x as it is."""
+    return x, x
+
+
+PREDICTORS = {
+    "reverse_diffusion": reverse_diffusion,
+    "euler_maruyama": euler_maruyama,
+    "ancestral_sampling": ancestral_sampling,
+    "none": no_predictor,
+}
+
+# ---------------------------------------------------------------- correctors
+
+
+def _langevin_step(score, x, step, noise):
+    return x + expand(step, x) * score + expand(torch.sqrt(2 * step), x) * noise
+
+
+def langevin(sde, score, x, t, snr, randn_like):
+    """Langevin dynamics of step 2α(snr·‖z‖/‖s‖)², both norms averaged over the batch."""
+    gradient = score(x, t)
+    noise = randn_like(x)
+    gradient_norm = gradient.flatten(1).norm(dim=1).mean()
+    noise_norm = noise.flatten(1).norm(dim=1).mean()
+    step = 2 * sde.alpha(t) * (snr * noise_norm / gradient_norm) ** 2
+    return _langevin_step(gradient, x, step, noise)
+
+
+def annealed_langevin(sde, score, x, t, snr, randn_like):
+    """Annealed Langevin dynamics of step 2α(snr·std)² (Song and Ermon 2019)."""
+    _, std = sde.marginal_prob(x, t)
+    step = 2 * sde.alpha(t) * (snr * std) ** 2
+    return _langevin_step(score(x, t), x, step, randn_like(x))
+
+
+def no_corrector(sde, score, x, t, snr, randn_like):
+    """Leave x as it is."""
+    return x
+
+
+CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": no_corrector}
+
+# ---------------------------------------------------------------- samplers
+
+
+@dataclasses.dataclass(frozen=True)
+class PCSampler:
+    """Algorithm 1 of Song et al. (2021) on N times from T to eps.
+
+    Args:
+        sde: the forward SDE; its N is the number of steps.
+        predictor, corrector: values of `PREDICTORS` and `CORRECTORS`.
+        snr: the corrector's signal-to-noise ratio.
+        n_steps: corrector updates before each predictor update.
+        probability_flow: predict along the probability-flow ODE.
+        noise_removal: return the last predictor's mean.
+        last_step_snr: without noise_removal, add noise of scale 2·last_step_snr² at the end.
+    """
+
+    sde: SDE
+    predictor: object
+    corrector: object
+    snr: float
+    n_steps: int = 1
+    probability_flow: bool = False
+    noise_removal: bool = True
+    last_step_snr: float = 0.0
+
+    @property
+    def nfe(self):
+        """Network evaluations per sample, N·(n_steps + 1)."""
+        return self.sde.N * (self.n_steps + 1)
+
+    @torch.no_grad()
+    def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
+        """Samples (B, C, H, W) and the NFE; `callback()` is called after each of the N steps."""
+        reverse = ReverseSDE(self.sde, score, self.probability_flow)
+        x = self.sde.prior_sampling(latents)
+        mean = x
+        for time in torch.linspace(self.sde.T, self.sde.sampling_eps, self.sde.N, device=x.device):
+            t = time.expand(len(x))
+            for _ in range(self.n_steps):
+                x = self.corrector(self.sde, score, x, t, self.snr, randn_like)
+            x, mean = self.predictor(reverse, x, t, randn_like)
+            if callback is not None:
+                callback()
+        if self.noise_removal:
+            return mean, self.nfe
+        if self.last_step_snr:
+            x = x + 2 * self.last_step_snr**2 * randn_like(x)
+        return x, self.nfe
+
+
+class FlowField:
+    """dx/dt of the probability flow as an ODE solver calls it; counts its evaluations.
+
+    The solver keeps its state in float64, where neither a small tolerance nor σ = 50 rounds;
+    the score is evaluated in float32.
+    """
+
+    def __init__(self, sde, score, callback=None):
+        self.reverse = ReverseSDE(sde, score, probability_flow=True)
+        self.callback = callback
+        self.nfe = 0
+
+    def __call__(self, t, x):
+        self.nfe += 1
+        if self.callback is not None:
+            self.callback()
+        drift, _ = self.reverse.sde(x.float(), t.float().expand(len(x)))
+        return drift.double()
+
+
+@dataclasses.dataclass(frozen=True)
+class ODESampler:
+    """The probability flow from T to eps with RK45 (Dormand-Prince), step sizes by tolerance.
+
+    With `noise_removal`, one reverse-diffusion mean at eps follows.
+    """
+
+    sde: SDE
+    rtol: float
+    atol: float
+    noise_removal: bool = True
+
+    nfe = None  # known only after sampling
+
+    @torch.no_grad()
+    def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
+        """Samples (B, C, H, W) and the NFE; `callback()` is called at each evaluation."""
+        field = FlowField(self.sde, score, callback)
+        eps = self.sde.sampling_eps
+        x = self.sde.prior_sampling(latents)
+        times = torch.tensor([self.sde.T, eps], dtype=torch.float64, device=x.device)
+        path = odeint(field, x.double(), times, rtol=self.rtol, atol=self.atol, method="dopri5")
+        x = path[-1].float()
+        if self.noise_removal:
+            t = torch.full((len(x),), eps, device=x.device)
+            _, x = reverse_diffusion(ReverseSDE(self.sde, score), x, t, randn_like)
+        return x, field.nfe
+
+
+def _pc_sampler(sampling, sde):
+    return PCSampler(
+        sde=sde,
+        predictor=lookup(PREDICTORS, sampling.predictor, "config.sampling.predictor"),
+        corrector=lookup(CORRECTORS, sampling.corrector, "config.sampling.corrector"),
+        snr=sampling.snr,
+        n_steps=require_positive(sampling.n_steps_each, "config.sampling.n_steps_each"),
+        probability_flow=sampling.probability_flow,
+        noise_removal=sampling.noise_removal,
+        last_step_snr=sampling.last_step_snr,
+    )
+
+
+def _ode_sampler(sampling, sde):
+    return ODESampler(
+        sde=sde, rtol=sampling.rtol, atol=sampling.atol, noise_removal=sampling.noise_removal
+    )
+
+
+SAMPLERS = {"pc": _pc_sampler, "ode": _ode_sampler}
+
+
+def from_config(sampling, sde):
+    """The sampler that ``config.sampling`` describes.
+
+    Raises:
+        UserError: an unknown method, predictor or corrector.
+    """
+    return lookup(SAMPLERS, sampling.method, "config.sampling.method")(sampling, sde)
+
+
+class SeededNoise:
+    """Standard normal noise from a generator of its own: equal seeds, equal samples.
+
+    The stream belongs to the device it is drawn on, so the same bytes are promised there only.
+    """
+
+    def __init__(self, device, *entropy):
+        self.generator = torch.Generator(device)
+        self.generator.manual_seed(seed_for(*entropy))
+
+    def randn(self, shape):
+        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+    def randn_like(self, x):
+        return self.randn(x.shape)

@@ -1,0 +1,254 @@
+"""Stochastic differential equations dx = f(x, t) dt + g(t) dw on t in [0, 1].
+
+Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
+(ICLR 2021): the variance-exploding (VE), variance-preserving (VP) and sub-VP SDE, their
+discretisations on N steps, and their reverse-time versions. Times `t` have shape (B,), images
+`x` (B, C, H, W) or any (B, ...). A new SDE is a subclass of `SDE` and an entry of `SDES`.
+"""
+
+import dataclasses
+import math
+
+import torch
+
+from utils import UserError, lookup, require_positive
+
+
+def expand(values, x):
+    """Append axes to per-image `values` (B,) so that they broadcast over `x` (B, ...)."""
+    return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
+
+
+class SDE:
+    """What samplers, losses and likelihoods ask of an SDE; T = 1 and `N` steps.
+
+    Attributes:
+        sampling_eps: smallest time of samplers and of classifier training.
+        likelihood_eps: smallest time of the likelihood's ODE.
+    """
+
+    T = 1.0
+    sampling_eps = 1e-3
+    likelihood_eps = 1e-5
+    N: int
+
+    def sde(self, x, t):
+        """Drift f(x, t), shaped as `x`, and diffusion g(t) (B,)."""
+        raise NotImplementedError
+
+    def marginal_prob(self, x, t):
+        """Mean, shaped as `x`, and standard deviation (B,) of p_t(x_t | x)."""
+        raise NotImplementedError
+
+    def prior_std(self):
+        """Standard deviation of the prior, a centred Gaussian."""
+        return 1.0
+
+    def prior_sampling(self, noise):
+        """Standard normal `noise` scaled to the prior."""
+        return noise * self.prior_std()
+
+    def prior_logp(self, z):
+        """Log density (B,) of latents `z` under the prior."""
+        std = self.prior_std()
+        dimensions = z[0].numel()
+        return -dimensions / 2 * math.log(2 * math.pi * std**2) - z.flatten(1).square().sum(1) / (
+            2 * std**2
+        )
+
+    def index(self, t):
+        """Index of `t` on the grid of N points, int(t·(N−1)/T)."""
+        return (t * (self.N - 1) / self.T).long()
+
+    def discretize(self, x, t):
+        """f and G of x_{i+1} = x_i + f(x_i) + G z; Euler-Maruyama with dt = 1/N."""
+        drift, diffusion = self.sde(x, t)
+        return drift / self.N, diffusion * math.sqrt(1 / self.N)
+
+    def ancestral(self, x, t, score):
+        """Mean, shaped as `x`, and standard deviation (B,) of ancestral sampling.
+
+        Raises:
+            UserError: the SDE has no such sampler.
+        """
+        raise UserError(
+            f"The predictor ancestral_sampling is not defined for {type(self).__name__}; "
+            "use reverse_diffusion or euler_maruyama."
+        )
+
+    def alpha(self, t):
+        """α (B,) of the Langevin correctors' step size."""
+        return torch.ones_like(t)
+
+    def conditioning(self, t, continuous):
+        """What a network is given for `t`, and the factor (B,) from its output to the score."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class VESDE(SDE):
+    """dx = σ(t) √(2 ln(σmax/σmin)) dw with σ(t) = σmin (σmax/σmin)^t."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    N: int = 1000
+    sampling_eps = 1e-5
+
+    def sigma(self, t):
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+
+    def sde(self, x, t):
+        rate = math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
+        return torch.zeros_like(x), self.sigma(t) * rate
+
+    def marginal_prob(self, x, t):
+        return x, self.sigma(t)
+
+    def prior_std(self):
+        return self.sigma_max
+
+    def _adjacent_sigmas(self, t):
+        """σ_i and σ_{i−1} of the ascending geometric grid, with σ_{−1} = 0."""
+        i = self.index(t)
+        sigma = self.sigma(i / (self.N - 1))
+        below = self.sigma((i - 1) / (self.N - 1))
+        return sigma, torch.where(i == 0, torch.zeros_like(below), below)
+
+    def discretize(self, x, t):
+        sigma, below = self._adjacent_sigmas(t)
+        return torch.zeros_like(x), torch.sqrt(sigma**2 - below**2)
+
+    def ancestral(self, x, t, score):
+        sigma, below = self._adjacent_sigmas(t)
+        variance = sigma**2 - below**2
+        return x + expand(variance, x) * score, torch.sqrt(below**2 * variance / sigma**2)
+
+    def conditioning(self, t, continuous):
+        cond = self.sigma(t) if continuous else torch.round((self.T - t) * (self.N - 1))
+        return cond, torch.ones_like(t)
+
+
+@dataclasses.dataclass(frozen=True)
+class VPSDE(SDE):
+    """dx = −½β(t) x dt + √β(t) dw with β(t) = β0 + t (β1 − β0)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    N: int = 1000
+
+    def beta(self, t):
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def log_mean_coeff(self, t):
+        """c(t) = −¼t²(β1 − β0) − ½tβ0: the logarithm of the mean's factor."""
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def sde(self, x, t):
+        beta = self.beta(t)
+        return -0.5 * expand(beta, x) * x, torch.sqrt(beta)
+
+    def marginal_prob(self, x, t):
+        c = self.log_mean_coeff(t)
+        return expand(torch.exp(c), x) * x, torch.sqrt(1 - torch.exp(2 * c))
+
+    def discrete_beta(self, i):
+        """β_i of linspace(β0/N, β1/N, N)."""
+        return self.beta(i / (self.N - 1)) / self.N
+
+    def discretize(self, x, t):
+        beta = self.discrete_beta(self.index(t))
+        return expand(torch.sqrt(1 - beta) - 1, x) * x, torch.sqrt(beta)
+
+    def ancestral(self, x, t, score):
+        beta = self.discrete_beta(self.index(t))
+        mean = (x + expand(beta, x) * score) / expand(torch.sqrt(1 - beta), x)
+        return mean, torch.sqrt(beta)
+
+    def alpha(self, t):
+        return 1 - self.discrete_beta(self.index(t))
+
+    def conditioning(self, t, continuous):
+        if continuous:
+            _, std = self.marginal_prob(t, t)
+            return t * 999, -1 / std
+        label = t * (self.N - 1)
+        grid = torch.arange(self.N, device=t.device, dtype=t.dtype)
+        alpha_bar = torch.cumprod(1 - self.discrete_beta(grid), dim=0)
+        return label, -1 / torch.sqrt(1 - alpha_bar[label.long()])
+
+
+@dataclasses.dataclass(frozen=True)
+class SubVPSDE(VPSDE):
+    """The VP SDE's drift with g = √(β(t) (1 − exp(−2β0 t − (β1 − β0) t²)))."""
+
+    def sde(self, x, t):
+        drift, diffusion = super().sde(x, t)
+        return drift, diffusion * torch.sqrt(1 - torch.exp(4 * self.log_mean_coeff(t)))
+
+    def marginal_prob(self, x, t):
+        c = self.log_mean_coeff(t)
+        return expand(torch.exp(c), x) * x, 1 - torch.exp(2 * c)
+
+    discretize = SDE.discretize
+    ancestral = SDE.ancestral
+
+    def conditioning(self, t, continuous):
+        if not continuous:
+            raise UserError(
+                "The sub-VP SDE has no discrete training; use --config.training.continuous=True."
+            )
+        return super().conditioning(t, continuous)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReverseSDE:
+    """The time reversal of `sde` under `score(x, t)`, or its probability-flow ODE.
+
+    dx = [f − g² s] dt + g dw (Song et al. 2021, eq. 6); the probability flow has ½g² s and no
+    noise (eq. 13).
+    """
+
+    forward: SDE
+    score: object
+    probability_flow: bool = False
+
+    def _reverse(self, x, t, drift, diffusion):
+        half = 0.5 if self.probability_flow else 1.0
+        drift = drift - half * expand(diffusion**2, x) * self.score(x, t)
+        return drift, torch.zeros_like(diffusion) if self.probability_flow else diffusion
+
+    def sde(self, x, t):
+        """Drift, shaped as `x`, and diffusion (B,) of the reverse-time SDE."""
+        return self._reverse(x, t, *self.forward.sde(x, t))
+
+    def discretize(self, x, t):
+        """f and G of x_{i−1} = x_i − f + G z."""
+        return self._reverse(x, t, *self.forward.discretize(x, t))
+
+
+def _vesde(model, N):
+    return VESDE(model.sigma_min, model.sigma_max, N)
+
+
+def _vpsde(model, N):
+    return VPSDE(model.beta_min, model.beta_max, N)
+
+
+def _subvpsde(model, N):
+    return SubVPSDE(model.beta_min, model.beta_max, N)
+
+
+SDES = {"vesde": _vesde, "vpsde": _vpsde, "subvpsde": _subvpsde}
+
+
+def from_config(config):
+    """The SDE that ``config.training.sde`` names, with ``config.model.num_scales`` steps.
+
+    Raises:
+        UserError: the name is unknown or the number of steps is not a positive integer.
+    """
+    build = lookup(SDES, str(config.training.sde).lower(), "config.training.sde")
+    N = require_positive(config.model.num_scales, "config.model.num_scales")
+    if N < 2:
+        raise UserError("config.model.num_scales is 1; a discretised SDE has at least 2 steps.")
+    return build(config.model, N)

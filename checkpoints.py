@@ -8,6 +8,7 @@ are the state of the random generators too.
 """
 
 import dataclasses
+import hashlib
 import os
 import shutil
 
@@ -142,6 +143,14 @@ def load_training(state, content, path, step_if_absent=0):
         _load_moments(state.optimizer, content["optimizer"], path)
     state.step = int(content.get("step", step_if_absent))
     state.position = int(content.get("position", 0))
+
+
+def fingerprint(parameters):
+    """A short hash of the parameters' values, to tell whose samples a file holds."""
+    digest = hashlib.sha256()
+    for parameter in parameters:
+        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _load_moments(optimizer, content, path):

@@ -113,14 +113,18 @@ class PCSampler:
     last_step_snr: float = 0.0
 
     @property
-    def nfe(self):
-        """Network evaluations per sample, N·(n_steps + 1)."""
-        return self.sde.N * (self.n_steps + 1)
+    def steps(self):
+        """How often the callback is called."""
+        return self.sde.N
 
     @torch.no_grad()
     def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
-        """Samples (B, C, H, W) and the NFE; `callback()` is called after each of the N steps."""
+        """Samples (B, C, H, W) and the NFE, N·(n_steps + 1).
+
+        `callback()` is called after each of the N steps.
+        """
         reverse = ReverseSDE(self.sde, score, self.probability_flow)
+        nfe = self.sde.N * (self.n_steps + 1)
         x = self.sde.prior_sampling(latents)
         mean = x
         for time in torch.linspace(self.sde.T, self.sde.sampling_eps, self.sde.N, device=x.device):
@@ -131,10 +135,10 @@ class PCSampler:
             if callback is not None:
                 callback()
         if self.noise_removal:
-            return mean, self.nfe
+            return mean, nfe
         if self.last_step_snr:
             x = x + 2 * self.last_step_snr**2 * randn_like(x)
-        return x, self.nfe
+        return x, nfe
 
 
 class FlowField:
@@ -169,7 +173,7 @@ class ODESampler:
     atol: float
     noise_removal: bool = True
 
-    nfe = None  # known only after sampling
+    steps = None  # set by the tolerances, not known beforehand
 
     @torch.no_grad()
     def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):

@@ -1,0 +1,81 @@
+"""What the entry scripts share: the --config flag, overrides by flags, and errors as sentences."""
+
+import signal
+import sys
+
+from absl import app, flags
+from ml_collections.config_flags import config_flags
+
+from utils import UserError
+
+
+def define_common_flags():
+    """Define ``--config FILE.py`` with its ``--config.field=value`` overrides, and --workdir."""
+    config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
+    flags.DEFINE_string(
+        "workdir", None, "Directory of the run; a relative one lies under results/."
+    )
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
+def override(config, **values):
+    """Set ``section__field`` of the config to each value that was given (is not None)."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        section, _, field = name.partition("__")
+        if section not in config or field not in config[section]:
+            raise UserError(
+                f"The flag for config.{section}.{field} was given, but this configuration has no "
+                "such field; use one of the method it belongs to."
+            )
+        config[section][field] = value
+
+
+def make_deterministic():
+    """Let PyTorch use deterministic algorithms only."""
+    import os
+
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+
+
+def launch(main):
+    """Run `main()` after parsing flags; a mistake ends in one sentence and exit status 1."""
+    app.run(lambda _: _guarded(main), flags_parser=_parse_flags)
+
+
+def _parse_flags(arguments):
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        fail(error)
+    except SystemExit:  # --help
+        raise
+    except FileNotFoundError as error:
+        fail(f"--config: {error}")
+    except Exception as error:  # whatever the configuration file itself raised
+        fail(f"The configuration cannot be loaded: {type(error).__name__}: {error}")
+
+
+def _guarded(main):
+    try:
+        main()
+    except UserError as error:
+        fail(error)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def fail(message):
+    """Print a sentence to standard error and exit with status 1."""
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(1)

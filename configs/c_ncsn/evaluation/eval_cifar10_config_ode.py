@@ -1,0 +1,7 @@
+"""Constrained NCSN++ on CIFAR-10: ODE sampling and evaluation."""
+
+from configs import common
+
+
+def get_config():
+    return common.qc_evaluation("c_ncsn", common.CIFAR10, ode=True)

@@ -1,0 +1,7 @@
+"""Constrained NCSN++ on CIFAR-10: training."""
+
+from configs import common
+
+
+def get_config():
+    return common.qc_training("c_ncsn", common.CIFAR10)

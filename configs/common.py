@@ -1,0 +1,166 @@
+"""The published values, once. Every file under configs/ calls one of these functions.
+
+A new configuration is a file with a `get_config()` that calls one of them and changes what
+differs.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+CIFAR10, CIFAR100, SVHN, IMAGENET = "CIFAR10", "CIFAR100", "SVHN", "imagenet"
+
+
+def base(dataset):
+    """What all published configurations share; one network, one SDE, one optimiser."""
+    config = ml_collections.ConfigDict()
+    config.seed = 42
+    config.device = "auto"  # CUDA where there is one
+
+    config.data = data = ml_collections.ConfigDict()
+    data.dataset = dataset
+    data.root = "data"
+    data.cache = "data/cache"
+    data.image_size = 32
+    data.num_channels = 3
+    data.random_flip = dataset != IMAGENET
+    data.centered = False
+    data.uniform_dequantization = False
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "ncsnpp"
+    model.energy = False
+    model.sigma_min = 0.01
+    model.sigma_max = 50.0
+    model.beta_min = 0.1
+    model.beta_max = 20.0
+    model.num_scales = 1000
+    model.nf = 128
+    model.ch_mult = (1, 2, 2, 2)
+    model.num_res_blocks = 8
+    model.attn_resolutions = (16,)
+    model.dropout = 0.1 if dataset != IMAGENET else 0.0
+    model.nonlinearity = "swish"
+    model.embedding_type = "fourier"
+    model.fourier_scale = 16.0
+    model.conditional = True
+    model.resblock_type = "biggan"
+    model.fir = True
+    model.fir_kernel = (1, 3, 3, 1)
+    model.resamp_with_conv = True
+    model.skip_rescale = True
+    model.progressive = "none"
+    model.progressive_input = "residual"
+    model.progressive_combine = "sum"
+    model.init_scale = 0.0
+    model.scale_by_sigma = True
+    model.ema_rate = 0.999
+
+    config.optim = optim = ml_collections.ConfigDict()
+    optim.optimizer = "Adam"
+    optim.lr = 2e-4
+    optim.beta1 = 0.9
+    optim.eps = 1e-8
+    optim.weight_decay = 0.0
+    optim.warmup = 5000
+    optim.grad_clip = 1.0
+
+    config.training = training = ml_collections.ConfigDict()
+    training.sde = "vesde"
+    training.continuous = True
+    training.likelihood_weighting = False
+    training.reduce_mean = False
+    training.eps = 1e-5
+    training.batch_size = 128
+    training.log_freq = 50
+    training.eval_freq = 100
+    training.snapshot_sampling = True
+
+    config.sampling = sampling = ml_collections.ConfigDict()
+    sampling.method = "pc"
+    sampling.predictor = "reverse_diffusion"
+    sampling.corrector = "langevin"
+    sampling.snr = 0.16
+    sampling.n_steps_each = 1
+    sampling.probability_flow = False
+    sampling.noise_removal = True
+    sampling.last_step_snr = 0.036
+    sampling.batch_size = 36  # of the sample grids drawn during training
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.nearest_k = 3
+    return config
+
+
+# ---------------------------------------------------------------- DLSM
+
+
+def _dlsm(dataset):
+    config = base(dataset)
+    config.training.eps = 1e-3
+    config.training.snapshot_freq = 50000
+    config.training.snapshot_freq_for_preemption = 10000
+    config.sampling.last_step_snr = 0.0
+    config.sampling.atol = 1e-5
+    config.sampling.rtol = 1e-5
+    return config
+
+
+def dlsm_score(dataset):
+    """Score model training: configs/score."""
+    config = _dlsm(dataset)
+    config.training.n_iters = 950001
+    return config
+
+
+# ---------------------------------------------------------------- QC
+
+
+def _qc(kind, dataset):
+    """`kind` is u_ncsn (unconstrained), c_ncsn (constrained) or qc_ncsn (quasi-conservative)."""
+    config = base(dataset)
+    config.model.energy = kind == "c_ncsn"
+    config.sampling.atol = 1e-6
+    config.sampling.rtol = 1e-4 if kind == "qc_ncsn" else 5e-5
+    config.loss = ml_collections.ConfigDict()
+    config.loss.slices = 1
+    config.loss.balancing_fac = 1e-4 if kind == "qc_ncsn" else 0.0
+    return config
+
+
+def qc_training(kind, dataset):
+    """Training: configs/{u,c,qc}_ncsn/training."""
+    config = _qc(kind, dataset)
+    training = config.training
+    training.snapshot_freq = 10000
+    training.snapshot_freq_for_preemption = 10000
+    training.snapshot_sampling = kind != "c_ncsn"
+    # Where training resumes from a restored file that holds no step of its own.
+    training.init_step = 300000 if dataset == SVHN else 600000
+    if kind == "u_ncsn":
+        training.n_iters = {CIFAR100: 300001, SVHN: 100001}.get(dataset, 450001)
+    else:
+        training.n_iters = 450001 if dataset == SVHN else 750001
+    return config
+
+
+def qc_evaluation(kind, dataset, ode=False):
+    """Sampling and evaluation, PC or ODE: configs/{u,c,qc}_ncsn/evaluation."""
+    config = _qc(kind, dataset)
+    config.sampling.method = "ode" if ode else "pc"
+    if kind == "c_ncsn" and dataset == SVHN and not ode:
+        config.sampling.snr = 0.001
+        config.sampling.noise_removal = False
+
+    evaluation = config.eval
+    evaluation.batch_size = {CIFAR100: 2500, SVHN: 2610}.get(dataset, 100)
+    if dataset == IMAGENET and kind != "c_ncsn":
+        evaluation.batch_size = 256
+    evaluation.num_samples, evaluation.num_divisions = 50000, 10
+    if dataset == SVHN:
+        evaluation.num_samples, evaluation.num_divisions = 26032, 5
+    elif kind == "u_ncsn" and not ode:
+        evaluation.num_samples, evaluation.num_divisions = 30000, 6
+    evaluation.checkpoint_idx = placeholder(int)  # none: the newest
+    evaluation.noise_levels = 100
+    evaluation.total_repeat = 1
+    return config

@@ -1,0 +1,7 @@
+"""Quasi-conservative NCSN++ on CIFAR-10: PC sampling and evaluation."""
+
+from configs import common
+
+
+def get_config():
+    return common.qc_evaluation("qc_ncsn", common.CIFAR10)

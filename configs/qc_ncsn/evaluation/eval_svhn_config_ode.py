@@ -1,0 +1,7 @@
+"""Quasi-conservative NCSN++ on SVHN: ODE sampling and evaluation."""
+
+from configs import common
+
+
+def get_config():
+    return common.qc_evaluation("qc_ncsn", common.SVHN, ode=True)

@@ -1,0 +1,7 @@
+"""Quasi-conservative NCSN++ on ImageNet-32: training."""
+
+from configs import common
+
+
+def get_config():
+    return common.qc_training("qc_ncsn", common.IMAGENET)

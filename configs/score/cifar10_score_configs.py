@@ -1,0 +1,7 @@
+"""DLSM: the score model of CIFAR10."""
+
+from configs import common
+
+
+def get_config():
+    return common.dlsm_score(common.CIFAR10)

@@ -1,0 +1,7 @@
+"""Unconstrained NCSN++ on ImageNet-32: PC sampling and evaluation."""
+
+from configs import common
+
+
+def get_config():
+    return common.qc_evaluation("u_ncsn", common.IMAGENET)

@@ -1,0 +1,7 @@
+"""Unconstrained NCSN++ on SVHN: ODE sampling and evaluation."""
+
+from configs import common
+
+
+def get_config():
+    return common.qc_evaluation("u_ncsn", common.SVHN, ode=True)

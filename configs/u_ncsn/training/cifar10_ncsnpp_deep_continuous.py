@@ -1,0 +1,7 @@
+"""Unconstrained NCSN++ on CIFAR-10: training."""
+
+from configs import common
+
+
+def get_config():
+    return common.qc_training("u_ncsn", common.CIFAR10)

@@ -1,0 +1,7 @@
+"""Unconstrained NCSN++ on ImageNet-32: training."""
+
+from configs import common
+
+
+def get_config():
+    return common.qc_training("u_ncsn", common.IMAGENET)

@@ -1,0 +1,333 @@
+"""Training: one loop, top to bottom, for whatever `Training` hands it.
+
+The loop knows nothing of score models or classifiers. It asks a training job for its model, its
+objective, its validation and its pictures; `ScoreTraining` is one such job.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+
+import numpy as np
+import torch
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+import checkpoints
+import datasets
+import losses
+import models
+import sampling
+import sde_lib
+from models.ema import EMA
+from models.scores import EnergyScore, Score
+from utils import (
+    UserError,
+    Workdir,
+    atomic_write,
+    get_device,
+    log,
+    log_to,
+    require_positive,
+    save_image_grid,
+    seed_for,
+)
+
+
+class ScoreTraining:
+    """A score network with its denoising score matching objective.
+
+    Raises:
+        UserError: the configuration names an unknown network, SDE or sampler.
+    """
+
+    def __init__(self, config, device):
+        self.config = config
+        self.device = device
+        self.sde = sde_lib.from_config(config)
+        self.sampler = sampling.from_config(config.sampling, self.sde)
+        self.model = models.create_model(config).to(device)
+        self.score = make_score(config, self.model, self.sde)
+        self.objective = losses.DSM(
+            self.score,
+            self.sde,
+            config.training.eps,
+            config.training.likelihood_weighting,
+            config.training.reduce_mean,
+        )
+
+    @torch.no_grad()
+    def validate(self, batches):
+        """The objective's values on the next batch of `batches` (images, labels)."""
+        images, labels = next(batches)
+        x = datasets.to_model(images.to(self.device), self.config.data, train=False)
+        _, values = self.objective(x, labels.to(self.device))
+        return values
+
+    def pictures(self, step):
+        """Samples as uint8 (N, H, W, C), and the columns of their grid."""
+        noise = sampling.SeededNoise(self.device, self.config.seed, step)
+        data = self.config.data
+        shape = (
+            self.config.sampling.batch_size,
+            data.num_channels,
+            data.image_size,
+            data.image_size,
+        )
+        x, _ = self.sampler(self.score, noise.randn(shape), noise.randn_like)
+        return datasets.to_uint8(datasets.inverse_scaler(x, data)), None
+
+
+def make_score(config, network, sde):
+    """The score that ``config.model`` describes, of a network that takes x and a condition."""
+    if not config.model.energy:
+        return Score(network, sde, config.training.continuous)
+    if not (isinstance(sde, sde_lib.VESDE) and config.training.continuous):
+        raise UserError("config.model.energy needs the continuous VE SDE (training.sde=vesde).")
+    return EnergyScore(network, sde)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedFrom:
+    """Which weights a score was loaded from: their step and their fingerprint."""
+
+    step: int
+    fingerprint: str
+
+
+def load_score(config, path, sde, device):
+    """The score of the checkpoint at `path`, with averaged weights, in eval mode.
+
+    Returns:
+        The score and a `LoadedFrom`.
+
+    Raises:
+        UserError: the checkpoint is missing or does not fit the configuration.
+    """
+    network = models.create_model(config)
+    content = checkpoints.read(path)
+    checkpoints.load_model(network, content, path)
+    ema = EMA(network.parameters(), config.model.ema_rate)
+    checkpoints.load_ema(ema, content, path)
+    ema.copy_to_parameters()
+    network.to(device).eval().requires_grad_(False)
+    step = int(content.get("step", 0))
+    return (
+        make_score(config, network, sde),
+        LoadedFrom(step, checkpoints.fingerprint(network.parameters())),
+    )
+
+
+def train(config, workdir, restore=None):
+    """Train until ``config.training.n_iters`` updates are done; run again, it continues.
+
+    Args:
+        workdir: name of the run, see `Workdir`.
+        restore: checkpoint to start from, unless the workdir has a resume point.
+
+    Raises:
+        UserError: something that was asked for does not exist or does not fit.
+    """
+    # Check everything that can be checked before the first file is written.
+    training = config.training
+    for field in ("batch_size", "n_iters", "log_freq", "eval_freq", "snapshot_freq"):
+        require_positive(training[field], f"config.training.{field}")
+    device = get_device(config.device)
+    torch.manual_seed(seed_for(config.seed))  # of the initial weights
+    job = ScoreTraining(config, device)
+    parameters = list(job.model.parameters())
+    state = checkpoints.TrainState(
+        model=job.model,
+        ema=EMA(parameters, config.model.ema_rate),
+        optimizer=losses.make_optimizer(parameters, config.optim),
+    )
+    place = Workdir(workdir)
+    origin = restore_state(state, config, place, restore)
+    train_split = datasets.load(config.data, "train")
+    test_split = datasets.load(config.data, "test")
+
+    # Open the workdir.
+    place.create()
+    log_to(place.log_file)
+    log.info(
+        "Training on %d images of %s: %s parameters, %s, batch %d, to step %d.",
+        len(train_split),
+        config.data.dataset,
+        f"{sum(p.numel() for p in parameters):,}",
+        device,
+        training.batch_size,
+        training.n_iters,
+    )
+    log.info(origin)
+    if state.step >= training.n_iters:
+        log.info("Step %d is not before the last, %d: nothing to do.", state.step, training.n_iters)
+        return
+    batches = datasets.TrainBatches(
+        train_split, training.batch_size, config.seed, position=state.position
+    )
+    test_batches = datasets.TrainBatches(test_split, training.batch_size, config.seed)
+
+    # Train.
+    watch = FiniteWatch(device)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        writer = SummaryWriter(str(place.tensorboard), purge_step=state.step)
+        stack.callback(writer.close)
+        stack.enter_context(logging_redirect_tqdm([log]))
+        bar = stack.enter_context(progress_bar(state, training))
+        while state.step < training.n_iters:
+            values = training_step(state, job, batches, config, device)
+            watch.see(state.step, values["loss"], values["grad_norm"])
+            bar.update(training.batch_size)
+
+            if state.step % training.log_freq == 0:
+                watch.check()
+                numbers = {name: float(value) for name, value in values.items()}
+                bar.set_postfix(step=state.step, loss=f"{numbers['loss']:.4g}")
+                write_scalars(writer, "train", numbers, state.step)
+            if state.step % training.eval_freq == 0:
+                validate(state, job, test_batches, config, writer)
+            last = state.step == training.n_iters
+            if last or state.step % training.snapshot_freq == 0:
+                watch.check()
+                snapshot(state, job, config, place)
+            if stop.requested or last or state.step % training.snapshot_freq_for_preemption == 0:
+                watch.check()
+                checkpoints.save(place.resume_point, state, config)
+            if stop.requested and not last:
+                log.info(
+                    "Stopped by %s after step %d; the same command continues from there.",
+                    signal.Signals(stop.signal).name,
+                    state.step,
+                )
+                sys.exit(128 + stop.signal)
+    log.info("Trained to step %d; checkpoints are in %s.", state.step, place.checkpoints)
+
+
+def restore_state(state, config, place, restore):
+    """Fill `state` from the resume point, else from `restore`; says in a sentence from where."""
+    if place.resume_point.exists():
+        content = checkpoints.read(place.resume_point)
+        checkpoints.load_training(state, content, place.resume_point)
+        note = "; --restore is ignored" if restore else ""
+        return f"Continuing from the resume point at step {state.step}{note}."
+    if restore is None:
+        return "Starting from new weights."
+    content = checkpoints.read(restore)
+    checkpoints.load_training(state, content, restore, config.training.get("init_step", 0))
+    return f"Restored {restore} at step {state.step}."
+
+
+def training_step(state, job, batches, config, device):
+    """One update; returns the detached values of the objective and the gradient norm."""
+    # Seeding each step by its number makes its draws a function of (seed, step): a run that is
+    # cut anywhere and continued draws what an uninterrupted one draws.
+    torch.manual_seed(seed_for(config.seed, 1, state.step))
+    images, labels = next(batches)
+    x = datasets.to_model(images.to(device, non_blocking=True), config.data, train=True)
+    job.model.train()
+    loss, values = job.objective(x, labels.to(device, non_blocking=True))
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = losses.optimize(state.optimizer, state.ema.parameters, state.step, config.optim)
+    state.ema.update()
+    state.step += 1
+    state.position = batches.position
+    return dict(values, grad_norm=norm)
+
+
+def validate(state, job, batches, config, writer):
+    """Write the job's validation values, with averaged weights, to the log and TensorBoard."""
+    torch.manual_seed(seed_for(config.seed, 2, state.step))
+    job.model.eval()
+    with state.ema.applied():
+        numbers = {name: float(value) for name, value in job.validate(batches).items()}
+    write_scalars(writer, "test", numbers, state.step)
+    text = ", ".join(f"{name} {value:.6g}" for name, value in numbers.items())
+    log.info("Step %d, test: %s.", state.step, text)
+
+
+def write_scalars(writer, split, numbers, step):
+    for name, value in numbers.items():
+        writer.add_scalar(f"{split}/{name}", value, step)
+
+
+def snapshot(state, job, config, place):
+    """Write ``checkpoint_{step // snapshot_freq}.pth``, its newest name, and sample pictures."""
+    path = place.checkpoint(state.step // config.training.snapshot_freq)
+    checkpoints.save(path, state, config)
+    checkpoints.publish_newest(path, place.checkpoint())
+    log.info("Step %d: wrote %s.", state.step, path)
+    if not config.training.snapshot_sampling:
+        return
+    job.model.eval()
+    with state.ema.applied():
+        images, columns = job.pictures(state.step)
+    folder = place.snapshot_samples(state.step)
+    save_image_grid(folder / "sample.png", images, columns)
+    with atomic_write(folder / "sample.np") as file:
+        np.save(file, images)
+    log.info("Step %d: drew %d samples in %s.", state.step, len(images), folder)
+
+
+def progress_bar(state, training):
+    return tqdm(
+        total=training.n_iters * training.batch_size,
+        initial=state.step * training.batch_size,
+        unit="img",
+        unit_scale=True,
+        desc="Training",
+        # A log file needs no line every tenth of a second.
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
+
+
+class FiniteWatch:
+    """Finds the first step with a non-finite loss or gradient without a transfer every step."""
+
+    NONE = 2**62
+
+    def __init__(self, device):
+        self.first_bad = torch.full((), self.NONE, dtype=torch.int64, device=device)
+
+    def see(self, step, *values):
+        finite = torch.stack([torch.isfinite(value).all() for value in values]).all()
+        self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step))
+
+    def check(self):
+        """Raise a UserError that names the step, if there was one."""
+        step = int(self.first_bad)
+        if step != self.NONE:
+            raise UserError(
+                f"The loss or its gradient stopped being finite at step {step}; the last "
+                "checkpoint is from before. Lower --config.optim.lr or look at the data."
+            )
+
+
+@dataclasses.dataclass
+class StopRequest:
+    """While active, SIGTERM and Ctrl-C only leave a note; the loop stops at the end of a step."""
+
+    signal: int | None = None
+
+    @property
+    def requested(self):
+        return self.signal is not None
+
+    def __enter__(self):
+        self._before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        if self.requested:  # asked twice: leave at once
+            os._exit(128 + number)
+        self.signal = number

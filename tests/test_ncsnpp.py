@@ -1,0 +1,99 @@
+"""NCSN++: parity of names, forward and VJP; initialisation; options."""
+
+import golden
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+import models
+from models import layers
+from utils import UserError
+
+
+@pytest.mark.parametrize("name", golden.names("ncsnpp_"))
+def test_forward_and_vjp_are_the_published_ones(name):
+    net = golden.network(name)
+    data = golden.arrays(name)
+    x = data["x"].requires_grad_("v" in data)
+    out = net(x, data["cond"])
+    assert golden.relative_error(out, data["out"]) < (1e-4 if "v" in data else 1e-3)
+    if "v" in data:
+        (vjp,) = torch.autograd.grad((out * data["v"]).sum(), x)
+        assert golden.relative_error(vjp, data["vjp"]) < 1e-4
+
+
+def config_of(name):
+    return ConfigDict(golden.manifest("qc")[name]["config"])
+
+
+def test_published_size_has_the_published_number_of_trainable_parameters():
+    entry = next(e for e in golden.manifest("qc").values() if "n_trainable" in e)
+    with torch.device("meta"):
+        net = models.create_model(ConfigDict(entry["config"]))
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == entry["n_trainable"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_channel_count(channels):
+    config = config_of(golden.names("ncsnpp_cifar")[0])
+    config.data.num_channels = channels
+    x = torch.rand(2, channels, config.data.image_size, config.data.image_size)
+    assert models.create_model(config)(x, torch.tensor([0.1, 3.0])).shape == x.shape
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (1, 2, 1), (1, 3, 3, 1), (1, 2, 3, 2, 5)])
+def test_fir_resampling_is_zero_insertion_then_convolution(kernel):
+    matrix = layers.fir_matrix(kernel)
+    x = torch.randn(2, 3, 6, 6)
+    zeros = torch.zeros(2, 3, 12, 12)
+    zeros[..., ::2, ::2] = x
+    length = len(kernel)
+    surplus = length - 2
+    pads = ((surplus + 1) // 2 + 1, surplus // 2)
+    expected = layers.fir_filter(zeros, 4 * matrix, pads)[..., :12, :12]
+    torch.testing.assert_close(layers.fir_upsample(x, matrix), expected)
+    # A constant image stays constant away from the border.
+    flat = layers.fir_downsample(torch.ones(1, 1, 16, 16), matrix)
+    torch.testing.assert_close(flat[..., 2:-2, 2:-2], torch.ones(1, 1, 4, 4))
+
+
+def test_weights_are_initialised_as_specified():
+    config = config_of(golden.names("ncsnpp_cifar")[0])
+    config.model.nf = 64
+    torch.manual_seed(0)
+    net = models.create_model(config)
+    for name, parameter in net.named_parameters():
+        if name.endswith((".bias", ".b")):
+            assert parameter.abs().max() == 0, name
+        elif parameter.ndim >= 2 and parameter.numel() > 2000:
+            nin = name.endswith(".W")
+            fan_in, fan_out = parameter.shape[:2] if nin else parameter.shape[1::-1]
+            area = parameter[0, 0].numel()
+            scale = 0.1 if nin else 1.0
+            if name.endswith(("Conv_1.weight", "NIN_3.W")):
+                scale = 1e-10  # init_scale 0
+            bound = np.sqrt(3 * scale / ((fan_in + fan_out) * area / 2))
+            assert parameter.abs().max() <= bound * (1 + 1e-6), name
+            assert abs(parameter.std() / (bound / np.sqrt(3)) - 1) < 0.1, name
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("name", "unet", "config.model.name is 'unet'"),
+        ("nonlinearity", "gelu", "config.model.nonlinearity"),
+        ("embedding_type", "learned", "config.model.embedding_type"),
+        ("resblock_type", "edm", "config.model.resblock_type"),
+        ("progressive", "skip", "config.model.progressive"),
+        ("progressive_input", "skip", "config.model.progressive_input"),
+        ("progressive_combine", "mean", "config.model.progressive_combine"),
+        ("nf", 7, "multiple of 4"),
+        ("ch_mult", (1,) * 7, "need a multiple of 64"),
+    ],
+)
+def test_unknown_options_get_a_sentence(field, value, said):
+    config = config_of(golden.names("ncsnpp_cifar")[0])
+    config.model.update({field: value})
+    with pytest.raises(UserError, match=said):
+        models.create_model(config)

@@ -1,0 +1,41 @@
+"""Scores of networks: parity, and the symmetry of an energy's score."""
+
+import golden
+import pytest
+import torch
+
+import sde_lib
+from models.scores import EnergyScore, Score
+
+VE, VP = sde_lib.VESDE(), sde_lib.VPSDE()
+
+
+def compose(kind):
+    models = golden.manifest("qc")
+    net = golden.network(models["loss_dsm_vp" if kind.startswith("vp") else "loss_dsm"]["model"])
+    return {
+        "ve": lambda: Score(net, VE),
+        "ve_energy": lambda: EnergyScore(net, VE),
+        "vp": lambda: Score(net, VP),
+        "vp_discrete": lambda: Score(net, VP, continuous=False),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["ve", "ve_energy", "vp", "vp_discrete"])
+def test_scores_are_the_published_ones(kind):
+    data = golden.arrays("score_fn")
+    with torch.no_grad():
+        score = compose(kind)(data["x"], data["t"])
+    assert golden.relative_error(score, data[kind]) < 1e-4
+    assert not score.requires_grad
+
+
+def test_an_energy_score_is_a_gradient():
+    """Its Jacobian is symmetric: v·Jw = w·Jv."""
+    net = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5))
+    score = EnergyScore(lambda x, cond: net.double()(x), VE)
+    x = torch.randn(1, 5, dtype=torch.float64)
+    t = torch.tensor([0.4], dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda x: score(x, t), x)[0, :, 0]
+    torch.testing.assert_close(jacobian, jacobian.T)
+    assert jacobian.abs().max() > 1e-6

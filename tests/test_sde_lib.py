@@ -1,0 +1,97 @@
+"""SDEs: parity of every quantity, reverse and probability flow, and the closed forms."""
+
+import re
+
+import golden
+import pytest
+import torch
+from ml_collections import ConfigDict
+
+import sde_lib
+from utils import UserError
+
+GOLDEN = golden.arrays("sde")
+PREFIXES = sorted(key.removesuffix("_mean") for key in GOLDEN if key.endswith("_mean"))
+ALL = [sde_lib.VESDE(), sde_lib.VPSDE(), sde_lib.SubVPSDE()]
+
+
+def build(prefix):
+    if steps := re.fullmatch(r"ve_n(\d+)", prefix):
+        sigma_max = float(GOLDEN[f"{prefix}_std"][GOLDEN["t"] == 1][0])
+        return sde_lib.VESDE(sigma_min=0.02, sigma_max=sigma_max, N=int(steps[1]))
+    return {"ve": ALL[0], "vp": ALL[1], "subvp": ALL[2]}[prefix]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_quantities_are_the_published_ones(prefix):
+    sde = build(prefix)
+    x, t = GOLDEN["x"], GOLDEN["t"]
+
+    def score(x, t):
+        return -x / sde_lib.expand(1 + t, x)
+
+    ours = {"prior_logp": sde.prior_logp(x)}
+    ours["mean"], ours["std"] = sde.marginal_prob(x, t)
+    ours["drift"], ours["diffusion"] = sde.sde(x, t)
+    ours["f"], ours["G"] = sde.discretize(x, t)
+    reverse = sde_lib.ReverseSDE(sde, score)
+    ours["rev_drift"], _ = reverse.sde(x, t)
+    ours["rev_f"], ours["rev_G"] = reverse.discretize(x, t)
+    flow = sde_lib.ReverseSDE(sde, score, probability_flow=True)
+    ours["ode_drift"], diffusion = flow.sde(x, t)
+    ours["ode_f"], G = flow.discretize(x, t)
+    for name, value in ours.items():
+        theirs = GOLDEN[f"{prefix}_{name}"]
+        scale = theirs.abs().max().clamp(min=1e-12)
+        assert (value - theirs).abs().max() / scale < 1e-4, name
+    assert diffusion.abs().max() == 0
+    assert G.abs().max() == 0
+
+
+@pytest.mark.parametrize("sde", ALL, ids=lambda sde: type(sde).__name__)
+def test_marginals_solve_the_moment_equations(sde):
+    """d mean/dt = a·mean and d var/dt = 2a·var + g², for the linear drift a(t)·x."""
+    t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
+    one, h = torch.ones(7, 1, dtype=torch.float64), 1e-6
+    drift, g = sde.sde(one, t)
+    (m0, s0), (m1, s1) = sde.marginal_prob(one, t - h), sde.marginal_prob(one, t + h)
+    mean, std = sde.marginal_prob(one, t)
+    torch.testing.assert_close((m1 - m0) / (2 * h), drift * mean, rtol=1e-5, atol=1e-8)
+    slope = (s1**2 - s0**2) / (2 * h)
+    torch.testing.assert_close(slope, 2 * drift[:, 0] * std**2 + g**2, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("sde", ALL, ids=lambda sde: type(sde).__name__)
+def test_prior_logp_is_the_density_of_the_prior(sde):
+    z = torch.randn(3, 2, 4, 4, dtype=torch.float64) * sde.prior_std()
+    normal = torch.distributions.Normal(0.0, torch.tensor(sde.prior_std(), dtype=torch.float64))
+    torch.testing.assert_close(sde.prior_logp(z), normal.log_prob(z).flatten(1).sum(1))
+
+
+def test_conditions_of_discrete_training():
+    t = torch.tensor([1.0, 0.5, 0.0])
+    label, scale = sde_lib.VESDE(N=11).conditioning(t, continuous=False)
+    assert label.tolist() == [0, 5, 10]
+    assert scale.tolist() == [1, 1, 1]
+    with pytest.raises(UserError, match="sub-VP"):
+        sde_lib.SubVPSDE().conditioning(t, continuous=False)
+
+
+def test_sub_vp_has_no_ancestral_sampler():
+    with pytest.raises(UserError, match="ancestral_sampling is not defined for SubVPSDE"):
+        sde_lib.SubVPSDE().ancestral(torch.zeros(1, 1), torch.ones(1), torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sde": "edm"}, "config.training.sde is 'edm'"),
+        ({"N": 0}, "num_scales"),
+        ({"N": 1}, "at least 2 steps"),
+    ],
+)
+def test_unknown_names_get_a_sentence(change, said):
+    model = {"sigma_min": 0.01, "sigma_max": 1.0, "num_scales": change.get("N", 10)}
+    config = ConfigDict({"training": {"sde": change.get("sde", "vesde")}, "model": model})
+    with pytest.raises(UserError, match=said):
+        sde_lib.from_config(config)

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 
+import datasets
 import numpy as np
 import torch
 from tensorboardX import SummaryWriter
@@ -17,7 +18,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import checkpoints
-import datasets
 import losses
 import models
 import sampling

@@ -3,14 +3,15 @@
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --num_divisions 10 --division_idx 0
 """
 
+import functools
 import json
 
+import datasets
 from absl import flags
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import cli
-import datasets
 import sampling
 import sde_lib
 from run_lib import load_score
@@ -115,7 +116,7 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
                     score,
                     noise.randn((count, *image)),
                     noise.randn_like,
-                    callback=lambda step=step: bar.update(step),
+                    callback=functools.partial(bar.update, step),
                 )
                 images = datasets.to_uint8(datasets.inverse_scaler(x, data))
                 save_image_grid(path.with_suffix(".png"), images)

@@ -161,6 +161,14 @@ class FlowField:
         return drift.double()
 
 
+def integrate(field, y, start, end, rtol, atol):
+    """The solution at `end` of dy/dt = field(t, y), on y's device, by RK45 (Dormand-Prince)."""
+    times = torch.tensor([start, end], dtype=torch.float64, device=y.device)
+    # A step must end at `end`: beyond it a VP score does not exist.
+    options = {"step_t": times[1:]}
+    return odeint(field, y, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+
+
 @dataclasses.dataclass(frozen=True)
 class ODESampler:
     """The probability flow from T to eps with RK45 (Dormand-Prince), step sizes by tolerance.
@@ -181,9 +189,7 @@ class ODESampler:
         field = FlowField(self.sde, score, callback)
         eps = self.sde.sampling_eps
         x = self.sde.prior_sampling(latents)
-        times = torch.tensor([self.sde.T, eps], dtype=torch.float64, device=x.device)
-        path = odeint(field, x.double(), times, rtol=self.rtol, atol=self.atol, method="dopri5")
-        x = path[-1].float()
+        x = integrate(field, x.double(), self.sde.T, eps, self.rtol, self.atol).float()
         if self.noise_removal:
             t = torch.full((len(x),), eps, device=x.device)
             _, x = reverse_diffusion(ReverseSDE(self.sde, score), x, t, randn_like)

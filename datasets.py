@@ -1,0 +1,260 @@
+"""Image sets as memory-mapped arrays, and batches drawn from them.
+
+A data set is one line in `DATASETS`: its name and its reader (`readers` has them, and says what a
+reader is). `load` reads a split once, into ``data.cache``; from then on it is mapped from there.
+Images are uint8 (N, C, H, W) until `to_model` turns a batch into the model's range, on whatever
+device the batch is on.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import math
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import filelock
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import readers
+from utils import UserError, atomic_write, log, lookup, require_positive, seed_for
+
+# The name in `config.data.dataset` -> its reader. A new data set is added here.
+DATASETS = {
+    "CIFAR10": functools.partial(readers.tfds, name="cifar10", shape=(3, 32, 32), classes=10),
+    "CIFAR100": functools.partial(readers.tfds, name="cifar100", shape=(3, 32, 32), classes=100),
+    "SVHN": functools.partial(readers.tfds, name="svhn_cropped", shape=(3, 32, 32), classes=10),
+    "imagenet": readers.imagenet32,
+    "MNIST": functools.partial(readers.idx_or_tfds, name="mnist"),
+    "FashionMNIST": functools.partial(readers.idx_or_tfds, name="fashion_mnist"),
+    "digits": readers.digits,
+    "folder": readers.folder,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """One split of a data set; ``len()`` is its number of images.
+
+    Attributes:
+        images: uint8 (N, C, H, W), memory-mapped, read-only.
+        labels: int64 (N,), each in [0, classes).
+        classes: the number of classes.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: int
+
+    def __len__(self):
+        return len(self.labels)
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def load(data, split) -> Split:
+    """Open a split of ``data.dataset``, building its cache under ``data.cache`` at first use.
+
+    The cache is built under a lock, in a directory that takes its name when it is whole, so that
+    two processes may start at once and one may be killed. Its name depends on the raw files'
+    paths, sizes and times: changed files are read anew.
+
+    Args:
+        data: ``config.data``, with dataset, image_size, num_channels, root and cache.
+        split: ``"train"`` or ``"test"``.
+
+    Raises:
+        UserError: no such data set, image_size or num_channels is not the set's, raw files are
+            missing or malformed, or the cache cannot be written.
+    """
+    if split not in ("train", "test"):
+        raise UserError(f"The split is {split!r}; expected train or test.")
+    reader = lookup(DATASETS, data.dataset, "data.dataset")
+    try:
+        source = reader(data, split)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from None
+    channels, height, _ = source.shape
+    if (data.num_channels, data.image_size) != (channels, height):
+        raise UserError(
+            f"data.num_channels is {data.num_channels} and data.image_size {data.image_size}, but "
+            f"the images of {data.dataset} have {channels} channels and {height}×{height} pixels; "
+            f"set data.num_channels to {channels} and data.image_size to {height}."
+        )
+    identity = "\n".join([str(source.shape), *source.identity]).encode(errors="surrogateescape")
+    key = hashlib.sha256(identity).hexdigest()[:16]
+    place = pathlib.Path(data.cache) / f"{data.dataset}-{split}-{key}"
+    cached = _open(place, source)
+    if cached is None:
+        with _sole_builder(place.parent, data.dataset):
+            cached = _open(place, source)  # another process may have built it meanwhile
+            if cached is None:
+                _build(place, source, data.dataset, split)
+                cached = _open(place, source)
+    return cached
+
+
+def _open(place, source):
+    """The Split cached in the directory `place`; None if there is none or it is damaged."""
+    if not place.exists():
+        return None
+    try:
+        labels = np.load(place / "labels.npy", allow_pickle=False)
+        size = (place / "images.bin").stat().st_size
+        if size != len(labels) * math.prod(source.shape):
+            raise ValueError(f"{len(labels)} images cannot have {size} bytes")
+        images = np.memmap(place / "images.bin", np.uint8, "r", shape=(len(labels), *source.shape))
+    except (OSError, EOFError, ValueError) as error:
+        log.warning("The cache %s is damaged (%s); it will be built again.", place, error)
+        return None
+    return Split(images, labels, source.classes)
+
+
+@contextlib.contextmanager
+def _sole_builder(cache, dataset):
+    """Hold the lock of a data set; the system drops it when its holder dies, however it dies."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(cache / f".{dataset}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            log.info("Waiting for another process that prepares %s in %s.", dataset, cache)
+            lock.acquire()
+    except OSError as error:
+        raise _unwritable(cache, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(place, source, dataset, split):
+    """Write the blocks of `source` to the directory `place`, which appears when it is whole."""
+    name = f"{dataset} {split}"
+    log.info("Preparing %s in %s.", name, place)
+    temporary = place.parent / f".{dataset}.building"
+    try:
+        # Under the lock, whatever lies here was left behind by a process that was killed.
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        labels = []
+        with (
+            tqdm(desc=f"Preparing {name}", unit=" images", total=source.count) as progress,
+            atomic_write(temporary / "images.bin") as file,
+        ):
+            for block in source.blocks:
+                file.write(np.ascontiguousarray(block.images))
+                labels.append(block.labels)
+                progress.update(len(block.labels))
+        labels = np.concatenate(labels)
+        if not len(labels):
+            raise UserError(f"{name} holds no images.")
+        with atomic_write(temporary / "labels.npy") as file:
+            np.save(file, labels)
+        shutil.rmtree(place, ignore_errors=True)  # a damaged one
+        temporary.rename(place)
+    except OSError as error:
+        raise _unwritable(place.parent, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    log.info("Prepared %s: %d images, %d classes.", name, len(labels), source.classes)
+
+
+def _unwritable(cache, error):
+    return UserError(
+        f"The cache {cache} cannot be written ({error.strerror}); make room there or name another "
+        "directory with --config.data.cache."
+    )
+
+
+# ---------------------------------------------------------------- batches
+
+
+class TrainBatches:
+    """Endless batches: each epoch visits every image once, in an order drawn for that epoch.
+
+    The order is a function of the seed alone, and `position` is the number of images drawn so
+    far, so that ``TrainBatches(split, batch_size, seed, position)`` continues where another left
+    off. A batch may begin in one epoch and end in a later one.
+    """
+
+    def __init__(self, split: Split, batch_size: int, seed: int, position: int = 0):
+        self.split = split
+        self.batch_size = require_positive(batch_size, "The batch size")
+        self.seed = seed
+        self.position = position
+        self._images = np.asarray(split.images)  # indexing a memmap itself costs more
+        self._epoch, self._order = None, None
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next images, uint8 (B, C, H, W), and their labels, int64 (B,), on the CPU."""
+        indices = []
+        missing = self.batch_size
+        while missing:
+            epoch, offset = divmod(self.position, len(self.split))
+            if epoch != self._epoch:
+                rng = np.random.default_rng(seed_for(self.seed, epoch))
+                self._epoch, self._order = epoch, rng.permutation(len(self.split))
+            part = self._order[offset : offset + missing]
+            indices.append(part)
+            self.position += len(part)
+            missing -= len(part)
+        indices = np.concatenate(indices)
+        return torch.from_numpy(self._images[indices]), torch.from_numpy(self.split.labels[indices])
+
+
+def eval_batches(split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every image once, in order: uint8 (B, C, H, W) and int64 (B,); the last may be smaller."""
+    require_positive(batch_size, "The batch size")
+    for start in range(0, len(split), batch_size):
+        part = slice(start, start + batch_size)
+        yield torch.tensor(split.images[part]), torch.tensor(split.labels[part])
+
+
+# ---------------------------------------------------------------- pixels and the model's range
+
+
+def to_model(images: torch.Tensor, data, *, train: bool) -> torch.Tensor:
+    """A batch in the model's range, on the device of `images`.
+
+    Training images are flipped with probability 1/2 (data.random_flip) and dequantised to
+    (u + 255x)/256 with u uniform in [0, 1) (data.uniform_dequantization); both draw from the
+    device's default generator.
+
+    Args:
+        images: uint8 (B, C, H, W).
+
+    Returns:
+        float32 (B, C, H, W) in [0, 1], or in [-1, 1] with data.centered.
+    """
+    if train and data.random_flip:
+        flipped = torch.rand(len(images), device=images.device) < 0.5
+        images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+    x = images.float() / 255
+    if train and data.uniform_dequantization:
+        x = (torch.rand_like(x) + 255 * x) / 256
+    return scaler(x, data)
+
+
+def scaler(x: torch.Tensor, data) -> torch.Tensor:
+    """[0, 1] to the model's range."""
+    return 2 * x - 1 if data.centered else x
+
+
+def inverse_scaler(x: torch.Tensor, data) -> torch.Tensor:
+    """The model's range to [0, 1]."""
+    return (x + 1) / 2 if data.centered else x
+
+
+def to_uint8(x: torch.Tensor) -> np.ndarray:
+    """Images (N, C, H, W) in [0, 1] as uint8 (N, H, W, C): 255x, clipped and truncated."""
+    return (255 * x).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,0 +1,335 @@
+"""From uint8 images to the pooled features and logits that the metrics of evaluation.py compare.
+
+A feature extractor is anything with `name`, `pool_width`, `logit_width` and a call that turns
+uint8 images (n, H, W, C) into float32 arrays (n, pool_width) and (n, logit_width). `extract`
+streams any number of batches through one. The name says exactly whose features these are; numbers
+are comparable where their names are equal, and it belongs beside every one of them.
+
+* `InceptionFeatures`: the FID Inception network of December 2015, torch-fidelity's PyTorch port.
+* `TFHubFeatures`: the same network as TF-GAN runs it, a TF-Hub module.
+* `ClassifierFeatures`: a small network trained on the data set itself, for data that Inception
+  says nothing about (8×8 digits), or where its weights are not to be had.
+
+torch and TensorFlow are imported where they are used, so that each can be missing.
+"""
+
+import hashlib
+import io
+import pathlib
+import pickle
+
+import numpy as np
+from tqdm import tqdm
+
+from utils import UserError, atomic_write
+
+# pt_inception-2015-12-05, the weights that torch-fidelity and pytorch-fid publish.
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+TFHUB_INCEPTION = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
+
+
+def extract(extractor, batches, count):
+    """Stream uint8 image batches through `extractor` into arrays made once.
+
+    Args:
+        extractor: a feature extractor, see above.
+        batches: yields uint8 arrays (n, H, W, C); nothing of a batch is kept.
+        count: the number of images that the batches hold together.
+
+    Returns:
+        Pooled features (count, pool_width) and logits (count, logit_width), float32.
+
+    Raises:
+        UserError: the batches hold more or fewer images than `count`, or something else.
+    """
+    pool = np.empty((count, extractor.pool_width), dtype=np.float32)
+    logits = np.empty((count, extractor.logit_width), dtype=np.float32)
+    done = 0
+    with tqdm(total=count, desc=f"features {extractor.name}", unit="image") as progress:
+        for images in batches:
+            if images.dtype != np.uint8 or images.ndim != 4:
+                raise UserError(
+                    f"A batch is of {images.dtype} and shape {images.shape}; expected uint8 "
+                    "images (n, height, width, channels)."
+                )
+            end = done + len(images)
+            if end > count:
+                raise UserError(f"Expected {count} images, but the batches hold more.")
+            pool[done:end], logits[done:end] = extractor(images)
+            progress.update(len(images))
+            done = end
+    if done < count:
+        raise UserError(f"Expected {count} images, but the batches hold only {done}.")
+    return pool, logits
+
+
+def _in_colour(images):
+    """`images` (n, H, W, 1 or 3) with three channels."""
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+# ---------------------------------------------------------------- Inception, torch-fidelity's
+
+
+def download_inception_weights():
+    """The published weights' path in torch.hub's cache, after downloading them where need be.
+
+    Raises:
+        UserError: the download fails or is not the published file; nothing is left behind.
+    """
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+
+    path = pathlib.Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"The Inception weights could not be downloaded ({error}). Fetch {url} where "
+                f"there is a network, and give its path or put it at {path}."
+            ) from None
+    return path
+
+
+def read_inception_weights(path, trust_weights=False):
+    """The state dict in a weight file and the file's SHA-256.
+
+    The hash is taken of the very bytes that are then read, and they are read weights-only, so
+    that not even a trusted file runs code.
+
+    Raises:
+        UserError: the file is missing or unreadable, or it is not the published one and the
+            caller does not say that it trusts it.
+    """
+    import torch
+
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"The Inception weights {path} cannot be read ({error}).") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != INCEPTION_SHA256 and not trust_weights:
+        raise UserError(
+            f"{path} has the SHA-256 {digest}; the published Inception weights have "
+            f"{INCEPTION_SHA256}. Features of other weights are not comparable with published "
+            "numbers: give the published file, or say that this one is meant (trust_weights)."
+        )
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), digest
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is not a file of plain PyTorch weights ({error}).") from None
+
+
+class InceptionFeatures:
+    """The FID Inception network (2015-12-05) through torch-fidelity's port.
+
+    Pooled features are `pool_3`, 2,048 wide. The 1,008 logits are those without the last layer's
+    bias (torch-fidelity's `logits_unbiased`), as in the Inception score's first implementation
+    (Salimans et al., 2016), whose graph and weights TF-GAN takes over. Images of any size are
+    resized by the network itself, bilinearly, as in TensorFlow 1.
+
+    Args:
+        device: where the network runs.
+        weights: a weight file; without it the cached or downloaded published one.
+        trust_weights: accept a weight file that is not the published one.
+
+    Raises:
+        UserError: the weights are not to be had, not the published ones, or of another network.
+    """
+
+    pool_width, logit_width = 2048, 1008
+
+    def __init__(self, device, weights=None, trust_weights=False):
+        import torch
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        path = download_inception_weights() if weights is None else weights
+        state, digest = read_inception_weights(path, trust_weights)
+        published = digest == INCEPTION_SHA256
+        self.name = "inception-2015-12-05" if published else f"inception-{digest[:8]}"
+        # torch-fidelity unpickles what it is given, so it is given only what was read safely.
+        checked = io.BytesIO()
+        torch.save(state, checked)
+        checked.seek(0)
+        try:
+            network = FeatureExtractorInceptionV3(
+                self.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=checked
+            )
+        except (RuntimeError, TypeError) as error:
+            raise UserError(f"{path} does not hold the FID Inception network: {error}") from None
+        self.device = device
+        self.network = network.to(device)
+
+    def __call__(self, images):
+        import torch
+
+        batch = torch.tensor(_in_colour(images), device=self.device).permute(0, 3, 1, 2)
+        # cuDNN's default, TF32, keeps ten bits of each factor; the published features kept all.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            pool, logits = self.network(batch)
+        return pool.cpu().numpy(), logits.cpu().numpy()
+
+
+# ---------------------------------------------------------------- Inception, TF-GAN's
+
+
+class TFHubFeatures:
+    """The Inception network as TF-GAN runs it: a TF-Hub module with `pool_3` and `logits`.
+
+    Images go in as (x − 127.5) / 127.5 at their own size, as in score SDEs' evaluation (Song et
+    al., 2021, arXiv 2011.13456); torch-fidelity's port follows the original graph's (x − 128) / 128
+    instead, so the two differ a little and carry different names.
+
+    Args:
+        module: TF-GAN's module by default; a path or another address of one of the same outputs.
+
+    Raises:
+        UserError: TensorFlow Hub does not import, or the module cannot be loaded.
+    """
+
+    pool_width, logit_width = 2048, 1008
+
+    def __init__(self, module=TFHUB_INCEPTION):
+        try:
+            import tensorflow_hub
+        except ImportError as error:
+            raise UserError(
+                f"TensorFlow Hub does not import here ({error}); it needs an environment of its "
+                "own, with Python 3.9 to 3.11 and requirements-tfgan.txt."
+            ) from None
+        try:
+            self.module = tensorflow_hub.load(module)
+        except (OSError, ValueError) as error:
+            raise UserError(f"The TF-Hub module {module} cannot be loaded ({error}).") from None
+        self.name = "inception-tfhub" if module == TFHUB_INCEPTION else f"tfhub-{module}"
+
+    def __call__(self, images):
+        import tensorflow as tf
+
+        outputs = self.module((tf.cast(_in_colour(images), tf.float32) - 127.5) / 127.5)
+        pool, logits = outputs["pool_3"].numpy(), outputs["logits"].numpy()
+        return pool.reshape(len(images), -1), logits.reshape(len(images), -1)
+
+
+# ---------------------------------------------------------------- a data set's own classifier
+
+
+def _small_classifier(channels, classes):
+    """Three convolutions and a pool to ClassifierFeatures.pool_width, then a linear layer."""
+    from torch import nn
+
+    layers = []
+    widths = (channels, 32, 64, ClassifierFeatures.pool_width)
+    for stage in range(3):
+        stride = 1 if stage == 0 else 2
+        layers += [
+            nn.Conv2d(widths[stage], widths[stage + 1], 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(widths[stage + 1]),
+            nn.ReLU(),
+        ]
+    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(body, nn.Linear(ClassifierFeatures.pool_width, classes))
+
+
+def _scaled(images, device):
+    """uint8 images (n, H, W, C) as floats (n, C, H, W) in [−1, 1] on `device`."""
+    import torch
+
+    return torch.tensor(images, device=device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def train_small_classifier(images, labels, device, steps=1000, batch_size=128):
+    """Train the small classifier with Adam on uint8 images (N, H, W, C) and labels (N,).
+
+    Equal data give equal weights on one machine; another machine's rounding may differ.
+    """
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = _small_classifier(images.shape[-1], int(labels.max()) + 1).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    rng = np.random.default_rng(0)
+    for _ in tqdm(range(steps), desc="training the feature classifier", unit="step"):
+        index = rng.integers(len(images), size=batch_size)
+        target = torch.from_numpy(labels[index].astype(np.int64)).to(device)
+        loss = torch.nn.functional.cross_entropy(network(_scaled(images[index], device)), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network.eval()
+
+
+def _digest(arrays):
+    """SHA-256 of arrays: their shapes, types and values, read a piece at a time."""
+    digest = hashlib.sha256()
+    for array in map(np.atleast_1d, arrays):
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        for start in range(0, len(array), 4096):
+            digest.update(np.ascontiguousarray(array[start : start + 4096]))
+    return digest.hexdigest()
+
+
+def _read_classifier(cache):
+    """The dict that `ClassifierFeatures` cached, or an empty one where there is none yet."""
+    import torch
+
+    if not cache.exists():
+        return {}
+    try:
+        stored = torch.load(cache, map_location="cpu", weights_only=True)
+        return {"data": stored["data"], "model": stored["model"]}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{cache} does not hold a feature classifier ({error!r}); delete it, and it is made "
+            "again."
+        ) from None
+
+
+class ClassifierFeatures:
+    """Features and logits of a small classifier trained on a data set's own training split.
+
+    Args:
+        dataset: the data set's name, for the extractor's.
+        images, labels: the training split, uint8 (N, H, W, C) and integers (N,).
+        device: where the network trains and runs.
+        cache: the file that keeps the trained weights; it is used if it was made from the same
+            images and labels, and replaced otherwise.
+
+    Raises:
+        UserError: the cache exists and is not such a file.
+    """
+
+    pool_width = 128
+
+    def __init__(self, dataset, images, labels, device, cache):
+        import torch
+
+        cache, labels = pathlib.Path(cache), np.asarray(labels)
+        data = _digest([images, labels])
+        stored = _read_classifier(cache)
+        if stored.get("data") == data:
+            self.logit_width = int(labels.max()) + 1
+            network = _small_classifier(images.shape[-1], self.logit_width).to(device).eval()
+            network.load_state_dict(stored["model"])
+        else:
+            network = train_small_classifier(images, labels, device)
+            self.logit_width = network[1].out_features
+            state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+            with atomic_write(cache) as file:
+                torch.save({"data": data, "model": state}, file)
+        weights = _digest(tensor.cpu().numpy() for tensor in network.state_dict().values())
+        self.name = f"classifier-{dataset}-{weights[:8]}"
+        self.device = device
+        self.network = network
+
+    def __call__(self, images):
+        import torch
+
+        with torch.inference_mode():
+            pool = self.network[0](_scaled(images, self.device))
+            return pool.cpu().numpy(), self.network[1](pool).cpu().numpy()

@@ -1,0 +1,448 @@
+"""Raw image sets as their publishers give them: tfds, IDX, ImageNet-32 pickles, digits, folders.
+
+A reader is a function ``reader(data, split) -> Source``: `data` is ``config.data``, `split` is
+``"train"`` or ``"test"``. It looks at names and sizes only; the images are read when
+``Source.blocks`` is walked, which `datasets` does once, to build its cache.
+
+Every file is somebody else's: what does not fit is a UserError that names the file, what was
+found and what was expected.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import gzip
+import io
+import itertools
+import math
+import os
+import pathlib
+import pickle
+import struct
+import types
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from utils import UserError, lookup, require_positive
+
+BLOCK = 1000  # images read before they are written on
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it runs Ghostscript
+
+
+class Block(NamedTuple):
+    """Some images, uint8 (n, C, H, W), and their labels from 0, int64 (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Source(NamedTuple):
+    """One split of a raw data set, before it is read.
+
+    Attributes:
+        shape: (C, H, W) of every image.
+        classes: how many labels there are.
+        blocks: the images in order; an iterator that reads as it goes.
+        identity: what a cached copy depends on, such as files with their sizes and times.
+        count: the number of images where it is known beforehand, for the progress bar.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    blocks: Iterator[Block]
+    identity: list[str]
+    count: int | None = None
+
+
+def block(origin, images, labels, source_shape, classes, first_label=0) -> Block:
+    """Check what was read from `origin` and number its labels from 0.
+
+    Args:
+        images: uint8 of n · C · H · W elements, in that order.
+        labels: n integers in [first_label, first_label + classes).
+
+    Raises:
+        UserError: the numbers of images and labels differ, or a label is out of range.
+    """
+    images, labels = images.reshape(-1, *source_shape), labels.astype(np.int64)
+    if labels.shape != (len(images),):
+        raise UserError(
+            f"{origin} holds {len(images)} images and {labels.size} labels; expected one label "
+            "for each image. Fetch it again."
+        )
+    last_label = first_label + classes - 1
+    if len(labels) and not (first_label <= labels.min() and labels.max() <= last_label):
+        raise UserError(
+            f"The labels of {origin} run from {labels.min()} to {labels.max()}; "
+            f"expected {first_label} to {last_label}. Fetch it again."
+        )
+    return Block(images, labels - first_label)
+
+
+def file_stamps(paths) -> list[str]:
+    """Path, size and time of change of each file: a copy made of them is stale if one differs."""
+    stamps = []
+    for path in paths:
+        status = os.stat(path)
+        stamps.append(f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}")
+    return stamps
+
+
+# ---------------------------------------------------------------- tensorflow_datasets
+
+
+def tfds(data, split, *, name, shape, classes) -> Source:
+    """A set that tensorflow_datasets knows as `name`, kept in ``root/tensorflow_datasets``."""
+    directory = pathlib.Path(data.root) / "tensorflow_datasets"
+    return Source(shape, classes, _tfds_blocks(directory, split, name, shape, classes), [])
+
+
+def _tfds_blocks(directory, split, name, shape, classes):
+    import tensorflow_datasets
+
+    # The default format cannot be read without TensorFlow.
+    builder = tensorflow_datasets.builder(name, data_dir=directory, file_format="array_record")
+    try:
+        with _tensorflow_stand_in():
+            builder.download_and_prepare()
+        examples = builder.as_data_source(split)
+        for start in range(0, len(examples), BLOCK):
+            part = [examples[i] for i in range(start, min(start + BLOCK, len(examples)))]
+            images = np.stack([example["image"] for example in part]).transpose(0, 3, 1, 2)
+            labels = np.array([example["label"] for example in part])
+            yield block(f"tfds {name}", images, labels, shape, classes)
+    except UserError:
+        raise
+    except Exception as error:  # tfds lets through whatever its network, disk and parsers raise
+        urls = ", ".join(builder.url_infos)
+        reason = str(error).split("\n", 1)[0]
+        raise UserError(
+            f"tensorflow_datasets could not prepare {name} ({type(error).__name__}: {reason}). "
+            f"Without a network, fetch {urls} elsewhere and put it into "
+            f"{directory / 'downloads' / 'manual'}, or copy {directory / name} from a machine "
+            f"where it is prepared. If {directory / name} is there but damaged, remove it."
+        ) from error
+
+
+@contextlib.contextmanager
+def _tensorflow_stand_in():
+    """Let tfds prepare a data set without TensorFlow, whether or not that is installed.
+
+    tfds 4.9 reads prepared sets without TensorFlow, but needs four functions of it to prepare
+    one. They stand here in the place where tfds would import TensorFlow at their first use.
+    """
+    from tensorflow_datasets.core.download import downloader
+    from tensorflow_datasets.core.utils import lazy_imports_utils
+
+    stand_in = types.SimpleNamespace(
+        compat=types.SimpleNamespace(as_text=str),
+        executing_eagerly=lambda: True,
+        image=types.SimpleNamespace(encode_png=_encode_png),
+        io=types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open)),
+    )
+    with (
+        mock.patch.dict(vars(lazy_imports_utils.tensorflow), _module=stand_in),
+        mock.patch.object(downloader, "MAX_RETRIES", 4),  # 10 would wait for over three minutes
+    ):
+        yield
+
+
+def _encode_png(image):
+    """``tf.image.encode_png`` of uint8 (H, W, 1 or 3): its bytes come from ``.numpy()``."""
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, "PNG")
+    return types.SimpleNamespace(numpy=file.getvalue)
+
+
+# ---------------------------------------------------------------- MNIST's IDX files
+
+
+def idx_or_tfds(data, split, *, name) -> Source:
+    """A set like MNIST: the four IDX files in ``root/name``, plain or .gz, else tfds's `name`.
+
+    Raises:
+        UserError: some but not all of the four files are there.
+    """
+    shape, classes = (1, 28, 28), 10
+    directory = pathlib.Path(data.root) / name
+    stems = [
+        f"{part}-{kind}-ubyte"
+        for part, kind in itertools.product(("train", "t10k"), ("images-idx3", "labels-idx1"))
+    ]
+    found = {}
+    for stem, suffix in itertools.product(stems, (".gz", "")):  # a plain file is preferred
+        if (directory / (stem + suffix)).is_file():
+            found[stem] = directory / (stem + suffix)
+    if not found:
+        return tfds(data, split, name=name, shape=shape, classes=classes)
+    missing = [stem for stem in stems if stem not in found]
+    if missing:
+        raise UserError(
+            f"{directory} lacks {', '.join(missing)}; expected all four IDX files, plain or .gz. "
+            "Add what is missing, or remove the directory to have the set downloaded."
+        )
+    images, labels = (found[stem] for stem in (stems[:2] if split == "train" else stems[2:]))
+    blocks = _idx_blocks(images, labels, shape, classes)
+    return Source(shape, classes, blocks, file_stamps([images, labels]))
+
+
+def _idx_blocks(images_path, labels_path, shape, classes):
+    images = read_idx(images_path, shape[1:])
+    labels = read_idx(labels_path, ())
+    yield block(f"{images_path} with {labels_path.name}", images, labels, shape, classes)
+
+
+def read_idx(path, item_shape) -> np.ndarray:
+    """An IDX file of unsigned bytes, plain or .gz: uint8 (n, *item_shape).
+
+    The header is two zero bytes, the type (8: unsigned byte), the number of dimensions, then each
+    dimension as a big-endian 32-bit number.
+
+    Raises:
+        UserError: the file is damaged, of another type or shape, or longer or shorter than its
+            header says.
+    """
+    rank = 1 + len(item_shape)
+    expected_magic = bytes([0, 0, 8, rank])
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            magic = file.read(4)
+            if magic != expected_magic:
+                raise UserError(
+                    f"{path} begins with {magic.hex() or 'nothing'}; expected "
+                    f"{expected_magic.hex()}, an IDX file of bytes in {rank} dimensions."
+                )
+            count, *found_shape = struct.unpack(f">{rank}I", file.read(4 * rank))
+            if tuple(found_shape) != tuple(item_shape):
+                raise UserError(
+                    f"{path} holds images of shape {tuple(found_shape)}; expected {item_shape}."
+                )
+            size = count * math.prod(item_shape)
+            content = file.read(size + 1)  # one more, to notice a file that is too long
+    except (OSError, EOFError, MemoryError, zlib.error, struct.error) as error:
+        reason = str(error) or "it claims to be larger than the memory"
+        raise UserError(f"{path} is damaged ({reason}). Fetch it again.") from None
+    if len(content) != size:
+        found = f"{len(content)} bytes" if len(content) < size else f"more than {size} bytes"
+        raise UserError(
+            f"{path} holds {found} after its header; expected {size}, for {count} items. "
+            "Fetch it again."
+        )
+    return np.frombuffer(content, np.uint8).reshape(count, *item_shape)
+
+
+# ---------------------------------------------------------------- ImageNet-32's pickles
+
+
+def imagenet32(data, split) -> Source:
+    """Down-sampled ImageNet (Chrabaszcz et al., 2017, arXiv 1707.08819) in ``root/imagenet32``.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    shape, classes = (3, 32, 32), 1000
+    directory = pathlib.Path(data.root) / "imagenet32"
+    batches = {"train": [f"train_data_batch_{i}" for i in range(1, 11)], "test": ["val_data"]}
+    missing = [name for name in batches[split] if not (directory / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{directory} lacks {', '.join(missing)}. Fetch the down-sampled ImageNet of 32×32 "
+            "pixels from https://image-net.org/download-images (after logging in) and unpack "
+            "train_data_batch_1 to train_data_batch_10 and val_data into that directory."
+        )
+    paths = [directory / name for name in batches[split]]
+    blocks = (_imagenet_block(path, shape, classes) for path in paths)
+    return Source(shape, classes, blocks, file_stamps(paths))
+
+
+def _imagenet_block(path, shape, classes):
+    content = load_arrays(path)
+    try:
+        images, labels = content["data"], np.asarray(content["labels"])
+        fits = images.dtype == np.uint8 and images.ndim == 2 and labels.dtype.kind in "iu"
+    except (KeyError, TypeError, ValueError, AttributeError):
+        fits = False
+    if not fits or images.shape[1] != math.prod(shape):
+        raise UserError(
+            f"{path} does not hold a dict of `data`, uint8 [n, {math.prod(shape)}], and `labels`, "
+            "n whole numbers; expected a file of the published down-sampled ImageNet of 32×32 "
+            "pixels."
+        )
+    return block(path, images, labels, shape, classes, first_label=1)
+
+
+def load_arrays(path):
+    """Unpickle dicts, lists, strings, numbers and NumPy arrays; names in dicts come as str.
+
+    Raises:
+        UserError: the file is no whole pickle, or names anything else (which could run code).
+    """
+    try:
+        with open(path, "rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()  # as Python 2's arrays need
+    except UserError as error:
+        raise UserError(f"{path} is refused: {error}") from None
+    except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
+        raise UserError(
+            f"{path} is not a whole pickle ({type(error).__name__}: {error}). Fetch it again."
+        ) from None
+    if isinstance(content, dict):
+        return {key.decode() if isinstance(key, bytes) else key: content[key] for key in content}
+    return content
+
+
+def _encode_latin1(text, encoding):
+    """``_codecs.encode`` as Python 3 uses it to write bytes in an old protocol, and only so."""
+    if encoding != "latin1":
+        raise UserError(f"it encodes text as {encoding!r}; expected latin1.")
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Finds the names that pickled NumPy arrays and numbers are made of, and no others."""
+
+    def find_class(self, module, name):
+        today = module.replace("numpy.core", "numpy._core")  # as NumPy 2 calls it
+        match today, name:
+            case (
+                ("numpy", "ndarray" | "dtype")
+                | ("numpy._core.multiarray", "_reconstruct" | "scalar")
+                | ("numpy._core.numeric", "_frombuffer")
+            ):
+                return super().find_class(today, name)
+            case "_codecs", "encode":
+                return _encode_latin1
+        raise UserError(
+            f"it names {module}.{name}, which could run code; expected NumPy arrays, dicts, "
+            "lists, strings and numbers only. Fetch the published file again."
+        )
+
+
+# ---------------------------------------------------------------- scikit-learn's digits
+
+
+def digits(data, split) -> Source:
+    """The 1,797 handwritten 8×8 digits inside scikit-learn; a fifth of each class is the test."""
+    return Source((1, 8, 8), 10, _digits_blocks(split), [])
+
+
+def _digits_blocks(split):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    indices = train_test_split(
+        np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
+    )
+    chosen = np.sort(indices[0] if split == "train" else indices[1])
+    images = np.round(images[chosen] * (255 / 16)).astype(np.uint8)
+    yield block("scikit-learn's digits", images, labels[chosen], (1, 8, 8), 10)
+
+
+# ---------------------------------------------------------------- a folder of images
+
+
+def folder(data, split) -> Source:
+    """Images laid out as ``root/train/<class>/*`` and ``root/test/<class>/*``.
+
+    The classes are the sorted names of the directories in ``train``. Each image becomes grey
+    (num_channels 1) or RGB (3), is cropped to its central square and resized to image_size.
+    Names that begin with a dot are passed over.
+
+    Raises:
+        UserError: there are no classes or no images, a class of ``test`` is not in ``train``,
+            something that is no file lies among the images, a link leads out of the folder, or
+            image_size or num_channels is no size or number of channels.
+    """
+    size = require_positive(data.image_size, "data.image_size")
+    mode = lookup({1: "L", 3: "RGB"}, data.num_channels, "data.num_channels")
+    root = os.path.realpath(data.root)
+    names = _class_names(root, "train")
+    paths, labels = [], []
+    for name in names if split == "train" else _class_names(root, split):
+        if name not in names:
+            raise UserError(
+                f"{root}/{split} has the class {name!r}, which {root}/train lacks; expected the "
+                f"classes {', '.join(names)} or some of them."
+            )
+        found = _visible(root, os.path.join(root, split, name))
+        for path in found:
+            if not os.path.isfile(path):
+                raise UserError(f"{path} is no file; expected nothing but images beside it.")
+        if not found and split == "train":
+            raise UserError(f"{root}/{split}/{name} holds no images; add some or remove it.")
+        paths += found
+        labels += [names.index(name)] * len(found)
+    if not paths:
+        raise UserError(f"{root}/{split} holds no images; expected {split}/<class>/<image>.")
+    shape = (data.num_channels, size, size)
+    blocks = _folder_blocks(paths, np.array(labels), shape, mode, len(names))
+    return Source(shape, len(names), blocks, names + file_stamps(paths), len(paths))
+
+
+def _class_names(root, split):
+    """The sorted names of the directories in ``root/split``."""
+    directory = os.path.join(root, split)
+    if not os.path.isdir(directory):
+        raise UserError(
+            f"{directory} is no directory; expected images laid out as train/<class>/<image> and "
+            "test/<class>/<image> in the folder that data.root names."
+        )
+    paths = _visible(root, directory)
+    for path in paths:
+        if not os.path.isdir(path):
+            raise UserError(
+                f"{path} lies beside the directories of the classes; expected "
+                f"{split}/<class>/<image>. Move it into one of them or away."
+            )
+    if not paths:
+        raise UserError(f"{directory} holds no images; expected {split}/<class>/<image>.")
+    return [os.path.basename(path) for path in paths]
+
+
+def _visible(root, directory):
+    """The sorted paths in `directory` that do not begin with a dot; none may lead out of `root`."""
+    with os.scandir(directory) as entries:
+        entries = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in entries:
+        if entry.is_symlink() and not os.path.realpath(entry).startswith(os.path.join(root, "")):
+            raise UserError(
+                f"{entry.path} links to {os.path.realpath(entry)}, outside {root}; expected the "
+                "images themselves or links within the folder."
+            )
+    return sorted(entry.path for entry in entries)
+
+
+def _folder_blocks(paths, labels, shape, mode, classes):
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # PIL decodes without holding the GIL
+        for start in range(0, len(paths), BLOCK):
+            part = slice(start, start + BLOCK)
+            decode = functools.partial(decode_image, mode=mode, size=shape[-1])
+            images = np.stack(list(pool.map(decode, paths[part]))).transpose(0, 3, 1, 2)
+            yield block(os.path.dirname(paths[start]), images, labels[part], shape, classes)
+
+
+def decode_image(path, mode, size) -> np.ndarray:
+    """One image file, cropped to its central square and resized: uint8 (size, size, C).
+
+    Raises:
+        UserError: the file is no readable image, too large, or of more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels, too many to be safe")
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
+            square = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BICUBIC)
+    except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
+        raise UserError(
+            f"{path} cannot be read as an image ({error}); expected a whole file of 8 bits a "
+            f"channel, {', '.join(IMAGE_FORMATS)}. Convert it or move it away."
+        ) from None
+    return np.asarray(square).reshape(size, size, -1)

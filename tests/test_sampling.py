@@ -1,0 +1,164 @@
+"""Samplers: parity with the published ones, exact Gaussians, and their own noise."""
+
+import golden
+import numpy as np
+import pytest
+import scipy.integrate
+import torch
+from gaussian import GaussianData
+from ml_collections import ConfigDict
+
+import sampling
+import sde_lib
+from models.scores import Score
+from utils import UserError
+
+
+class GoldenNoise:
+    """Draw j is RandomState(first + j).randn(*shape)."""
+
+    def __init__(self, first):
+        self.next = first
+
+    def randn_like(self, x):
+        noise = np.random.RandomState(self.next).randn(*x.shape).astype(np.float32)
+        self.next += 1
+        return torch.from_numpy(noise)
+
+
+def pc_sampler(sde, predictor, corrector, **options):
+    return sampling.PCSampler(
+        sde, sampling.PREDICTORS[predictor], sampling.CORRECTORS[corrector], **options
+    )
+
+
+@pytest.mark.parametrize("name", golden.names("pc_"))
+def test_pc_samples_are_the_published_ones(name):
+    entry, data = golden.manifest("qc")[name], golden.arrays(name)
+    sde = golden.sde(entry["sde"], entry["N"])
+    assert sde.sampling_eps == entry["eps"]
+    sampler = pc_sampler(
+        sde,
+        entry["predictor"],
+        entry["corrector"],
+        snr=entry["snr"],
+        n_steps=entry["n_steps"],
+        probability_flow=entry["probability_flow"],
+    )
+    noise = GoldenNoise(entry["noise_seed_first"])
+    latents = noise.randn_like(torch.empty(entry["shape"]))
+    samples, nfe = sampler(Score(golden.network(entry["model"]), sde), latents, noise.randn_like)
+    if entry["centered"]:
+        samples = (samples + 1) / 2
+    assert noise.next - entry["noise_seed_first"] == entry["noise_draws"]
+    assert nfe == int(data["nfe"])
+    assert (samples - data["samples"]).abs().max() < 1e-3 * data["samples"].std()
+
+
+def test_ode_samples_are_the_published_ones():
+    (name,) = golden.names("ode_sampler")
+    entry, data = golden.manifest("qc")[name], golden.arrays(name)
+    sde = golden.sde(entry["sde"])
+    sampler = sampling.ODESampler(sde, entry["rtol"], entry["atol"], entry["denoise"])
+    score = Score(golden.network(entry["model"]), sde)
+    samples, nfe = sampler(score, data["z"] / sde.prior_std())
+    assert (samples - data["samples"]).abs().max() < 1e-2 * data["samples"].std()
+    assert nfe == pytest.approx(int(data["nfe"]), rel=0.02, abs=6)
+
+
+def check_moments(samples, mean, std):
+    """Mean and standard deviation within three standard errors."""
+    count = samples.numel()
+    assert abs(float(samples.mean()) - mean) < 3 * std / count**0.5
+    assert abs(float(samples.std()) - std) < 3 * std / (2 * count) ** 0.5
+
+
+SDES = [sde_lib.VESDE(), sde_lib.VPSDE(), sde_lib.SubVPSDE()]
+
+
+@pytest.mark.parametrize("corrector", sorted(sampling.CORRECTORS))
+@pytest.mark.parametrize("predictor", sorted(set(sampling.PREDICTORS) - {"none"}))
+@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+def test_pc_draws_the_gaussian_whose_score_it_is_given(sde, predictor, corrector):
+    if isinstance(sde, sde_lib.SubVPSDE) and predictor == "ancestral_sampling":
+        pytest.skip("not defined for the sub-VP SDE")
+    torch.manual_seed(0)
+    data = GaussianData(mean=0.5, std=0.8, sde=sde)
+    sampler = pc_sampler(sde, predictor, corrector, snr=0.05)
+    samples, _ = sampler(data.score, torch.randn(512, 1, 2, 4))
+    check_moments(samples, 0.5, 0.8)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
+def test_ode_draws_the_gaussian_whose_score_it_is_given(sde):
+    torch.manual_seed(0)
+    data = GaussianData(mean=0.5, std=0.8, sde=sde)
+    samples, nfe = sampling.ODESampler(sde, 1e-5, 1e-5)(data.score, torch.randn(512, 1, 2, 4))
+    check_moments(samples, 0.5, 0.8)
+    assert nfe > 6
+
+
+def test_ode_agrees_with_scipy():
+    sde = sde_lib.VPSDE()
+    score = GaussianData(mean=0.5, std=0.8, sde=sde).score
+    latents = torch.randn(4, 1, 3, 3)
+    ours, nfe = sampling.ODESampler(sde, 1e-6, 1e-6, noise_removal=False)(score, latents)
+    reverse = sde_lib.ReverseSDE(sde, score, probability_flow=True)
+
+    def field(t, x):
+        x = torch.from_numpy(x).reshape(latents.shape)
+        return reverse.sde(x, torch.full((4,), t, dtype=torch.float64))[0].flatten().numpy()
+
+    start = latents.double().flatten().numpy()
+    span = (sde.T, sde.sampling_eps)
+    theirs = scipy.integrate.solve_ivp(field, span, start, rtol=1e-6, atol=1e-6, method="RK45")
+    np.testing.assert_allclose(ours.flatten(), theirs.y[:, -1], atol=1e-4)
+    assert nfe == pytest.approx(theirs.nfev, rel=0.1)
+
+
+def test_the_last_step():
+    """The mean, or x with noise of scale 2·last_step_snr², or x itself."""
+    sde = sde_lib.VESDE(N=4)
+    score = GaussianData(mean=0.5, std=0.8, sde=sde).score
+
+    def draw(**options):
+        noise = GoldenNoise(0)
+        sampler = pc_sampler(sde, "reverse_diffusion", "none", snr=0.1, **options)
+        x, _ = sampler(score, noise.randn_like(torch.empty(2, 1, 2, 2)), noise.randn_like)
+        return x, noise.next
+
+    _, draws = draw()
+    x, draws_without = draw(noise_removal=False)
+    noisy, draws_noisy = draw(noise_removal=False, last_step_snr=0.5)
+    assert (draws, draws_without, draws_noisy) == (5, 5, 6)
+    extra = GoldenNoise(5).randn_like(x)
+    torch.testing.assert_close(noisy, x + 2 * 0.5**2 * extra)
+
+
+def test_the_callback_is_called_for_every_step():
+    calls = []
+    sde = sde_lib.VESDE(N=7)
+    score = GaussianData(mean=0.5, std=0.8, sde=sde).score
+    sampler = pc_sampler(sde, "reverse_diffusion", "langevin", snr=0.1)
+    sampler(score, torch.randn(2, 1, 2, 2), callback=lambda: calls.append(1))
+    assert len(calls) == sampler.steps == 7
+
+
+def test_seeded_noise_is_a_stream_of_its_own():
+    first = sampling.SeededNoise("cpu", 1, 2, 3)
+    a, b = first.randn((3,)), first.randn((3,))
+    again = sampling.SeededNoise("cpu", 1, 2, 3)
+    torch.manual_seed(0)
+    assert torch.equal(a, again.randn((3,)))
+    assert torch.equal(b, again.randn_like(b))
+    assert not torch.equal(a, sampling.SeededNoise("cpu", 1, 3, 2).randn((3,)))
+
+
+@pytest.mark.parametrize("field", ["method", "predictor", "corrector"])
+def test_unknown_samplers_get_a_sentence(field):
+    from configs import common
+
+    settings = ConfigDict(common.base("CIFAR10").sampling)
+    settings[field] = "heun"
+    with pytest.raises(UserError, match=f"config.sampling.{field} is 'heun'; expected one of"):
+        sampling.from_config(settings, sde_lib.VESDE())

@@ -141,8 +141,16 @@ def load_training(state, content, path, step_if_absent=0):
     load_ema(state.ema, content, path)
     if "optimizer" in content:
         _load_moments(state.optimizer, content["optimizer"], path)
-    state.step = int(content.get("step", step_if_absent))
-    state.position = int(content.get("position", 0))
+    state.step = read_count(content, "step", path, step_if_absent)
+    state.position = read_count(content, "position", path, 0)
+
+
+def read_count(content, name, path, default):
+    """A number of steps or images of a checkpoint, or `default` where it has none."""
+    value = content.get(name, default)
+    if not isinstance(value, int) or value < 0:
+        raise UserError(f"The checkpoint {path} has the {name} {value!r}; expected a whole number.")
+    return value
 
 
 def fingerprint(parameters):

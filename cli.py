@@ -6,7 +6,7 @@ import sys
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
-from utils import UserError
+from utils import UserError, log_to
 
 
 def define_common_flags():
@@ -62,6 +62,7 @@ def _parse_flags(arguments):
 
 
 def _guarded(main):
+    log_to()
     try:
         main()
     except UserError as error:

@@ -1,9 +1,9 @@
 """Image sets as memory-mapped arrays, and batches drawn from them.
 
-A data set is one line in `DATASETS`: its name and its reader (`readers` has them, and says what a
-reader is). `load` reads a split once, into ``data.cache``; from then on it is mapped from there.
-Images are uint8 (N, C, H, W) until `to_model` turns a batch into the model's range, on whatever
-device the batch is on.
+A data set is one line in `DATASETS`: its name and its reader (`readers` says what a reader is).
+`load` reads a split once, into ``data.cache``; from then on it is mapped from there. Images are
+uint8 (N, C, H, W) until `to_model` turns a batch into the model's range, on whatever device the
+batch is on.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import image_folder
 import readers
 from utils import UserError, atomic_write, log, lookup, require_positive, seed_for
 
@@ -32,7 +33,7 @@ DATASETS = {
     "MNIST": functools.partial(readers.idx_or_tfds, name="mnist"),
     "FashionMNIST": functools.partial(readers.idx_or_tfds, name="fashion_mnist"),
     "digits": readers.digits,
-    "folder": readers.folder,
+    "folder": image_folder.folder,
 }
 
 

@@ -68,6 +68,18 @@ def _in_colour(images):
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
+def _channels_first(images, device):
+    """A copy of images (n, H, W, C) as a tensor (n, C, H, W) on `device`.
+
+    In one memory layout whatever that of `images`, because convolutions round differently in
+    another; `contiguous` would leave images of one channel as they are.
+    """
+    import torch
+
+    channels_first = torch.tensor(images, device=device).permute(0, 3, 1, 2)
+    return channels_first.clone(memory_format=torch.contiguous_format)
+
+
 # ---------------------------------------------------------------- Inception, torch-fidelity's
 
 
@@ -165,7 +177,7 @@ class InceptionFeatures:
     def __call__(self, images):
         import torch
 
-        batch = torch.tensor(_in_colour(images), device=self.device).permute(0, 3, 1, 2)
+        batch = _channels_first(_in_colour(images), self.device)
         # cuDNN's default, TF32, keeps ten bits of each factor; the published features kept all.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             pool, logits = self.network(batch)
@@ -235,9 +247,7 @@ def _small_classifier(channels, classes):
 
 def _scaled(images, device):
     """uint8 images (n, H, W, C) as floats (n, C, H, W) in [−1, 1] on `device`."""
-    import torch
-
-    return torch.tensor(images, device=device).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return _channels_first(images, device).float().div(127.5).sub(1)
 
 
 def train_small_classifier(images, labels, device, steps=1000, batch_size=128):

@@ -1,4 +1,4 @@
-"""Raw image sets as their publishers give them: tfds, IDX, ImageNet-32 pickles, digits, folders.
+"""Raw image sets as their publishers give them: tfds, IDX files, ImageNet-32's pickles, digits.
 
 A reader is a function ``reader(data, split) -> Source``: `data` is ``config.data``, `split` is
 ``"train"`` or ``"test"``. It looks at names and sizes only; the images are read when
@@ -8,9 +8,7 @@ Every file is somebody else's: what does not fit is a UserError that names the f
 found and what was expected.
 """
 
-import concurrent.futures
 import contextlib
-import functools
 import gzip
 import io
 import itertools
@@ -26,12 +24,20 @@ from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from utils import UserError, lookup, require_positive
+from utils import UserError
 
-BLOCK = 1000  # images read before they are written on
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it runs Ghostscript
+BLOCK = 100  # images read before they are written on
+
+# What NumPy's arrays and numbers are pickled as: data only, none of these can run code.
+ARRAY_NAMES = {
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+}
 
 
 class Block(NamedTuple):
@@ -59,7 +65,7 @@ class Source(NamedTuple):
     count: int | None = None
 
 
-def block(origin, images, labels, source_shape, classes, first_label=0) -> Block:
+def block(origin, images, labels, shape, classes, first_label=0) -> Block:
     """Check what was read from `origin` and number its labels from 0.
 
     Args:
@@ -69,7 +75,7 @@ def block(origin, images, labels, source_shape, classes, first_label=0) -> Block
     Raises:
         UserError: the numbers of images and labels differ, or a label is out of range.
     """
-    images, labels = images.reshape(-1, *source_shape), labels.astype(np.int64)
+    images, labels = images.reshape(-1, *shape), labels.astype(np.int64)
     if labels.shape != (len(images),):
         raise UserError(
             f"{origin} holds {len(images)} images and {labels.size} labels; expected one label "
@@ -105,9 +111,10 @@ def tfds(data, split, *, name, shape, classes) -> Source:
 def _tfds_blocks(directory, split, name, shape, classes):
     import tensorflow_datasets
 
-    # The default format cannot be read without TensorFlow.
-    builder = tensorflow_datasets.builder(name, data_dir=directory, file_format="array_record")
+    builder_class = tensorflow_datasets.builder_cls(name)
     try:
+        # The default format cannot be read without TensorFlow.
+        builder = builder_class(data_dir=directory, file_format="array_record")
         with _tensorflow_stand_in():
             builder.download_and_prepare()
         examples = builder.as_data_source(split)
@@ -119,7 +126,7 @@ def _tfds_blocks(directory, split, name, shape, classes):
     except UserError:
         raise
     except Exception as error:  # tfds lets through whatever its network, disk and parsers raise
-        urls = ", ".join(builder.url_infos)
+        urls = ", ".join(builder_class.url_infos)
         reason = str(error).split("\n", 1)[0]
         raise UserError(
             f"tensorflow_datasets could not prepare {name} ({type(error).__name__}: {reason}). "
@@ -304,19 +311,14 @@ def _encode_latin1(text, encoding):
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Finds the names that pickled NumPy arrays and numbers are made of, and no others."""
+    """Finds what NumPy arrays and byte strings are pickled as, and nothing else."""
 
     def find_class(self, module, name):
         today = module.replace("numpy.core", "numpy._core")  # as NumPy 2 calls it
-        match today, name:
-            case (
-                ("numpy", "ndarray" | "dtype")
-                | ("numpy._core.multiarray", "_reconstruct" | "scalar")
-                | ("numpy._core.numeric", "_frombuffer")
-            ):
-                return super().find_class(today, name)
-            case "_codecs", "encode":
-                return _encode_latin1
+        if (today, name) in ARRAY_NAMES:
+            return super().find_class(today, name)
+        if (module, name) == ("_codecs", "encode"):
+            return _encode_latin1
         raise UserError(
             f"it names {module}.{name}, which could run code; expected NumPy arrays, dicts, "
             "lists, strings and numbers only. Fetch the published file again."
@@ -342,107 +344,3 @@ def _digits_blocks(split):
     chosen = np.sort(indices[0] if split == "train" else indices[1])
     images = np.round(images[chosen] * (255 / 16)).astype(np.uint8)
     yield block("scikit-learn's digits", images, labels[chosen], (1, 8, 8), 10)
-
-
-# ---------------------------------------------------------------- a folder of images
-
-
-def folder(data, split) -> Source:
-    """Images laid out as ``root/train/<class>/*`` and ``root/test/<class>/*``.
-
-    The classes are the sorted names of the directories in ``train``. Each image becomes grey
-    (num_channels 1) or RGB (3), is cropped to its central square and resized to image_size.
-    Names that begin with a dot are passed over.
-
-    Raises:
-        UserError: there are no classes or no images, a class of ``test`` is not in ``train``,
-            something that is no file lies among the images, a link leads out of the folder, or
-            image_size or num_channels is no size or number of channels.
-    """
-    size = require_positive(data.image_size, "data.image_size")
-    mode = lookup({1: "L", 3: "RGB"}, data.num_channels, "data.num_channels")
-    root = os.path.realpath(data.root)
-    names = _class_names(root, "train")
-    paths, labels = [], []
-    for name in names if split == "train" else _class_names(root, split):
-        if name not in names:
-            raise UserError(
-                f"{root}/{split} has the class {name!r}, which {root}/train lacks; expected the "
-                f"classes {', '.join(names)} or some of them."
-            )
-        found = _visible(root, os.path.join(root, split, name))
-        for path in found:
-            if not os.path.isfile(path):
-                raise UserError(f"{path} is no file; expected nothing but images beside it.")
-        if not found and split == "train":
-            raise UserError(f"{root}/{split}/{name} holds no images; add some or remove it.")
-        paths += found
-        labels += [names.index(name)] * len(found)
-    if not paths:
-        raise UserError(f"{root}/{split} holds no images; expected {split}/<class>/<image>.")
-    shape = (data.num_channels, size, size)
-    blocks = _folder_blocks(paths, np.array(labels), shape, mode, len(names))
-    return Source(shape, len(names), blocks, names + file_stamps(paths), len(paths))
-
-
-def _class_names(root, split):
-    """The sorted names of the directories in ``root/split``."""
-    directory = os.path.join(root, split)
-    if not os.path.isdir(directory):
-        raise UserError(
-            f"{directory} is no directory; expected images laid out as train/<class>/<image> and "
-            "test/<class>/<image> in the folder that data.root names."
-        )
-    paths = _visible(root, directory)
-    for path in paths:
-        if not os.path.isdir(path):
-            raise UserError(
-                f"{path} lies beside the directories of the classes; expected "
-                f"{split}/<class>/<image>. Move it into one of them or away."
-            )
-    if not paths:
-        raise UserError(f"{directory} holds no images; expected {split}/<class>/<image>.")
-    return [os.path.basename(path) for path in paths]
-
-
-def _visible(root, directory):
-    """The sorted paths in `directory` that do not begin with a dot; none may lead out of `root`."""
-    with os.scandir(directory) as entries:
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in entries:
-        if entry.is_symlink() and not os.path.realpath(entry).startswith(os.path.join(root, "")):
-            raise UserError(
-                f"{entry.path} links to {os.path.realpath(entry)}, outside {root}; expected the "
-                "images themselves or links within the folder."
-            )
-    return sorted(entry.path for entry in entries)
-
-
-def _folder_blocks(paths, labels, shape, mode, classes):
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # PIL decodes without holding the GIL
-        for start in range(0, len(paths), BLOCK):
-            part = slice(start, start + BLOCK)
-            decode = functools.partial(decode_image, mode=mode, size=shape[-1])
-            images = np.stack(list(pool.map(decode, paths[part]))).transpose(0, 3, 1, 2)
-            yield block(os.path.dirname(paths[start]), images, labels[part], shape, classes)
-
-
-def decode_image(path, mode, size) -> np.ndarray:
-    """One image file, cropped to its central square and resized: uint8 (size, size, C).
-
-    Raises:
-        UserError: the file is no readable image, too large, or of more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{image.width}×{image.height} pixels, too many to be safe")
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
-            square = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BICUBIC)
-    except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
-        raise UserError(
-            f"{path} cannot be read as an image ({error}); expected a whole file of 8 bits a "
-            f"channel, {', '.join(IMAGE_FORMATS)}. Convert it or move it away."
-        ) from None
-    return np.asarray(square).reshape(size, size, -1)

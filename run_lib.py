@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 
-import datasets
 import numpy as np
 import torch
 from tensorboardX import SummaryWriter
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import checkpoints
+import datasets
 import losses
 import models
 import sampling
@@ -114,7 +114,7 @@ def load_score(config, path, sde, device):
     checkpoints.load_ema(ema, content, path)
     ema.copy_to_parameters()
     network.to(device).eval().requires_grad_(False)
-    step = int(content.get("step", 0))
+    step = checkpoints.read_count(content, "step", path, 0)
     return (
         make_score(config, network, sde),
         LoadedFrom(step, checkpoints.fingerprint(network.parameters())),

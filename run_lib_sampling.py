@@ -6,12 +6,12 @@ python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --num_divisions 1
 import functools
 import json
 
-import datasets
 from absl import flags
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import cli
+import datasets
 import sampling
 import sde_lib
 from run_lib import load_score

@@ -60,7 +60,13 @@ class EMA:
         Raises:
             UserError: their number or shapes are not those of the parameters.
         """
-        theirs = [tuple(s.shape) for s in state["shadow_params"]]
+        try:
+            theirs = [tuple(s.shape) for s in state["shadow_params"]]
+            num_updates = int(state["num_updates"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(
+                "The checkpoint's EMA is not {decay, num_updates, shadow_params}."
+            ) from None
         ours = [tuple(s.shape) for s in self.shadow]
         if theirs != ours:
             where = next((i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b), None)
@@ -70,7 +76,7 @@ class EMA:
                 else f"array {where} of shape {theirs[where]} where the model has {ours[where]}"
             )
             raise UserError(f"The checkpoint's EMA does not fit the model: {difference}.")
-        self.num_updates = state["num_updates"]
+        self.num_updates = num_updates
         with torch.no_grad():
-            for ours, theirs in zip(self.shadow, state["shadow_params"]):
-                ours.copy_(theirs)
+            for shadow, value in zip(self.shadow, state["shadow_params"]):
+                shadow.copy_(value)

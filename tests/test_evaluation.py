@@ -95,7 +95,7 @@ def counts(values, real_count, fake_count, nearest_k):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("real_count", "fake_count", "width", "block_bytes"),
-    [(1500, 2000, 256, 2**26), (701, 503, 40, 2**18), (300, 90, 2048, 2**20), (60, 50, 3, 2**10)],
+    [(1500, 2000, 256, 2**26), (701, 503, 40, 2**18), (300, 90, 2048, 2**20), (60, 50, 30, 2**12)],
 )
 def test_prdc_equals_prdc(real_count, fake_count, width, block_bytes, dtype, nearest_k):
     real, fake = (x.astype(dtype) for x in real_and_fake(real_count, fake_count, width))

@@ -1,0 +1,40 @@
+"""The demo: a small NCSN++ on scikit-learn's 8×8 digits, minutes on two CPU cores."""
+
+from configs import common
+
+
+def get_config():
+    config = common.qc_training("u_ncsn", "digits")
+    config.device = "cpu"
+
+    config.data.image_size = 8
+    config.data.num_channels = 1
+    config.data.random_flip = False  # a mirrored digit is no digit
+
+    model = config.model
+    model.nf = 32
+    model.ch_mult = (1, 2)
+    model.num_res_blocks = 2
+    model.attn_resolutions = (4,)
+    model.dropout = 0.0
+    # The largest distance between two 8×8 images is 8.
+    model.sigma_max = 8.0
+    model.num_scales = 200
+
+    config.optim.lr = 1e-3
+    config.optim.warmup = 200
+
+    training = config.training
+    training.batch_size = 64
+    training.n_iters = 4000
+    training.eval_freq = 500
+    training.snapshot_freq = 2000
+    training.snapshot_freq_for_preemption = 1000
+
+    config.sampling.batch_size = 36
+    evaluation = config.eval
+    evaluation.batch_size = 250
+    evaluation.num_samples = 500
+    evaluation.num_divisions = 1
+    evaluation.checkpoint_idx = common.placeholder(int)
+    return config

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Train a small NCSN++ on scikit-learn's digits, draw samples, and have them recognised.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+config=configs/demo/digits.py
+
+$python main.py --config $config --workdir demo
+$python run_lib_sampling.py --config $config --workdir demo
+$python run_lib_sampling.py --config $config --workdir demo --ode
+$python demo/recognise.py results/demo/eval_sampling
+$python demo/recognise.py results/demo/eval_sampling_ode

@@ -1,0 +1,390 @@
+"""The cache's promises (once, whole, noticed when damaged), the order of batches, pixel ranges."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import ml_collections
+import numpy as np
+import pytest
+import torch
+
+import datasets
+import readers
+from utils import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 3, 4, 4), dtype=np.uint8)
+LABELS = np.arange(10) % 3
+
+
+@pytest.fixture
+def data(tmp_path):
+    return config(tmp_path)
+
+
+def config(tmp_path, **changes):
+    """``config.data`` of the data set `tiny` that these tests register."""
+    fields = {
+        "dataset": "tiny",
+        "image_size": 4,
+        "num_channels": 3,
+        "random_flip": False,
+        "centered": False,
+        "uniform_dequantization": False,
+        "root": str(tmp_path / "raw"),
+        "cache": str(tmp_path / "cache"),
+    }
+    return ml_collections.ConfigDict(fields | changes)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Register the data set `tiny`; the list grows by one each time its images are read."""
+    reads = []
+
+    def blocks():
+        reads.append("read")
+        yield readers.Block(IMAGES[:6], LABELS[:6])
+        yield readers.Block(IMAGES[6:], LABELS[6:])
+
+    register(monkeypatch, blocks)
+    return reads
+
+
+def register(monkeypatch, blocks):
+    """Register `tiny`, whose images are what the generator function `blocks` yields."""
+
+    def reader(data, split):
+        return readers.Source((3, 4, 4), 3, blocks(), ["tiny"])
+
+    monkeypatch.setitem(datasets.DATASETS, "tiny", reader)
+
+
+def is_whole(split):
+    return np.array_equal(split.images, IMAGES) and np.array_equal(split.labels, LABELS)
+
+
+def visible(cache):
+    return sorted(name for name in os.listdir(cache) if not name.startswith("."))
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def test_load(data, reads):
+    split = datasets.load(data, "train")
+    assert is_whole(split)
+    assert (len(split), split.classes) == (10, 3)
+    assert isinstance(split.images, np.memmap)
+    assert not split.images.flags.writeable
+    assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int64)
+
+
+def test_images_are_read_once(data, reads):
+    datasets.load(data, "train")
+    assert is_whole(datasets.load(data, "train"))
+    assert reads == ["read"]
+    datasets.load(data, "test")
+    assert reads == ["read", "read"]
+    assert len(visible(data.cache)) == 2
+
+
+def test_unknown_names(data):
+    with pytest.raises(UserError, match=r"data\.dataset is 'tiny'; expected one of: CIFAR10, "):
+        datasets.load(data, "train")
+    with pytest.raises(UserError, match="The split is 'validation'; expected train or test"):
+        datasets.load(data, "validation")
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 3), (4, 1)])
+def test_another_shape_than_the_configs(tmp_path, reads, size, channels):
+    data = config(tmp_path, image_size=size, num_channels=channels)
+    with pytest.raises(UserError) as error:
+        datasets.load(data, "train")
+    for part in (
+        f"data.image_size {size}",
+        f"data.num_channels is {channels}",
+        "3 channels",
+        "4×4",
+    ):
+        assert part in str(error.value)
+    assert reads == []
+    assert not os.path.exists(data.cache)
+
+
+@pytest.mark.parametrize("name", ["images.bin", "labels.npy"])
+@pytest.mark.parametrize("change", ["cut", "lengthened", "emptied", "removed"])
+def test_damaged_cache_is_noticed_and_built_again(data, reads, name, change, caplog, monkeypatch):
+    datasets.load(data, "train")
+    (place,) = visible(data.cache)
+    path = os.path.join(data.cache, place, name)
+    size = os.path.getsize(path)
+    if change == "removed":
+        os.unlink(path)
+    else:
+        os.truncate(path, {"cut": size - 1, "lengthened": size + 48, "emptied": 0}[change])
+    monkeypatch.setattr(datasets.log, "propagate", True)  # to where caplog listens
+    noticed = not (name == "labels.npy" and change == "lengthened")  # np.load reads no further
+    assert is_whole(datasets.load(data, "train"))
+    assert ("is damaged" in caplog.text) == noticed
+    assert len(reads) == 1 + noticed
+    assert visible(data.cache) == [place]
+
+
+def test_reader_that_fails_leaves_nothing(data, monkeypatch):
+    def blocks():
+        yield readers.Block(IMAGES, LABELS)
+        raise UserError("the second file is malformed")
+
+    register(monkeypatch, blocks)
+    with pytest.raises(UserError, match="the second file is malformed"):
+        datasets.load(data, "train")
+    assert os.listdir(data.cache) == [".tiny.lock"]
+
+
+def test_empty_set(data, monkeypatch):
+    register(monkeypatch, lambda: iter([readers.Block(IMAGES[:0], LABELS[:0])]))
+    with pytest.raises(UserError, match="tiny train holds no images"):
+        datasets.load(data, "train")
+
+
+def test_disk_is_full(data, reads, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(datasets, "atomic_write", full)
+    with pytest.raises(UserError, match=r"cache .* cannot be written \(No space left"):
+        datasets.load(data, "train")
+    assert os.listdir(data.cache) == [".tiny.lock"]
+
+
+def test_cache_that_cannot_be_made(tmp_path, reads):
+    (tmp_path / "file").touch()
+    data = config(tmp_path, cache=str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"file/cache cannot be written .*--config\.data\.cache"):
+        datasets.load(data, "train")
+
+
+# What other processes do: `tiny` is registered with a reader that leaves marks and takes its time.
+OTHER_PROCESS = """
+import pathlib, sys, time
+import datasets, readers, test_datasets as t
+
+root, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[2])
+
+def blocks():
+    with open(root / "reads", "a") as file:
+        file.write("read ")
+    yield readers.Block(t.IMAGES[:6], t.LABELS[:6])
+    time.sleep(seconds)
+    yield readers.Block(t.IMAGES[6:], t.LABELS[6:])
+
+datasets.DATASETS["tiny"] = lambda data, split: readers.Source((3, 4, 4), 3, blocks(), ["tiny"])
+(root / f"ready{sys.argv[3]}").touch()
+while not (root / "go").exists():
+    time.sleep(0.01)
+assert t.is_whole(datasets.load(t.config(root), "train"))
+"""
+
+
+def start_process(root, seconds, number=0):
+    """Start a process that loads `tiny` at the file `go`, sleeping half way through the images."""
+    places = [os.path.dirname(datasets.__file__), os.path.dirname(__file__)]
+    return subprocess.Popen(
+        [sys.executable, "-c", OTHER_PROCESS, str(root), str(seconds), str(number)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+    )
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+def test_two_processes_at_once(tmp_path, data):
+    processes = [start_process(tmp_path, seconds=0.5, number=i) for i in range(2)]
+    for i in range(2):
+        wait_for(tmp_path / f"ready{i}")
+    (tmp_path / "go").touch()
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert (tmp_path / "reads").read_text() == "read "
+    assert len(visible(data.cache)) == 1
+
+
+def test_killed_half_way(tmp_path, data, reads):
+    (tmp_path / "go").touch()
+    process = start_process(tmp_path, seconds=600)
+    wait_for(tmp_path / "reads")
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    assert visible(data.cache) == []
+    assert ".tiny.building" in os.listdir(data.cache)
+    assert is_whole(datasets.load(data, "train"))
+    assert reads == ["read"]
+    assert ".tiny.building" not in os.listdir(data.cache)
+
+
+# ---------------------------------------------------------------- batches
+
+
+@pytest.fixture
+def split():
+    """Ten images, each of one value that is its index; the label is the index, too."""
+    images = np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None, None, None], (10, 3, 4, 4))
+    return datasets.Split(images, np.arange(10), 10)
+
+
+def draw(batches, count):
+    """The labels of the next `count` batches, in order."""
+    return [next(batches)[1].tolist() for _ in range(count)]
+
+
+def test_batches_hold_images_with_their_labels(split):
+    images, labels = next(datasets.TrainBatches(split, 4, seed=0))
+    assert (images.dtype, images.shape) == (torch.uint8, (4, 3, 4, 4))
+    assert (labels.dtype, labels.shape) == (torch.int64, (4,))
+    assert torch.equal(images.long(), labels[:, None, None, None].expand(4, 3, 4, 4))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 25])
+def test_every_epoch_visits_every_image_once(split, batch_size):
+    batches = datasets.TrainBatches(split, batch_size, seed=3)
+    order = np.concatenate(draw(batches, 100 // batch_size)).reshape(-1, 10)
+    assert np.array_equal(np.sort(order), np.broadcast_to(np.arange(10), (10, 10)))
+    assert len(np.unique(order, axis=0)) == 10  # each epoch has an order of its own
+    assert batches.position == 100
+
+
+@pytest.mark.parametrize("batch_size", [3, 10, 25])
+@pytest.mark.parametrize("stop", [0, 1, 2, 7])
+def test_resuming_equals_going_on(split, batch_size, stop):
+    whole = datasets.TrainBatches(split, batch_size, seed=1)
+    expected = draw(whole, 12)
+    first = datasets.TrainBatches(split, batch_size, seed=1)
+    begun = draw(first, stop)
+    rest = datasets.TrainBatches(split, batch_size, seed=1, position=first.position)
+    assert begun + draw(rest, 12 - stop) == expected
+    assert rest.position == whole.position == 12 * batch_size
+
+
+def test_order_depends_on_the_seed_and_not_on_the_batch_size(split):
+    by_four = np.ravel(draw(datasets.TrainBatches(split, 4, seed=1), 5))
+    by_five = np.ravel(draw(datasets.TrainBatches(split, 5, seed=1), 4))
+    other = np.ravel(draw(datasets.TrainBatches(split, 5, seed=2), 4))
+    assert np.array_equal(by_four, by_five)
+    assert not np.array_equal(by_four, other)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda s, n: datasets.TrainBatches(s, n, 0), datasets.eval_batches]
+)
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5])
+def test_batch_size_must_be_positive(split, make, batch_size):
+    with pytest.raises(UserError, match=r"batch size is .*at least 1"):
+        next(make(split, batch_size))
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4, 4, 2]), (5, [5, 5]), (64, [10])])
+def test_evaluation_visits_every_image_once_in_order(data, reads, batch_size, sizes):
+    batches = list(datasets.eval_batches(datasets.load(data, "test"), batch_size))
+    assert [len(images) for images, _ in batches] == sizes
+    images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    assert np.array_equal(images, IMAGES)
+    assert np.array_equal(labels, LABELS)
+    assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+
+
+def test_batches_do_not_reach_into_the_map(data, reads):
+    split = datasets.load(data, "train")
+    for images, _ in datasets.eval_batches(split, 4):
+        images.zero_()
+    next(datasets.TrainBatches(split, 4, seed=0))[0].zero_()
+    assert is_whole(split)
+
+
+# ---------------------------------------------------------------- pixels and the model's range
+
+
+def test_to_model_range(tmp_path):
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    plain = datasets.to_model(images, config(tmp_path), train=True)
+    centered = datasets.to_model(images, config(tmp_path, centered=True), train=True)
+    exact = torch.linspace(0, 1, 256, dtype=torch.float64).reshape(1, 1, 16, 16)
+    assert plain.dtype == centered.dtype == torch.float32
+    torch.testing.assert_close(plain.double(), exact, rtol=0, atol=1e-7)
+    torch.testing.assert_close(centered.double(), 2 * exact - 1, rtol=0, atol=2e-7)
+
+
+def test_half_of_the_training_images_are_flipped_left_to_right(tmp_path):
+    data = config(tmp_path, random_flip=True)
+    image = torch.from_numpy(IMAGES[:1])
+    images = image.expand(400, 3, 4, 4)
+    torch.manual_seed(0)
+    x = datasets.to_model(images, data, train=True)
+    plain, mirrored = image / 255, image.flip(3) / 255
+    is_plain = (x == plain).flatten(1).all(1)
+    is_mirrored = (x == mirrored).flatten(1).all(1)
+    assert torch.all(is_plain ^ is_mirrored)
+    assert 140 < is_mirrored.sum() < 260  # six standard deviations about 200
+    assert torch.equal(datasets.to_model(images, data, train=False), plain.expand_as(x))
+
+
+def test_dequantization(tmp_path):
+    """Each pixel is spread evenly over its own 256th of [0, 1), in training alone."""
+    data = config(tmp_path, uniform_dequantization=True)
+    images = torch.from_numpy(IMAGES).repeat(50, 1, 1, 1)
+    torch.manual_seed(0)
+    x = datasets.to_model(images, data, train=True)
+    within = x.double() * 256 - images
+    assert within.min() > -1e-4
+    assert within.max() < 1 + 1e-4
+    assert abs(within.mean() - 0.5) < 6 * (1 / 12 / within.numel()) ** 0.5
+    assert abs(within.var() - 1 / 12) < 0.005
+    assert torch.equal(datasets.to_model(images, data, train=False), images / 255)
+    centered = config(tmp_path, uniform_dequantization=True, centered=True)
+    torch.manual_seed(0)
+    assert torch.equal(datasets.to_model(images, centered, train=True), 2 * x - 1)
+
+
+def test_augmentation_follows_the_default_generator(tmp_path):
+    data = config(tmp_path, random_flip=True, uniform_dequantization=True)
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(datasets.to_model(torch.from_numpy(IMAGES), data, train=True))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(("centered", "low"), [(False, 0), (True, -1)])
+def test_scaler_and_its_inverse(tmp_path, centered, low):
+    data = config(tmp_path, centered=centered)
+    x = torch.linspace(0, 1, 11)
+    scaled = datasets.scaler(x, data)
+    assert (scaled.min(), scaled.max()) == (low, 1)
+    torch.testing.assert_close(datasets.inverse_scaler(scaled, data), x)
+
+
+def test_to_uint8_clips_and_truncates():
+    x = torch.tensor([-3.0, 0.0, 0.9 / 255, 1.5 / 255, 254.9 / 255, 1.0, 7.0, 0.5])
+    images = datasets.to_uint8(x.reshape(2, 1, 2, 2))
+    assert (images.dtype, images.shape) == (np.uint8, (2, 2, 2, 1))
+    assert images.ravel().tolist() == [0, 0, 0, 1, 254, 255, 255, 127]
+    colours = torch.rand(2, 3, 4, 5)
+    assert datasets.to_uint8(colours).shape == (2, 4, 5, 3)
+    assert datasets.to_uint8(colours)[1, 2, 3, 0] == int(255 * colours[1, 0, 2, 3])
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_pixels_survive_the_way_to_the_model_and_back(tmp_path, centered):
+    """Every value returns; after centring, truncation may make it one less."""
+    data = config(tmp_path, centered=centered)
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    x = datasets.inverse_scaler(datasets.to_model(images, data, train=False), data)
+    lost = images.numpy().ravel() - datasets.to_uint8(x).ravel().astype(int)
+    assert set(lost) <= ({0, 1} if centered else {0})

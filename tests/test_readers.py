@@ -1,0 +1,372 @@
+"""Every raw format from small files written here, and the sentence for each way to be malformed."""
+
+import gzip
+import io
+import os
+import pickle
+import pickletools
+import struct
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import scipy.io
+from raw_data import config, pairs, random_images, refused
+
+import datasets
+import readers
+
+# ---------------------------------------------------------------- tfds
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("dataset", "name", "size", "channels", "classes"),
+    [
+        ("CIFAR10", "cifar10", 32, 3, 10),
+        ("CIFAR100", "cifar100", 32, 3, 100),
+        ("SVHN", "svhn_cropped", 32, 3, 10),
+        ("MNIST", "mnist", 28, 1, 10),
+        ("FashionMNIST", "fashion_mnist", 28, 1, 10),
+    ],
+)
+def test_tfds_mocked(tmp_path, dataset, name, size, channels, classes, split, monkeypatch):
+    import tensorflow_datasets
+
+    monkeypatch.setattr(readers, "BLOCK", 3)  # so that 7 images are several blocks
+    with tensorflow_datasets.testing.mock_data(num_examples=7):
+        loaded = datasets.load(config(tmp_path, dataset, size, channels), split)
+        builder = tensorflow_datasets.builder(name, file_format="array_record")
+        expected = list(builder.as_data_source(split))
+    assert loaded.images.shape == (7, channels, size, size)
+    assert loaded.classes == classes
+    for image, label, example in zip(loaded.images, loaded.labels, expected, strict=True):
+        np.testing.assert_array_equal(image, example["image"].transpose(2, 0, 1))
+        assert label == example["label"]
+
+
+def check_preparation(root):
+    """Prepare CIFAR-10 and SVHN from archives like the published ones, in a fresh interpreter."""
+    from tensorflow_datasets.core.download.download_manager import DownloadManager
+
+    # Only their checksums cannot be like the published ones'.
+    DownloadManager._register_or_validate_checksums = lambda self, url, url_info, path: (
+        self._recorded_url_infos.update({url: url_info})
+    )
+    manual = root / "raw" / "tensorflow_datasets" / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    images, labels = random_images(30, 3, 32, 32), np.arange(30) % 10
+
+    records = [bytes([y]) + image.tobytes() for image, y in zip(images, labels, strict=True)]
+    files = {f"data_batch_{k + 1}.bin": b"".join(records[k::5]) for k in range(5)}
+    files["test_batch.bin"] = b"".join(records)
+    files["batches.meta.txt"] = "\n".join("abcdefghij").encode()
+    with tarfile.open(manual / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    for part in ("train", "test", "extra"):
+        content = {"X": images.transpose(2, 3, 1, 0), "y": (labels[:, None] + 9) % 10 + 1}
+        scipy.io.savemat(manual / f"{part}_32x32.mat", content)
+
+    for dataset in ("CIFAR10", "SVHN"):
+        loaded = datasets.load(config(root, dataset, 32, 3), "train")
+        # tfds shuffles, so the order tells nothing.
+        assert pairs(loaded.images, loaded.labels) == pairs(images, labels)
+    assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow"]
+
+
+def test_tfds_prepares_without_tensorflow(tmp_path):
+    """From the publishers' archives to images, beside a TensorFlow that must not be imported."""
+    stub, witness = tmp_path / "stub" / "tensorflow", tmp_path / "imported"
+    stub.mkdir(parents=True)
+    (stub / "__init__.py").write_text(f"open({str(witness)!r}, 'w')\nraise ImportError\n")
+    script = (
+        f"import pathlib, test_readers as t; t.check_preparation(pathlib.Path({str(tmp_path)!r}))"
+    )
+    places = [stub.parent, os.path.dirname(datasets.__file__), os.path.dirname(__file__)]
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not witness.exists()
+
+
+def test_tfds_without_network(tmp_path, monkeypatch):
+    from tensorflow_datasets.core.download.download_manager import DownloadManager
+
+    def no_network(self, urls):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(DownloadManager, "download_and_extract", no_network)
+    data = config(tmp_path, "CIFAR10", 32, 3)
+    manual = os.path.join(data.root, "tensorflow_datasets", "downloads", "manual")
+    url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+    refused(data, "train", "cifar10", "Name or service not known", url, manual)
+
+
+# ---------------------------------------------------------------- IDX
+
+
+def idx_bytes(array):
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.tobytes()
+
+
+def write_idx(directory, suffix="", test_count=4):
+    """The four files of MNIST; returns {split: (images, labels)}."""
+    directory.mkdir(parents=True, exist_ok=True)
+    splits = {}
+    for split, stem, count in (("train", "train", 12), ("test", "t10k", test_count)):
+        images = random_images(count, 28, 28, seed=count)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            opened = gzip.open if suffix else open
+            with opened(directory / f"{stem}-{kind}-ubyte{suffix}", "wb") as file:
+                file.write(idx_bytes(array))
+        splits[split] = images, labels
+    return splits
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("dataset", "name"), [("MNIST", "mnist"), ("FashionMNIST", "fashion_mnist")]
+)
+def test_idx(tmp_path, dataset, name, suffix):
+    written = write_idx(tmp_path / "raw" / name, suffix)
+    for split, (images, labels) in written.items():
+        loaded = datasets.load(config(tmp_path, dataset, 28, 1), split)
+        np.testing.assert_array_equal(loaded.images, images[:, None])
+        np.testing.assert_array_equal(loaded.labels, labels)
+        assert loaded.classes == 10
+
+
+def test_idx_changed_files_are_read_anew(tmp_path):
+    data = config(tmp_path, "MNIST", 28, 1)
+    write_idx(tmp_path / "raw" / "mnist", test_count=4)
+    assert len(datasets.load(data, "test")) == 4
+    write_idx(tmp_path / "raw" / "mnist", test_count=5)
+    assert len(datasets.load(data, "test")) == 5
+
+
+def test_idx_incomplete(tmp_path):
+    directory = tmp_path / "raw" / "mnist"
+    write_idx(directory)
+    (directory / "t10k-labels-idx1-ubyte").unlink()
+    refused(config(tmp_path, "MNIST", 28, 1), "train", directory, "t10k-labels-idx1-ubyte")
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+GOOD = idx_bytes(random_images(12, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        (IMAGES, b"", ["begins with nothing", "00000803"]),
+        (IMAGES, b"PK\x03\x04" + GOOD[4:], ["begins with 504b0304", "00000803"]),
+        (IMAGES, GOOD[:10], ["damaged", "unpack"]),
+        (IMAGES, GOOD[:-1], [f"holds {12 * 784 - 1} bytes", f"expected {12 * 784}", "12 items"]),
+        (IMAGES, GOOD + b"\0", [f"more than {12 * 784} bytes"]),
+        (IMAGES, idx_bytes(random_images(12, 32, 32)), ["(32, 32)", "(28, 28)"]),
+        (IMAGES, idx_bytes(random_images(11, 28, 28)), ["11 images and 12 labels"]),
+        (IMAGES, GOOD[:4] + b"\xff" * 4 + GOOD[8:], ["train-images"]),  # 3 TB, says the header
+        (LABELS, idx_bytes(np.arange(12, dtype=np.uint8)), ["run from 0 to 11", "0 to 9"]),
+        (LABELS, GOOD, ["begins with 00000803", "00000801"]),
+        (IMAGES + ".gz", b"not gzip", ["damaged", "gzip"]),
+        (IMAGES + ".gz", gzip.compress(GOOD)[:-20], ["damaged", "ended"]),
+    ],
+)
+def test_idx_malformed(tmp_path, name, content, parts):
+    directory = tmp_path / "raw" / "mnist"
+    write_idx(directory)
+    if name.endswith(".gz"):
+        (directory / name.removesuffix(".gz")).unlink()
+    (directory / name).write_bytes(content)
+    refused(config(tmp_path, "MNIST", 28, 1), "train", directory, *parts)
+
+
+# ---------------------------------------------------------------- ImageNet-32
+
+
+def write_imagenet(directory, per_file=3):
+    """All eleven files with `per_file` images each; returns {split: (images, labels from 0)}."""
+    directory.mkdir(parents=True)
+    images = random_images(11 * per_file, 3072)
+    labels = np.linspace(1, 1000, 11 * per_file).astype(int)
+    names = [f"train_data_batch_{i}" for i in range(1, 11)] + ["val_data"]
+    for i, name in enumerate(names):
+        part = slice(i * per_file, (i + 1) * per_file)
+        content = {"data": images[part], "labels": labels[part].tolist(), "mean": images[0] / 255}
+        (directory / name).write_bytes(pickle.dumps(content, protocol=2 + i % 4))
+    images, train = images.reshape(-1, 3, 32, 32), 10 * per_file
+    return {
+        "train": (images[:train], labels[:train] - 1),
+        "test": (images[train:], labels[train:] - 1),
+    }
+
+
+def test_imagenet(tmp_path):
+    written = write_imagenet(tmp_path / "raw" / "imagenet32")
+    for split, (images, labels) in written.items():
+        loaded = datasets.load(config(tmp_path, "imagenet", 32, 3), split)
+        np.testing.assert_array_equal(loaded.images, images)
+        np.testing.assert_array_equal(loaded.labels, labels)
+        assert loaded.classes == 1000
+
+
+def test_imagenet_missing_file(tmp_path):
+    directory = tmp_path / "raw" / "imagenet32"
+    write_imagenet(directory)
+    (directory / "train_data_batch_7").unlink()
+    data = config(tmp_path, "imagenet", 32, 3)
+    refused(data, "train", directory, "lacks train_data_batch_7", "image-net.org")
+    assert len(datasets.load(data, "test")) == 3
+
+
+def python2_pickle(images, labels):
+    """What Python 2's cPickle wrote, protocol 2: byte strings everywhere, NumPy 1's names."""
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+        + b"(K\x01("
+        + b"".join(b"M" + struct.pack("<H", n) for n in images.shape)
+        + b"t"
+        + b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR"
+        + b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        + b"T"
+        + struct.pack("<i", images.size)
+        + images.tobytes()
+        + b"tb"
+    )
+    numbers = b"](" + b"".join(b"M" + struct.pack("<H", label) for label in labels) + b"e"
+    content = b"\x80\x02}(U\x04data" + array + b"U\x06labels" + numbers + b"u."
+    pickletools.dis(content, out=io.StringIO())  # raises if it is no pickle
+    return content
+
+
+def imagenet_file(tmp_path, content):
+    directory = tmp_path / "raw" / "imagenet32"
+    directory.mkdir(parents=True)
+    (directory / "val_data").write_bytes(content)
+    return config(tmp_path, "imagenet", 32, 3)
+
+
+def bytes_keys(images):
+    return pickle.dumps({b"data": images, b"labels": np.array([1, 1000])})
+
+
+def numpy_numbers(images):
+    return pickle.dumps({"data": images, "labels": [np.int64(1), np.int64(1000)]}, protocol=4)
+
+
+def numpy1_names(images):
+    content = pickle.dumps({"data": images, "labels": [1, 1000]}, protocol=2)
+    return content.replace(b"cnumpy._core.", b"cnumpy.core.")
+
+
+def by_python2(images):
+    return python2_pickle(images, [1, 1000])
+
+
+@pytest.mark.parametrize("write", [bytes_keys, numpy_numbers, numpy1_names, by_python2])
+def test_imagenet_ways_to_pickle(tmp_path, write):
+    images = random_images(2, 3072)
+    loaded = datasets.load(imagenet_file(tmp_path, write(images)), "test")
+    np.testing.assert_array_equal(loaded.images, images.reshape(2, 3, 32, 32))
+    np.testing.assert_array_equal(loaded.labels, [0, 999])
+
+
+class Calls:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_pickle_that_runs_code_is_refused(tmp_path, protocol):
+    witness = tmp_path / "it ran"
+    content = pickle.dumps({"data": Calls(os.mkdir, str(witness))}, protocol=protocol)
+    pickle.loads(content)
+    assert witness.exists()  # it does what it says where it may
+    witness.rmdir()
+    data = imagenet_file(tmp_path, content)
+    refused(data, "test", "val_data", f"{os.mkdir.__module__}.mkdir", "could run code")
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"cnumpy\nload\n(S'x'\ntR.",
+        b"cnumpy.core.multiarray\nfromfile\n(S'x'\ntR.",
+        b"\x80\x04\x8c\x05numpy\x8c\x16ndarray.__subclasses__\x93.",
+        b"cfunctools\npartial\n.",
+        b"creaders\nload_arrays\n(S'x'\ntR.",
+        b"c_codecs\ndecode\n(S'x'\ntR.",
+    ],
+)
+def test_other_names_in_pickles_are_refused(tmp_path, content):
+    refused(imagenet_file(tmp_path, content), "test", "val_data", "could run code")
+
+
+def test_pickle_with_other_codecs_is_refused(tmp_path):
+    content = b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR."
+    refused(imagenet_file(tmp_path, content), "test", "val_data", "rot13", "latin1")
+
+
+FITS = random_images(2, 3072)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ([1, 2], ["does not hold a dict", "uint8 [n, 3072]"]),
+        ({"data": FITS}, ["does not hold a dict"]),
+        ({"data": FITS.tolist(), "labels": [1, 2]}, ["does not hold a dict"]),
+        ({"data": FITS[:, :-1], "labels": [1, 2]}, ["does not hold a dict"]),
+        ({"data": FITS / 255, "labels": [1, 2]}, ["does not hold a dict"]),
+        ({"data": FITS, "labels": ["cat", "dog"]}, ["does not hold a dict"]),
+        ({"data": FITS, "labels": [[1], [2, 3]]}, ["does not hold a dict"]),
+        ({"data": FITS, "labels": [1, 2, 3]}, ["2 images and 3 labels"]),
+        ({"data": FITS, "labels": [0, 999]}, ["run from 0 to 999", "expected 1 to 1000"]),
+        ({"data": FITS, "labels": [1, 1001]}, ["run from 1 to 1001", "expected 1 to 1000"]),
+        ({"data": FITS[:0], "labels": np.zeros(0, int)}, ["holds no images"]),
+    ],
+)
+def test_imagenet_malformed(tmp_path, content, parts):
+    refused(imagenet_file(tmp_path, pickle.dumps(content)), "test", "imagenet", *parts)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps({"data": FITS})[:-100]])
+def test_imagenet_damaged(tmp_path, content):
+    refused(imagenet_file(tmp_path, content), "test", "val_data", "not a whole pickle")
+
+
+# ---------------------------------------------------------------- digits
+
+
+def test_digits(tmp_path):
+    from sklearn.datasets import load_digits
+
+    data = config(tmp_path, "digits", 8, 1)
+    train, test = datasets.load(data, "train"), datasets.load(data, "test")
+    assert (len(train), len(test)) == (1437, 360)
+    counts = np.bincount(test.labels) / (np.bincount(train.labels) + np.bincount(test.labels))
+    assert np.all(np.abs(counts - 0.2) < 0.01)  # a fifth of every class
+    images, labels = load_digits(return_X_y=True)
+    expected = pairs(np.rint(images * 255 / 16).astype(np.uint8), labels)
+    found = pairs(train.images, train.labels) + pairs(test.images, test.labels)
+    assert sorted(found) == expected  # no image twice, none lost
+    assert train.images.max() == 255

@@ -1,0 +1,179 @@
+"""The training loop: files, continuation after every way to stop, and the watch for NaN."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from test_checkpoints import assert_equal
+
+import checkpoints
+import datasets
+import run_lib
+from utils import UserError, Workdir
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def newest(workdir):
+    return torch.load(Workdir(str(workdir)).checkpoint(), weights_only=True)
+
+
+def test_a_run_writes_its_files(here, cache):
+    config = tiny.config(cache, training__snapshot_sampling=True)
+    run_lib.train(config, "run")
+    root = here / "results" / "run"
+    names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    events = {name for name in names if name.startswith("tensorboard/")}
+    assert len(events) == 1
+    assert names - events == {
+        "checkpoints/checkpoint_1.pth",
+        "checkpoints/checkpoint_2.pth",
+        "checkpoints/checkpoint.pth",
+        "checkpoints-meta/checkpoint.pth",
+        "samples/iter_4/sample.png",
+        "samples/iter_4/sample.np",
+        "samples/iter_8/sample.png",
+        "samples/iter_8/sample.np",
+        "stdout.txt",
+    }
+    assert newest("run")["step"] == 8
+    images = np.load(root / "samples/iter_8/sample.np")
+    assert images.shape == (4, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert "test: loss" in (root / "stdout.txt").read_text()
+
+
+def test_the_same_command_continues(here, cache):
+    run_lib.train(tiny.config(cache), "whole")
+    run_lib.train(tiny.config(cache, training__n_iters=5), "parts")
+    run_lib.train(tiny.config(cache), "parts")
+    a, b = newest("whole"), newest("parts")
+    assert_equal(a, b)
+    # A finished run has nothing to do.
+    before = Workdir("parts").checkpoint().stat().st_mtime_ns
+    run_lib.train(tiny.config(cache), "parts")
+    assert Workdir("parts").checkpoint().stat().st_mtime_ns == before
+
+
+# Kills its own process at a step given on the command line, before or after the checkpoints.
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import run_lib, tiny
+step, cache = int(sys.argv[1]), sys.argv[2]
+train_one, calls = run_lib.training_step, []
+def training_step(state, *arguments):
+    if state.step == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_one(state, *arguments)
+run_lib.training_step = training_step
+run_lib.train(tiny.config(cache), "killed")
+"""
+
+
+def test_sigkill_at_random_steps_changes_nothing(here, cache):
+    """Restarted after each of three kills, the run ends with the uninterrupted run's bytes."""
+    run_lib.train(tiny.config(cache), "whole")
+    script = KILLED.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests"))
+    steps = sorted(random.sample(range(1, 8), 3))
+    for step in steps:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(step), str(cache)], cwd=here, check=False
+        )
+        assert done.returncode == -signal.SIGKILL
+    run_lib.train(tiny.config(cache), "killed")
+    assert_equal(newest("whole"), newest("killed")), steps
+    files = [path.name for path in (here / "results" / "killed").rglob("*.tmp")]
+    assert files == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_the_resume_point(here, cache, number):
+    run_lib.train(tiny.config(cache, training__n_iters=150), "whole")
+    arguments = tiny.arguments(cache, training__n_iters=150)
+    process = subprocess.Popen(
+        [sys.executable, str(tiny.ROOT / "main.py"), *arguments, "--workdir=run"],
+        cwd=here,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
+    meta = here / "results/run/checkpoints-meta/checkpoint.pth"
+    deadline = time.time() + 200
+    while not meta.exists() and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 128 + number, errors
+    assert f"Stopped by {signal.Signals(number).name} after step" in output
+    assert "Traceback" not in errors
+    stopped_at = checkpoints.read(meta)["step"]
+    assert f"after step {stopped_at};" in output
+    run_lib.train(tiny.config(cache, training__n_iters=150), "run")
+    assert_equal(newest("whole"), newest("run"))
+
+
+def test_restore_starts_from_another_run(here, cache, capsys):
+    run_lib.train(tiny.config(cache), "first")
+    source = Workdir("first").checkpoint()
+    run_lib.train(tiny.config(cache, training__n_iters=12), "second", restore=str(source))
+    assert newest("second")["step"] == 12
+    assert newest("second")["position"] == 12 * 16
+    assert f"Restored {source} at step 8." in capsys.readouterr().out
+
+
+def test_init_step_counts_only_with_a_restored_file_without_a_step(here, cache):
+    config = tiny.config(cache, training__init_step=6)
+    run_lib.train(config, "new")
+    assert newest("new")["step"] == 8
+    content = newest("new")
+    del content["step"], content["position"]
+    torch.save(content, "published.pth")
+    run_lib.train(config, "restored", restore="published.pth")
+    # Two updates after the published file's eight.
+    assert newest("restored")["ema"]["num_updates"] == 10
+
+
+def test_a_non_finite_loss_stops_the_run(here, cache, monkeypatch):
+    """The last good checkpoint stays, and the sentence names the step."""
+    to_model = datasets.to_model
+    seen = []
+
+    def poisoned(images, data, *, train):
+        x = to_model(images, data, train=train)
+        if train:
+            seen.append(1)
+            if len(seen) == 6:
+                x[0, 0, 0, 0] = float("nan")
+        return x
+
+    monkeypatch.setattr(datasets, "to_model", poisoned)
+    with pytest.raises(UserError, match="at step 6;"):
+        run_lib.train(tiny.config(cache, training__log_freq=7), "run")
+    assert newest("run")["step"] == 4
+    for value in newest("run")["model"].values():
+        assert value.isfinite().all()
+
+
+def test_an_energy_needs_the_continuous_ve_sde(here, cache):
+    config = tiny.config(cache, model__energy=True, training__sde="vpsde")
+    with pytest.raises(UserError, match="needs the continuous VE SDE"):
+        run_lib.train(config, "run")
+    assert list(here.iterdir()) == []

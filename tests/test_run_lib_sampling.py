@@ -1,0 +1,124 @@
+"""Sampling in divisions: exact counts, reproducible bytes, resumption, refusals."""
+
+import numpy as np
+import pytest
+import tiny
+
+import run_lib
+from run_lib_sampling import sample, shares, split_rounds
+from utils import UserError, Workdir, load_npz
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A directory with a trained run called "run" under results/, and its data cache."""
+    here = tmp_path_factory.mktemp("sampling")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        run_lib.train(tiny.config(here / "cache"), "run")
+    return here
+
+
+@pytest.fixture
+def config(run, monkeypatch):
+    """The tiny configuration, in the trained run's directory; samples are removed afterwards."""
+    import shutil
+
+    monkeypatch.chdir(run)
+    yield tiny.config(run / "cache")
+    for name in ("eval_sampling", "eval_sampling_ode"):
+        shutil.rmtree(run / "results/run" / name, ignore_errors=True)
+
+
+def files(name="eval_sampling"):
+    root = Workdir("run").root / name
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.npz")}
+
+
+@pytest.mark.parametrize(("total", "parts"), [(1000, 7), (50000, 10), (26032, 5), (3, 5), (1, 1)])
+def test_shares_add_up(total, parts):
+    sizes = shares(total, parts)
+    assert sum(sizes) == total
+    assert len(sizes) == parts
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_rounds_add_up():
+    assert split_rounds(25, 10) == [10, 10, 5]
+    assert split_rounds(20, 10) == [10, 10]
+    assert split_rounds(0, 10) == []
+
+
+def test_a_thousand_samples_in_seven_divisions(config):
+    config.eval.num_samples, config.eval.num_divisions, config.eval.batch_size = 1000, 7, 64
+    sample(config, "run")
+    arrays = [
+        load_npz(path, "samples")["samples"]
+        for path in Workdir("run").root.glob("eval_sampling/*/samples_*.npz")
+    ]
+    assert sum(len(a) for a in arrays) == 1000
+    assert len(np.unique(np.concatenate(arrays), axis=0)) == 1000
+    assert {a.shape[1:] for a in arrays} == {(8, 8, 1)}
+    assert {a.dtype for a in arrays} == {np.dtype(np.uint8)}
+
+
+@pytest.mark.parametrize("method", ["pc", "ode"])
+def test_a_division_drawn_again_has_the_same_bytes(config, method):
+    config.sampling.method = method
+    name = "eval_sampling" if method == "pc" else "eval_sampling_ode"
+    sample(config, "run")
+    before = files(name)
+    assert len(before) == 3
+    removed = Workdir("run").division(1, method == "ode") / "samples_0.npz"
+    removed.unlink()
+    assert removed.with_suffix(".png").exists()
+    sample(config, "run", division_idx=1)
+    assert files(name) == before
+
+
+def test_whole_rounds_are_skipped_and_damaged_ones_drawn_again(config, capsys):
+    sample(config, "run", division_idx=0)
+    path = Workdir("run").division(0, ode=False) / "samples_0.npz"
+    whole, stamp = path.read_bytes(), path.stat().st_mtime_ns
+    sample(config, "run", division_idx=0)
+    assert path.stat().st_mtime_ns == stamp
+    path.write_bytes(whole[:-100])
+    sample(config, "run", division_idx=0)
+    assert "Drawing again" in capsys.readouterr().out
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("seed", 1, "seed"), ("sampling.snr", 0.1, "sampling"), ("eval.num_samples", 27, "number")],
+)
+def test_samples_of_other_settings_are_not_mixed(config, field, value, said):
+    sample(config, "run", division_idx=0)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=f"another setting of .*{said}"):
+        sample(config, "run", division_idx=0)
+
+
+def test_samples_of_another_checkpoint_are_not_mixed(config):
+    sample(config, "run", division_idx=0)
+    config.eval.checkpoint_idx = 1
+    with pytest.raises(UserError, match="checkpoint_step, weights"):
+        sample(config, "run", division_idx=0)
+
+
+def test_division_and_seed_set_the_noise(config):
+    sample(config, "run")
+    arrays = [v for _, v in sorted(files().items())]
+    assert len(set(arrays)) == 3
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_a_division_out_of_range_gets_a_sentence(config, index):
+    with pytest.raises(UserError, match=f"--division_idx is {index}; .* from 0 to 2"):
+        sample(config, "run", division_idx=index)
+
+
+def test_a_missing_checkpoint_gets_a_sentence(config, run):
+    with pytest.raises(UserError, match=r"other/checkpoints/checkpoint.pth does not exist"):
+        sample(config, "other")
+    assert not (run / "results/other").exists()

@@ -50,15 +50,21 @@ def launch(main):
 
 def _parse_flags(arguments):
     try:
-        return flags.FLAGS(arguments)
+        rest = flags.FLAGS(arguments)
+        flags.FLAGS.config.keys()  # a file that is not there fails at the first look
+        return rest
     except flags.Error as error:
-        fail(error)
-    except SystemExit:  # --help
-        raise
-    except FileNotFoundError as error:
-        fail(f"--config: {error}")
-    except Exception as error:  # whatever the configuration file itself raised
-        fail(f"The configuration cannot be loaded: {type(error).__name__}: {error}")
+        fail(_last_line(error))
+    except AttributeError as error:
+        fail(f"The configuration lacks something that was asked for: {_last_line(error)}.")
+    except Exception as error:  # whatever the configuration file itself raises
+        fail(f"The configuration cannot be loaded: {type(error).__name__}: {_last_line(error)}")
+
+
+def _last_line(error):
+    """The gist of an error whose text may hold a whole traceback."""
+    flag, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or ["unknown"]
+    return f"{flag.removesuffix(':')}: {rest[-1]}" if rest else flag
 
 
 def _guarded(main):

@@ -4,6 +4,12 @@ Denoising score matching (DSM; Vincent 2011, Song et al. 2021 eq. 7). With x_t =
 loss of an image is ½‖s(x_t, t)·std + z‖², or ½g(t)²‖s(x_t, t) + z/std‖² with likelihood weighting
 (Song et al., "Maximum Likelihood Training of Score-Based Diffusion Models", 2021).
 
+Quasi-conservative training (QC; Chao et al., ICML 2023) adds a regulariser of the asymmetry of the
+score's Jacobian. Its gradient, and that of a constrained model's DSM, would ask for second
+derivatives; both are taken here by reverse over forward: with r held constant, the gradient of a
+function of Jᵀr with respect to the parameters is that of a directional derivative, which forward
+mode carries beside the activations.
+
 An objective is an object that draws its own randomness and is called on a batch. It returns the
 scalar to differentiate and a dict of detached values to report.
 """
@@ -14,8 +20,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import func
 from torch.autograd import forward_ad
 
+import jacobian
 from models.resnet import repeated_pass
 from models.scores import class_log_likelihood, input_gradient
 from sde_lib import SDE, expand
@@ -77,6 +85,84 @@ class DSM:
     def __call__(self, x, labels):
         loss = self.loss(x, **self.draw(x)).mean()
         return loss, {"loss": loss.detach()}
+
+
+@dataclasses.dataclass(frozen=True)
+class EnergyDSM(DSM):
+    """DSM of a constrained model, whose `score` is a `models.scores.EnergyScore`.
+
+    The loss depends on the parameters through s = ∇ₓE. With d = ∂loss/∂s held constant its
+    gradient is that of d·∇ₓE, the directional derivative of the energy along d.
+    """
+
+    def __call__(self, x, labels):
+        draws = self.draw(x)
+        t = draw_times(draws["u"], self.sde, self.eps)
+        x_t, std = perturb(self.sde, x, t, draws["z"])
+        with torch.no_grad(), same_masks(x.device):
+            score = self.score(x_t, t)
+        score.requires_grad_()
+        residual = dsm_residual(score, self.sde, t, std, draws["z"], self.likelihood_weighting)
+        loss = half_square(residual, self.reduce_mean).mean()
+        (direction,) = torch.autograd.grad(loss, score)
+        _, slope = func.jvp(lambda x: self.score.energy(x, t), (x_t,), (direction,))
+        return slope.sum(), {"loss": loss.detach()}
+
+
+@dataclasses.dataclass(frozen=True)
+class QuasiConservative(DSM):
+    """DSM + balancing_fac·r with r = std²·e, e an estimator of ½‖J − Jᵀ‖_F², J = ∂s/∂x_t.
+
+    e is averaged over `slices` random sign vectors per image, which share the image's t and z
+    (Chao et al. 2023, eq. 12 and algorithm 1). With p = Jv and q = Jᵀv, its gradient is that of
+    (∂e/∂p)·(J v) + v·(J ∂e/∂q), the partial derivatives held constant.
+    """
+
+    balancing_fac: float = 0.0
+    slices: int = 1
+    estimator: Callable = jacobian.paper_asymmetry
+
+    def draw(self, x):
+        """u, z, and standard normal v (K, B, C, H, W), whose signs are the random vectors."""
+        v = torch.randn(self.slices, *x.shape, device=x.device)
+        return dict(super().draw(x), v=v)
+
+    def both(self, x, u, z, v):
+        """DSM (B,), the regulariser (B,), and the scalar whose gradient is the objective's."""
+        t = draw_times(u, self.sde, self.eps)
+        x_t, std = perturb(self.sde, x, t, z)
+        v = jacobian.rademacher(v)
+
+        def score(x):
+            return self.score(x, t)
+
+        x_t.requires_grad_()
+        with same_masks(x.device):
+            s, Jv = jacobian.jvp(score, x_t, v)
+        residual = dsm_residual(s, self.sde, t, std, z, self.likelihood_weighting)
+        dsm = half_square(residual, self.reduce_mean)
+        p, q = Jv.detach(), jacobian.vjp(s, x_t, v)
+        over_p, over_q = jacobian.partial_derivatives(self.estimator, p, q)
+        _, Ja = jacobian.jvp(score, x_t, over_q)
+        slope = jacobian.dot(over_p, Jv) + jacobian.dot(v, Ja)
+        regulariser = std**2 * self.estimator(p, q).mean(0)
+        surrogate = dsm.mean() + self.balancing_fac * (std**2 * slope.mean(0)).mean()
+        return dsm.detach(), regulariser, surrogate
+
+    def __call__(self, x, labels):
+        with torch.enable_grad():
+            dsm, regulariser, surrogate = self.both(x, **self.draw(x))
+        dsm, regulariser = dsm.mean(), regulariser.mean()
+        total = dsm + self.balancing_fac * regulariser
+        return surrogate, {"loss": total, "dsm": dsm, "regulariser": regulariser}
+
+
+def same_masks(device):
+    """A context after which the random generators stand as before it.
+
+    The next pass through the network then drops out the same units.
+    """
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 # ---------------------------------------------------------------- noise-conditioned classifiers

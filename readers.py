@@ -95,7 +95,7 @@ def file_stamps(paths) -> list[str]:
     stamps = []
     for path in paths:
         status = os.stat(path)
-        stamps.append(f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}")
+        stamps.append(f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns}")
     return stamps
 
 

@@ -145,6 +145,7 @@ def train(config, workdir, restore=None):
         optimizer=losses.make_optimizer(parameters, config.optim),
     )
     place = Workdir(workdir)
+    place.check()
     origin = restore_state(state, config, place, restore)
     train_split = datasets.load(config.data, "train")
     test_split = datasets.load(config.data, "test")

@@ -48,6 +48,7 @@ def sample(config, workdir, division_idx=None):
         )
     device = get_device(config.device)
     place = Workdir(workdir)
+    place.check()
     sde = sde_lib.from_config(config)
     sampler = sampling.from_config(config.sampling, sde)
     score, checkpoint = load_score(config, place.checkpoint(evaluation.checkpoint_idx), sde, device)

@@ -165,6 +165,16 @@ class Workdir:
     def division(self, index, ode):
         return self.root / ("eval_sampling_ode" if ode else "eval_sampling") / str(index)
 
+    def check(self):
+        """Raise a UserError if the directory cannot be made or written; leave nothing behind."""
+        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        try:
+            self.create()
+        finally:
+            for path in missing:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
     def create(self):
         """Make the directory.
 

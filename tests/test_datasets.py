@@ -227,6 +227,8 @@ def test_killed_half_way(tmp_path, data, reads):
     assert is_whole(datasets.load(data, "train"))
     assert reads == ["read"]
     assert ".tiny.building" not in os.listdir(data.cache)
+    (place,) = visible(data.cache)
+    assert sorted(os.listdir(os.path.join(data.cache, place))) == ["images.bin", "labels.npy"]
 
 
 # ---------------------------------------------------------------- batches

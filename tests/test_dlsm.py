@@ -147,7 +147,5 @@ def test_reported_values(loss_type):
 
 def test_unknown_losses_get_a_sentence():
     entry = {"loss_type": "kl", "weighting_dlsm": 0, "weighting_ce": 0, "coef": 1}
-    with pytest.raises(
-        UserError, match=r"config\.model\.loss_type is 'kl'; expected one of: ce, d"
-    ):
+    with pytest.raises(UserError, match=r"model\.loss_type is 'kl'; expected one of: ce, d"):
         objective(entry, None, None)

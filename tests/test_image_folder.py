@@ -174,7 +174,7 @@ def larger_bomb(tree):
         (empty_class, ["train/c", "no images"]),
         (text_file, ["notes.txt", "cannot be read", "PNG"]),
         (cut_image, ["2.png", "cannot be read"]),
-        (postscript, ["x.eps", "cannot be read"]),
+        (postscript, ["x.eps", "cannot identify"]),
         (deep_image, ["deep.png", "more than 8 bits"]),
         (bomb, ["bomb.png", "11000×11000", "too many"]),
         (larger_bomb, ["bomb.png", "decompression bomb"]),

@@ -1,0 +1,63 @@
+"""Products with the Jacobian J = ∂f/∂x of a function on images, and what they estimate.
+
+For random v with E[vvᵀ] = I, both of
+    paper: ‖Jᵀv‖² − (Jv)·(Jᵀv)        (Chao et al., ICML 2023, eq. 12)
+    skew:  ½‖Jv − Jᵀv‖²
+have the mean ½‖J − Jᵀ‖_F². The second is never negative and drops the first one's zero-mean cross
+term −2vᵀSKv, with S and K the symmetric and antisymmetric parts of J.
+
+Random vectors come stacked as (K, B, C, H, W): K of them for each of B images.
+"""
+
+import torch
+from torch import func
+
+
+def rademacher(normal):
+    """±1 from standard normal draws."""
+    return torch.sign(normal)
+
+
+def jvp(f, x, v):
+    """f(x) (B, …) and J v (K, B, …) for K tangents, sharing one pass of the primal.
+
+    Gradients of both with respect to parameters and x pass through. Random masks inside f are
+    the same for every tangent.
+    """
+
+    def one(tangent):
+        return func.jvp(f, (x,), (tangent,))
+
+    return func.vmap(one, out_dims=(None, 0), randomness="same")(v)
+
+
+def vjp(out, x, v):
+    """Jᵀv (K, B, …) for K cotangents, from the graph that leads from x to `out` (kept)."""
+    return torch.stack(
+        [torch.autograd.grad(out, x, cotangent, retain_graph=True)[0] for cotangent in v]
+    )
+
+
+def dot(a, b):
+    """Inner product per vector and image: (K, B, …), (K, B, …) → (K, B)."""
+    return (a * b).flatten(2).sum(2)
+
+
+def paper_asymmetry(p, q):
+    """‖q‖² − p·q (K, B) with p = Jv and q = Jᵀv."""
+    return dot(q, q) - dot(p, q)
+
+
+def skew_asymmetry(p, q):
+    """½‖p − q‖² (K, B) with p = Jv and q = Jᵀv."""
+    return 0.5 * dot(p - q, p - q)
+
+
+ESTIMATORS = {"paper": paper_asymmetry, "skew": skew_asymmetry}
+"""Names of `loss.estimator`; a new one is a function of (p, q) with the mean above."""
+
+
+def partial_derivatives(estimator, p, q):
+    """∂e/∂p and ∂e/∂q of the sum of an estimator's values."""
+    p, q = p.detach().requires_grad_(), q.detach().requires_grad_()
+    return torch.autograd.grad(estimator(p, q).sum(), (p, q))

@@ -1,0 +1,167 @@
+"""The commands as a user types them: mistakes get a sentence, and nothing is written."""
+
+import importlib.util
+import pathlib
+
+import golden
+import pytest
+import tiny
+from test_run_lib import cache  # noqa: F401 (a fixture)
+
+CONFIGS = sorted(
+    path
+    for path in (tiny.ROOT / "configs").rglob("*.py")
+    if path.name not in ("__init__.py", "common.py")
+)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(tiny.ROOT / "configs")))
+def test_every_configuration_loads_and_is_short(path):
+    spec = importlib.util.spec_from_file_location("some_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    assert config.model.name in ("ncsnpp", "ncsnpp_mod")
+    assert len(path.read_text().splitlines()) < 60
+
+
+def test_help_imports_nothing_heavy():
+    done = tiny.run("main.py", "--help", cwd=tiny.ROOT, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert "--workdir" in done.stdout
+    assert "--restore" in done.stdout
+    assert "absl" in done.stderr
+    assert "torch" not in done.stderr
+
+
+def test_no_tensorflow_is_imported(tmp_path, cache):  # noqa: F811
+    """A stub that would leave a mark stands where TensorFlow would be found."""
+    for name in ("tensorflow", "tensorflow_gan", "tensorflow_hub"):
+        (tmp_path / "stubs" / name).mkdir(parents=True)
+        (tmp_path / "stubs" / name / "__init__.py").write_text(
+            f"open({str(tmp_path / 'mark')!r}, 'w').write('imported')\n"
+        )
+    environment = {"PYTHONPATH": str(tmp_path / "stubs")}
+    arguments = tiny.arguments(cache, training__snapshot_sampling=True)
+    for script in ("main.py", "run_lib_sampling.py"):
+        done = tiny.run(script, *arguments, "--workdir=run", cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "mark").exists()
+    assert (tmp_path / "results/run/eval_sampling/2/samples_0.npz").exists()
+
+
+def bad_config(tmp_path, text):
+    path = tmp_path / "bad_config.py"
+    path.write_text(text)
+    return [f"--config={path}", "--workdir=run"]
+
+
+def truncated_checkpoint(tmp_path):
+    source = next(golden.DIRECTORY.glob("official_*.pth"))
+    path = tmp_path / "truncated.pth"
+    path.write_bytes(source.read_bytes()[:50000])
+    return path
+
+
+MISTAKES = {
+    "missing config": (
+        lambda tmp, args: ["--config=none.py", "--workdir=run"],
+        "No such file or directory: 'none.py'",
+    ),
+    "config that raises": (
+        lambda tmp, args: bad_config(tmp, "raise ValueError('boom')"),
+        "ValueError: boom",
+    ),
+    "config with bad syntax": (lambda tmp, args: bad_config(tmp, "def ("), "SyntaxError"),
+    "config without get_config": (lambda tmp, args: bad_config(tmp, "x = 1"), "get_config"),
+    "no workdir": (lambda tmp, args: args[:1], "--workdir"),
+    "unknown flag": (lambda tmp, args: [*args, "--frobnicate"], "frobnicate"),
+    "unknown field": (lambda tmp, args: [*args, "--config.model.depth=3"], "depth"),
+    "bad number": (lambda tmp, args: [*args, "--bs=many"], "--bs=many"),
+    "batch size": (lambda tmp, args: [*args, "--bs=0"], "config.training.batch_size is 0"),
+    "data set": (
+        lambda tmp, args: [*args, "--config.data.dataset=CIFAR"],
+        "data.dataset is 'CIFAR'; expected one of: CIFAR10",
+    ),
+    "model": (lambda tmp, args: [*args, "--config.model.name=unet"], "config.model.name is 'unet'"),
+    "sde": (lambda tmp, args: [*args, "--config.training.sde=edm"], "config.training.sde is 'edm'"),
+    "predictor": (
+        lambda tmp, args: [*args, "--config.sampling.predictor=heun"],
+        "config.sampling.predictor is 'heun'",
+    ),
+    "sampler": (
+        lambda tmp, args: [*args, "--config.sampling.method=ddim"],
+        "config.sampling.method is 'ddim'",
+    ),
+    "cuda": (lambda tmp, args: [*args, "--config.device=cuda"], "use --config.device=cpu"),
+    "device": (lambda tmp, args: [*args, "--config.device=abacus"], "config.device is 'abacus'"),
+    "missing checkpoint": (lambda tmp, args: [*args, "--restore=a.pth"], "a.pth does not exist"),
+    "truncated checkpoint": (
+        lambda tmp, args: [*args, f"--restore={truncated_checkpoint(tmp)}"],
+        "not a readable checkpoint",
+    ),
+    "checkpoint of another shape": (
+        lambda tmp, args: [*args, f"--restore={next(golden.DIRECTORY.glob('official_*.pth'))}"],
+        "belongs to another network",
+    ),
+    "folder without images": (
+        lambda tmp, args: [*args, "--config.data.dataset=folder", f"--config.data.root={tmp}"],
+        "train",
+    ),
+    "unwritable workdir": (
+        lambda tmp, args: [args[0], *args[2:], f"--workdir={tiny.CONFIG}/run"],
+        "cannot be written (Not a directory)",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_a_sentence_and_writes_nothing(tmp_path, mistake):
+    arrange, said = MISTAKES[mistake]
+    here = tmp_path / "here"
+    here.mkdir()
+    args = [f"--config={tiny.CONFIG}", "--workdir=run"]
+    done = tiny.run("main.py", *arrange(tmp_path, args), cwd=here)
+    tiny.check_sentence(done, said)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--division_idx=3"], "--division_idx is 3; with 1 divisions it goes from 0 to 0"),
+        (["--bs=0"], "config.eval.batch_size is 0"),
+        (["--num_divisions=-1"], "config.eval.num_divisions is -1"),
+        ([], "checkpoint.pth does not exist"),
+    ],
+)
+def test_a_mistake_in_sampling_gets_a_sentence_and_writes_nothing(tmp_path, more, said):
+    arguments = [f"--config={tiny.CONFIG}", "--workdir=run"]
+    done = tiny.run("run_lib_sampling.py", *arguments, *more, cwd=tmp_path)
+    tiny.check_sentence(done, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_that_are_not_given_leave_the_configuration_alone():
+    from ml_collections import ConfigDict
+
+    import cli
+    from utils import UserError
+
+    config = ConfigDict({"eval": {"batch_size": 7}, "seed": 1})
+    cli.override(config, eval__batch_size=None)
+    assert config.eval.batch_size == 7
+    cli.override(config, eval__batch_size=0)
+    assert config.eval.batch_size == 0
+    with pytest.raises(UserError, match=r"no such field"):
+        cli.override(config, eval__noise_levels=3)
+
+
+def test_the_published_size_is_configured():
+    names = {str(pathlib.Path(p).relative_to(tiny.ROOT / "configs")) for p in CONFIGS}
+    kinds, sets = ("u_ncsn", "c_ncsn", "qc_ncsn"), ("cifar10", "cifar100", "imagenet", "svhn")
+    for kind in kinds:
+        for data in sets:
+            assert f"{kind}/training/{data}_ncsnpp_deep_continuous.py" in names
+            assert f"{kind}/evaluation/eval_{data}_config.py" in names
+            assert f"{kind}/evaluation/eval_{data}_config_ode.py" in names
+    assert {"score/cifar10_score_configs.py", "score/cifar100_score_configs.py"} <= names

@@ -1,7 +1,7 @@
-"""Training: one loop, top to bottom, for whatever `Training` hands it.
+"""Training: one loop, top to bottom, for whatever job it is handed.
 
 The loop knows nothing of score models or classifiers. It asks a training job for its model, its
-objective, its validation and its pictures; `ScoreTraining` is one such job.
+objective, its images, its validation and its pictures; `ScoreTraining` is one such job.
 """
 
 import contextlib
@@ -47,6 +47,7 @@ class ScoreTraining:
     def __init__(self, config, device):
         self.config = config
         self.device = device
+        self.ema_rate = config.model.ema_rate
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
         self.model = models.create_model(config).to(device)
@@ -58,6 +59,10 @@ class ScoreTraining:
             config.training.likelihood_weighting,
             config.training.reduce_mean,
         )
+
+    def splits(self):
+        """The training and the test images."""
+        return datasets.load(self.config.data, "train"), datasets.load(self.config.data, "test")
 
     @torch.no_grad()
     def validate(self, batches):
@@ -92,7 +97,7 @@ def make_score(config, network, sde):
 
 @dataclasses.dataclass(frozen=True)
 class LoadedFrom:
-    """Which weights a score was loaded from: their step and their fingerprint."""
+    """Which weights a network was loaded from: their step and their fingerprint."""
 
     step: int
     fingerprint: str
@@ -109,6 +114,7 @@ def load_score(config, path, sde, device):
     """
     network = models.create_model(config)
     content = checkpoints.read(path)
+    checkpoints.require_kind(content, path, "score model")
     checkpoints.load_model(network, content, path)
     ema = EMA(network.parameters(), config.model.ema_rate)
     checkpoints.load_ema(ema, content, path)
@@ -121,12 +127,16 @@ def load_score(config, path, sde, device):
     )
 
 
-def train(config, workdir, restore=None):
+def train(config, workdir, restore=None, make_job=ScoreTraining):
     """Train until ``config.training.n_iters`` updates are done; run again, it continues.
 
     Args:
         workdir: name of the run, see `Workdir`.
         restore: checkpoint to start from, unless the workdir has a resume point.
+        make_job: what is trained, a function of (config, device) such as `ScoreTraining`.
+
+    Returns:
+        The job, whose model has the weights of the last step.
 
     Raises:
         UserError: something that was asked for does not exist or does not fit.
@@ -137,18 +147,17 @@ def train(config, workdir, restore=None):
         require_positive(training[field], f"config.training.{field}")
     device = get_device(config.device)
     torch.manual_seed(seed_for(config.seed))  # of the initial weights
-    job = ScoreTraining(config, device)
+    job = make_job(config, device)
     parameters = list(job.model.parameters())
     state = checkpoints.TrainState(
         model=job.model,
-        ema=EMA(parameters, config.model.ema_rate),
+        ema=EMA(parameters, job.ema_rate),
         optimizer=losses.make_optimizer(parameters, config.optim),
     )
     place = Workdir(workdir)
     place.check()
     origin = restore_state(state, config, place, restore)
-    train_split = datasets.load(config.data, "train")
-    test_split = datasets.load(config.data, "test")
+    train_split, test_split = job.splits()
 
     # Open the workdir.
     place.create()
@@ -165,7 +174,7 @@ def train(config, workdir, restore=None):
     log.info(origin)
     if state.step >= training.n_iters:
         log.info("Step %d is not before the last, %d: nothing to do.", state.step, training.n_iters)
-        return
+        return job
     batches = datasets.TrainBatches(
         train_split, training.batch_size, config.seed, position=state.position
     )
@@ -206,6 +215,7 @@ def train(config, workdir, restore=None):
                 )
                 sys.exit(128 + stop.signal)
     log.info("Trained to step %d; checkpoints are in %s.", state.step, place.checkpoints)
+    return job
 
 
 def restore_state(state, config, place, restore):

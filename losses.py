@@ -68,7 +68,8 @@ class DSM:
 
     def draw(self, x):
         """Uniform draws u (B,) and noise z, shaped as `x`."""
-        return {"u": torch.rand(len(x), device=x.device), "z": torch.randn_like(x)}
+        u = torch.rand(len(x), device=x.device, dtype=x.dtype)
+        return {"u": u, "z": torch.randn_like(x)}
 
     def loss(self, x, u, z):
         """DSM loss per image (B,)."""
@@ -119,7 +120,7 @@ class QuasiConservative(DSM):
 
     def draw(self, x):
         """u, z, and standard normal v (K, B, C, H, W), whose signs are the random vectors."""
-        v = torch.randn(self.slices, *x.shape, device=x.device)
+        v = torch.randn(self.slices, *x.shape, device=x.device, dtype=x.dtype)
         return dict(super().draw(x), v=v)
 
     def both(self, x, u, z, v):

@@ -6,7 +6,7 @@ Losses, samplers and likelihoods take such a function and know nothing of networ
 import dataclasses
 from collections.abc import Callable
 
-import torch
+from torch import func
 
 from sde_lib import SDE, expand
 
@@ -41,8 +41,4 @@ class EnergyScore:
         return -0.5 * h.square().flatten(1).sum(1) / cond
 
     def __call__(self, x, t):
-        keep_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            if not x.requires_grad:
-                x = x.detach().requires_grad_(True)
-            return torch.autograd.grad(self.energy(x, t).sum(), x, create_graph=keep_graph)[0]
+        return func.grad(lambda x: self.energy(x, t).sum())(x)

@@ -200,7 +200,7 @@ def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**26
     Args:
         nearest_k: the neighbour up to which a sample's sphere reaches.
         block_bytes: what one block of distances may take on `device`, above the features. Blocks
-            larger than the default are slower on a CPU; a GPU likes them.
+            larger than the default are slower on a CPU; a GPU may want them.
         device: where the distances are computed.
 
     Returns:

@@ -22,7 +22,7 @@ from torch import func
 
 import jacobian
 from sde_lib import SDE, expand
-from utils import UserError
+from utils import UserError, lookup, require_positive
 
 
 def draw_times(u, sde, eps):
@@ -81,6 +81,11 @@ class DSM:
     def __call__(self, x, labels):
         loss = self.loss(x, **self.draw(x)).mean()
         return loss, {"loss": loss.detach()}
+
+    def evaluate(self, x, labels):
+        """The DSM loss of a batch, for validation; nothing is differentiated."""
+        draws = DSM.draw(self, x)
+        return {"loss": self.loss(x, **draws).mean()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +151,37 @@ class QuasiConservative(DSM):
         return dsm.detach(), regulariser, surrogate
 
     def __call__(self, x, labels):
-        with torch.enable_grad():
-            dsm, regulariser, surrogate = self.both(x, **self.draw(x))
+        dsm, regulariser, surrogate = self.both(x, **self.draw(x))
         dsm, regulariser = dsm.mean(), regulariser.mean()
         total = dsm + self.balancing_fac * regulariser
         return surrogate, {"loss": total, "dsm": dsm, "regulariser": regulariser}
+
+
+def score_objective(config, score, sde):
+    """The objective that a score model's configuration describes.
+
+    Raises:
+        UserError: an unknown estimator, less than one slice, or a constrained model with the QC
+            regulariser, which would be zero.
+    """
+    training = config.training
+    common = (score, sde, training.eps, training.likelihood_weighting, training.reduce_mean)
+    regularised = "loss" in config and config.loss.balancing_fac != 0
+    if config.model.energy and regularised:
+        raise UserError(
+            "A constrained model (config.model.energy) has a symmetric Jacobian; set "
+            "config.loss.balancing_fac to 0."
+        )
+    if config.model.energy:
+        return EnergyDSM(*common)
+    if not regularised:
+        return DSM(*common)
+    return QuasiConservative(
+        *common,
+        balancing_fac=config.loss.balancing_fac,
+        slices=require_positive(config.loss.slices, "config.loss.slices"),
+        estimator=lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator"),
+    )
 
 
 def same_masks(device):

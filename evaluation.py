@@ -153,18 +153,19 @@ def _pairwise_distances(a, b, device):
     """Euclidean distances (n, m) between the rows of `a` (n, D) and `b` (m, D), on `device`.
 
     |a|² + |b|² − 2ab in float64: in float32 it would lose the neighbours that decide, and on the
-    processors tried its matrix product is less than twice as fast. As in scikit-learn, and so in
-    `prdc`, distances between float32 features are then rounded to float32. What cannot be told
-    from 0 in float64 is 0, so that copies of one sample are at no distance whatever the BLAS.
+    processor tried its matrix product is less than twice as fast. As in scikit-learn, and so in
+    `prdc`, distances between float32 features are then rounded to float32, which makes equal
+    distances compare as equal; those between float64 features are not. What cannot be told from 0
+    in float64 is 0, so that copies of one sample are at no distance whatever the BLAS.
     """
     import torch
 
     rounded = torch.float32 if a.dtype == b.dtype == np.float32 else torch.float64
     # np.array copies: torch wants writable memory, and a memory map is not.
     a, b = (torch.from_numpy(np.array(x)).to(device, torch.float64) for x in (a, b))
-    squares_a, squares_b = a.square().sum(1)[:, None], b.square().sum(1)
-    squared = torch.mm(a, b.T).mul_(-2).add_(squares_a).add_(squares_b)
-    rounding_bound = (squares_a + squares_b).mul_((a.shape[1] + 1) * np.finfo(np.float64).eps)
+    squares = a.square().sum(1)[:, None] + b.square().sum(1)
+    squared = torch.mm(a, b.T).mul_(-2).add_(squares)
+    rounding_bound = squares.mul_((a.shape[1] + 1) * np.finfo(np.float64).eps)
     squared.masked_fill_(squared < rounding_bound, 0)
     return squared.to(rounded).sqrt_()
 
@@ -199,7 +200,7 @@ def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**26
     Args:
         nearest_k: the neighbour up to which a sample's sphere reaches.
         block_bytes: what one block of distances may take on `device`, above the features. Blocks
-            larger than the default are slower on a CPU; a GPU likes them.
+            larger than the default are slower on a CPU; a GPU may want them.
         device: where the distances are computed.
 
     Returns:

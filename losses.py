@@ -27,7 +27,7 @@ import jacobian
 from models.resnet import repeated_pass
 from models.scores import class_log_likelihood, input_gradient
 from sde_lib import SDE, expand
-from utils import UserError, lookup
+from utils import UserError, lookup, require_positive
 
 
 def draw_times(u, sde, eps):
@@ -73,7 +73,8 @@ class DSM:
 
     def draw(self, x):
         """Uniform draws u (B,) and noise z, shaped as `x`."""
-        return {"u": torch.rand(len(x), device=x.device), "z": torch.randn_like(x)}
+        u = torch.rand(len(x), device=x.device, dtype=x.dtype)
+        return {"u": u, "z": torch.randn_like(x)}
 
     def loss(self, x, u, z):
         """DSM loss per image (B,)."""
@@ -85,6 +86,11 @@ class DSM:
     def __call__(self, x, labels):
         loss = self.loss(x, **self.draw(x)).mean()
         return loss, {"loss": loss.detach()}
+
+    def evaluate(self, x, labels):
+        """The DSM loss of a batch, for validation; nothing is differentiated."""
+        draws = DSM.draw(self, x)
+        return {"loss": self.loss(x, **draws).mean()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +130,7 @@ class QuasiConservative(DSM):
 
     def draw(self, x):
         """u, z, and standard normal v (K, B, C, H, W), whose signs are the random vectors."""
-        v = torch.randn(self.slices, *x.shape, device=x.device)
+        v = torch.randn(self.slices, *x.shape, device=x.device, dtype=x.dtype)
         return dict(super().draw(x), v=v)
 
     def both(self, x, u, z, v):
@@ -150,11 +156,37 @@ class QuasiConservative(DSM):
         return dsm.detach(), regulariser, surrogate
 
     def __call__(self, x, labels):
-        with torch.enable_grad():
-            dsm, regulariser, surrogate = self.both(x, **self.draw(x))
+        dsm, regulariser, surrogate = self.both(x, **self.draw(x))
         dsm, regulariser = dsm.mean(), regulariser.mean()
         total = dsm + self.balancing_fac * regulariser
         return surrogate, {"loss": total, "dsm": dsm, "regulariser": regulariser}
+
+
+def score_objective(config, score, sde):
+    """The objective that a score model's configuration describes.
+
+    Raises:
+        UserError: an unknown estimator, less than one slice, or a constrained model with the QC
+            regulariser, which would be zero.
+    """
+    training = config.training
+    common = (score, sde, training.eps, training.likelihood_weighting, training.reduce_mean)
+    regularised = "loss" in config and config.loss.balancing_fac != 0
+    if config.model.energy and regularised:
+        raise UserError(
+            "A constrained model (config.model.energy) has a symmetric Jacobian; set "
+            "config.loss.balancing_fac to 0."
+        )
+    if config.model.energy:
+        return EnergyDSM(*common)
+    if not regularised:
+        return DSM(*common)
+    return QuasiConservative(
+        *common,
+        balancing_fac=config.loss.balancing_fac,
+        slices=require_positive(config.loss.slices, "config.loss.slices"),
+        estimator=lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator"),
+    )
 
 
 def same_masks(device):

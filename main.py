@@ -15,6 +15,8 @@ cli.define_common_flags()
 flags.DEFINE_enum("model", "score", ["score", "classifier"], "What to train.")
 flags.DEFINE_string("restore", None, "Checkpoint to start from.")
 flags.DEFINE_integer("bs", None, "Batch size; by default the configuration's.")
+flags.DEFINE_float("balancing_fac", None, "Weight of the QC regulariser.")
+flags.DEFINE_integer("slices", None, "Random vectors per image of the QC regulariser.")
 
 
 def main():
@@ -22,7 +24,12 @@ def main():
     from classifier_training import ClassifierTraining
 
     config = FLAGS.config
-    cli.override(config, training__batch_size=FLAGS.bs)
+    cli.override(
+        config,
+        training__batch_size=FLAGS.bs,
+        loss__balancing_fac=FLAGS.balancing_fac,
+        loss__slices=FLAGS.slices,
+    )
     if FLAGS.model == "classifier":
         if "classifier" not in config:
             raise UserError("This configuration describes no classifier; use --model score.")

@@ -52,13 +52,7 @@ class ScoreTraining:
         self.sampler = sampling.from_config(config.sampling, self.sde)
         self.model = models.create_model(config).to(device)
         self.score = make_score(config, self.model, self.sde)
-        self.objective = losses.DSM(
-            self.score,
-            self.sde,
-            config.training.eps,
-            config.training.likelihood_weighting,
-            config.training.reduce_mean,
-        )
+        self.objective = losses.score_objective(config, self.score, self.sde)
 
     def splits(self):
         """The training and the test images."""
@@ -66,11 +60,10 @@ class ScoreTraining:
 
     @torch.no_grad()
     def validate(self, batches):
-        """The objective's values on the next batch of `batches` (images, labels)."""
+        """The DSM loss on the next batch of `batches` (images, labels)."""
         images, labels = next(batches)
         x = datasets.to_model(images.to(self.device), self.config.data, train=False)
-        _, values = self.objective(x, labels.to(self.device))
-        return values
+        return self.objective.evaluate(x, labels.to(self.device))
 
     def pictures(self, step):
         """Samples as uint8 (N, H, W, C), and the columns of their grid."""
@@ -103,8 +96,8 @@ class LoadedFrom:
     fingerprint: str
 
 
-def load_score(config, path, sde, device):
-    """The score of the checkpoint at `path`, with averaged weights, in eval mode.
+def load_score(config, path, sde, device, use_ema=True):
+    """The score of the checkpoint at `path`, in eval mode, with averaged or raw weights.
 
     Returns:
         The score and a `LoadedFrom`.
@@ -116,9 +109,10 @@ def load_score(config, path, sde, device):
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "score model")
     checkpoints.load_model(network, content, path)
-    ema = EMA(network.parameters(), config.model.ema_rate)
-    checkpoints.load_ema(ema, content, path)
-    ema.copy_to_parameters()
+    if use_ema:
+        ema = EMA(network.parameters(), config.model.ema_rate)
+        checkpoints.load_ema(ema, content, path)
+        ema.copy_to_parameters()
     network.to(device).eval().requires_grad_(False)
     step = checkpoints.read_count(content, "step", path, 0)
     return (

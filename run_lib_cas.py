@@ -200,21 +200,19 @@ def require_same_images(record, split):
 
 
 def report(place, name, right, settings):
-    """Print the accuracy beside the reference and keep it in ``metrics.json``."""
-    metrics = json.loads(place.metrics.read_text()) if place.metrics.exists() else {}
-    results = metrics.setdefault("cas", {})
-    results[name] = {"accuracy": right, "settings": settings}
-    save_json(place.metrics, metrics)
-    for other, result in results.items():
-        s = result["settings"]
-        log.info(
-            "CAS %s: accuracy %.2f %% on %s, after %d steps on %d images of %s.",
-            other,
-            100 * result["accuracy"],
-            s["tested_on"],
-            s["steps"],
-            s["images"],
-            s["trained_on"],
-        )
-    if REAL not in results:
+    """Keep the accuracy in ``metrics.json``; print it beside the reference, if there is one."""
+    place.record(**{f"cas_{name}": {"accuracy": right, "settings": settings}})
+    results = json.loads(place.metrics.read_text())
+    for key in (f"cas_{REAL}", f"cas_{name}"):
+        if key in results:
+            used = results[key]["settings"]
+            log.info(
+                "CAS: accuracy %.2f %% on %s, after %d steps on %d images of %s.",
+                100 * results[key]["accuracy"],
+                used["tested_on"],
+                used["steps"],
+                used["images"],
+                used["trained_on"],
+            )
+    if f"cas_{REAL}" not in results:
         log.info("For the accuracy with real training images run --setup real in this workdir.")

@@ -242,3 +242,7 @@ class SeededNoise:
 
     def randn_like(self, x):
         return self.randn(x.shape)
+
+    def rand(self, shape):
+        """Uniform noise in [0, 1)."""
+        return torch.rand(shape, generator=self.generator, device=self.generator.device)

@@ -109,6 +109,36 @@ def save_json(path, value):
         file.write("\n")
 
 
+def stands(path, meta, advice, **shapes):
+    """Whether the ``.npz`` at `path` is whole: it has arrays of these `shapes`, made with `meta`.
+
+    A damaged file counts as missing, and is made again. `meta` is a dict that the file carries as
+    JSON.
+
+    Raises:
+        UserError: the file is whole, but was made otherwise; ends with `advice`.
+    """
+    if not pathlib.Path(path).exists():
+        return False
+    try:
+        arrays = load_npz(path, "meta", *shapes)
+        old = json.loads(str(arrays["meta"]))
+    except (UserError, json.JSONDecodeError) as error:
+        log.info("Making it again: %s", error)
+        return False
+    new = json.loads(to_json(meta))
+    changed = [name for name in new if old.get(name) != new[name]]
+    changed += [name for name, shape in shapes.items() if arrays[name].shape != shape]
+    if changed:
+        raise UserError(f"{path} was made with other {', '.join(changed)}; {advice}")
+    return True
+
+
+def to_json(value):
+    """Compact JSON with sorted keys, the form of every `meta`."""
+    return json.dumps(value, sort_keys=True)
+
+
 def save_image_grid(path, images, columns=None):
     """Write uint8 images (N, H, W, C) as one PNG grid; images under 32 pixels are enlarged."""
     import torch
@@ -159,6 +189,27 @@ class Workdir:
         """``checkpoint_{index}.pth``, or the newest checkpoint without an index."""
         return self.checkpoints / ("checkpoint.pth" if index is None else f"checkpoint_{index}.pth")
 
+    @property
+    def metrics(self):
+        return self.root / "metrics.json"
+
+    def nll(self, batch):
+        return self.root / "nll" / f"bpd_{batch}.npz"
+
+    def asym(self, repeat, batch=None):
+        """``asym/repeat_{k}.npz``, or one batch of it while it is being calculated."""
+        folder = self.root / "asym"
+        name = f"repeat_{repeat}"
+        return folder / f"{name}.npz" if batch is None else folder / name / f"batch_{batch}.npz"
+
+    def record(self, **results):
+        """Add named results (values with the settings that made them) to ``metrics.json``."""
+        try:
+            known = json.loads(self.metrics.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            known = {}
+        save_json(self.metrics, {**known, **results})
+
     def snapshot_samples(self, step):
         return self.root / "samples" / f"iter_{step}"
 
@@ -167,10 +218,6 @@ class Workdir:
 
     def class_samples(self, label, ode):
         return self.root / ("eval_samples_ode" if ode else "eval_samples") / str(label)
-
-    @property
-    def metrics(self):
-        return self.root / "metrics.json"
 
     def cas(self, name):
         """The workdir of one CAS training, a run of its own inside this one."""

@@ -62,8 +62,10 @@ def torch_fidelity_fid_and_is(real, fake, logits):
 
 
 def print_parity(sizes):
-    oracles = {"tensorflow_gan": ("TF-GAN", evaluation.tfgan_fid_and_is)}
-    oracles["torch_fidelity"] = ("torch-fidelity", torch_fidelity_fid_and_is)
+    oracles = {
+        "tensorflow_gan": ("TF-GAN", evaluation.tfgan_fid_and_is),
+        "torch_fidelity": ("torch-fidelity", torch_fidelity_fid_and_is),
+    }
     print("| metric | real × generated | ours | oracle | its value | relative difference |")
     print("|---|---|---|---|---|---|")
     for real_count, fake_count in sizes:

@@ -185,6 +185,7 @@ def _qc(kind, dataset):
     config.sampling.rtol = 1e-4 if kind == "qc_ncsn" else 5e-5
     config.loss = ml_collections.ConfigDict()
     config.loss.slices = 1
+    config.loss.estimator = "paper"  # or "skew", see jacobian.py
     config.loss.balancing_fac = 1e-4 if kind == "qc_ncsn" else 0.0
     return config
 
@@ -225,4 +226,5 @@ def qc_evaluation(kind, dataset, ode=False):
     evaluation.checkpoint_idx = placeholder(int)  # none: the newest
     evaluation.noise_levels = 100
     evaluation.total_repeat = 1
+    evaluation.atol, evaluation.rtol = 1e-5, 1e-3  # of the likelihood's ODE
     return config

@@ -228,6 +228,15 @@ class Combine(nn.Module):
         return torch.cat([h, y], dim=1) if self.method == "cat" else h + y
 
 
+def softmax(x):
+    """Softmax over the last axis, in operations that have derivatives in both modes.
+
+    PyTorch's own works in place in its forward-mode derivative.
+    """
+    e = torch.exp(x - x.detach().amax(dim=-1, keepdim=True))
+    return e / e.sum(dim=-1, keepdim=True)
+
+
 class AttnBlock(nn.Module):
     """One head of self-attention over all pixels, q·k/√C, with a residual connection."""
 
@@ -243,7 +252,7 @@ class AttnBlock(nn.Module):
     def forward(self, x):
         h = self.GroupNorm_0(x)
         q, k, v = (nin(h).flatten(2) for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
-        weights = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(x.shape[1]), dim=-1)
+        weights = softmax(q.transpose(1, 2) @ k / math.sqrt(x.shape[1]))
         h = (v @ weights.transpose(1, 2)).reshape(x.shape)
         return residual_sum(x, self.NIN_3(h), self.skip_rescale)
 
@@ -300,9 +309,14 @@ class ResnetBlock(nn.Module):
         return residual_sum(x, h, self.skip_rescale)
 
 
+def swish(x):
+    """x·sigmoid(x); unlike the fused `F.silu`, its gradient has a forward-mode derivative."""
+    return x * torch.sigmoid(x)
+
+
 ACTIVATIONS = {
     "elu": F.elu,
     "relu": F.relu,
     "lrelu": functools.partial(F.leaky_relu, negative_slope=0.2),
-    "swish": F.silu,
+    "swish": swish,
 }

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from torch import func
 
 from sde_lib import SDE, expand
 
@@ -42,7 +43,7 @@ class EnergyScore:
         return -0.5 * h.square().flatten(1).sum(1) / cond
 
     def __call__(self, x, t):
-        return input_gradient(functools.partial(self.energy, t=t), x)
+        return func.grad(lambda x: self.energy(x, t).sum())(x)
 
 
 @dataclasses.dataclass(frozen=True)

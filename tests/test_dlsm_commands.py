@@ -136,8 +136,8 @@ def test_from_training_to_cas(repository, name):
         f"--config configs/eval/{name}/eval_{name}_configs_cas.py --workdir {ours} --setup ours",
         TRAINING | {"eval.num_samples_all": per_class * classes},
     )
-    assert "CAS ours: accuracy" in output
-    result = json.loads(Workdir(ours).metrics.read_text())["cas"]["ours"]
+    assert "CAS: accuracy" in output
+    result = json.loads(Workdir(ours).metrics.read_text())["cas_ours"]
     assert 0 <= result["accuracy"] <= 1
     assert result["settings"]["network"] == "resnet50"
     assert result["settings"]["images"] == per_class * classes

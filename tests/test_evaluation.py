@@ -95,7 +95,12 @@ def counts(values, real_count, fake_count, nearest_k):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("real_count", "fake_count", "width", "block_bytes"),
-    [(1500, 2000, 256, 2**26), (701, 503, 40, 2**18), (300, 90, 2048, 2**20), (60, 50, 30, 2**12)],
+    [
+        (1500, 2000, 256, 2**26),
+        (701, 503, 40, 2**18),
+        (300, 90, 2048, 2**20),
+        (150, 120, 100, 2**13),
+    ],
 )
 def test_prdc_equals_prdc(real_count, fake_count, width, block_bytes, dtype, nearest_k):
     real, fake = (x.astype(dtype) for x in real_and_fake(real_count, fake_count, width))
@@ -113,6 +118,24 @@ def test_prdc_equals_prdc_where_distances_tie():
     real, fake = (rng.integers(0, 3, (count, 12)).astype(np.float32) for count in (800, 650))
     ours = prdc_metrics(real, fake, block_bytes=2**16)
     assert counts(ours, 800, 650, 3) == counts(evaluation.prdc_package(real, fake), 800, 650, 3)
+
+
+def test_prdc_equals_prdc_far_from_the_origin():
+    """|a|² + |b|² − 2ab cancels six digits here, which float32 would not have."""
+    real, fake = (100 + 0.1 * x for x in real_and_fake(400, 300, 128))
+    ours, theirs = prdc_metrics(real, fake), evaluation.prdc_package(real, fake)
+    assert counts(ours, 400, 300, 3) == counts(theirs, 400, 300, 3)
+    assert 0 < ours["recall"] < 1
+
+
+def test_prdc_of_a_generator_that_returns_the_data():
+    """Each sample lies in its own sphere and those of k − 1 neighbours; at the k-th it ties."""
+    real = correlated_features(1, 900, 200)
+    shuffled = real[np.random.default_rng(0).permutation(900)]
+    ours = prdc_metrics(real, shuffled, block_bytes=2**18)
+    theirs = evaluation.prdc_package(real, shuffled)
+    assert counts(ours, 900, 900, 3) == counts(theirs, 900, 900, 3)
+    assert ours == {"precision": 1, "recall": 1, "density": pytest.approx(1), "coverage": 1}
 
 
 def test_prdc_on_a_line_by_hand():

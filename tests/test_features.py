@@ -193,7 +193,10 @@ def digits():
 def classifier(digits, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache") / "deeper" / "digits.pth"
     images, labels = digits
-    made = features.ClassifierFeatures("digits", images[:1400], labels[:1400], "cpu", cache)
+    with pytest.MonkeyPatch.context() as patch:
+        quicker = functools.partial(features.train_small_classifier, steps=300)
+        patch.setattr(features, "train_small_classifier", quicker)
+        made = features.ClassifierFeatures("digits", images[:1400], labels[:1400], "cpu", cache)
     return made, cache
 
 

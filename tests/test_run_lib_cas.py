@@ -69,22 +69,22 @@ def test_a_run_writes_its_files_and_its_accuracy(config, cache, here, capsys):
     assert 0 <= accuracy <= 1
     root = Workdir("run").root
     assert newest("run", "samples")["step"] == 8
-    written = json.loads((root / "metrics.json").read_text())["cas"]["samples"]
+    written = json.loads((root / "metrics.json").read_text())["cas_samples"]
     assert written["accuracy"] == accuracy
     settings = written["settings"]
     assert (settings["images"], settings["steps"], settings["network"]) == (30, 8, "small_cnn")
     assert settings["tested_on"] == "360 test images of digits"
     output = capsys.readouterr().out
-    assert f"CAS samples: accuracy {100 * accuracy:.2f} %" in output
+    assert f"CAS: accuracy {100 * accuracy:.2f} % on 360 test images of digits" in output
     assert "run --setup real" in output
-    # The reference line, then both.
     reference = cas(config, "run", setup="real")
-    assert json.loads((root / "metrics.json").read_text())["cas"].keys() == {"samples", "real"}
-    output = capsys.readouterr().out
-    assert f"CAS real: accuracy {100 * reference:.2f} %" in output
-    assert f"CAS samples: accuracy {100 * accuracy:.2f} %" in output
-    # A finished run only reports again.
+    assert json.loads((root / "metrics.json").read_text()).keys() == {"cas_samples", "cas_real"}
+    capsys.readouterr()
+    # A finished run only reports again, now beside the reference.
     assert cas(config, "run", samples="samples") == accuracy
+    output = capsys.readouterr().out
+    assert f"CAS: accuracy {100 * reference:.2f} % on 360" in output
+    assert f"CAS: accuracy {100 * accuracy:.2f} % on 360" in output
 
 
 def test_other_metrics_stay(config, cache, here):
@@ -117,7 +117,7 @@ def test_a_set_ups_samples_are_found(config, cache, here, folder):
     if folder == "sample":
         write_samples(run / "sample", cache)
     cas(config, "run", setup="ours")
-    settings = json.loads(Workdir("run").metrics.read_text())["cas"]["ours"]["settings"]
+    settings = json.loads(Workdir("run").metrics.read_text())["cas_ours"]["settings"]
     assert settings["trained_on"].endswith(f"ours_resnet_small_cond/{folder}")
 
 

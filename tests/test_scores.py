@@ -33,7 +33,8 @@ def test_scores_are_the_published_ones(kind):
 def test_an_energy_score_is_a_gradient():
     """Its Jacobian is symmetric: v·Jw = w·Jv."""
     net = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5))
-    score = EnergyScore(lambda x, cond: net.double()(x), VE)
+    net.double()
+    score = EnergyScore(lambda x, cond: net(x), VE)
     x = torch.randn(1, 5, dtype=torch.float64)
     t = torch.tensor([0.4], dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda x: score(x, t), x)[0, :, 0]

@@ -14,12 +14,12 @@ def small(config):
     model = config.model
     model.nf = 32
     model.ch_mult = (1, 2)
-    model.num_res_blocks = 2
+    model.num_res_blocks = 1
     model.attn_resolutions = (4,)
     model.dropout = 0.0
     # The largest distance between two 8×8 images is 8.
     model.sigma_max = 8.0
-    model.num_scales = 200
+    model.num_scales = 100
     return config
 
 
@@ -31,9 +31,9 @@ def get_config():
 
     training = config.training
     training.batch_size = 64
-    training.n_iters = 4000
+    training.n_iters = 3000
     training.eval_freq = 500
-    training.snapshot_freq = 2000
+    training.snapshot_freq = 1000
     training.snapshot_freq_for_preemption = 1000
 
     config.sampling.batch_size = 36
@@ -42,4 +42,7 @@ def get_config():
     evaluation.num_samples = 500
     evaluation.num_divisions = 1
     evaluation.checkpoint_idx = common.placeholder(int)
+    evaluation.noise_levels = 20
+    evaluation.total_repeat = 1
+    evaluation.atol, evaluation.rtol = 1e-5, 1e-3
     return config

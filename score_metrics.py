@@ -1,0 +1,282 @@
+"""NLL and asymmetry of a score model over the test split, in batches that can be resumed.
+
+`calculate_*` writes a file per batch and skips those that stand; `read_*` averages them. Each
+file carries what made it, and batches made otherwise are never mixed.
+"""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import datasets
+import jacobian
+import likelihood
+import sampling
+import sde_lib
+from run_lib import LoadedFrom, load_score
+from utils import (
+    UserError,
+    Workdir,
+    atomic_write,
+    get_device,
+    load_npz,
+    log,
+    log_to,
+    lookup,
+    require_positive,
+    save_npz,
+    stands,
+    to_json,
+)
+
+# Streams of noise, set apart from each other by the first number of their seed.
+NLL_STREAM, ASYM_STREAM = 101, 102
+
+
+@dataclasses.dataclass(frozen=True)
+class TestRun:
+    """A loaded score and the test split it is evaluated on, in batches of `batch_size`."""
+
+    __test__ = False  # no test case of pytest's
+
+    config: object
+    place: Workdir
+    device: torch.device
+    sde: sde_lib.SDE
+    score: object
+    loaded: LoadedFrom
+    split: datasets.Split
+    batch_size: int
+
+    @classmethod
+    def open(cls, config, workdir, use_ema):
+        """Check the settings, load the checkpoint and the test split, and open the workdir."""
+        batch_size = require_positive(config.eval.batch_size, "config.eval.batch_size")
+        device = get_device(config.device)
+        place = Workdir(workdir)
+        place.check()
+        sde = sde_lib.from_config(config)
+        path = place.checkpoint(config.eval.checkpoint_idx)
+        score, loaded = load_score(config, path, sde, device, use_ema)
+        split = datasets.load(config.data, "test")
+        place.create()
+        log_to(place.log_file)
+        weights = "averaged" if use_ema else "raw"
+        log.info("Evaluating %s weights of step %d on %s.", weights, loaded.step, device)
+        return cls(config, place, device, sde, score, loaded, split, batch_size)
+
+    @property
+    def batches(self):
+        return math.ceil(len(self.split) / self.batch_size)
+
+    def size(self, batch):
+        return min(self.batch_size, len(self.split) - batch * self.batch_size)
+
+    def images(self, batch):
+        """The batch's images in [0, 1], on the device."""
+        start = batch * self.batch_size
+        images = torch.from_numpy(self.split.images[start : start + self.batch_size])
+        return images.to(self.device).float() / 255
+
+    def meta(self, **settings):
+        return dict(
+            settings,
+            batch_size=self.batch_size,
+            checkpoint_step=self.loaded.step,
+            dataset=self.config.data.dataset,
+            images=len(self.split),
+            sde=repr(self.sde),
+            seed=self.config.seed,
+            weights=self.loaded.fingerprint,
+        )
+
+
+# ---------------------------------------------------------------- NLL
+
+
+def calculate_nll(config, workdir, use_ema=False):
+    """Write ``nll/bpd_{batch}.npz`` (bpd (n,), nfe) for every batch of the test split.
+
+    Raises:
+        UserError: something that was asked for does not exist or does not fit.
+    """
+    run = TestRun.open(config, workdir, use_ema)
+    tolerances = {"atol": config.eval.atol, "rtol": config.eval.rtol}
+    meta = run.meta(**tolerances)
+    advice = f"remove {run.place.nll(0).parent} to calculate anew."
+    with tqdm(total=len(run.split), unit="img", desc="NLL") as bar:
+        for batch in range(run.batches):
+            path = run.place.nll(batch)
+            if not stands(path, meta, advice, bpd=(run.size(batch),), nfe=()):
+                noise = sampling.SeededNoise(run.device, config.seed, NLL_STREAM, batch)
+                x = run.images(batch)
+                x = likelihood.dequantise(x, noise.rand(x.shape))
+                bits, _, nfe = likelihood.bits_per_dim(
+                    run.score,
+                    run.sde,
+                    datasets.scaler(x, config.data),
+                    jacobian.rademacher(noise.randn(x.shape)),
+                    offset=7 if config.data.centered else 8,
+                    **tolerances,
+                )
+                save_npz(path, bpd=bits.cpu().numpy(), nfe=nfe, meta=to_json(meta))
+            bar.update(run.size(batch))
+    log.info("Wrote %d batches to %s.", run.batches, run.place.nll(0).parent)
+
+
+def read_nll(workdir):
+    """Print and record the mean bits/dim over the test split, and the mean NFE.
+
+    Raises:
+        UserError: nothing is calculated, or not all of it; says what to run.
+    """
+    place = Workdir(workdir)
+    command = f"run_lib_evaluation_nll.py --workdir {workdir} --calculate"
+    first, meta = open_first(place.nll(0), command, "bpd", "nfe")
+    count = math.ceil(meta["images"] / meta["batch_size"])
+    files = [first] + [
+        read_same(place.nll(batch), meta, command, "bpd", "nfe") for batch in range(1, count)
+    ]
+    bits = np.concatenate([file["bpd"] for file in files])
+    result = {
+        "bits_per_dim": float(bits.mean()),
+        "standard_error": float(bits.std() / math.sqrt(len(bits))),
+        "nfe": float(np.mean([file["nfe"] for file in files])),
+        "settings": meta,
+    }
+    place.record(nll=result)
+    print(
+        f"NLL {result['bits_per_dim']:.4f} ± {result['standard_error']:.4f} bits/dim over "
+        f"{len(bits)} images, mean NFE {result['nfe']:.1f}"
+    )
+    return result
+
+
+# ---------------------------------------------------------------- Asym and NAsym
+
+
+def calculate_asym(config, workdir, use_ema=False):
+    """Write ``asym/repeat_{k}.npz``: the means of Asym and NAsym at every noise level.
+
+    Raises:
+        UserError: something that was asked for does not exist or does not fit.
+    """
+    for field in ("noise_levels", "total_repeat"):
+        require_positive(config.eval[field], f"config.eval.{field}")
+    slices = require_positive(config.loss.slices, "config.loss.slices")
+    estimator = lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator")
+    run = TestRun.open(config, workdir, use_ema)
+    times = likelihood.noise_times(config.eval.noise_levels, run.sde, run.sde.sampling_eps)
+    meta = run.meta(
+        estimator=config.loss.estimator, slices=slices, noise_levels=config.eval.noise_levels
+    )
+    levels, repeats, done = len(times), config.eval.total_repeat, 0
+    advice = f"remove {run.place.asym(0).parent} to calculate anew."
+    with tqdm(total=repeats * len(run.split) * levels, unit="img", desc="Asym") as bar:
+        for repeat in range(repeats):
+            for batch in range(run.batches):
+                path = run.place.asym(repeat, batch)
+                shape = (levels, run.size(batch))
+                if not stands(path, meta, advice, asym=shape, nasym=shape):
+                    values = _asym_of_batch(run, times, slices, estimator, repeat, batch, bar)
+                    save_npz(path, asym=values[0], nasym=values[1], meta=to_json(meta))
+                done += run.size(batch) * levels
+                bar.update(done - bar.n)
+            whole = [
+                load_npz(run.place.asym(repeat, batch), "asym", "nasym")
+                for batch in range(run.batches)
+            ]
+            means = {
+                name: np.concatenate([file[name] for file in whole], axis=1).mean(axis=1)
+                for name in ("asym", "nasym")
+            }
+            save_npz(run.place.asym(repeat), **means, times=times.numpy(), meta=to_json(meta))
+    log.info("Wrote %d repeats to %s.", repeats, run.place.asym(0).parent)
+
+
+def _asym_of_batch(run, times, slices, estimator, repeat, batch, bar):
+    """Asym and NAsym (2, levels, n) of one batch."""
+    x = datasets.scaler(run.images(batch), run.config.data)
+    values = []
+    for level, t in enumerate(times.to(run.device)):
+        noise = sampling.SeededNoise(run.device, run.config.seed, ASYM_STREAM, repeat, batch, level)
+        z = noise.randn(x.shape)
+        v = jacobian.rademacher(noise.randn((slices, *x.shape)))
+        values.append(
+            torch.stack(
+                likelihood.asymmetry(run.score, run.sde, x, t.expand(len(x)), z, v, estimator)
+            )
+        )
+        bar.update(len(x))
+    return torch.stack(values, dim=1).cpu().numpy()
+
+
+def read_asym(workdir):
+    """Print and record the means of Asym and NAsym over noise levels and repeats; plot both.
+
+    Raises:
+        UserError: nothing is calculated; says what to run.
+    """
+    place = Workdir(workdir)
+    command = f"run_lib_evaluation_asym.py --workdir {workdir} --calculate"
+    first, meta = open_first(place.asym(0), command, "asym", "nasym", "times")
+    files = [first]
+    while place.asym(len(files)).exists():
+        files.append(read_same(place.asym(len(files)), meta, command, "asym", "nasym"))
+    asym = np.mean([file["asym"] for file in files], axis=0)
+    nasym = np.mean([file["nasym"] for file in files], axis=0)
+    result = {
+        "asym": float(asym.mean()),
+        "nasym": float(nasym.mean()),
+        "repeats": len(files),
+        "settings": meta,
+    }
+    place.record(asym=result)
+    picture = place.asym(0).with_name("asym.png")
+    plot_asym(picture, first["times"], asym, nasym)
+    print(
+        f"Asym {result['asym']:.6g}, NAsym {result['nasym']:.6g} over {len(asym)} noise levels "
+        f"and {len(files)} repeats; plotted in {picture}"
+    )
+    return result
+
+
+def plot_asym(path, times, asym, nasym):
+    """A PNG with Asym and NAsym against the time of the noise level."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for axes, name, values in zip(figure.subplots(1, 2), ("Asym", "NAsym"), (asym, nasym)):
+        axes.semilogy(times, np.maximum(values, np.finfo(np.float32).tiny))
+        axes.set(xlabel="t", ylabel=name)
+        axes.grid(alpha=0.3)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+# ---------------------------------------------------------------- reading what stands
+
+
+def open_first(path, command, *names):
+    """The arrays and the meta of the first file."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run first: python {command} --config …")
+    arrays = load_npz(path, "meta", *names)
+    return arrays, json.loads(str(arrays["meta"]))
+
+
+def read_same(path, meta, command, *names):
+    """The arrays of a further file, made as the first one was."""
+    if not path.exists():
+        raise UserError(f"{path} is missing; finish with: python {command} --config …")
+    arrays, other = open_first(path, command, *names)
+    if other != meta:
+        raise UserError(
+            f"{path} was made with other settings than its neighbours; remove {path.parent} and "
+            f"run: python {command} --config …"
+        )
+    return arrays

@@ -1,0 +1,105 @@
+"""Runs the commands as typed, each in a forked process, with made-up images behind the data sets.
+
+A fork has everything imported already, so that a test can afford many commands.
+"""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import runpy
+import sys
+import traceback
+
+import matplotlib.figure  # noqa: F401 (imported here, the forks need not)
+import numpy as np
+import torch
+import torchvision  # noqa: F401
+
+import datasets
+import jacobian
+import readers
+import run_lib_sampling  # noqa: F401
+import score_metrics  # noqa: F401
+
+ROOT = pathlib.Path(__file__).parent.parent
+CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "SVHN": 10, "imagenet": 1000}
+COUNTS = {"train": 6, "test": 5}
+IMAGE_SIZE = 8
+
+# The first use of forward mode loads much; the forks inherit it.
+jacobian.jvp(torch.sin, torch.ones(1, 1), torch.ones(1, 1, 1))
+
+# The published networks, made tiny.
+TINY = [
+    "--config.device=cpu",
+    f"--config.data.image_size={IMAGE_SIZE}",
+    "--config.model.nf=4",
+    "--config.model.ch_mult=(1,1)",
+    "--config.model.num_res_blocks=1",
+    "--config.model.attn_resolutions=()",
+    "--config.model.num_scales=3",
+]
+
+
+def made_up(name):
+    """A reader of small random images in place of the data set's own."""
+
+    def blocks(split):
+        rng = np.random.default_rng([len(name), len(split)])
+        count = COUNTS[split]
+        images = rng.integers(0, 256, (count, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
+        yield readers.Block(images, np.arange(count) % CLASSES[name])
+
+    def reader(data, split):
+        shape = (3, IMAGE_SIZE, IMAGE_SIZE)
+        return readers.Source(shape, CLASSES[name], blocks(split), [name], COUNTS[split])
+
+    return reader
+
+
+@dataclasses.dataclass
+class Done:
+    """What a command left: exit status, standard output and error."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(line, cwd, extra=()):
+    """Run ``script.py --flag …`` in the directory `cwd`, with more arguments in `extra`."""
+    script, *arguments = line.split()
+    files = [pathlib.Path(cwd) / f".{name}" for name in ("stdout", "stderr")]
+    arguments = [script, *arguments, *extra]
+    process = multiprocessing.get_context("fork").Process(
+        target=_child, args=(arguments, cwd, files)
+    )
+    process.start()
+    process.join()
+    texts = [path.read_text() for path in files]
+    for path in files:
+        path.unlink()
+    return Done(process.exitcode, *texts)
+
+
+def _child(arguments, cwd, files):
+    status = 70
+    with open(files[0], "w") as out, open(files[1], "w") as err:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                for name in CLASSES:
+                    datasets.DATASETS[name] = made_up(name)
+                os.chdir(cwd)
+                sys.argv = arguments
+                sys.path.insert(0, str(ROOT))
+                runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+                status = 0
+            except SystemExit as stop:
+                status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            except BaseException:
+                traceback.print_exc()
+        out.flush()
+        err.flush()
+    os._exit(status)

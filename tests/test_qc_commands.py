@@ -1,0 +1,164 @@
+"""Every QC command of the published README, as typed, from training to --read."""
+
+import json
+
+import golden
+import numpy as np
+import pytest
+from commands import IMAGE_SIZE, ROOT, TINY, command
+
+import checkpoints
+from utils import load_npz
+
+SETS = ["cifar10", "cifar100", "svhn", "imagenet"]
+KINDS = ["u_ncsn", "c_ncsn", "qc_ncsn"]
+TRAIN = [
+    *TINY,
+    "--config.training.n_iters=2",
+    "--config.training.snapshot_freq=1",
+    "--config.training.eval_freq=1",
+    "--config.training.log_freq=1",
+    "--config.training.snapshot_sampling=False",
+]
+
+
+def ok(done):
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.parametrize("data", SETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_training_to_read(tmp_path, kind, data):
+    regulariser = "--balancing_fac 0.0001 --slices 2" if kind == "qc_ncsn" else ""
+    config = f"configs/{kind}/training/{data}_ncsnpp_deep_continuous.py"
+    config_eval = f"--config {ROOT}/configs/{kind}/evaluation/eval_{data}_config"
+    train = f"main.py --config {ROOT}/{config} {regulariser} --bs 2 --workdir W"
+    ok(command(train, tmp_path, TRAIN))
+
+    nll = f"run_lib_evaluation_nll.py {config_eval}.py --workdir W"
+    loose = "--checkpoint_idx 2 --bs 2 --atol 0.1 --rtol 0.1"
+    ok(command(f"{nll} {loose} --calculate", tmp_path, TINY))
+    assert "bits/dim over 5 images" in ok(command(f"{nll} --read", tmp_path, TINY)).stdout
+
+    asym = f"run_lib_evaluation_asym.py {config_eval}.py --workdir W"
+    few = "--checkpoint_idx 2 --bs 2 --nl 2 --slices 2"
+    ok(command(f"{asym} {few} --calculate", tmp_path, TINY))
+    assert "over 2 noise levels" in ok(command(f"{asym} --read", tmp_path, TINY)).stdout
+
+    sampling = f"run_lib_sampling.py {config_eval}.py --bs 2 --num_samples 5 --num_divisions 2"
+    ok(command(f"{sampling} --division_idx 0 --workdir W --checkpoint_idx 2", tmp_path, TINY))
+    loose = ["--config.sampling.atol=0.1", "--config.sampling.rtol=0.1"]
+    ok(command(f"{sampling} --division_idx 1 --workdir W --ode", tmp_path, TINY + loose))
+    by_config = sampling.replace("_config.py", "_config_ode.py")
+    ok(command(f"{by_config} --division_idx 0 --workdir W", tmp_path, TINY + loose))
+
+    root = tmp_path / "results/W"
+    assert load_npz(root / "eval_sampling/0/samples_1.npz", "samples")["samples"].shape[0] == 1
+    assert load_npz(root / "eval_sampling_ode/1/samples_0.npz", "samples")["samples"].shape[0] == 2
+    assert (root / "eval_sampling_ode/0/samples_1.npz").exists()
+    assert (root / "asym/asym.png").stat().st_size > 1000
+    metrics = json.loads((root / "metrics.json").read_text())
+    assert metrics["nll"]["settings"]["checkpoint_step"] == 2
+    assert np.isfinite(metrics["nll"]["bits_per_dim"])
+    symmetric = metrics["asym"]["nasym"]
+    assert abs(symmetric) < 1e-4 if kind == "c_ncsn" else symmetric != 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny QC model on CIFAR-10, trained for two steps."""
+    here = tmp_path_factory.mktemp("trained")
+    config = "configs/qc_ncsn/training/cifar10_ncsnpp_deep_continuous.py"
+    ok(command(f"main.py --config {ROOT}/{config} --bs 2 --workdir W", here, TRAIN))
+    return here
+
+
+EVAL = "--config {}/configs/qc_ncsn/evaluation/eval_cifar10_config.py --workdir W --bs 2"
+
+
+@pytest.mark.parametrize(
+    ("metric", "more", "folder"),
+    [("nll", "--atol 0.1 --rtol 0.1", "nll"), ("asym", "--nl 2", "asym/repeat_0")],
+)
+def test_a_calculation_does_only_what_is_missing(trained, metric, more, folder):
+    """As after a kill half way: the files that stand are kept, and the mean is the same."""
+    line = f"run_lib_evaluation.py {EVAL.format(ROOT)} --metric {metric} {more}"
+    ok(command(f"{line} --calculate", trained, TINY))
+    first = ok(command(f"{line} --read", trained, TINY)).stdout
+    files = sorted((trained / "results/W" / folder).glob("*.npz"))
+    assert len(files) == 3
+    assert load_npz(files[-1], folder.split("/")[0].replace("nll", "bpd"))
+    stamps = [path.stat().st_mtime_ns for path in files]
+    whole = files[1].read_bytes()
+    files[1].unlink()
+    if metric == "nll":
+        done = command(f"{line} --read", trained, TINY)
+        assert done.returncode == 1
+        assert "bpd_1.npz is missing" in done.stderr
+        assert "--calculate" in done.stderr
+    ok(command(f"{line} --calculate", trained, TINY))
+    assert files[1].read_bytes() == whole
+    again = [path.stat().st_mtime_ns for path in files]
+    assert [a == b for a, b in zip(stamps, again)] == [True, False, True]
+    assert ok(command(f"{line} --read", trained, TINY)).stdout == first
+
+
+def test_raw_and_averaged_weights_differ(trained):
+    """The published command takes the raw weights, --ema the averaged; they are not mixed."""
+    line = f"run_lib_evaluation_nll.py {EVAL.format(ROOT)} --atol 0.1 --rtol 0.1"
+    ok(command(f"{line} --calculate", trained, TINY))
+    done = command(f"{line} --ema --calculate", trained, TINY)
+    assert done.returncode == 1
+    assert "made with other weights" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("run_lib_evaluation_nll.py {} --workdir none --read", "run first: python run_lib_eval"),
+        ("run_lib_evaluation_asym.py {} --workdir none --read", "run first: python run_lib_eval"),
+        ("run_lib_evaluation_nll.py {}", "give --calculate or --read"),
+        ("run_lib_evaluation.py {} --read", "--metric is missing"),
+        ("run_lib_evaluation_nll.py {} --calculate --workdir none", "does not exist"),
+        ("run_lib_evaluation_nll.py {} --calculate --bs 0", "config.eval.batch_size is 0"),
+        ("run_lib_evaluation_asym.py {} --calculate --slices 0", "config.loss.slices is 0"),
+        ("run_lib_evaluation_asym.py {} --calculate --nl 0", "config.eval.noise_levels is 0"),
+        (
+            "run_lib_evaluation_asym.py {} --calculate --config.loss.estimator=best",
+            "config.loss.estimator is 'best'; expected one of: paper, skew",
+        ),
+    ],
+)
+def test_mistakes_get_a_sentence(trained, line, said):
+    done = command(line.format(EVAL.format(ROOT)), trained, TINY)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (trained / "results/none").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["official_qc_checkpoint.pth", "official_score_sde_checkpoint.pth"]
+)
+def test_a_published_file_in_and_qc_out(tmp_path, name):
+    """The QC file has no step and starts at init_step; the score_sde one at its own."""
+    entry = golden.manifest("qc")["train_steps"]["config"]["model"]
+    path = golden.DIRECTORY / name
+    start = checkpoints.read(path).get("step", 600000)
+    config = "configs/qc_ncsn/training/cifar10_ncsnpp_deep_continuous.py"
+    shape = [
+        "--config.device=cpu",
+        f"--config.data.image_size={IMAGE_SIZE}",
+        f"--config.model.nf={entry['nf']}",
+        f"--config.model.num_res_blocks={entry['num_res_blocks']}",
+        "--config.model.attn_resolutions=(4,)",
+        f"--config.training.n_iters={start + 1}",
+        "--config.training.snapshot_sampling=False",
+    ]
+    line = f"main.py --config {ROOT}/{config} --balancing_fac 0.0001 --slices 2 --bs 2"
+    done = ok(command(f"{line} --workdir W --restore {path}", tmp_path, shape))
+    assert f"Restored {path} at step {start}." in done.stdout
+    content = checkpoints.read(tmp_path / "results/W/checkpoints/checkpoint.pth")
+    assert content["step"] == start + 1
+    assert content["ema"]["num_updates"] == 5

@@ -1,0 +1,198 @@
+"""The QC objective and constrained models: parity, and gradients against double backward."""
+
+import golden
+import pytest
+import torch
+from test_losses import check_gradient_norms
+
+import jacobian
+import losses
+import sde_lib
+from models.ema import EMA
+from models.scores import EnergyScore, Score
+
+VE = sde_lib.VESDE()
+
+
+def slices_first(v, x):
+    """(K·B, …), slice-major, to (K, B, …)."""
+    return v.reshape(-1, *x.shape)
+
+
+@pytest.mark.parametrize("name", golden.names("loss_qc"))
+def test_the_regulariser_is_the_published_one(name):
+    entry, data = golden.manifest("qc")[name], golden.arrays(name)
+    net = golden.network(entry["model"])
+    objective = losses.QuasiConservative(
+        Score(net, VE), VE, entry["eps"], balancing_fac=entry["balancing_fac"]
+    )
+    v = slices_first(data["v"], data["x"])
+    assert len(v) == entry["slices"]
+    dsm, regulariser, surrogate = objective.both(data["x"], data["u_t"], data["z"], v)
+    surrogate.backward()
+    assert float(dsm.mean()) == pytest.approx(float(data["loss"]), rel=1e-5)
+    assert float(regulariser.mean()) == pytest.approx(float(data["reg"]), rel=1e-5)
+    check_gradient_norms(net, entry["grad_norm"])
+
+
+class Drawn:
+    """Gives an objective the draws of a golden file instead of its own."""
+
+    def __init__(self, objective, **draws):
+        self.objective, self.draws = objective, draws
+
+    def __call__(self, x):
+        object.__setattr__(self.objective, "draw", lambda x: self.draws)
+        return self.objective(x, None)
+
+
+@pytest.mark.parametrize("name", [n for n in golden.names("loss_dsm") if "energy" in n])
+def test_dsm_of_a_constrained_model_is_the_published_one(name):
+    entry, data = golden.manifest("qc")[name], golden.arrays(name)
+    net = golden.network(entry["model"])
+    objective = losses.EnergyDSM(EnergyScore(net, VE), VE, entry["eps"])
+    surrogate, values = Drawn(objective, u=data["u_t"], z=data["z"])(data["x"])
+    surrogate.backward()
+    assert float(values["loss"]) == pytest.approx(float(data["loss"]), rel=1e-5)
+    check_gradient_norms(net, entry["grad_norm"])
+
+
+def test_four_optimiser_steps_are_the_published_ones():
+    (name,) = golden.names("train_steps")
+    entry, data = golden.manifest("qc")[name], golden.arrays(name)
+    net = golden.load_rule_weights(golden.models.create_model(config_of(entry)), entry["tensors"])
+    net.eval()
+    parameters = list(net.parameters())
+    optim = config_of(entry).optim
+    optim.warmup = 2
+    ema = EMA(parameters, config_of(entry).model.ema_rate)
+    optimizer = losses.make_optimizer(parameters, optim)
+    objective = losses.QuasiConservative(
+        Score(net, VE), VE, 1e-5, balancing_fac=entry["balancing_fac"], slices=entry["slices"]
+    )
+    for step, (loss, regulariser) in enumerate(entry["losses"]):
+        x, u, z, v = (data[f"{key}{step}"] for key in ("x", "u_t", "z", "v"))
+        dsm, reg, surrogate = objective.both(x, u, z, slices_first(v, x))
+        optimizer.zero_grad()
+        surrogate.backward()
+        losses.optimize(optimizer, ema.parameters, step, optim)
+        ema.update()
+        assert float(dsm.mean()) == pytest.approx(loss, rel=1e-5)
+        assert float(reg.mean()) == pytest.approx(regulariser, rel=1e-4)
+    named = {n: p.detach() for n, p in net.named_parameters() if p.requires_grad}
+    shadow = dict(zip(named, ema.shadow))
+    assert ema.num_updates == entry["ema_num_updates"]
+    assert len(ema.shadow) == entry["n_shadow"]
+    for kind, ours in (("param", named), ("ema", shadow)):
+        for n, expected in entry[f"{kind}_sum"].items():
+            if n.endswith("NIN_1.b"):
+                # The softmax does not see the keys' bias: its gradient is rounding, which Adam
+                # scales up to whole steps.
+                continue
+            tolerance = 1e-5 * float(ours[n].abs().sum()) + 1e-6
+            assert float(ours[n].double().sum()) == pytest.approx(expected, abs=tolerance), n
+        for key, expected in data.items():
+            if key.startswith(f"{kind}/"):
+                torch.testing.assert_close(ours[key.split("/")[1]], expected, rtol=1e-4, atol=1e-6)
+
+
+def config_of(entry):
+    return golden.ConfigDict(entry["config"])
+
+
+# ---------------------------------------------------------------- against double backward
+
+
+def small_score(dropout=0.0):
+    """A smooth score on (B, 1, 2, 2) in float64, with its network."""
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Dropout(dropout),
+        torch.nn.Linear(9, 4), torch.nn.Unflatten(1, (1, 2, 2)),
+    ).double()  # fmt: skip
+    return net, lambda x, cond: net(x) / cond[:, None, None, None]
+
+
+def draws(slices):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.rand(3, 1, 2, 2, generator=generator).double()
+    u = torch.rand(3, generator=generator).double()
+    z = torch.randn(3, 1, 2, 2, generator=generator).double()
+    return x, u, z, torch.randn(slices, 3, 1, 2, 2, generator=generator).double()
+
+
+def double_backward(score, estimator, balancing_fac, x, u, z, v):
+    """DSM + balancing_fac·r with every derivative taken by create_graph."""
+    t = losses.draw_times(u, VE, 1e-5)
+    x_t, std = losses.perturb(VE, x, t, z)
+    x_t.requires_grad_()
+    s = score(x_t, t)
+    dsm = losses.half_square(losses.dsm_residual(s, VE, t, std, z, False), False)
+    q, p = [], []
+    for sign in v.sign():
+        q.append(torch.autograd.grad(s, x_t, sign, create_graph=True)[0])
+        dummy = torch.zeros_like(s, requires_grad=True)
+        (linear,) = torch.autograd.grad(s, x_t, dummy, create_graph=True)
+        p.append(torch.autograd.grad(linear, dummy, sign, create_graph=True)[0])
+    r = std**2 * estimator(torch.stack(p), torch.stack(q)).mean(0)
+    return dsm.mean() + balancing_fac * r.mean()
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("name", jacobian.ESTIMATORS)
+def test_the_gradient_is_that_of_double_backward(name, slices):
+    net, conditioned = small_score()
+    score = Score(conditioned, VE)
+    x, u, z, v = draws(slices)
+    estimator = jacobian.ESTIMATORS[name]
+    loss = double_backward(score, estimator, 0.3, x, u, z, v)
+    expected = torch.autograd.grad(loss, net.parameters())
+    objective = losses.QuasiConservative(
+        score, VE, 1e-5, balancing_fac=0.3, slices=slices, estimator=estimator
+    )
+    dsm, regulariser, surrogate = objective.both(x, u, z, v)
+    torch.testing.assert_close(dsm.mean() + 0.3 * regulariser.mean(), loss.detach())
+    ours = torch.autograd.grad(surrogate, net.parameters())
+    for a, b in zip(ours, expected):
+        assert (a - b).abs().max() <= 1e-6 * b.abs().max()
+
+
+def test_the_gradient_of_a_constrained_model_is_that_of_double_backward():
+    net, conditioned = small_score()
+    score = EnergyScore(conditioned, VE)
+    x, u, z, _ = draws(1)
+    expected = torch.autograd.grad(
+        losses.DSM(score, VE, 1e-5).loss(x, u, z).mean(), net.parameters()
+    )
+    surrogate, _ = Drawn(losses.EnergyDSM(score, VE, 1e-5), u=u, z=z)(x)
+    # A bias of the last layer that the energy does not see has no gradient in either.
+    for a, b in zip(torch.autograd.grad(surrogate, net.parameters()), expected):
+        assert (a - b).abs().max() <= 1e-6 * b.abs().max()
+
+
+def test_every_pass_of_a_step_drops_out_the_same_units():
+    """With dropout, the gradient is that of one masked network."""
+    net, conditioned = small_score(dropout=0.5)
+    score = Score(conditioned, VE)
+    x, u, z, v = draws(2)
+    torch.manual_seed(11)
+    loss = double_backward(score, jacobian.paper_asymmetry, 0.3, x, u, z, v)
+    expected = torch.autograd.grad(loss, net.parameters())
+    torch.manual_seed(11)
+    objective = losses.QuasiConservative(score, VE, 1e-5, balancing_fac=0.3)
+    _, _, surrogate = objective.both(x, u, z, v)
+    for a, b in zip(torch.autograd.grad(surrogate, net.parameters()), expected):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_step_draws_its_own_vectors():
+    _, conditioned = small_score()
+    objective = losses.QuasiConservative(
+        Score(conditioned, VE), VE, 1e-5, balancing_fac=0.3, slices=4
+    )
+    x, *_ = draws(1)
+    drawn = objective.draw(x)
+    assert drawn["v"].shape == (4, *x.shape)
+    _, values = objective(x, None)
+    total = values["dsm"] + 0.3 * values["regulariser"]
+    torch.testing.assert_close(values["loss"], total)

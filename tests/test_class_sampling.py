@@ -4,7 +4,6 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny
 import tiny_classifier
 
 from run_lib_sampling import chosen_classes, restore_paths, sample_classes, share
@@ -196,27 +195,3 @@ def test_swapped_checkpoints_get_a_sentence(config):
     with pytest.raises(UserError, match="of a score model; expected a classifier's"):
         sample_classes(config, "new", [0])
     assert not Workdir("new").root.exists()
-
-
-def test_the_command_line(run):
-    """Flags that belong to classes, without a configuration of a classifier; and the reverse."""
-    done = tiny.run(
-        "run_lib_sampling.py",
-        *tiny.arguments(run / "cache"),
-        "--workdir=score",
-        "--mode=full",
-        cwd=run,
-    )
-    tiny.check_sentence(done, "need a configuration of a classifier")
-    done = tiny.run(
-        "main.py",
-        *tiny_classifier.arguments("classifier", run / "cache"),
-        "--workdir=x",
-        cwd=run,
-    )
-    tiny.check_sentence(done, "use --model classifier")
-    done = tiny.run(
-        "main.py", *tiny.arguments(run / "cache"), "--model=classifier", "--workdir=x", cwd=run
-    )
-    tiny.check_sentence(done, "use --model score")
-    assert not (run / "results/x").exists()

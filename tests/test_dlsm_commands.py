@@ -1,144 +1,128 @@
-"""The published DLSM commands as typed, from training to CAS, on small networks and mock data."""
+"""Every DLSM command of the published README, as typed, from training to CAS."""
 
 import json
-import os
-import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from commands import IMAGE_SIZE, ROOT, TINY, command
 
-import datasets
-import readers
-from configs import common
-from utils import Workdir, load_npz
+import run_lib_cas  # noqa: F401 (imported here, the forks need not)
+from utils import load_npz
 
-TINY = {
-    "device": "cpu",
-    "model.nf": 8,
-    "model.ch_mult": "(1,)",
-    "model.num_res_blocks": 1,
-    "model.attn_resolutions": "()",
-    "model.num_scales": 2,
-}
-TRAINING = {
-    "training.batch_size": 5,
-    "training.n_iters": 2,
-    "training.snapshot_freq": 1,
-    "training.snapshot_sampling": False,
-}
-SAMPLES = {"sampling.corrector": "none", "eval.batch_size": 2}
-PAIRS = {"cifar10": (common.CIFAR10, 10, 18), "cifar100": (common.CIFAR100, 100, 34)}
+TRAIN = [
+    *TINY,
+    "--config.training.batch_size=3",
+    "--config.training.n_iters=2",
+    "--config.training.snapshot_freq=1",
+    "--config.training.log_freq=1",
+    "--config.training.snapshot_sampling=False",
+]
+PAIRS = {"cifar10": (10, "resnet18_cond"), "cifar100": (100, "resnet34_cond")}
 
 
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """A directory where the repository's files lie, with results and data of its own."""
-    for path in tiny.ROOT.iterdir():
-        if path.suffix == ".py" or path.name in ("configs", "models"):
-            (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def mock_data(dataset, classes):
-    """Random images in the cache, in place of the download."""
-    rng = np.random.default_rng(0)
-    data = common.base(dataset).data
-    for split, count in (("train", 2 * classes), ("test", classes)):
-        images = rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
-        block = readers.Block(images, np.arange(count) % classes)
-        source = readers.Source((3, 32, 32), classes, iter([block]), [])
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(datasets.DATASETS, dataset, lambda data, split, s=source: s)
-            datasets.load(data, split)
-
-
-def type_command(command, fields):
-    """Run a command as a user types it, with small networks and `fields`; return its output."""
-    script, *arguments = shlex.split(command.removeprefix("python3 "))
-    overrides = [f"--config.{name}={value}" for name, value in {**TINY, **fields}.items()]
-    done = subprocess.run(
-        [sys.executable, script, *arguments, *overrides],
-        env=dict(os.environ, OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+def typed(line, cwd, extra):
+    """The output of a command that must succeed."""
+    done = command(line, cwd, extra)
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     return done.stdout
 
 
-def count_samples(workdir, classes):
+def count_samples(root, classes):
     """The number of samples of each class, after a look at their form."""
     counts = []
-    for label in classes:
-        paths = sorted(Workdir(workdir).class_samples(label, ode=False).glob("samples_*.npz"))
+    for label in range(classes):
+        paths = sorted((root / "eval_samples" / str(label)).glob("samples_*.npz"))
         arrays = [load_npz(path, "samples")["samples"] for path in paths]
-        assert all(a.dtype == np.uint8 and a.shape[1:] == (32, 32, 3) for a in arrays)
+        assert all(a.shape[1:] == (IMAGE_SIZE, IMAGE_SIZE, 3) for a in arrays)
+        assert all(a.dtype == np.uint8 for a in arrays)
         counts.append(sum(map(len, arrays)))
     return counts
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_from_training_to_cas(repository, name):
-    dataset, classes, layers = PAIRS[name]
-    mock_data(dataset, classes)
-    score = f"score_{name}"
-    ours = f"classifier_{name}_ours_resnet{layers}_cond"
-    scaled = f"classifier_{name}_scale_resnet{layers}_cond"
-    evaluation = f"--config configs/eval/{name}/eval_{name}_configs.py"
-    per_class = 2 if name == "cifar10" else 1
-    samples = SAMPLES | {"eval.num_samples": per_class * classes}
+@pytest.mark.parametrize("data", PAIRS)
+def test_from_training_to_cas(tmp_path, data):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    classes, network = PAIRS[data]
+    score, ours = f"score_{data}", f"classifier_{data}_ours_{network}"
+    scaled = f"classifier_{data}_scale_{network}"
+    score_path = f"results/{score}/checkpoints/checkpoint.pth"
+    classifier_path = f"results/{ours}/checkpoints/checkpoint.pth"
+    results = tmp_path / "results"
 
-    type_command(
-        f"python3 main.py --config configs/score/{name}_score_configs.py --model score "
-        f"--workdir {score}",
-        TRAINING,
-    )
-    assert Workdir(score).checkpoint(1).exists()
+    config = f"--config configs/score/{data}_score_configs.py"
+    typed(f"main.py {config} --model score --workdir {score}", tmp_path, TRAIN)
 
-    train = (
-        f"python3 main.py --config configs/classifier/{name}_classifier_resnet{layers}_cond"
-        f"_configs.py --model classifier --workdir {ours}"
-    )
-    restore = f" --restore results/{score}/checkpoints/checkpoint.pth"
-    type_command(train + (restore if name == "cifar10" else ""), TRAINING)
-    content = torch.load(Workdir(ours).checkpoint(), weights_only=True)
+    config = f"--config configs/classifier/{data}_classifier_{network}_configs.py"
+    train = f"main.py {config} --model classifier --workdir {ours}"
+    if data == "cifar10":
+        train += f" --restore {score_path}"
+    typed(train, tmp_path, TRAIN)
+    content = torch.load(tmp_path / classifier_path, weights_only=True)
     assert content["step"] == 2
     assert content["model"]["classifier.classifier.linear.weight"].shape == (classes, 512)
 
-    sample = f"python3 run_lib_sampling.py {evaluation} --mode "
-    if name == "cifar10":
-        type_command(f"{sample}class --classid 5 --classidend 7 --workdir {ours}", samples)
-        assert count_samples(ours, range(10)) == [0, 0, 0, 0, 0, 2, 2, 0, 0, 0]
-        type_command(
-            f"{sample}full --workdir {scaled} --scale 10 "
-            f"--restore_classifier results/{ours}/checkpoints/checkpoint.pth",
-            samples,
-        )
-        assert count_samples(scaled, range(classes)) == [per_class] * classes
-        both = ""
+    few = [*TINY, "--config.sampling.corrector=none", f"--config.eval.num_samples={2 * classes}"]
+    few.append("--config.eval.batch_size=2")
+    config = f"--config configs/eval/{data}/eval_{data}_configs.py"
+    sample = f"run_lib_sampling.py {config}"
+    if data == "cifar10":
+        typed(f"{sample} --mode class --classid 5 --classidend 7 --workdir {ours}", tmp_path, few)
+        assert count_samples(results / ours, classes) == [0, 0, 0, 0, 0, 2, 2, 0, 0, 0]
+        typed(f"{sample} --mode full --workdir {ours}", tmp_path, few)
+        from_ours = f"--workdir {scaled} --restore_classifier {classifier_path}"
+        typed(f"{sample} --mode full {from_ours} --scale 10", tmp_path, few)
+        assert count_samples(results / scaled, classes) == [2] * classes
+        loose = ["--config.sampling.atol=0.1", "--config.sampling.rtol=0.1"]
+        ode = f"{sample} --mode class --classid 3 --ode --workdir {ours}"
+        typed(ode, tmp_path, few + loose)
+        assert (results / ours / "eval_samples_ode/3/samples_0.npz").exists()
     else:
-        both = (
-            f" --restore results/{score}/checkpoints/checkpoint.pth"
-            f" --restore results/{ours}/checkpoints/checkpoint.pth"
-        )
-    type_command(f"{sample}full --workdir {ours}{both}", samples)
-    assert count_samples(ours, range(classes)) == [per_class] * classes
+        both = f"--restore {score_path} --restore {classifier_path}"
+        typed(f"{sample} --mode full --workdir {ours} {both}", tmp_path, few)
+    assert count_samples(results / ours, classes) == [2] * classes
 
-    output = type_command(
-        f"python3 run_lib_evaluation_cas.py "
-        f"--config configs/eval/{name}/eval_{name}_configs_cas.py --workdir {ours} --setup ours",
-        TRAINING | {"eval.num_samples_all": per_class * classes},
-    )
-    assert "CAS: accuracy" in output
-    result = json.loads(Workdir(ours).metrics.read_text())["cas_ours"]
-    assert 0 <= result["accuracy"] <= 1
-    assert result["settings"]["network"] == "resnet50"
-    assert result["settings"]["images"] == per_class * classes
-    assert Workdir(ours).cas("ours").checkpoint().exists()
+    config = f"--config configs/eval/{data}/eval_{data}_configs_cas.py"
+    cas = f"run_lib_evaluation_cas.py {config} --workdir {ours} --setup"
+    few = [*TRAIN, f"--config.eval.num_samples_all={2 * classes}"]
+    output = typed(f"{cas} ours", tmp_path, few)
+    assert f"on {2 * classes} images of results/{ours}/eval_samples." in output
+    typed(f"{cas} real", tmp_path, few)
+    metrics = json.loads((results / ours / "metrics.json").read_text())
+    assert metrics.keys() == {"cas_ours", "cas_real"}
+    assert 0 <= metrics["cas_ours"]["accuracy"] <= 1
+    assert metrics["cas_ours"]["settings"]["network"] == "resnet50"
+    assert (results / ours / "checkpoints_cas/ours/checkpoints/checkpoint.pth").exists()
+
+
+def test_mistakes_get_a_sentence(tmp_path):
+    """Before anything is written."""
+    evaluation = f"{ROOT}/configs/eval/cifar10/eval_cifar10_configs"
+    qc = f"{ROOT}/configs/qc_ncsn/evaluation/eval_cifar10_config.py"
+    training = f"{ROOT}/configs/classifier/cifar10_classifier_resnet18_cond_configs.py"
+    score = f"{ROOT}/configs/score/cifar10_score_configs.py"
+    sample = f"run_lib_sampling.py --workdir W --config {evaluation}.py"
+    cas = "run_lib_evaluation_cas.py --workdir W --config"
+    for line, said in (
+        (f"{sample} --mode class --classid 10", "--classid is 10; the classes go from 0 to 9"),
+        (f"{sample} --mode class --classid 5 --classidend 5", "must be above --classid, 5"),
+        (f"{sample} --classid 5", "only with --mode class"),
+        (f"{sample} --restore a --restore b --restore_classifier c", "3 checkpoints were given"),
+        (f"{sample} --restore a --restore b", "The checkpoint a does not exist"),
+        (f"{sample}", "results/score_cifar10/checkpoints/checkpoint.pth does not exist"),
+        (f"run_lib_sampling.py --workdir W --config {qc} --mode full", "configuration of a class"),
+        (f"run_lib_sampling.py --workdir W --config {qc} --scale 2", "sampling.scaling_factor"),
+        (f"main.py --workdir W --config {training}", "use --model classifier"),
+        (f"main.py --workdir W --config {score} --model classifier", "use --model score"),
+        (f"main.py --workdir W --config {training} --model classifier", "score_cifar10/checkpoin"),
+        (f"{cas} {evaluation}.py --setup ours", "does not describe a CAS"),
+        (f"{cas} {evaluation}_cas.py", "Name the samples"),
+        (f"{cas} {evaluation}_cas.py --setup base", "classifier_cifar10_base_resnet18_cond/sample"),
+        (f"{cas} {evaluation}_cas.py --samples nowhere", "no samples in nowhere"),
+    ):
+        done = command(line, tmp_path, TINY)
+        assert done.returncode == 1, f"{line}\n{done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stderr
+        assert done.stderr.startswith("Error: "), done.stderr
+        assert said in done.stderr, done.stderr
+        assert not (tmp_path / "results").exists(), line

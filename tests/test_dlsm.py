@@ -12,6 +12,7 @@ from test_losses import check_gradient_norms
 import losses
 import models
 import sde_lib
+from benchmarks import two_gaussians
 from models.scores import Score
 from utils import UserError
 
@@ -149,3 +150,61 @@ def test_unknown_losses_get_a_sentence():
     entry = {"loss_type": "kl", "weighting_dlsm": 0, "weighting_ce": 0, "coef": 1}
     with pytest.raises(UserError, match=r"model\.loss_type is 'kl'; expected one of: ce, d"):
         objective(entry, None, None)
+
+
+# ---------------------------------------------------------------- two Gaussian classes
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_dlsm_comes_closer_to_the_likelihood_score(seed):
+    """The benchmark of docs/dlsm.md, made short: DLSM + CE, and DLSM alone, against CE."""
+    problem = two_gaussians.TwoGaussians(sde_lib.VESDE(0.05, 5.0))
+    ce, total, dlsm = (
+        two_gaussians.errors(problem, two_gaussians.train(problem, name, seed, 300, 512))
+        for name in ("CE", "DLSM + CE, w = 1", "DLSM, w = 1")
+    )
+    for ours, theirs in zip(total, ce):
+        assert ours < 0.9 * theirs
+    for ours, theirs in zip(dlsm, ce):
+        assert ours < 0.5 * theirs
+
+
+def test_the_exact_classifier_makes_no_error():
+    """And a constant one misses all of the likelihood score."""
+    problem = two_gaussians.TwoGaussians(sde_lib.VESDE(0.05, 5.0))
+    assert two_gaussians.errors(problem, problem.classifier) == (0.0, 0.0)
+
+    def constant(x, sigma):
+        return 0 * x
+
+    assert two_gaussians.errors(problem, constant) == pytest.approx((1.0, 1.0))
+
+
+def test_the_exact_classifier_is_dlsms_minimum():
+    """Its residual is uncorrelated with every direction, so the gradient along one vanishes."""
+    torch.manual_seed(0)
+    sde = sde_lib.VESDE(0.2, 5.0)
+    problem = two_gaussians.TwoGaussians(sde)
+
+    class Tilted(torch.nn.Module):
+        """The exact classifier with its logits multiplied."""
+
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.tensor(factor))
+
+        def forward(self, x, sigma):
+            return self.factor * problem.classifier(x, sigma)
+
+    x, labels = problem.sample(200_000)
+    u, z = torch.rand(len(x)), torch.randn_like(x)
+    gradients = []
+    for factor in (0.5, 1.0, 2.0):
+        network = Tilted(factor)
+        objective = losses.DLSM(network, problem.score, sde, 1e-5, weighting_dlsm=1)
+        dlsm, _ = objective.terms(x, labels, u, z)
+        dlsm.backward()
+        gradients.append(float(network.factor.grad))
+    below, at, above = gradients
+    assert below < 0 < above
+    assert abs(at) < 0.1 * min(-below, above)

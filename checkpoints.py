@@ -90,6 +90,21 @@ def read(path):
     return content
 
 
+def require_kind(content, path, kind):
+    """Tell a classifier's checkpoint from a score model's by the names that it holds.
+
+    Raises:
+        UserError: `kind` is "classifier" or "score model" and the file is the other one.
+    """
+    names = [name.removeprefix("module.") for name in content["model"]]
+    found = "classifier" if any(n.startswith("classifier.") for n in names) else "score model"
+    if found != kind:
+        raise UserError(
+            f"{path} is the checkpoint of a {found}; expected a {kind}'s. --restore names the "
+            "score model's, --restore_classifier the classifier's."
+        )
+
+
 def load_model(model, content, path):
     """Load the network's parameters and buffers by name.
 

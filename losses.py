@@ -15,12 +15,17 @@ scalar to differentiate and a dict of detached values to report.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import func
+from torch.autograd import forward_ad
 
 import jacobian
+from models.resnet import repeated_pass
+from models.scores import class_log_likelihood, input_gradient
 from sde_lib import SDE, expand
 from utils import UserError, lookup, require_positive
 
@@ -190,6 +195,138 @@ def same_masks(device):
     The next pass through the network then drops out the same units.
     """
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+# ---------------------------------------------------------------- noise-conditioned classifiers
+
+
+def weighted_cross_entropy(logits, labels, std, weighting):
+    """Batch mean of CE·σ^(−2·weighting), a scalar."""
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return (losses * std ** (-2 * weighting)).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """The noise-conditioned classifier's cross-entropy, ``config.model.loss_type`` ce.
+
+    Args:
+        classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes).
+        eps: smallest training time.
+        weighting: as in `weighted_cross_entropy`.
+    """
+
+    classifier: torch.nn.Module
+    sde: SDE
+    eps: float
+    weighting: float = 0.0
+
+    draw = DSM.draw
+
+    def loss(self, x, labels, u, z):
+        """The loss, a scalar, of images x (B, C, H, W) and labels (B,)."""
+        x_t, std = perturb(self.sde, x, draw_times(u, self.sde, self.eps), z)
+        return weighted_cross_entropy(self.classifier(x_t, std), labels, std, self.weighting)
+
+    def __call__(self, x, labels):
+        loss = self.loss(x, labels, **self.draw(x))
+        return loss, {"loss": loss.detach()}
+
+
+@dataclasses.dataclass(frozen=True)
+class DLSM:
+    """Denoising likelihood score matching with cross-entropy: DLSM + coef·CE.
+
+    Chao et al., ICLR 2022, eq. 9. With ℓ = log(softmax(logits) + 1e-8)[y] at (x_t, t), the frozen
+    score s and w = weighting_dlsm, DLSM is the mean over all M elements of ½r², with the residual
+    r = σ^w ∇ₓℓ + σ^w s + σ^(w−1) z.
+
+    Its gradient goes reverse over forward. With r held constant, ∇_θ DLSM = ∇_θ D_a ℓ: the
+    derivative of the batch's ℓ along a = σ^w r / M, one forward-mode pass that the cross-entropy
+    shares, and one ordinary backward. ∇ₓℓ itself costs a pass before it, whose graph is gone by
+    then. Batch statistics are the same in both passes; the first one counts them.
+
+    Args:
+        classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes).
+        score: the frozen score s(x, t).
+        eps: smallest training time.
+        weighting_dlsm, weighting_ce, coef: as above and in `weighted_cross_entropy`.
+    """
+
+    classifier: torch.nn.Module
+    score: Callable
+    sde: SDE
+    eps: float
+    weighting_dlsm: float = 0.0
+    weighting_ce: float = 0.0
+    coef: float = 1.0
+
+    draw = DSM.draw
+
+    def residual(self, x_t, t, std, z, labels):
+        """r, shaped as `z`, without a graph."""
+        with torch.no_grad():
+            likelihood_score = input_gradient(
+                lambda x: class_log_likelihood(self.classifier(x, std), labels), x_t
+            )
+            weight = expand(std**self.weighting_dlsm, z)
+            return weight * (likelihood_score + self.score(x_t, t) + z / expand(std, z))
+
+    def terms(self, x, labels, u, z):
+        """DLSM and CE, scalars whose gradients are right, of images x (B, C, H, W), labels (B,)."""
+        t = draw_times(u, self.sde, self.eps)
+        x_t, std = perturb(self.sde, x, t, z)
+        residual = self.residual(x_t, t, std, z, labels)
+        direction = expand(std**self.weighting_dlsm, z) * residual / residual.numel()
+        with repeated_pass(self.classifier), forward_ad.dual_level():
+            logits = self.classifier(forward_ad.make_dual(x_t, direction), std)
+            log_likelihood = class_log_likelihood(logits, labels)
+            derivative = forward_ad.unpack_dual(log_likelihood).tangent.sum()
+            logits = forward_ad.unpack_dual(logits).primal
+        value = 0.5 * residual.square().mean()
+        dlsm = derivative + (value - derivative).detach()
+        return dlsm, weighted_cross_entropy(logits, labels, std, self.weighting_ce)
+
+    def __call__(self, x, labels):
+        dlsm, ce = self.terms(x, labels, **self.draw(x))
+        loss = dlsm + self.coef * ce
+        return loss, {"loss": loss.detach(), "dlsm": dlsm.detach(), "ce": ce.detach()}
+
+
+def _total(model, classifier, score, sde, coef=None):
+    return DLSM(
+        classifier,
+        score,
+        sde,
+        sde.sampling_eps,
+        model.weighting_dlsm,
+        model.weighting_ce,
+        model.coef if coef is None else coef,
+    )
+
+
+def _cross_entropy(model, classifier, score, sde):
+    return CrossEntropy(classifier, sde, sde.sampling_eps, model.weighting_ce)
+
+
+CLASSIFIER_OBJECTIVES = {
+    "total": _total,
+    "dlsm": functools.partial(_total, coef=0.0),
+    "ce": _cross_entropy,
+}
+
+
+def classifier_objective(config, classifier, score, sde):
+    """The objective of a noise-conditioned classifier that ``config.model.loss_type`` names.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    build = lookup(CLASSIFIER_OBJECTIVES, config.model.loss_type, "config.model.loss_type")
+    return build(config.model, classifier, score, sde)
+
+
+# ---------------------------------------------------------------- the optimiser
 
 
 def make_optimizer(parameters, optim):

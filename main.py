@@ -1,15 +1,18 @@
 """Train a score model or a noise-conditioned classifier.
 
 python main.py --config configs/score/cifar10_score_configs.py --model score --workdir NAME
+
+For a classifier --restore names the score model that it is trained against.
 """
 
 from absl import flags
 
 import cli
+from utils import UserError
 
 FLAGS = flags.FLAGS
 cli.define_common_flags()
-flags.DEFINE_enum("model", "score", ["score"], "What to train.")
+flags.DEFINE_enum("model", "score", ["score", "classifier"], "What to train.")
 flags.DEFINE_string("restore", None, "Checkpoint to start from.")
 flags.DEFINE_integer("bs", None, "Batch size; by default the configuration's.")
 flags.DEFINE_float("balancing_fac", None, "Weight of the QC regulariser.")
@@ -18,6 +21,7 @@ flags.DEFINE_integer("slices", None, "Random vectors per image of the QC regular
 
 def main():
     import run_lib
+    from classifier_training import ClassifierTraining
 
     config = FLAGS.config
     cli.override(
@@ -26,7 +30,15 @@ def main():
         loss__balancing_fac=FLAGS.balancing_fac,
         loss__slices=FLAGS.slices,
     )
-    run_lib.train(config, FLAGS.workdir, restore=FLAGS.restore)
+    if FLAGS.model == "classifier":
+        if "classifier" not in config:
+            raise UserError("This configuration describes no classifier; use --model score.")
+        cli.override(config, model__score_restore_path=FLAGS.restore)
+        run_lib.train(config, FLAGS.workdir, make_job=ClassifierTraining)
+    else:
+        if "classifier" in config:
+            raise UserError("This configuration describes a classifier; use --model classifier.")
+        run_lib.train(config, FLAGS.workdir, restore=FLAGS.restore)
 
 
 if __name__ == "__main__":

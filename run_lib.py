@@ -1,7 +1,7 @@
-"""Training: one loop, top to bottom, for whatever `Training` hands it.
+"""Training: one loop, top to bottom, for whatever job it is handed.
 
 The loop knows nothing of score models or classifiers. It asks a training job for its model, its
-objective, its validation and its pictures; `ScoreTraining` is one such job.
+objective, its images, its validation and its pictures; `ScoreTraining` is one such job.
 """
 
 import contextlib
@@ -47,11 +47,16 @@ class ScoreTraining:
     def __init__(self, config, device):
         self.config = config
         self.device = device
+        self.ema_rate = config.model.ema_rate
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
         self.model = models.create_model(config).to(device)
         self.score = make_score(config, self.model, self.sde)
         self.objective = losses.score_objective(config, self.score, self.sde)
+
+    def splits(self):
+        """The training and the test images."""
+        return datasets.load(self.config.data, "train"), datasets.load(self.config.data, "test")
 
     @torch.no_grad()
     def validate(self, batches):
@@ -85,7 +90,7 @@ def make_score(config, network, sde):
 
 @dataclasses.dataclass(frozen=True)
 class LoadedFrom:
-    """Which weights a score was loaded from: their step and their fingerprint."""
+    """Which weights a network was loaded from: their step and their fingerprint."""
 
     step: int
     fingerprint: str
@@ -102,6 +107,7 @@ def load_score(config, path, sde, device, use_ema=True):
     """
     network = models.create_model(config)
     content = checkpoints.read(path)
+    checkpoints.require_kind(content, path, "score model")
     checkpoints.load_model(network, content, path)
     if use_ema:
         ema = EMA(network.parameters(), config.model.ema_rate)
@@ -115,12 +121,16 @@ def load_score(config, path, sde, device, use_ema=True):
     )
 
 
-def train(config, workdir, restore=None):
+def train(config, workdir, restore=None, make_job=ScoreTraining):
     """Train until ``config.training.n_iters`` updates are done; run again, it continues.
 
     Args:
         workdir: name of the run, see `Workdir`.
         restore: checkpoint to start from, unless the workdir has a resume point.
+        make_job: what is trained, a function of (config, device) such as `ScoreTraining`.
+
+    Returns:
+        The job, whose model has the weights of the last step.
 
     Raises:
         UserError: something that was asked for does not exist or does not fit.
@@ -131,18 +141,17 @@ def train(config, workdir, restore=None):
         require_positive(training[field], f"config.training.{field}")
     device = get_device(config.device)
     torch.manual_seed(seed_for(config.seed))  # of the initial weights
-    job = ScoreTraining(config, device)
+    job = make_job(config, device)
     parameters = list(job.model.parameters())
     state = checkpoints.TrainState(
         model=job.model,
-        ema=EMA(parameters, config.model.ema_rate),
+        ema=EMA(parameters, job.ema_rate),
         optimizer=losses.make_optimizer(parameters, config.optim),
     )
     place = Workdir(workdir)
     place.check()
     origin = restore_state(state, config, place, restore)
-    train_split = datasets.load(config.data, "train")
-    test_split = datasets.load(config.data, "test")
+    train_split, test_split = job.splits()
 
     # Open the workdir.
     place.create()
@@ -159,7 +168,7 @@ def train(config, workdir, restore=None):
     log.info(origin)
     if state.step >= training.n_iters:
         log.info("Step %d is not before the last, %d: nothing to do.", state.step, training.n_iters)
-        return
+        return job
     batches = datasets.TrainBatches(
         train_split, training.batch_size, config.seed, position=state.position
     )
@@ -200,6 +209,7 @@ def train(config, workdir, restore=None):
                 )
                 sys.exit(128 + stop.signal)
     log.info("Trained to step %d; checkpoints are in %s.", state.step, place.checkpoints)
+    return job
 
 
 def restore_state(state, config, place, restore):

@@ -1,11 +1,15 @@
 """Draw samples in divisions: the published sampling command.
 
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --num_divisions 10 --division_idx 0
+python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --mode class --classid 5
+
+A configuration that describes a classifier draws class by class, guided by it.
 """
 
 import functools
 import json
 
+import torch
 from absl import flags
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -14,6 +18,8 @@ import cli
 import datasets
 import sampling
 import sde_lib
+from classifier_training import load_classifier
+from models.scores import GuidedScore
 from run_lib import load_score
 from utils import (
     UserError,
@@ -38,14 +44,8 @@ def sample(config, workdir, division_idx=None):
         UserError: something that was asked for does not exist or does not fit.
     """
     evaluation = config.eval
-    for field in ("batch_size", "num_samples", "num_divisions"):
-        require_positive(evaluation[field], f"config.eval.{field}")
+    chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, evaluation.num_divisions)
-    if division_idx is not None and not 0 <= division_idx < len(sizes):
-        raise UserError(
-            f"--division_idx is {division_idx}; with {len(sizes)} divisions it goes from 0 to "
-            f"{len(sizes) - 1}."
-        )
     device = get_device(config.device)
     place = Workdir(workdir)
     place.check()
@@ -56,7 +56,6 @@ def sample(config, workdir, division_idx=None):
     log_to(place.log_file)
 
     ode = config.sampling.method == "ode"
-    divisions = range(len(sizes)) if division_idx is None else [division_idx]
     provenance = {
         "checkpoint_step": checkpoint.step,
         "weights": checkpoint.fingerprint,
@@ -66,24 +65,150 @@ def sample(config, workdir, division_idx=None):
     }
     log.info(
         "Drawing %d samples from step %d with the %s sampler on %s.",
-        sum(sizes[d] for d in divisions),
+        sum(sizes[d] for d in chosen),
         checkpoint.step,
         config.sampling.method,
         device,
     )
-    for division in divisions:
-        rounds = split_rounds(sizes[division], evaluation.batch_size)
+    for division in chosen:
+        rounds = enumerate(split_rounds(sizes[division], evaluation.batch_size))
         draw_rounds(
             score,
             sampler,
             config,
             device,
             folder=place.division(division, ode),
-            rounds=rounds,
+            rounds=list(rounds),
             stream=division,
             provenance=provenance,
         )
     log.info("The samples are in %s.", place.division(0, ode).parent)
+
+
+def sample_classes(config, workdir, classes, division_idx=None):
+    """Draw the samples of the chosen classes, guided by the classifier, class by class.
+
+    ``config.eval.num_samples`` is shared among all classes, not only the chosen ones. A division
+    is a share of each class's rounds. The noise of a round depends on (seed, class, round) alone.
+
+    Args:
+        classes: labels to draw.
+        division_idx: the division to draw, or None for all of them.
+
+    Raises:
+        UserError: something that was asked for does not exist or does not fit.
+    """
+    evaluation, model = config.eval, config.model
+    chosen = divisions(evaluation, division_idx)
+    sizes = shares(evaluation.num_samples, config.classifier.classes)
+    device = get_device(config.device)
+    place = Workdir(workdir)
+    place.check()
+    sde = sde_lib.from_config(config)
+    sampler = sampling.from_config(config.sampling, sde)
+    score, score_from = load_score(config, model.score_restore_path, sde, device)
+    classifier, classifier_from = load_classifier(
+        config, model.classifier_restore_path or place.checkpoint(evaluation.checkpoint_idx), device
+    )
+    place.create()
+    log_to(place.log_file)
+
+    ode = config.sampling.method == "ode"
+    provenance = {
+        "score_step": score_from.step,
+        "score_weights": score_from.fingerprint,
+        "classifier_step": classifier_from.step,
+        "classifier_weights": classifier_from.fingerprint,
+        "sampling": config.sampling.to_dict(),
+        "sde": repr(sde),
+        "seed": config.seed,
+    }
+    log.info(
+        "Drawing classes %d to %d at scale %g with the %s sampler on %s: the score of step %d, "
+        "the classifier of step %d.",
+        classes[0],
+        classes[-1],
+        config.sampling.scaling_factor,
+        config.sampling.method,
+        device,
+        score_from.step,
+        classifier_from.step,
+    )
+    for label in classes:
+        rounds = list(enumerate(split_rounds(sizes[label], evaluation.batch_size)))
+        guided = GuidedScore(
+            score,
+            classifier,
+            sde,
+            torch.tensor([label], device=device),
+            config.sampling.scaling_factor,
+        )
+        draw_rounds(
+            guided,
+            sampler,
+            config,
+            device,
+            folder=place.class_samples(label, ode),
+            rounds=[r for d in chosen for r in share(rounds, evaluation.num_divisions, d)],
+            stream=label,
+            provenance=provenance,
+        )
+    log.info("The samples are in %s.", place.class_samples(0, ode).parent)
+
+
+def chosen_classes(count, mode, first, end):
+    """The labels that ``--mode``, ``--classid`` and ``--classidend`` choose of `count` classes.
+
+    Raises:
+        UserError: the flags contradict each other or name a class that does not exist.
+    """
+    if mode != "class":
+        if first is not None or end is not None:
+            raise UserError("--classid and --classidend choose classes only with --mode class.")
+        return range(count)
+    if first is None:
+        raise UserError("--mode class needs --classid, the class to draw.")
+    if not 0 <= first < count:
+        raise UserError(f"--classid is {first}; the classes go from 0 to {count - 1}.")
+    if end is None:
+        end = first + 1
+    if end <= first:
+        raise UserError(
+            f"--classidend is {end}; it is the first class that is not drawn, so it must be above "
+            f"--classid, {first}."
+        )
+    if end > count:
+        raise UserError(
+            f"--classidend is {end}; the classes go from 0 to {count - 1}, and {count} draws them "
+            "to the last."
+        )
+    return range(first, end)
+
+
+def divisions(evaluation, division_idx):
+    """The divisions to draw: all of ``config.eval.num_divisions``, or one.
+
+    Raises:
+        UserError: a number of the configuration is not positive, or there is no such division.
+    """
+    for field in ("batch_size", "num_samples", "num_divisions"):
+        require_positive(evaluation[field], f"config.eval.{field}")
+    count = evaluation.num_divisions
+    if division_idx is None:
+        return range(count)
+    if not 0 <= division_idx < count:
+        raise UserError(
+            f"--division_idx is {division_idx}; with {count} divisions it goes from 0 to "
+            f"{count - 1}."
+        )
+    return range(division_idx, division_idx + 1)
+
+
+def share(items, parts, index):
+    """The `index`-th of `parts` shares of a list, in order."""
+    sizes = shares(len(items), parts)
+    start = sum(sizes[:index])
+    return items[start : start + sizes[index]]
 
 
 def shares(total, parts):
@@ -99,15 +224,20 @@ def split_rounds(total, batch_size):
 
 
 def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, provenance):
-    """Draw the missing ones of `rounds` (their sizes) into ``folder/samples_{round}.npz``.
+    """Draw the missing ones of `rounds`, (number, size), into ``folder/samples_{number}.npz``.
 
     `stream` sets these rounds' noise apart from that of other folders.
     """
     data = config.data
     image = (data.num_channels, data.image_size, data.image_size)
-    bar = tqdm(total=sum(rounds), unit="img", desc=f"{folder.parent.name}/{folder.name}")
+    bar = tqdm(
+        total=sum(count for _, count in rounds),
+        unit="img",
+        desc=f"{folder.parent.name}/{folder.name}",
+    )
     with bar, logging_redirect_tqdm([log]):
-        for index, count in enumerate(rounds):
+        done = 0
+        for index, count in rounds:
             path = folder / f"samples_{index}.npz"
             meta = json.dumps(dict(provenance, stream=stream, round=index), sort_keys=True)
             if not is_whole(path, (count, *image[1:], image[0]), meta):
@@ -122,7 +252,8 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
                 images = datasets.to_uint8(datasets.inverse_scaler(x, data))
                 save_image_grid(path.with_suffix(".png"), images)
                 save_npz(path, samples=images, nfe=nfe, meta=meta)
-            bar.update(sum(rounds[: index + 1]) - bar.n)
+            done += count
+            bar.update(done - bar.n)
 
 
 def is_whole(path, shape, meta):
@@ -152,6 +283,7 @@ def is_whole(path, shape, meta):
 def main():
     FLAGS = flags.FLAGS
     config = FLAGS.config
+    score_path, classifier_path = restore_paths(FLAGS.restore, FLAGS.restore_classifier)
     cli.override(
         config,
         eval__batch_size=FLAGS.bs,
@@ -159,17 +291,49 @@ def main():
         eval__num_divisions=FLAGS.num_divisions,
         eval__checkpoint_idx=FLAGS.checkpoint_idx,
         model__num_scales=FLAGS.num_scales,
+        model__score_restore_path=score_path,
+        model__classifier_restore_path=classifier_path,
         sampling__method="ode" if FLAGS.ode else None,
+        sampling__scaling_factor=FLAGS.scale,
     )
     if FLAGS.seed is not None:
         config.seed = FLAGS.seed
     if FLAGS.deterministic:
         cli.make_deterministic()
-    sample(config, FLAGS.workdir, FLAGS.division_idx)
+    if "classifier" in config:
+        count = require_positive(config.classifier.classes, "config.classifier.classes")
+        classes = chosen_classes(count, FLAGS.mode, FLAGS.classid, FLAGS.classidend)
+        sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)
+    elif FLAGS.mode or FLAGS.classid is not None or FLAGS.classidend is not None:
+        raise UserError("--mode, --classid and --classidend need a configuration of a classifier.")
+    else:
+        sample(config, FLAGS.workdir, FLAGS.division_idx)
+
+
+def restore_paths(restore, restore_classifier):
+    """The score's and the classifier's checkpoint; a second --restore is the classifier's.
+
+    Raises:
+        UserError: more than two were given.
+    """
+    count = len(restore) + bool(restore_classifier)
+    if count > 2:
+        raise UserError(
+            f"{count} checkpoints were given to restore; expected the score model's (--restore) "
+            "and the classifier's (--restore_classifier, or a second --restore)."
+        )
+    score, second, *_ = (*restore, None, None)
+    return score, restore_classifier or second
 
 
 if __name__ == "__main__":
     cli.define_common_flags()
+    flags.DEFINE_enum("mode", None, ["full", "class"], "Draw all classes, or --classid.")
+    flags.DEFINE_integer("classid", None, "First class to draw.")
+    flags.DEFINE_integer("classidend", None, "First class not to draw; else --classid alone.")
+    flags.DEFINE_float("scale", None, "Weight of the classifier's gradient.")
+    flags.DEFINE_multi_string("restore", [], "Checkpoint of the score model.")
+    flags.DEFINE_string("restore_classifier", None, "Checkpoint of the classifier.")
     flags.DEFINE_integer("bs", None, "Samples drawn at a time.")
     flags.DEFINE_integer("num_samples", None, "Samples of all divisions together.")
     flags.DEFINE_integer("num_divisions", None, "Shares that the samples are split into.")

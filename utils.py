@@ -216,6 +216,13 @@ class Workdir:
     def division(self, index, ode):
         return self.root / ("eval_sampling_ode" if ode else "eval_sampling") / str(index)
 
+    def class_samples(self, label, ode):
+        return self.root / ("eval_samples_ode" if ode else "eval_samples") / str(label)
+
+    def cas(self, name):
+        """The workdir of one CAS training, a run of its own inside this one."""
+        return Workdir(str(self.root.absolute() / "checkpoints_cas" / name))
+
     def check(self):
         """Raise a UserError if the directory cannot be made or written; leave nothing behind."""
         missing = [path for path in (self.root, *self.root.parents) if not path.exists()]

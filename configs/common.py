@@ -112,6 +112,68 @@ def dlsm_score(dataset):
     return config
 
 
+def _dlsm_classifier(dataset, network):
+    """What training, sampling and CAS of a class-conditional model share."""
+    config = _dlsm(dataset)
+    config.data.random_flip = False
+    config.optim.warmup = 1000 if dataset == CIFAR100 else 0
+    del config.training.eps  # the samplers' smallest time, the SDE's own, is the classifier's too
+
+    config.classifier = classifier = ml_collections.ConfigDict()
+    classifier.model = network
+    classifier.classes = 100 if dataset == CIFAR100 else 10
+    classifier.nf = 32
+    classifier.fourier_scale = 16.0
+
+    model = config.model
+    model.loss_type = "total"
+    model.weighting_dlsm = 0.0
+    model.weighting_ce = 0.0
+    model.coef = 1.0
+    model.score_restore_path = f"results/score_{dataset.lower()}/checkpoints/checkpoint.pth"
+    model.classifier_restore_path = placeholder(str)  # none: the workdir's own
+
+    config.sampling.scaling_factor = 1.0
+    return config
+
+
+def dlsm_classifier(dataset, network):
+    """Classifier training: configs/classifier."""
+    config = _dlsm_classifier(dataset, network)
+    training = config.training
+    training.batch_size = 150
+    training.n_iters = 60001 if dataset == CIFAR100 else 60000
+    training.eval_freq = 500
+    training.snapshot_freq = 50000 if dataset == CIFAR100 else 5000
+    return config
+
+
+def dlsm_evaluation(dataset, network):
+    """Class-guided sampling and evaluation: configs/eval."""
+    config = _dlsm_classifier(dataset, network)
+    evaluation = config.eval
+    evaluation.batch_size = 100
+    evaluation.num_samples = 60000 if dataset == CIFAR100 else 51000  # of all classes together
+    evaluation.num_samples_all = 50000
+    evaluation.num_divisions = 1
+    evaluation.batch_splits = 5
+    evaluation.checkpoint_idx = placeholder(int)  # none: the newest
+    return config
+
+
+def dlsm_cas(dataset, network):
+    """Classification accuracy score: configs/eval, …_cas."""
+    config = dlsm_evaluation(dataset, network)
+    training = config.training
+    training.batch_size = 150
+    training.n_iters = 400001
+    training.eval_freq = 200
+    training.snapshot_sampling = False
+    config.cas = ml_collections.ConfigDict()
+    config.cas.model = "resnet50"
+    return config
+
+
 # ---------------------------------------------------------------- QC
 
 

@@ -1,9 +1,25 @@
-"""The score networks, one registry entry each."""
+"""The score networks and the noise-conditioned classifiers, one registry entry each."""
+
+import functools
 
 from models.ncsnpp import NCSNpp, NCSNppMod, model_options
-from utils import lookup
+from models.resnet import NoiseConditionedResNet, classifier_options
+from utils import lookup, require_positive
 
 MODELS = {"ncsnpp": NCSNpp, "ncsnpp_mod": NCSNppMod}
+
+CLASSIFIERS = {
+    "resnet18_cond": functools.partial(
+        NoiseConditionedResNet, blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512)
+    ),
+    "resnet34_cond": functools.partial(
+        NoiseConditionedResNet, blocks=(3, 4, 6, 3), widths=(64, 128, 256, 512)
+    ),
+    # For images much smaller than CIFAR's.
+    "resnet_small_cond": functools.partial(
+        NoiseConditionedResNet, blocks=(1, 1, 1), widths=(32, 64, 128)
+    ),
+}
 
 
 def create_model(config):
@@ -14,3 +30,14 @@ def create_model(config):
     """
     network = lookup(MODELS, config.model.name, "config.model.name")
     return network(**model_options(config))
+
+
+def create_classifier(config):
+    """The freshly initialised classifier that ``config.classifier.model`` names.
+
+    Raises:
+        UserError: the name is unknown or the number of classes is none.
+    """
+    network = lookup(CLASSIFIERS, config.classifier.model, "config.classifier.model")
+    require_positive(config.classifier.classes, "config.classifier.classes")
+    return network(**classifier_options(config))

@@ -4,10 +4,13 @@ Losses, samplers and likelihoods take such a function and know nothing of networ
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
+import torch
 from torch import func
 
+from models.layers import softmax
 from sde_lib import SDE, expand
 
 
@@ -41,4 +44,51 @@ class EnergyScore:
         return -0.5 * h.square().flatten(1).sum(1) / cond
 
     def __call__(self, x, t):
+        # Differentiable in both modes, for losses, likelihoods and asymmetries.
         return func.grad(lambda x: self.energy(x, t).sum())(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidedScore:
+    """The score of one class: s(x, t) + scale·∇ₓ log(softmax(logits(x, σ(t)))[y] + 1e-8).
+
+    Chao et al., ICLR 2022, eq. 2: the posterior score from a prior and a likelihood score.
+
+    Args:
+        score: the prior's score s(x, t).
+        classifier: function of x (B, C, H, W) and σ (B,) to logits (B, classes), in eval mode.
+        labels: y (B,), or (1,) for the same class of every image.
+    """
+
+    score: Callable
+    classifier: Callable
+    sde: SDE
+    labels: torch.Tensor
+    scale: float = 1.0
+
+    def log_likelihood(self, x, t):
+        """ℓ (B,) at x (B, C, H, W)."""
+        _, std = self.sde.marginal_prob(x, t)
+        return class_log_likelihood(self.classifier(x, std), self.labels.expand(len(x)))
+
+    def __call__(self, x, t):
+        likelihood_score = input_gradient(functools.partial(self.log_likelihood, t=t), x)
+        return self.score(x, t) + self.scale * likelihood_score
+
+
+def class_log_likelihood(logits, labels):
+    """ℓ = log(softmax(logits) + 1e-8)[y] (B,) of logits (B, classes) and labels y (B,)."""
+    probability = softmax(logits).gather(1, labels[:, None]).squeeze(1)
+    return torch.log(probability + 1e-8)
+
+
+def input_gradient(function, x):
+    """∇ₓ of the sum of `function(x)`, shaped as `x`; where gradients are enabled, with a graph.
+
+    Unlike `func.grad` it lets batch norms count the batch, and has no forward-mode derivative.
+    """
+    keep_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not x.requires_grad:
+            x = x.detach().requires_grad_(True)
+        return torch.autograd.grad(function(x).sum(), x, create_graph=keep_graph)[0]

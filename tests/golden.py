@@ -76,6 +76,14 @@ def network(name, paper="qc"):
     ).eval()
 
 
+def classifier(name):
+    """The classifier of a manifest entry, with the rule's weights, in eval mode."""
+    entry = manifest("dlsm")[name]
+    return load_rule_weights(
+        models.create_classifier(ConfigDict(entry["config"])), entry["tensors"]
+    ).eval()
+
+
 def sde(entry, N=1000):
     """The SDE of a manifest entry's `sde`."""
     build = {"VESDE": sde_lib.VESDE, "VPSDE": sde_lib.VPSDE}[entry["name"]]

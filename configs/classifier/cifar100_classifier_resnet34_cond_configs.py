@@ -1,0 +1,7 @@
+"""DLSM: the noise-conditioned classifier of CIFAR100."""
+
+from configs import common
+
+
+def get_config():
+    return common.dlsm_classifier(common.CIFAR100, "resnet34_cond")

@@ -1,0 +1,220 @@
+"""Classification accuracy score (CAS; Ravuri and Vinyals, NeurIPS 2019).
+
+A classifier is trained on generated samples alone and tested on the real test images: samples that
+lack what tells the classes apart, or part of a class, teach it less than real images would.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+import torch.nn.functional as F
+
+import datasets
+import run_lib
+from classifier_training import accuracy
+from models.cas import create_cas_classifier
+from run_lib_sampling import shares
+from utils import UserError, Workdir, load_npz, log, require_positive, save_json
+
+REAL = "real"  # the set-up of the reference line
+
+
+class CASTraining:
+    """A classifier with cross-entropy on the images of `train_split`, tested on real ones.
+
+    `record` is the file that notes the images that the run was begun with.
+
+    Raises:
+        UserError: the configuration names an unknown network, or the run has other images.
+    """
+
+    ema_rate = 0.0  # it is tested with its last weights
+
+    def __init__(self, config, device, train_split, test_split, record):
+        self.config = config
+        self.device = device
+        self.train_split, self.test_split = train_split, test_split
+        self.record = record
+        self.fingerprint = require_same_images(record, train_split)
+        self.model = create_cas_classifier(config, test_split.classes).to(device)
+
+    def splits(self):
+        """The training and the test images; from now on the run is theirs."""
+        save_json(self.record, self.fingerprint)
+        return self.train_split, self.test_split
+
+    def objective(self, x, labels):
+        """The batch's cross-entropy, to differentiate and to report."""
+        loss = F.cross_entropy(self.model(x), labels)
+        return loss, {"loss": loss.detach()}
+
+    def validate(self, batches):
+        """The accuracy on the whole split of `batches`."""
+        right = accuracy(
+            self.model, batches.split, batches.batch_size, self.config.data, self.device
+        )
+        return {"accuracy": right}
+
+
+def cas(config, workdir, setup=None, samples=None):
+    """Train on the samples of a set-up and test on the real test images.
+
+    Run again, it continues from its last resume point. The accuracy is printed and kept in the
+    workdir's ``metrics.json``, beside that of the set-up "real", trained on real images.
+
+    Args:
+        setup: base, ours, scale or real; names the samples unless `samples` does.
+        samples: folder of ``{class}/samples_{round}.npz``.
+
+    Returns:
+        The accuracy on the test split.
+
+    Raises:
+        UserError: samples are missing, or something does not fit.
+    """
+    name, folder = source(config, setup, samples)
+    test_split = datasets.load(config.data, "test")
+    if folder is None:
+        train_split, origin = datasets.load(config.data, "train"), config.data.dataset
+    else:
+        train_split = read_samples(config, folder, test_split.classes)
+        origin = str(folder)
+    settings = {
+        "trained_on": origin,
+        "images": len(train_split),
+        "tested_on": f"{len(test_split)} test images of {config.data.dataset}",
+        "network": config.cas.model,
+        "steps": config.training.n_iters,
+        "batch_size": config.training.batch_size,
+        "optim": config.optim.to_dict(),
+        "seed": config.seed,
+    }
+    place = Workdir(workdir)
+    place.check()
+    run = place.cas(name)
+    log.info("CAS %s: training on %d images of %s.", name, len(train_split), origin)
+    job = run_lib.train(
+        config,
+        run.name,
+        make_job=functools.partial(
+            CASTraining,
+            train_split=train_split,
+            test_split=test_split,
+            record=run.root / "images.json",
+        ),
+    )
+    job.model.eval()
+    right = accuracy(job.model, test_split, config.training.batch_size, config.data, job.device)
+    report(place, name, right, settings)
+    return right
+
+
+def source(config, setup, samples):
+    """The name of the CAS run and the folder of its samples, None for real images.
+
+    Raises:
+        UserError: neither `setup` nor `samples` is given, or the folder does not exist.
+    """
+    if setup is None and samples is None:
+        raise UserError("Name the samples: --setup base, ours, scale or real, or --samples DIR.")
+    if setup == REAL:
+        if samples is not None:
+            raise UserError("--setup real trains on real images; it takes no --samples.")
+        return REAL, None
+    if samples is not None:
+        places = [pathlib.Path(samples)]
+    else:
+        run = f"classifier_{config.data.dataset.lower()}_{setup}_{config.classifier.model}"
+        places = [Workdir(run).root / "sample", Workdir(run).root / "eval_samples"]
+    for folder in places:
+        if folder.is_dir():
+            return setup or "samples", folder
+    raise UserError(
+        f"There are no samples in {' or '.join(map(str, places))}; draw them with "
+        "run_lib_sampling.py, or name another folder with --samples."
+    )
+
+
+def read_samples(config, folder, classes):
+    """The first ``config.eval.num_samples_all`` / classes samples of each class, as a `Split`.
+
+    Raises:
+        UserError: a class has too few (which, and how many), or an image has another shape.
+    """
+    total = require_positive(config.eval.num_samples_all, "config.eval.num_samples_all")
+    images, labels, short = [], [], []
+    for label, expected in enumerate(shares(total, classes)):
+        found = 0
+        for path in sorted((folder / str(label)).glob("samples_*.npz"), key=round_number):
+            if found == expected:
+                break
+            batch = load_npz(path, "samples")["samples"][: expected - found]
+            check_shape(batch, config.data, path)
+            images.append(batch.transpose(0, 3, 1, 2))
+            found += len(batch)
+        labels += [label] * found
+        if found < expected:
+            short.append(f"class {label} ({found} of {expected})")
+    if short:
+        more = f" and {len(short) - 10} classes more" if len(short) > 10 else ""
+        raise UserError(
+            f"{folder} lacks samples: {', '.join(short[:10])}{more}. Draw them with "
+            "run_lib_sampling.py, or ask for fewer with --config.eval.num_samples_all."
+        )
+    return datasets.Split(np.concatenate(images), np.array(labels), classes)
+
+
+def round_number(path):
+    """Sorts ``samples_{round}.npz`` by round, and what has no number last."""
+    number = path.stem.removeprefix("samples_")
+    return (0, int(number)) if number.isdecimal() else (1, 0)
+
+
+def check_shape(images, data, path):
+    expected = (data.image_size, data.image_size, data.num_channels)
+    if images.dtype != np.uint8 or images.shape[1:] != expected:
+        raise UserError(
+            f"{path} holds {images.dtype} images of shape {images.shape[1:]}; "
+            f"expected uint8 of {expected}."
+        )
+
+
+def require_same_images(record, split):
+    """Refuse to continue a CAS run on other images than it began with; returns their fingerprint.
+
+    Raises:
+        UserError: `record` names other images than `split`.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(split.images))
+    digest.update(np.ascontiguousarray(split.labels))
+    fingerprint = {"images": len(split), "sha256": digest.hexdigest()}
+    if record.exists() and json.loads(record.read_text()) != fingerprint:
+        raise UserError(
+            f"{record.parent} was trained on other images than those given now; remove it to "
+            "train anew, or use another --workdir."
+        )
+    return fingerprint
+
+
+def report(place, name, right, settings):
+    """Print the accuracy beside the reference and keep it in ``metrics.json``."""
+    metrics = json.loads(place.metrics.read_text()) if place.metrics.exists() else {}
+    results = metrics.setdefault("cas", {})
+    results[name] = {"accuracy": right, "settings": settings}
+    save_json(place.metrics, metrics)
+    for other, result in results.items():
+        s = result["settings"]
+        log.info(
+            "CAS %s: accuracy %.2f %% on %s, after %d steps on %d images of %s.",
+            other,
+            100 * result["accuracy"],
+            s["tested_on"],
+            s["steps"],
+            s["images"],
+            s["trained_on"],
+        )
+    if REAL not in results:
+        log.info("For the accuracy with real training images run --setup real in this workdir.")

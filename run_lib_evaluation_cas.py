@@ -1,0 +1,34 @@
+"""Classification accuracy score of class-conditional samples: the published command.
+
+python run_lib_evaluation_cas.py --config configs/eval/cifar10/eval_cifar10_configs_cas.py \\
+    --workdir NAME --setup ours
+"""
+
+from absl import flags
+
+import cli
+from utils import UserError
+
+
+def main():
+    import run_lib_cas
+
+    FLAGS = flags.FLAGS
+    config = FLAGS.config
+    if "cas" not in config:
+        raise UserError("This configuration does not describe a CAS; use one of …_configs_cas.py.")
+    cli.override(config, training__batch_size=FLAGS.bs)
+    run_lib_cas.cas(config, FLAGS.workdir, FLAGS.setup, FLAGS.samples)
+
+
+if __name__ == "__main__":
+    cli.define_common_flags()
+    flags.DEFINE_enum(
+        "setup",
+        None,
+        ["base", "ours", "scale", "real"],
+        "Whose samples to train on; real: the real training images, for the reference line.",
+    )
+    flags.DEFINE_string("samples", None, "Folder of the samples; else the set-up's own.")
+    flags.DEFINE_integer("bs", None, "Batch size of the training.")
+    cli.launch(main)

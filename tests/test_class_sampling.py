@@ -1,0 +1,222 @@
+"""Class-guided sampling: which classes, which rounds, reproducible bytes, refusals."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import tiny_classifier
+
+from run_lib_sampling import chosen_classes, restore_paths, sample_classes, share
+from utils import UserError, Workdir, load_npz
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A directory with a trained score model, two trained classifiers, and the data cache."""
+    here = tmp_path_factory.mktemp("class_sampling")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        tiny_classifier.train_score(here / "cache")
+        tiny_classifier.train(here / "cache", "run", training__n_iters=4)
+        tiny_classifier.train(here / "cache", "other", training__n_iters=3)
+    return here
+
+
+@pytest.fixture
+def config(run, monkeypatch):
+    """The tiny configuration, 3 samples of each of 10 classes in rounds of 2 and 1."""
+    monkeypatch.chdir(run)
+    yield tiny_classifier.config("guided", run / "cache")
+    for name in ("eval_samples", "eval_samples_ode"):
+        shutil.rmtree(run / "results/run" / name, ignore_errors=True)
+
+
+def files(name="eval_samples"):
+    root = Workdir("run").root / name
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.npz")}
+
+
+def names(classes, rounds=(0, 1)):
+    return {f"{label}/samples_{index}.npz" for label in classes for index in rounds}
+
+
+def test_all_classes(config):
+    sample_classes(config, "run", range(10))
+    assert files().keys() == names(range(10))
+    for label in range(10):
+        folder = Workdir("run").class_samples(label, ode=False)
+        shapes = [load_npz(folder / f"samples_{k}.npz", "samples")["samples"] for k in (0, 1)]
+        assert [a.shape for a in shapes] == [(2, 8, 8, 1), (1, 8, 8, 1)]
+        assert {a.dtype for a in shapes} == {np.dtype(np.uint8)}
+        assert (folder / "samples_0.png").exists()
+    assert len(set(files().values())) == 20
+
+
+def test_some_classes_are_those_of_all(config):
+    """Half-open [5, 7), with the bytes that a full run gives those classes."""
+    sample_classes(config, "run", chosen_classes(10, "class", 5, 7))
+    some = files()
+    assert some.keys() == names([5, 6])
+    sample_classes(config, "run", range(10))
+    assert {name: files()[name] for name in some} == some
+
+
+def test_a_count_that_the_classes_do_not_divide(config):
+    config.eval.num_samples = 33
+    sample_classes(config, "run", range(10))
+    sizes = [
+        sum(
+            len(load_npz(path, "samples")["samples"])
+            for path in Workdir("run").class_samples(label, False).glob("*.npz")
+        )
+        for label in range(10)
+    ]
+    assert sizes == [4, 4, 4, 3, 3, 3, 3, 3, 3, 3]
+
+
+def test_a_division_is_a_share_of_each_classs_rounds(config):
+    config.eval.num_divisions = 2
+    classes = range(3)
+    sample_classes(config, "run", classes, division_idx=1)
+    assert files().keys() == names(classes, [1])
+    second = files()
+    sample_classes(config, "run", classes, division_idx=0)
+    both = files()
+    assert both.keys() == names(classes)
+    assert {name: both[name] for name in second} == second
+    # The same bytes without divisions: noise belongs to (seed, class, round).
+    shutil.rmtree(Workdir("run").root / "eval_samples")
+    config.eval.num_divisions = 1
+    sample_classes(config, "run", classes)
+    assert files() == both
+
+
+def test_shares_keep_their_order():
+    assert [share(list("abcde"), 3, i) for i in range(3)] == [["a", "b"], ["c", "d"], ["e"]]
+    assert [share(["a"], 3, i) for i in range(3)] == [["a"], [], []]
+
+
+@pytest.mark.parametrize("method", ["pc", "ode"])
+def test_removed_rounds_come_back_with_the_same_bytes(config, method):
+    config.sampling.method = method
+    config.sampling.rtol = config.sampling.atol = 1e-2
+    name = "eval_samples" if method == "pc" else "eval_samples_ode"
+    sample_classes(config, "run", range(2))
+    before = files(name)
+    kept = Workdir("run").class_samples(0, method == "ode") / "samples_0.npz"
+    stamp = kept.stat().st_mtime_ns
+    (kept.parent / "samples_1.npz").unlink()
+    sample_classes(config, "run", range(2))
+    assert files(name) == before
+    assert kept.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("seed", 1, "seed"),
+        ("sampling.scaling_factor", 10.0, "sampling"),
+        ("model.classifier_restore_path", "results/other/checkpoints/checkpoint.pth", "classif"),
+    ],
+)
+def test_samples_of_other_settings_are_not_mixed(config, field, value, said):
+    sample_classes(config, "run", [0])
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=f"another setting of .*{said}"):
+        sample_classes(config, "run", [0])
+
+
+def test_class_scale_and_classifier_set_the_samples(config):
+    """Equal noise, so that only what is asked for can change the pixels."""
+    config.eval.batch_size = 3
+    config.sampling.corrector = "none"
+    drawn = []
+    for scale, classifier in ((1.0, "run"), (10.0, "run"), (1.0, "other")):
+        config.sampling.scaling_factor = scale
+        config.model.classifier_restore_path = str(Workdir(classifier).checkpoint())
+        sample_classes(config, "run", [3])
+        path = Workdir("run").class_samples(3, False) / "samples_0.npz"
+        drawn.append(load_npz(path, "samples")["samples"].tobytes())
+        shutil.rmtree(path.parent.parent)
+    assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "first", "end", "expected"),
+    [
+        (None, None, None, range(10)),
+        ("full", None, None, range(10)),
+        ("class", 5, 7, range(5, 7)),
+        ("class", 5, None, range(5, 6)),
+        ("class", 9, 10, range(9, 10)),
+    ],
+)
+def test_chosen_classes(mode, first, end, expected):
+    assert chosen_classes(10, mode, first, end) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "first", "end", "said"),
+    [
+        ("class", 10, None, "--classid is 10; the classes go from 0 to 9"),
+        ("class", -1, None, "--classid is -1; the classes go from 0 to 9"),
+        ("class", 5, 5, "--classidend is 5; .* must be above --classid, 5"),
+        ("class", 5, 4, "must be above --classid, 5"),
+        ("class", 5, 11, "--classidend is 11; the classes go from 0 to 9"),
+        ("class", None, None, "needs --classid"),
+        ("class", None, 3, "needs --classid"),
+        ("full", 5, None, "only with --mode class"),
+        (None, None, 5, "only with --mode class"),
+    ],
+)
+def test_classes_that_do_not_exist_get_a_sentence(mode, first, end, said):
+    with pytest.raises(UserError, match=said):
+        chosen_classes(10, mode, first, end)
+
+
+def test_restore_may_be_given_twice():
+    assert restore_paths([], None) == (None, None)
+    assert restore_paths(["s"], None) == ("s", None)
+    assert restore_paths(["s", "c"], None) == ("s", "c")
+    assert restore_paths(["s"], "c") == ("s", "c")
+    assert restore_paths([], "c") == (None, "c")
+    for restore, classifier in ((["s", "c", "d"], None), (["s", "c"], "d")):
+        with pytest.raises(UserError, match="3 checkpoints were given"):
+            restore_paths(restore, classifier)
+
+
+def test_swapped_checkpoints_get_a_sentence(config):
+    score, classifier = (str(Workdir(name).checkpoint()) for name in ("score", "run"))
+    config.model.score_restore_path = classifier
+    with pytest.raises(UserError, match="of a classifier; expected a score model's"):
+        sample_classes(config, "new", [0])
+    config.model.score_restore_path = score
+    config.model.classifier_restore_path = score
+    with pytest.raises(UserError, match="of a score model; expected a classifier's"):
+        sample_classes(config, "new", [0])
+    assert not Workdir("new").root.exists()
+
+
+def test_the_command_line(run):
+    """Flags that belong to classes, without a configuration of a classifier; and the reverse."""
+    done = tiny.run(
+        "run_lib_sampling.py",
+        *tiny.arguments(run / "cache"),
+        "--workdir=score",
+        "--mode=full",
+        cwd=run,
+    )
+    tiny.check_sentence(done, "need a configuration of a classifier")
+    done = tiny.run(
+        "main.py",
+        *tiny_classifier.arguments("classifier", run / "cache"),
+        "--workdir=x",
+        cwd=run,
+    )
+    tiny.check_sentence(done, "use --model classifier")
+    done = tiny.run(
+        "main.py", *tiny.arguments(run / "cache"), "--model=classifier", "--workdir=x", cwd=run
+    )
+    tiny.check_sentence(done, "use --model score")
+    assert not (run / "results/x").exists()

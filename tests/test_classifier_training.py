@@ -1,0 +1,233 @@
+"""Classifier training by the shared loop: files, warm-up, continuation, and what does not fit."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+import tiny_classifier
+import torch
+from test_checkpoints import assert_equal
+
+import checkpoints
+import losses
+import sde_lib
+from classifier_training import ClassifierTraining, accuracy, load_classifier
+from configs import common
+from datasets import Split
+from utils import UserError, Workdir
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A directory with a trained score model, results/score, and the data cache."""
+    here = tmp_path_factory.mktemp("classifier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        tiny_classifier.train_score(here / "cache")
+    return here
+
+
+@pytest.fixture
+def cache(start, monkeypatch):
+    """The data cache; the working directory holds the score model and nothing else."""
+    monkeypatch.chdir(start)
+    yield start / "cache"
+    for path in (start / "results").iterdir():
+        if path.name != "score":
+            shutil.rmtree(path)
+
+
+def newest(workdir):
+    return torch.load(Workdir(workdir).checkpoint(), weights_only=True)
+
+
+@pytest.mark.parametrize("loss_type", ["total", "dlsm", "ce"])
+def test_a_run_writes_its_files(cache, loss_type):
+    more = {"model__loss_type": loss_type, "training__snapshot_sampling": True}
+    job = tiny_classifier.train(cache, "run", sampling__batch_size=20, **more)
+    root = Workdir("run").root
+    names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert {n for n in names if not n.startswith("tensorboard/")} == {
+        "checkpoints/checkpoint_1.pth",
+        "checkpoints/checkpoint_2.pth",
+        "checkpoints/checkpoint.pth",
+        "checkpoints-meta/checkpoint.pth",
+        "samples/iter_4/sample.png",
+        "samples/iter_4/sample.np",
+        "samples/iter_8/sample.png",
+        "samples/iter_8/sample.np",
+        "stdout.txt",
+    }
+    content = newest("run")
+    assert content["step"] == 8
+    assert all(name.startswith("classifier.") for name in content["model"])
+    # Every step has counted the batch's statistics once.
+    assert int(content["model"]["classifier.classifier.bn1.num_batches_tracked"]) == 8
+    # The last weights are the ones that are used.
+    trained = [p for p in job.model.parameters() if p.requires_grad]
+    for parameter, shadow in zip(trained, content["ema"]["shadow_params"], strict=True):
+        assert torch.equal(parameter.detach(), shadow)
+    images = np.load(root / "samples/iter_8/sample.np")
+    assert images.shape == (20, 8, 8, 1)
+    text = (root / "stdout.txt").read_text()
+    assert "accuracy" in text
+    assert ("dlsm" in text) == (loss_type != "ce")
+
+
+def test_the_score_model_is_frozen_and_averaged(cache):
+    """Its averaged weights, in eval mode, are the same after training."""
+    device = torch.device("cpu")
+    config = tiny_classifier.config("classifier", cache)
+    job = ClassifierTraining(config, device)
+    network = job.score.net
+    shadow = checkpoints.read(Workdir("score").checkpoint())["ema"]["shadow_params"]
+    parameters = [p for n, p in network.named_parameters() if n != "all_modules.0.W"]
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    for parameter, average in zip(parameters, shadow, strict=True):
+        assert torch.equal(parameter, average)
+    before = checkpoints.fingerprint(network.parameters())
+    job.model.train()
+    loss, _ = job.objective(torch.rand(8, 1, 8, 8), torch.randint(10, (8,)))
+    loss.backward()
+    assert checkpoints.fingerprint(network.parameters()) == before
+    assert all(p.grad is None for p in network.parameters())
+    assert not network.training
+
+
+def test_with_warm_up_the_rate_rises(cache, monkeypatch):
+    """The published classifier training never counted its steps, so the rate stayed 0."""
+    assert common.dlsm_classifier(common.CIFAR100, "resnet34_cond").optim.warmup == 1000
+    rates, optimize = [], losses.optimize
+
+    def spy(optimizer, *arguments):
+        norm = optimize(optimizer, *arguments)
+        rates.append(optimizer.param_groups[0]["lr"])
+        return norm
+
+    monkeypatch.setattr(losses, "optimize", spy)
+    tiny_classifier.train(cache, "run", optim__warmup=1000, optim__lr=0.5)
+    assert rates == pytest.approx([0.5 * step / 1000 for step in range(8)])
+
+
+# Kills its own process at a step given on the command line.
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import run_lib, tiny_classifier
+step, cache = int(sys.argv[1]), sys.argv[2]
+train_one = run_lib.training_step
+def training_step(state, *arguments):
+    if state.step == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_one(state, *arguments)
+run_lib.training_step = training_step
+tiny_classifier.train(cache, "killed")
+"""
+
+
+def test_sigkill_at_random_steps_changes_nothing(cache):
+    """Restarted after each of two kills, the run ends with the uninterrupted run's bytes."""
+    tiny_classifier.train(cache, "whole")
+    script = KILLED.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests"))
+    for step in sorted(random.sample(range(1, 8), 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(step), str(cache)], cwd=cache.parent, check=False
+        )
+        assert done.returncode == -signal.SIGKILL
+    tiny_classifier.train(cache, "killed")
+    assert_equal(newest("whole"), newest("killed"))
+
+
+def test_accuracy_visits_every_image():
+    """Seven of ten images are recognised, in batches that do not divide ten."""
+    images = np.zeros((10, 1, 2, 2), np.uint8)
+    images[:, 0, 0, 0] = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 0, 0, 1])
+    data = tiny.digits.get_config().data
+
+    def logits(x):
+        return -(x[:, 0, 0, :1] * 255 - torch.arange(3)).abs()
+
+    split = Split(images, labels, 3)
+    assert accuracy(logits, split, 4, data, torch.device("cpu")) == 0.7
+
+
+def test_the_accuracy_is_taken_at_the_smallest_time(cache):
+    job = ClassifierTraining(tiny_classifier.config("classifier", cache), torch.device("cpu"))
+    seen = []
+    job.model.register_forward_hook(lambda network, inputs, output: seen.append(inputs))
+    x = torch.rand(4, 1, 8, 8)
+    job.logits(x)
+    (x_t, sigma), smallest = seen[0], sde_lib.VESDE(0.01, 8.0).sigma(torch.full((4,), 1e-5))
+    torch.testing.assert_close(sigma, smallest)
+    assert 0 < (x_t - x).std() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"classifier__classes": 9}, "classes is 9, but digits has 10 classes"),
+        ({"classifier__classes": 11}, "classes is 11, but digits has 10 classes"),
+        ({"model__score_restore_path": "none.pth"}, "none.pth does not exist"),
+        ({"model__loss_type": "kl"}, "config.model.loss_type is 'kl'"),
+        ({"classifier__model": "vgg"}, "config.classifier.model is 'vgg'"),
+    ],
+)
+def test_mistakes_get_a_sentence(cache, more, said):
+    with pytest.raises(UserError, match=said):
+        tiny_classifier.train(cache, "run", **more)
+    assert not Workdir("run").root.exists()
+
+
+def test_swapped_checkpoints_get_a_sentence(cache):
+    tiny_classifier.train(cache, "run")
+    score, classifier = Workdir("score").checkpoint(), Workdir("run").checkpoint()
+    said = "is the checkpoint of a classifier; expected a score model's"
+    with pytest.raises(UserError, match=said):
+        tiny_classifier.train(cache, "other", model__score_restore_path=str(classifier))
+    config = tiny_classifier.config("guided", cache)
+    said = "is the checkpoint of a score model; expected a classifier's"
+    with pytest.raises(UserError, match=said):
+        load_classifier(config, score, torch.device("cpu"))
+    assert not Workdir("other").root.exists()
+
+
+def test_a_published_classifier_file_loads(cache, tmp_path):
+    """{optimizer, model, step}, names that begin with ``module.``, no averages."""
+    tiny_classifier.train(cache, "run")
+    ours = newest("run")
+    published = {
+        "model": {f"module.{name}": value for name, value in ours["model"].items()},
+        "optimizer": ours["optimizer"],
+        "step": 8,
+    }
+    published["optimizer"]["param_groups"][0]["lr"] = np.float64(2e-4)
+    torch.save(published, tmp_path / "published.pth")
+    config = tiny_classifier.config("guided", cache)
+    device = torch.device("cpu")
+    a, a_from = load_classifier(config, Workdir("run").checkpoint(), device)
+    b, b_from = load_classifier(config, tmp_path / "published.pth", device)
+    assert_equal(dict(a.state_dict()), dict(b.state_dict()))
+    assert a_from == b_from
+    assert a_from.step == 8
+    assert not b.training
+
+
+def test_a_classifier_of_other_classes_than_the_configs(cache):
+    tiny_classifier.train(cache, "run")
+    config = tiny_classifier.config("guided", cache, classifier__classes=7)
+    with pytest.raises(UserError, match=r"linear.weight of shape \(10, 128\); .* \(7, 128\)"):
+        load_classifier(config, Workdir("run").checkpoint(), torch.device("cpu"))
+
+
+def test_run_lib_returns_the_finished_job(cache):
+    first = tiny_classifier.train(cache, "run")
+    again = tiny_classifier.train(cache, "run")
+    assert_equal(dict(first.model.state_dict()), dict(again.model.state_dict()))
+    assert isinstance(again, ClassifierTraining)

@@ -1,0 +1,151 @@
+"""DLSM: parity, its gradient against double backward, and two Gaussian classes."""
+
+import copy
+
+import golden
+import pytest
+import torch
+import torch.nn.functional as F
+from ml_collections import ConfigDict
+from test_losses import check_gradient_norms
+
+import losses
+import models
+import sde_lib
+from models.scores import Score
+from utils import UserError
+
+VE = sde_lib.VESDE()
+
+
+def objective(entry, classifier, score, sde=VE):
+    """The objective of a manifest entry's settings."""
+    names = ("loss_type", "weighting_dlsm", "weighting_ce", "coef")
+    config = ConfigDict({"model": {name: entry[name] for name in names}})
+    return losses.classifier_objective(config, classifier, score, sde)
+
+
+class Draws:
+    """Feeds an objective the golden draws."""
+
+    def __init__(self, data):
+        self.draws = {"u": data["u_t"], "z": data["z"]}
+
+    def __call__(self, *_):
+        return self.draws
+
+
+@pytest.mark.parametrize("name", golden.names("dlsm_loss_", "dlsm"))
+def test_dlsm_is_the_published_one(name, monkeypatch):
+    entry, data = golden.manifest("dlsm")[name], golden.arrays(name)
+    classifier = golden.classifier("classifier_resnet18_cond").train(entry["train_mode"])
+    score = Score(golden.network("score_model", "dlsm").requires_grad_(False), VE)
+    loss_of = objective(entry, classifier, score)
+    assert loss_of.eps == entry["eps"]
+    monkeypatch.setattr(type(loss_of), "draw", Draws(data))
+    loss, values = loss_of(data["x"], data["y"])
+    loss.backward()
+    loss = loss.detach()
+    assert float(loss) == float(values["loss"])
+    assert float(loss) == pytest.approx(float(data["loss"]), rel=1e-5)
+    check_gradient_norms(classifier, entry["grad_norm"])
+    conv1 = classifier.classifier["classifier"].conv1.weight.grad
+    assert golden.relative_error(conv1, data["grad_conv1"]) < 1e-4
+
+
+# ---------------------------------------------------------------- the gradient
+
+
+def small_problem(dtype):
+    """A small classifier in train mode, a score, images, labels and draws."""
+    torch.manual_seed(0)
+    classifier = {"model": "resnet_small_cond", "classes": 4, "nf": 8, "fourier_scale": 16.0}
+    config = ConfigDict({"classifier": classifier, "data": {"num_channels": 1}})
+    network = models.create_classifier(config).to(dtype).train()
+    x, labels = torch.rand(8, 1, 8, 8, dtype=dtype), torch.randint(4, (8,))
+    draws = {"u": torch.rand(8, dtype=dtype), "z": torch.randn_like(x)}
+    return network, (lambda x, t: torch.sin(3 * x) * (1 - t[:, None, None, None])), x, labels, draws
+
+
+def double_backward(objective, x, labels, u, z):
+    """DLSM and CE as their formulas say, the graph of ∇ₓℓ kept: the oracle."""
+    t = losses.draw_times(u, objective.sde, objective.eps)
+    x_t, std = losses.perturb(objective.sde, x, t, z)
+    x_t.requires_grad_()
+    logits = objective.classifier(x_t, std)
+    log_p = torch.log(torch.softmax(logits, 1) + 1e-8)[torch.arange(len(x)), labels]
+    (gradient,) = torch.autograd.grad(log_p.sum(), x_t, create_graph=True)
+    sigma, w = std[:, None, None, None], objective.weighting_dlsm
+    residual = sigma**w * (gradient + objective.score(x_t, t).detach()) + sigma ** (w - 1) * z
+    ce = F.cross_entropy(logits, labels, reduction="none") * std ** (-2 * objective.weighting_ce)
+    return 0.5 * residual.square().mean(), ce.mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("w", "w_ce", "coef"), [(0, 0, 0), (1, 0, 1), (2, 0.5, 0.3)])
+def test_the_gradient_is_double_backwards(dtype, w, w_ce, coef):
+    """To 1e-5 in train mode; and the batch norms have counted one forward pass."""
+    network, score, x, labels, draws = small_problem(dtype)
+    twin = copy.deepcopy(network)
+    plain = copy.deepcopy(network)
+    sde = sde_lib.VESDE(0.1, 8.0)
+
+    def objective(network):
+        return losses.DLSM(network, score, sde, 1e-5, w, w_ce, coef)
+
+    dlsm, ce = objective(network).terms(x, labels, **draws)
+    (dlsm + coef * ce).backward()
+    expected_dlsm, expected_ce = double_backward(objective(twin), x, labels, **draws)
+    (expected_dlsm + coef * expected_ce).backward()
+
+    torch.testing.assert_close(dlsm, expected_dlsm, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ce, expected_ce, rtol=1e-5, atol=0)
+    largest = max(p.grad.norm() for p in twin.parameters() if p.requires_grad)
+    for (name, ours), theirs in zip(network.named_parameters(), twin.parameters()):
+        if not ours.requires_grad:
+            continue
+        error = (ours.grad - theirs.grad).norm() / torch.maximum(theirs.grad.norm(), 1e-3 * largest)
+        assert error < 1e-5, name
+
+    with torch.no_grad():
+        t = losses.draw_times(draws["u"], sde, 1e-5)
+        plain(*losses.perturb(sde, x, t, draws["z"]))
+    for (name, ours), once in zip(network.named_buffers(), plain.buffers()):
+        assert torch.equal(ours, once), name
+
+
+def test_validation_needs_no_gradients_and_counts_nothing():
+    """In eval mode under no_grad the values are those of training, and no buffer changes."""
+    network, score, x, labels, draws = small_problem(torch.float64)
+    network.eval()
+    before = copy.deepcopy(network.state_dict())
+    objective = losses.DLSM(network, score, VE, 1e-5)
+    expected = objective.terms(x, labels, **draws)
+    with torch.no_grad():
+        values = objective.terms(x, labels, **draws)
+    torch.testing.assert_close(values, tuple(value.detach() for value in expected))
+    assert not any(value.requires_grad for value in values)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("loss_type", ["total", "dlsm", "ce"])
+def test_reported_values(loss_type):
+    """`loss` is what is differentiated: DLSM + coef·CE, DLSM or CE."""
+    network, score, x, labels, _ = small_problem(torch.float32)
+    entry = {"loss_type": loss_type, "weighting_dlsm": 1, "weighting_ce": 0.5, "coef": 0.3}
+    torch.manual_seed(1)
+    loss, values = objective(entry, network, score)(x, labels)
+    assert loss.requires_grad
+    assert not any(value.requires_grad for value in values.values())
+    if loss_type == "ce":
+        assert values.keys() == {"loss"}
+        return
+    coef = {"total": 0.3, "dlsm": 0.0}[loss_type]
+    torch.testing.assert_close(values["loss"], values["dlsm"] + coef * values["ce"])
+
+
+def test_unknown_losses_get_a_sentence():
+    entry = {"loss_type": "kl", "weighting_dlsm": 0, "weighting_ce": 0, "coef": 1}
+    with pytest.raises(UserError, match=r"model\.loss_type is 'kl'; expected one of: ce, d"):
+        objective(entry, None, None)

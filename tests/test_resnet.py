@@ -1,0 +1,105 @@
+"""The noise-conditioned classifiers: parity, forward-mode derivatives, their batch norms."""
+
+import golden
+import pytest
+import torch
+from ml_collections import ConfigDict
+from torch.autograd import forward_ad
+
+import models
+from models.resnet import BatchNorm2d, repeated_pass
+from utils import UserError
+
+
+def errors(ours, theirs):
+    """Per image, the largest error relative to the largest entry of all."""
+    return (ours.detach() - theirs).abs().flatten(1).amax(1) / theirs.abs().max()
+
+
+@pytest.mark.parametrize("name", golden.names("classifier_", "dlsm"))
+def test_parity(name):
+    """Logits, VJP, and the names and the order of the state dict (checked in golden).
+
+    A ReLU's derivative jumps at 0. Of the millions of activations of an image the nearest to 0
+    is 4·10⁻⁷, within rounding, and the side that it falls on moves single entries of the VJP by a
+    hundredth; float64 disagrees with the golden numbers in one image for that reason. So every
+    image must agree in one of several roundings.
+    """
+    data = golden.arrays(name)
+    network = golden.classifier(name)
+    best = torch.full((len(data["x"]),), torch.inf)
+    for seed in range(8):
+        noise = torch.randn(data["x"].shape, generator=torch.Generator().manual_seed(seed))
+        x = (data["x"] * (1 + 1e-7 * seed * noise)).requires_grad_()
+        logits = network(x, data["cond"])
+        assert golden.relative_error(logits, data["logits"]) < 1e-4
+        (vjp,) = torch.autograd.grad(logits, x, data["v"])
+        best = torch.minimum(best, errors(vjp, data["vjp"]))
+        if best.max() < 1e-4:
+            return
+    raise AssertionError(f"relative errors of the images' VJPs: {best.tolist()}")
+
+
+def config(**changes):
+    classifier = {"model": "resnet_small_cond", "classes": 4, "nf": 8, "fourier_scale": 16.0}
+    return ConfigDict({"classifier": classifier | changes, "data": {"num_channels": 1}})
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return models.create_classifier(config()).double()
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_forward_mode_is_the_transpose_of_reverse_mode(network, train):
+    """v·(J w) from a dual pass equals (Jᵀv)·w from a backward, batch statistics included."""
+    network.train(train)
+    x, sigma = torch.rand(6, 1, 8, 8).double(), torch.rand(6).double() + 0.1
+    w, v = torch.randn_like(x), torch.randn(6, 4).double()
+    with repeated_pass(network), forward_ad.dual_level():
+        dual = network(forward_ad.make_dual(x, w), sigma)
+        jvp = forward_ad.unpack_dual(dual).tangent
+    x.requires_grad_()
+    (vjp,) = torch.autograd.grad(network(x, sigma), x, v)
+    torch.testing.assert_close((v * jvp).sum(), (vjp * w).sum())
+
+
+def test_a_repeated_pass_repeats(network):
+    """The same output, and the running statistics of one pass, bit for bit."""
+    x, sigma = torch.rand(6, 1, 8, 8).double(), torch.rand(6).double() + 0.1
+    first = network(x, sigma)
+    counted = {name: value.clone() for name, value in network.named_buffers()}
+    with repeated_pass(network):
+        torch.testing.assert_close(network(x, sigma), first)
+    for name, value in network.named_buffers():
+        assert torch.equal(value, counted[name]), name
+    assert int(network.classifier["classifier"].bn1.num_batches_tracked) == 1
+    network(x, sigma)
+    assert int(network.classifier["classifier"].bn1.num_batches_tracked) == 2
+
+
+@pytest.mark.parametrize(
+    "strange", [torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.1), torch.nn.BatchNorm1d(3)]
+)
+def test_what_would_not_repeat_itself_is_refused(strange):
+    network = torch.nn.Sequential(BatchNorm2d(3), strange)
+    with pytest.raises(TypeError, match=type(strange).__name__), repeated_pass(network):
+        pass
+    assert not network[0].repeating
+
+
+def test_the_noise_level_matters(network):
+    network.eval()
+    x = torch.rand(1, 1, 8, 8).double()
+    near, far = (network(x, torch.tensor([sigma]).double()) for sigma in (0.01, 1.0))
+    assert (near - far).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"model": "resnet50"}, "config.classifier.model is 'resnet50'"), ({"classes": 0}, "classes")],
+)
+def test_mistakes_get_a_sentence(changes, said):
+    with pytest.raises(UserError, match=said):
+        models.create_classifier(config(**changes))

@@ -1,0 +1,211 @@
+"""CAS: which samples it reads, what it learns, continuation, its result, refusals."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+import tiny_classifier
+import torch
+from test_checkpoints import assert_equal
+
+import datasets
+from models.cas import create_cas_classifier
+from run_lib_cas import cas, read_samples
+from utils import UserError, Workdir, save_npz
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cas_cache")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def config(cache):
+    return tiny_classifier.config("cas", cache)
+
+
+def write_samples(folder, cache, count=3):
+    """`count` real training digits of each class as samples, in rounds of 2."""
+    split = datasets.load(tiny.config(cache).data, "train")
+    for label in range(10):
+        images = split.images[split.labels == label][:count].transpose(0, 2, 3, 1)
+        for index in range(0, count, 2):
+            path = folder / str(label) / f"samples_{index // 2}.npz"
+            save_npz(path, samples=images[index : index + 2], nfe=1, meta="")
+    return folder
+
+
+def newest(workdir, name):
+    return torch.load(Workdir(workdir).cas(name).checkpoint(), weights_only=True)
+
+
+def test_samples_are_read_by_class_and_round(config, cache, here):
+    """Round 10 comes after round 2, and each class gives its first num_samples_all / classes."""
+    folder = write_samples(here / "samples", cache, count=24)
+    config.eval.num_samples_all = 213
+    split = read_samples(config, folder, 10)
+    real = datasets.load(config.data, "train")
+    assert np.bincount(split.labels).tolist() == [22, 22, 22, *[21] * 7]
+    for label, count in ((0, 22), (9, 21)):
+        expected = real.images[real.labels == label][:count]
+        assert np.array_equal(split.images[split.labels == label], expected)
+
+
+def test_a_run_writes_its_files_and_its_accuracy(config, cache, here, capsys):
+    write_samples(here / "samples", cache)
+    accuracy = cas(config, "run", samples="samples")
+    assert 0 <= accuracy <= 1
+    root = Workdir("run").root
+    assert newest("run", "samples")["step"] == 8
+    written = json.loads((root / "metrics.json").read_text())["cas"]["samples"]
+    assert written["accuracy"] == accuracy
+    settings = written["settings"]
+    assert (settings["images"], settings["steps"], settings["network"]) == (30, 8, "small_cnn")
+    assert settings["tested_on"] == "360 test images of digits"
+    output = capsys.readouterr().out
+    assert f"CAS samples: accuracy {100 * accuracy:.2f} %" in output
+    assert "run --setup real" in output
+    # The reference line, then both.
+    reference = cas(config, "run", setup="real")
+    assert json.loads((root / "metrics.json").read_text())["cas"].keys() == {"samples", "real"}
+    output = capsys.readouterr().out
+    assert f"CAS real: accuracy {100 * reference:.2f} %" in output
+    assert f"CAS samples: accuracy {100 * accuracy:.2f} %" in output
+    # A finished run only reports again.
+    assert cas(config, "run", samples="samples") == accuracy
+
+
+def test_other_metrics_stay(config, cache, here):
+    write_samples(here / "samples", cache)
+    Workdir("run").create()
+    Workdir("run").metrics.write_text('{"fid": 3.5}')
+    cas(config, "run", samples="samples")
+    assert json.loads(Workdir("run").metrics.read_text())["fid"] == 3.5
+
+
+def test_real_digits_teach_it_and_shuffled_labels_do_not(config, cache, here):
+    """The accuracy is of the test split, and depends on what the samples are."""
+    for folder, shift in (("true", 0), ("false", 1)):
+        write_samples(here / "true", cache, count=40)
+        if shift:
+            for label in range(10):
+                shutil.copytree(here / "true" / str(label), here / folder / str((label + 1) % 10))
+    config.eval.num_samples_all = 400
+    config.training.n_iters = 150
+    config.optim.lr = 3e-3
+    assert cas(config, "a", samples="true") > 0.7
+    assert cas(config, "b", samples="false") < 0.1
+
+
+@pytest.mark.parametrize("folder", ["sample", "eval_samples"])
+def test_a_set_ups_samples_are_found(config, cache, here, folder):
+    """In the published place, else in eval_samples."""
+    run = here / "results/classifier_digits_ours_resnet_small_cond"
+    write_samples(run / "eval_samples", cache, count=1 if folder == "sample" else 3)
+    if folder == "sample":
+        write_samples(run / "sample", cache)
+    cas(config, "run", setup="ours")
+    settings = json.loads(Workdir("run").metrics.read_text())["cas"]["ours"]["settings"]
+    assert settings["trained_on"].endswith(f"ours_resnet_small_cond/{folder}")
+
+
+# Kills its own process at a step given on the command line.
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import run_lib, run_lib_cas, tiny_classifier
+step, cache = int(sys.argv[1]), sys.argv[2]
+train_one = run_lib.training_step
+def training_step(state, *arguments):
+    if state.step == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_one(state, *arguments)
+run_lib.training_step = training_step
+run_lib_cas.cas(tiny_classifier.config("cas", cache), "killed", samples="samples")
+"""
+
+
+def test_sigkill_at_a_random_step_changes_nothing(config, cache, here):
+    write_samples(here / "samples", cache)
+    accuracy = cas(config, "whole", samples="samples")
+    script = KILLED.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests"))
+    step = random.choice(range(1, 8))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(step), str(cache)], cwd=here, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert cas(config, "killed", samples="samples") == accuracy
+    assert_equal(newest("whole", "samples"), newest("killed", "samples"))
+
+
+def test_missing_samples_are_counted(config, cache, here):
+    folder = write_samples(here / "samples", cache)
+    (folder / "4" / "samples_1.npz").unlink()
+    shutil.rmtree(folder / "7")
+    said = r"lacks samples: class 4 \(2 of 3\), class 7 \(0 of 3\)\."
+    with pytest.raises(UserError, match=said):
+        cas(config, "run", samples="samples")
+    assert not Workdir("run").root.exists()
+    config.eval.num_samples_all = 90
+    with pytest.raises(UserError, match=r"class 0 \(3 of 9\), class 1 \(3 of 9\)"):
+        cas(config, "run", samples="samples")
+
+
+def test_other_images_are_not_mixed(config, cache, here):
+    write_samples(here / "samples", cache)
+    config.training.n_iters = 3
+    cas(config, "run", samples="samples")
+    path = here / "samples/4/samples_0.npz"
+    save_npz(path, samples=np.zeros((2, 8, 8, 1), np.uint8), nfe=1, meta="")
+    with pytest.raises(UserError, match="was trained on other images"):
+        cas(config, "run", samples="samples")
+
+
+def test_samples_of_another_shape_get_a_sentence(config, cache, here):
+    folder = write_samples(here / "samples", cache)
+    save_npz(folder / "0" / "samples_0.npz", samples=np.zeros((2, 4, 4, 1), np.uint8))
+    with pytest.raises(UserError, match=r"samples_0.npz holds uint8 images of shape \(4, 4, 1\)"):
+        cas(config, "run", samples="samples")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "Name the samples"),
+        ({"setup": "real", "samples": "samples"}, "takes no --samples"),
+        ({"samples": "nowhere"}, "There are no samples in nowhere"),
+        ({"setup": "base"}, "results/classifier_digits_base_resnet_small_cond/sample or results/"),
+    ],
+)
+def test_mistakes_get_a_sentence(config, here, options, said):
+    with pytest.raises(UserError, match=said):
+        cas(config, "run", **options)
+    assert list(here.iterdir()) == []
+
+
+def test_unknown_networks_get_a_sentence(config, cache, here):
+    write_samples(here / "samples", cache)
+    config.cas.model = "vgg"
+    with pytest.raises(UserError, match=r"config\.cas\.model is 'vgg'"):
+        cas(config, "run", samples="samples")
+    assert not Workdir("run").root.exists()
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet50", 32), ("small_cnn", 8)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_networks(config, name, size, channels):
+    config.cas.model, config.data.num_channels = name, channels
+    network = create_cas_classifier(config, 7)
+    assert network(torch.rand(2, channels, size, size)).shape == (2, 7)

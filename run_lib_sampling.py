@@ -7,7 +7,6 @@ A configuration that describes a classifier draws class by class, guided by it.
 """
 
 import functools
-import json
 
 import torch
 from absl import flags
@@ -25,12 +24,13 @@ from utils import (
     UserError,
     Workdir,
     get_device,
-    load_npz,
     log,
     log_to,
     require_positive,
     save_image_grid,
     save_npz,
+    stands,
+    to_json,
 )
 
 
@@ -230,6 +230,7 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
     """
     data = config.data
     image = (data.num_channels, data.image_size, data.image_size)
+    advice = f"remove {folder.parent} to draw anew, or use another --workdir."
     bar = tqdm(
         total=sum(count for _, count in rounds),
         unit="img",
@@ -239,8 +240,8 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
         done = 0
         for index, count in rounds:
             path = folder / f"samples_{index}.npz"
-            meta = json.dumps(dict(provenance, stream=stream, round=index), sort_keys=True)
-            if not is_whole(path, (count, *image[1:], image[0]), meta):
+            meta = dict(provenance, stream=stream, round=index)
+            if not stands(path, meta, advice, samples=(count, *image[1:], image[0]), nfe=()):
                 noise = sampling.SeededNoise(device, config.seed, stream, index)
                 step = count / sampler.steps if sampler.steps else 0
                 x, nfe = sampler(
@@ -251,33 +252,9 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
                 )
                 images = datasets.to_uint8(datasets.inverse_scaler(x, data))
                 save_image_grid(path.with_suffix(".png"), images)
-                save_npz(path, samples=images, nfe=nfe, meta=meta)
+                save_npz(path, samples=images, nfe=nfe, meta=to_json(meta))
             done += count
             bar.update(done - bar.n)
-
-
-def is_whole(path, shape, meta):
-    """Whether the round at `path` stands; a damaged file counts as missing.
-
-    Raises:
-        UserError: it stands, but was drawn otherwise.
-    """
-    if not path.exists():
-        return False
-    try:
-        arrays = load_npz(path, "samples", "nfe", "meta")
-    except UserError as error:
-        log.info("Drawing again: %s", error)
-        return False
-    if arrays["samples"].shape == shape and str(arrays["meta"]) == meta:
-        return True
-    old = json.loads(str(arrays["meta"]))
-    new = json.loads(meta)
-    changed = [name for name in new if old.get(name) != new[name]] or ["the number of samples"]
-    raise UserError(
-        f"{path} holds samples drawn with another setting of {', '.join(changed)}; "
-        f"remove {path.parent.parent} to draw anew, or use another --workdir."
-    )
 
 
 def main():

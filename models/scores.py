@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import func
 
+from models.layers import softmax
 from sde_lib import SDE, expand
 
 
@@ -43,6 +44,7 @@ class EnergyScore:
         return -0.5 * h.square().flatten(1).sum(1) / cond
 
     def __call__(self, x, t):
+        # Differentiable in both modes, for losses, likelihoods and asymmetries.
         return func.grad(lambda x: self.energy(x, t).sum())(x)
 
 
@@ -76,15 +78,15 @@ class GuidedScore:
 
 def class_log_likelihood(logits, labels):
     """ℓ = log(softmax(logits) + 1e-8)[y] (B,) of logits (B, classes) and labels y (B,)."""
-    # Written out, because PyTorch's softmax overwrites what the backward of its tangent needs.
-    # The shift changes nothing but the range.
-    weights = torch.exp(logits - logits.detach().amax(1, keepdim=True))
-    probability = weights.gather(1, labels[:, None]).squeeze(1) / weights.sum(1)
+    probability = softmax(logits).gather(1, labels[:, None]).squeeze(1)
     return torch.log(probability + 1e-8)
 
 
 def input_gradient(function, x):
-    """∇ₓ of the sum of `function(x)`, shaped as `x`; where gradients are enabled, with a graph."""
+    """∇ₓ of the sum of `function(x)`, shaped as `x`; where gradients are enabled, with a graph.
+
+    Unlike `func.grad` it lets batch norms count the batch, and has no forward-mode derivative.
+    """
     keep_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         if not x.requires_grad:

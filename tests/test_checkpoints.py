@@ -178,7 +178,7 @@ def damaged(tmp_path, kind):
         ("unknown name", "holds the unknown other.weight"),
         ("shape", r"of shape \(3, 3\)"),
         ("no tensor", "the config's network has"),
-        ("ema count", "275 arrays where the model has 276"),
+        ("ema count", r"\d+ arrays where the model has"),
         ("ema shape", "array 3 of shape"),
         ("ema keys", "EMA"),
         ("moments", "has parameter 7 of shape"),

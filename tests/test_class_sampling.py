@@ -122,7 +122,7 @@ def test_removed_rounds_come_back_with_the_same_bytes(config, method):
 def test_samples_of_other_settings_are_not_mixed(config, field, value, said):
     sample_classes(config, "run", [0])
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(UserError, match=f"another setting of .*{said}"):
+    with pytest.raises(UserError, match=f"made with other .*{said}"):
         sample_classes(config, "run", [0])
 
 

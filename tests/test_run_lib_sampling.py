@@ -84,18 +84,18 @@ def test_whole_rounds_are_skipped_and_damaged_ones_drawn_again(config, capsys):
     assert path.stat().st_mtime_ns == stamp
     path.write_bytes(whole[:-100])
     sample(config, "run", division_idx=0)
-    assert "Drawing again" in capsys.readouterr().out
+    assert "Making it again" in capsys.readouterr().out
     assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
-    [("seed", 1, "seed"), ("sampling.snr", 0.1, "sampling"), ("eval.num_samples", 27, "number")],
+    [("seed", 1, "seed"), ("sampling.snr", 0.1, "sampling"), ("eval.num_samples", 27, "samples")],
 )
 def test_samples_of_other_settings_are_not_mixed(config, field, value, said):
     sample(config, "run", division_idx=0)
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(UserError, match=f"another setting of .*{said}"):
+    with pytest.raises(UserError, match=f"made with other .*{said}"):
         sample(config, "run", division_idx=0)
 
 

@@ -17,8 +17,12 @@ ALL = [sde_lib.VESDE(), sde_lib.VPSDE(), sde_lib.SubVPSDE()]
 
 def build(prefix):
     if steps := re.fullmatch(r"ve_n(\d+)", prefix):
-        sigma_max = float(GOLDEN[f"{prefix}_std"][GOLDEN["t"] == 1][0])
-        return sde_lib.VESDE(sigma_min=0.02, sigma_max=sigma_max, N=int(steps[1]))
+        # ln σ is linear in t; its end points follow from two of the times, one of which is 1.
+        t, log_std = GOLDEN["t"].double(), GOLDEN[f"{prefix}_std"].double().log()
+        last, first = int(t.argmax()), int(t.argmin())
+        log_min = (log_std[first] - t[first] * log_std[last]) / (1 - t[first])
+        sigmas = float(log_min.exp()), float(log_std[last].exp())
+        return sde_lib.VESDE(*sigmas, N=int(steps[1]))
     return {"ve": ALL[0], "vp": ALL[1], "subvp": ALL[2]}[prefix]
 
 

@@ -12,13 +12,14 @@ def small(config):
     config.data.random_flip = False  # a mirrored digit is no digit
 
     model = config.model
-    model.nf = 32
+    model.nf = 24
     model.ch_mult = (1, 2)
     model.num_res_blocks = 1
     model.attn_resolutions = (4,)
     model.dropout = 0.0
-    # The largest distance between two 8×8 images is 8.
-    model.sigma_max = 8.0
+    # From half a grey level (there are 17) to beyond the largest distance of two digits, 4.8.
+    model.sigma_min = 0.03
+    model.sigma_max = 6.0
     model.num_scales = 100
     return config
 
@@ -26,17 +27,18 @@ def small(config):
 def get_config():
     config = small(common.qc_training("u_ncsn", "digits"))
 
-    config.optim.lr = 1e-3
+    config.optim.lr = 1.5e-3
     config.optim.warmup = 200
 
     training = config.training
     training.batch_size = 64
-    training.n_iters = 3000
+    training.n_iters = 2500
     training.eval_freq = 500
     training.snapshot_freq = 1000
     training.snapshot_freq_for_preemption = 1000
 
     config.sampling.batch_size = 36
+    config.sampling.atol = config.sampling.rtol = 1e-3
     evaluation = config.eval
     evaluation.batch_size = 250
     evaluation.num_samples = 500

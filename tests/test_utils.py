@@ -1,0 +1,82 @@
+"""Files that are whole or not there, and what a workdir remembers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from utils import UserError, Workdir, atomic_write, load_npz, lookup, save_npz, seed_for, stands
+
+META = {"seed": 1, "sampling": {"snr": 0.16}}
+
+
+def test_a_broken_write_leaves_nothing(tmp_path):
+    path = tmp_path / "new" / "file"
+    with pytest.raises(TypeError), atomic_write(path) as file:
+        file.writelines([b"half", "no bytes"])
+    assert list(path.parent.iterdir()) == []
+    with atomic_write(path) as file:
+        file.write(b"whole")
+    assert path.read_bytes() == b"whole"
+
+
+def test_equal_arrays_give_equal_bytes(tmp_path):
+    for name in ("a.npz", "b.npz"):
+        save_npz(tmp_path / name, x=np.arange(5), meta=json.dumps(META))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_objects_are_not_loaded(tmp_path):
+    path = tmp_path / "objects.npz"
+    np.savez(path, x=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match=r"not a readable \.npz of plain arrays"):
+        load_npz(path, "x")
+    with pytest.raises(UserError, match="expected y"):
+        load_npz(path, "y")
+    with pytest.raises(UserError, match="does not exist"):
+        load_npz(tmp_path / "none.npz", "x")
+
+
+def test_a_file_stands_only_as_it_was_made(tmp_path):
+    path = tmp_path / "file.npz"
+    assert not stands(path, META, "", x=(5,))
+    save_npz(path, x=np.arange(5), meta=json.dumps(META))
+    assert stands(path, META, "", x=(5,))
+    with pytest.raises(UserError, match=r"other seed; draw anew"):
+        stands(path, dict(META, seed=2), "draw anew", x=(5,))
+    with pytest.raises(UserError, match=r"other x; draw anew"):
+        stands(path, META, "draw anew", x=(6,))
+    path.write_bytes(path.read_bytes()[:-40])
+    assert not stands(path, META, "", x=(5,))
+
+
+def test_a_workdir_keeps_the_results_of_several_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = Workdir("run")
+    place.record(nll={"bits_per_dim": 3.0})
+    place.record(asym={"nasym": 0.1})
+    place.record(nll={"bits_per_dim": 2.0})
+    written = json.loads((tmp_path / "results/run/metrics.json").read_text())
+    assert written == {"nll": {"bits_per_dim": 2.0}, "asym": {"nasym": 0.1}}
+    assert Workdir(str(tmp_path / "elsewhere")).root == tmp_path / "elsewhere"
+
+
+def test_checking_a_workdir_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Workdir("a/b").check()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "results").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        Workdir("a/b").check()
+
+
+def test_seeds_of_distinct_tuples_differ():
+    seeds = {seed_for(a, b) for a in range(30) for b in range(30)}
+    assert len(seeds) == 900
+    assert seed_for(1, 2) == seed_for(1, 2)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_lookup_names_field_and_choices():
+    with pytest.raises(UserError, match=r"config\.x is 'c'; expected one of: a, b\."):
+        lookup({"a": 1, "b": 2}, "c", "config.x")

@@ -19,7 +19,9 @@ DSM_ENTRIES = [
 
 def check_gradient_norms(net, expected):
     """Every parameter's gradient norm, to 1e-4."""
-    ours = {n: float(p.grad.norm()) for n, p in net.named_parameters() if p.grad is not None}
+    ours = {
+        n: float(p.grad.double().norm()) for n, p in net.named_parameters() if p.grad is not None
+    }
     assert ours.keys() == expected.keys()
     scale = max(expected.values())
     for name, norm in expected.items():

@@ -49,6 +49,12 @@ def seed_for(*entropy):
     return (int(state[0]) << 31) ^ int(state[1])
 
 
+def shares(total, parts):
+    """Sizes of `parts` shares that add up to `total` and differ by one at the most."""
+    share, rest = divmod(total, parts)
+    return [share + (i < rest) for i in range(parts)]
+
+
 # ---------------------------------------------------------------- files, whole or not at all
 
 
@@ -81,8 +87,10 @@ def save_npz(path, **arrays):
         np.savez(file, **arrays)
 
 
-def load_npz(path, *names):
+def load_npz(path, *names, optional=()):
     """Read the named arrays of an ``.npz`` as a dict; pickled objects are never loaded.
+
+    The names in `optional` are left out where the file lacks them.
 
     Raises:
         UserError: the file is missing, damaged, holds objects, or lacks one of `names`.
@@ -95,7 +103,8 @@ def load_npz(path, *names):
                     f"{path} holds {', '.join(archive.files) or 'nothing'}; "
                     f"expected {', '.join(missing)}."
                 )
-            return {name: archive[name] for name in names}
+            found = [name for name in optional if name in archive.files]
+            return {name: archive[name] for name in (*names, *found)}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
@@ -218,6 +227,25 @@ class Workdir:
 
     def class_samples(self, label, ode):
         return self.root / ("eval_samples_ode" if ode else "eval_samples") / str(label)
+
+    @property
+    def class_stat(self):
+        """Images and features of the real training split, class by class."""
+        return self.root / "stat" / "stat.npz"
+
+    def latents(self, label, ode):
+        """Features of the samples of one class, a file for each of theirs."""
+        return self.root / ("latent_ode" if ode else "latent") / str(label)
+
+    def dataset_stat(self, ode):
+        return self.root / ("stat_ode" if ode else "stat") / "dataset_stat.npz"
+
+    def generated_stat(self, ode):
+        return self.root / ("stat_ode" if ode else "stat") / "generated_stat.npz"
+
+    def classwise(self, metric, ode):
+        """Every class's values of a metric, as text."""
+        return self.root / f"{metric}{'_ode' if ode else ''}.txt"
 
     def cas(self, name):
         """The workdir of one CAS training, a run of its own inside this one."""

@@ -292,7 +292,7 @@ def tfgan_fid_and_is(real, fake, fake_logits):
     """What `fid_and_is` returns, computed by TF-GAN.
 
     Raises:
-        UserError: TF-GAN is not installed in this environment.
+        UserError: TF-GAN is not installed in this environment, or what `fid_and_is` raises.
     """
     try:
         import tensorflow_gan as tfgan
@@ -301,6 +301,9 @@ def tfgan_fid_and_is(real, fake, fake_logits):
             f"TF-GAN does not import here ({error}); it needs an environment of its own, with "
             "Python 3.9 to 3.11 and requirements-tfgan.txt."
         ) from None
+    real = _checked(real, "real features", at_least=2)
+    fake = _checked(fake, "generated features", at_least=2)
+    _require_one_width(real, fake)
     fid = tfgan.eval.frechet_classifier_distance_from_activations(real, fake)
     score = tfgan.eval.classifier_score_from_logits(fake_logits)
     return {"fid": float(fid), "is": float(score)}
@@ -312,11 +315,15 @@ def prdc_package(real, fake, nearest_k=3):
     It holds whole distance matrices: 4·(N² + M² + NM) bytes and more.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed, or what that function raises.
     """
     try:
         import prdc
     except ImportError:
         raise UserError("The package prdc is not installed; pip install prdc.") from None
-    values = prdc.compute_prdc(np.asarray(real), np.asarray(fake), nearest_k)
+    require_positive(nearest_k, "nearest_k")
+    real = _checked(real, "real features", at_least=nearest_k + 1)
+    fake = _checked(fake, "generated features", at_least=nearest_k + 1)
+    _require_one_width(real, fake)
+    values = prdc.compute_prdc(real, fake, nearest_k)
     return {name: float(value) for name, value in values.items()}

@@ -52,11 +52,23 @@ def read_round(path, array):
         UserError: the file is damaged or lacks the array.
     """
     content = load_npz(path, array, optional=("meta",))
+    meta = read_meta(content, path)
+    return content[array], {name: meta[name] for name in meta if name not in PER_FILE}
+
+
+def read_meta(content, path):
+    """The `meta` among a file's arrays as a dict; empty where there is none.
+
+    Raises:
+        UserError: it is not one of ours.
+    """
     try:
         meta = json.loads(str(content.get("meta", "{}")))
     except json.JSONDecodeError:
-        raise UserError(f"{path} does not say in a readable way what made it.") from None
-    return content[array], {name: meta[name] for name in meta if name not in PER_FILE}
+        meta = None
+    if not isinstance(meta, dict):
+        raise UserError(f"{path} does not say in a readable way what made it.")
+    return meta
 
 
 def find(parts, array, advice, check=None):

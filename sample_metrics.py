@@ -11,7 +11,6 @@ also come from the environment of TF-GAN (``--backend tfgan``).
 import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 
 import numpy as np
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 import evaluation
 import features
-from sample_files import Part, check_images, find, in_batches, read_round
+from sample_files import Part, check_images, find, in_batches, read_meta, read_round
 from utils import (
     UserError,
     Workdir,
@@ -65,23 +64,22 @@ class FeatureSet:
 # ---------------------------------------------------------------- feature extractors
 
 
-def inception(config, device):
+def inception(config):
     return features.InceptionFeatures(
-        device, config.eval.inception_weights, config.eval.trust_weights
+        get_device(config.device), config.eval.inception_weights, config.eval.trust_weights
     )
 
 
-def tfhub(config, device):
+def tfhub(config):
     return features.TFHubFeatures()
 
 
-def classifier(config, device):
-    import datasets
-
+def classifier(config):
     data = config.data
-    split = datasets.load(data, "train")
+    split = training_split(data)
     cache = pathlib.Path(data.cache) / f"{data.dataset}-features.pth"
     images = split.images.transpose(0, 2, 3, 1)
+    device = get_device(config.device)
     return features.ClassifierFeatures(data.dataset, images, split.labels, device, cache)
 
 
@@ -96,7 +94,24 @@ def open_extractor(config):
     """
     make = lookup(EXTRACTORS, config.eval.features, "config.eval.features")
     require_positive(config.eval.batch_size, "config.eval.batch_size")
-    return make(config, get_device(config.device))
+    return make(config)
+
+
+def training_split(data):
+    """The real images that samples are compared with.
+
+    Raises:
+        UserError: the data set is not to be had, or not in this environment.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            f"Data sets cannot be read in this environment ({error}). Install torch, filelock, "
+            "pillow and tensorflow-datasets in it, or give features that stand with "
+            "--dataset_stat."
+        ) from None
+    return datasets.load(data, "train")
 
 
 # ---------------------------------------------------------------- what there should be
@@ -186,21 +201,25 @@ def encode_dataset(config, workdir):
     Raises:
         UserError: the data set or its features are not to be had, or the file is a published one.
     """
-    import datasets
-
     place = Workdir(workdir)
     path = place.dataset_stat(is_ode(config))
-    if path.exists() and not load_npz(path, optional=("meta",)):
-        raise UserError(
-            f"{path} does not say what made it, as published feature files; it is read as it is. "
-            "Remove it to encode the data set here."
-        )
+    _keep_published(path)
+    place.check()
     extractor = open_extractor(config)
-    split = datasets.load(config.data, "train")
+    split = training_split(config.data)
     place.create()
     log_to(place.log_file)
     batches = in_batches([split.images.transpose(0, 2, 3, 1)], config.eval.batch_size)
     _encode(path, extractor, batches, len(split), _real_meta(config, extractor, len(split)))
+
+
+def _keep_published(path):
+    """Refuse to overwrite a feature file that was put there: it does not say what made it."""
+    if path.exists() and not load_npz(path, optional=("meta",)):
+        raise UserError(
+            f"{path} does not say what made it, like the published feature files; --fidis and "
+            "--prdc read it as it is. Remove it to encode the data set here."
+        )
 
 
 def _real_meta(config, extractor, count):
@@ -233,15 +252,15 @@ def encode_real_classes(config, workdir):
     Raises:
         UserError: the data set or its features are not to be had.
     """
-    import datasets
-
     place = Workdir(workdir)
+    path = place.class_stat
+    _keep_published(path)
     place.check()
     extractor = open_extractor(config)
-    split = datasets.load(config.data, "train")
+    split = training_split(config.data)
+    count = len(split)
     place.create()
     log_to(place.log_file)
-    path, count = place.class_stat, len(split)
     meta = _real_meta(config, extractor, count)
     size = np.bincount(split.labels, minlength=split.classes)
     shapes = {
@@ -337,19 +356,21 @@ def open_sets(config, workdir, dataset_stat=None):
 def _open_set(path, *more):
     content = load_npz(path, "pool_3", *more, optional=("meta",))
     return FeatureSet(
-        content["pool_3"], content.get("logit"), None, *_meta(content, path), source=path
+        content["pool_3"],
+        content.get("logit"),
+        None,
+        *_claims(read_meta(content, path), path),
+        source=path,
     )
 
 
-def _meta(content, path):
+def _claims(meta, path):
     """The extractors that a feature file may be of, and the origin of its images."""
-    if "meta" not in content:
+    if not meta:
         return PUBLISHED_FEATURES, {}
-    try:
-        meta = json.loads(str(content["meta"]))
-        return (meta["features"],), meta["samples"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise UserError(f"{path} does not say in a readable way what made it.") from None
+    if not {"features", "samples"} <= meta.keys():
+        raise UserError(f"{path} does not say which features of which images it holds.")
+    return (meta["features"],), meta["samples"]
 
 
 def open_classes(config, workdir):
@@ -366,12 +387,12 @@ def open_classes(config, workdir):
             f"{place.class_stat} does not exist; run first: python run_lib_evaluation.py "
             f"--workdir {workdir} --stat --config …"
         )
-    content = load_npz(place.class_stat, "size", "pool_3", "meta")
+    content = load_npz(place.class_stat, "size", "pool_3", optional=("meta",))
     real = FeatureSet(
         content["pool_3"],
         None,
         content["size"].tolist(),
-        *_meta(content, place.class_stat),
+        *_claims(read_meta(content, place.class_stat), place.class_stat),
         source=place.class_stat,
     )
     return real, _open_latents(config, workdir)
@@ -407,7 +428,7 @@ def _open_latents(config, workdir):
             done += rows
             missing -= rows
     folder = parts[0].folder.parent
-    return FeatureSet(pool, logits, sizes, (meta["features"],), meta["samples"], folder)
+    return FeatureSet(pool, logits, sizes, *_claims(meta, classes[0][0].path), source=folder)
 
 
 # ---------------------------------------------------------------- metrics
@@ -509,8 +530,10 @@ def _common_extractor(real, generated):
 
 def _describe(origin):
     """What made samples, in a few words."""
-    known = {name: value for name, value in origin.items() if name.endswith(("step", "seed"))}
-    words = [f"{name.replace('_', ' ')} {value}" for name, value in known.items()]
+    known = [name for name in origin if name.endswith("step") or name == "seed"]
+    words = [f"{name.replace('_', ' ')} {origin[name]}" for name in known]
+    if "sampling" in origin:
+        words.append(f"sampler {origin['sampling']['method']}")
     return f" ({', '.join(words)})" if words else ""
 
 

@@ -104,32 +104,34 @@ def score_metric(config, FLAGS):
 
 def class_sample_metrics(config, FLAGS):
     """Features and metrics of samples that were drawn class by class."""
+    import sample_features
     import sample_metrics
 
     if FLAGS.stat:
-        sample_metrics.encode_real_classes(config, FLAGS.workdir)
+        sample_features.encode_real_classes(config, FLAGS.workdir)
     if FLAGS.latent:
-        sample_metrics.encode_class_samples(config, FLAGS.workdir)
+        sample_features.encode_class_samples(config, FLAGS.workdir)
     if FLAGS.fidis or FLAGS.prdc:
-        compare(config, FLAGS, *sample_metrics.open_classes(config, FLAGS.workdir))
+        compare(config, FLAGS, *sample_features.open_classes(config, FLAGS.workdir))
     if FLAGS.nfe:
-        classes = sample_metrics.find_class_samples(config, FLAGS.workdir)
+        classes = sample_features.find_class_samples(config, FLAGS.workdir)
         sample_metrics.nfe(config, FLAGS.workdir, list(itertools.chain.from_iterable(classes)))
 
 
 def sample_metrics_of(config, FLAGS):
     """Features and metrics of samples that were drawn in divisions."""
+    import sample_features
     import sample_metrics
 
     if FLAGS.encode_dataset:
-        sample_metrics.encode_dataset(config, FLAGS.workdir)
+        sample_features.encode_dataset(config, FLAGS.workdir)
     if FLAGS.encode:
-        sample_metrics.encode_samples(config, FLAGS.workdir)
+        sample_features.encode_samples(config, FLAGS.workdir)
     if FLAGS.fidis or FLAGS.prdc:
-        sets = sample_metrics.open_sets(config, FLAGS.workdir, FLAGS.dataset_stat)
+        sets = sample_features.open_sets(config, FLAGS.workdir, FLAGS.dataset_stat)
         compare(config, FLAGS, *sets)
     if FLAGS.nfe:
-        rounds = sample_metrics.find_division_samples(config, FLAGS.workdir)
+        rounds = sample_features.find_division_samples(config, FLAGS.workdir)
         sample_metrics.nfe(config, FLAGS.workdir, rounds)
 
 

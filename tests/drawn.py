@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from run_lib_sampling import split_rounds
 from utils import save_npz, shares, to_json
 
 META = {
@@ -18,9 +17,9 @@ def draw(folder, parts, total, size, shape=(8, 8, 3), **changes):
     """`total` random samples in rounds of `size`, in `parts` folders; returns them in order."""
     every = []
     for part, count in enumerate(shares(total, parts)):
-        for index, rows in enumerate(split_rounds(count, size)):
+        for index, start in enumerate(range(0, count, size)):
             rng = np.random.default_rng([part, index])
-            images = rng.integers(0, 256, (rows, *shape), dtype=np.uint8)
+            images = rng.integers(0, 256, (min(size, count - start), *shape), dtype=np.uint8)
             meta = to_json({**META, **changes, "stream": part, "round": index})
             path = folder / str(part) / f"samples_{index}.npz"
             save_npz(path, samples=images, nfe=20 * (part + 1), meta=meta)

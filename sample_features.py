@@ -397,33 +397,49 @@ def open_classes(config, workdir):
 
 
 def _open_latents(config, workdir):
-    place, evaluation_of = Workdir(workdir), config.eval
-    parts = class_parts(config, place.latents)
-    total = require_positive(evaluation_of.num_samples_all, "config.eval.num_samples_all")
+    parts = class_parts(config, Workdir(workdir).latents)
+    total = require_positive(config.eval.num_samples_all, "config.eval.num_samples_all")
     sizes = shares(total, len(parts))
     for part, size in zip(parts, sizes, strict=True):
         if size > part.expected:
             raise UserError(
                 f"config.eval.num_samples_all is {total}, {size} of {part.name}, but of the "
-                f"{evaluation_of.num_samples} samples (config.eval.num_samples) that class has "
+                f"{config.eval.num_samples} samples (config.eval.num_samples) that class has "
                 f"{part.expected}; ask for fewer."
             )
     ode = " --ode" if is_ode(config) else ""
     command = f"python run_lib_evaluation.py --workdir {workdir} --latent{ode} --config …"
     classes = find(parts, "pool_3", f"Run first: {command}")
-    meta = classes[0][0].origin
-    pool, logits, done = None, None, 0
+    first = classes[0][0]
+    widths = {name: array.shape[1] for name, array in _latents(first.path).items()}
+    pool, logits = (np.empty((total, width), np.float32) for width in widths.values())
+    done = 0
     for rounds, size in zip(classes, sizes, strict=True):
-        missing = size
+        end = done + size
         for item in rounds:
-            content = load_npz(item.path, "pool_3", "logits")
-            if pool is None:
-                pool = np.empty((total, content["pool_3"].shape[1]), np.float32)
-                logits = np.empty((total, content["logits"].shape[1]), np.float32)
-            rows = min(missing, item.rows)
+            content = _latents(item.path)
+            for name, width in widths.items():
+                if content[name].shape != (item.rows, width):
+                    raise UserError(
+                        f"{item.path} holds {name} of shape {content[name].shape}; expected "
+                        f"{(item.rows, width)}, as in {first.path}."
+                    )
+            rows = min(end - done, item.rows)
             pool[done : done + rows] = content["pool_3"][:rows]
             logits[done : done + rows] = content["logits"][:rows]
             done += rows
-            missing -= rows
-    folder = parts[0].folder.parent
-    return FeatureSet(pool, logits, sizes, *_claims(meta, classes[0][0].path), source=folder)
+    claims = _claims(first.origin, first.path)
+    return FeatureSet(pool, logits, sizes, *claims, source=parts[0].folder.parent)
+
+
+def _latents(path):
+    """`pool_3` (n, D) and `logits` (n, K) of a file of samples.
+
+    Raises:
+        UserError: one is not there or not a matrix.
+    """
+    content = load_npz(path, "pool_3", "logits")
+    for name, array in content.items():
+        if array.ndim != 2:
+            raise UserError(f"{path} holds {name} of shape {array.shape}; expected (n, width).")
+    return content

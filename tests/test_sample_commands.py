@@ -311,6 +311,10 @@ def test_latents_are_made_only_where_they_are_missing(tmp_path):
     again = [path.stat().st_mtime_ns for path in files]
     assert [a != b for a, b in zip(stamps, again)] == [i == 7 for i in range(len(files))]
     assert files[7].read_bytes() == whole
+    narrow = {name: np.zeros((2, 2), np.float32) for name in ("pool_3", "logits")}
+    meta = str(load_npz(files[7], "meta")["meta"])
+    save_npz(files[7], **narrow, meta=meta)
+    refused(f"{DLSM} --workdir W --fidis", tmp_path, BY_CLASS, "pool_3 of shape (2, 2); expected")
     by_class(tmp_path, classifier_weights="another")
     refused(line, tmp_path, BY_CLASS, "made with other samples; remove")
 

@@ -29,6 +29,7 @@ from utils import (
     require_positive,
     save_image_grid,
     save_npz,
+    shares,
     stands,
     to_json,
 )
@@ -209,12 +210,6 @@ def share(items, parts, index):
     sizes = shares(len(items), parts)
     start = sum(sizes[:index])
     return items[start : start + sizes[index]]
-
-
-def shares(total, parts):
-    """Sizes of `parts` shares that add up to `total` and differ by one at the most."""
-    share, rest = divmod(total, parts)
-    return [share + (i < rest) for i in range(parts)]
 
 
 def split_rounds(total, batch_size):

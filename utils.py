@@ -49,6 +49,12 @@ def seed_for(*entropy):
     return (int(state[0]) << 31) ^ int(state[1])
 
 
+def shares(total, parts):
+    """Sizes of `parts` shares that add up to `total` and differ by one at the most."""
+    share, rest = divmod(total, parts)
+    return [share + (i < rest) for i in range(parts)]
+
+
 # ---------------------------------------------------------------- files, whole or not at all
 
 
@@ -81,8 +87,10 @@ def save_npz(path, **arrays):
         np.savez(file, **arrays)
 
 
-def load_npz(path, *names):
+def load_npz(path, *names, optional=()):
     """Read the named arrays of an ``.npz`` as a dict; pickled objects are never loaded.
+
+    The names in `optional` are left out where the file lacks them.
 
     Raises:
         UserError: the file is missing, damaged, holds objects, or lacks one of `names`.
@@ -95,7 +103,8 @@ def load_npz(path, *names):
                     f"{path} holds {', '.join(archive.files) or 'nothing'}; "
                     f"expected {', '.join(missing)}."
                 )
-            return {name: archive[name] for name in names}
+            found = [name for name in optional if name in archive.files]
+            return {name: archive[name] for name in (*names, *found)}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
@@ -139,19 +148,22 @@ def to_json(value):
     return json.dumps(value, sort_keys=True)
 
 
-def save_image_grid(path, images, columns=None):
-    """Write uint8 images (N, H, W, C) as one PNG grid; images under 32 pixels are enlarged."""
+def image_grid(images, columns):
+    """uint8 images (N, H, W, C) as one picture (PIL); images under 32 pixels are enlarged."""
     import torch
     from PIL import Image
     from torchvision.utils import make_grid
 
-    columns = columns or max(1, int(len(images) ** 0.5))
     grid = make_grid(torch.from_numpy(images).permute(0, 3, 1, 2), nrow=columns, padding=1)
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
     zoom = max(1, 32 // images.shape[1])
-    picture = picture.resize(
-        (picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST
-    )
+    size = (picture.width * zoom, picture.height * zoom)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def save_image_grid(path, images, columns=None):
+    """Write `image_grid` of the images as a PNG; nearly square unless `columns` are given."""
+    picture = image_grid(images, columns or max(1, int(len(images) ** 0.5)))
     with atomic_write(path) as file:
         picture.save(file, format="PNG")
 
@@ -218,6 +230,25 @@ class Workdir:
 
     def class_samples(self, label, ode):
         return self.root / ("eval_samples_ode" if ode else "eval_samples") / str(label)
+
+    @property
+    def class_stat(self):
+        """Images and features of the real training split, class by class."""
+        return self.root / "stat" / "stat.npz"
+
+    def latents(self, label, ode):
+        """Features of the samples of one class, a file for each of theirs."""
+        return self.root / ("latent_ode" if ode else "latent") / str(label)
+
+    def dataset_stat(self, ode):
+        return self.root / ("stat_ode" if ode else "stat") / "dataset_stat.npz"
+
+    def generated_stat(self, ode):
+        return self.root / ("stat_ode" if ode else "stat") / "generated_stat.npz"
+
+    def classwise(self, metric, ode):
+        """Every class's values of a metric, as text."""
+        return self.root / f"{metric}{'_ode' if ode else ''}.txt"
 
     def cas(self, name):
         """The workdir of one CAS training, a run of its own inside this one."""

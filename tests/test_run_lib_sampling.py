@@ -5,8 +5,8 @@ import pytest
 import tiny
 
 import run_lib
-from run_lib_sampling import sample, shares, split_rounds
-from utils import UserError, Workdir, load_npz
+from run_lib_sampling import sample, split_rounds
+from utils import UserError, Workdir, load_npz, shares
 
 
 @pytest.fixture(scope="module")

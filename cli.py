@@ -84,5 +84,7 @@ def _guarded(main):
 
 def fail(message):
     """Print a sentence to standard error and exit with status 1."""
-    print(f"Error: {message}", file=sys.stderr)
+    # One line, whatever names of files are in it: none may move the cursor or add a line.
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
+    print(f"Error: {text}", file=sys.stderr)
     sys.exit(1)

@@ -5,7 +5,6 @@ file carries what made it, and batches made otherwise are never mixed.
 """
 
 import dataclasses
-import json
 import math
 
 import numpy as np
@@ -27,6 +26,7 @@ from utils import (
     log,
     log_to,
     lookup,
+    read_meta,
     require_positive,
     save_npz,
     stands,
@@ -137,11 +137,20 @@ def read_nll(workdir):
     place = Workdir(workdir)
     command = f"run_lib_evaluation_nll.py --workdir {workdir} --calculate"
     first, meta = open_first(place.nll(0), command, "bpd", "nfe")
-    count = math.ceil(meta["images"] / meta["batch_size"])
+    try:
+        count = math.ceil(meta["images"] / meta["batch_size"])
+    except (KeyError, TypeError, ZeroDivisionError):
+        raise UserError(f"{place.nll(0)} does not say of how many images it is.") from None
     files = [first] + [
         read_same(place.nll(batch), meta, command, "bpd", "nfe") for batch in range(1, count)
     ]
-    bits = np.concatenate([file["bpd"] for file in files])
+    bits = np.concatenate([file["bpd"].ravel() for file in files], dtype=np.float64)
+    single = all(file["nfe"].size == 1 for file in files)
+    if not (single and len(bits) == meta["images"] and np.isfinite(bits.std())):
+        raise UserError(
+            f"{place.nll(0).parent} does not hold bits/dim of {meta['images']} images; remove it "
+            f"and run: python {command} --config …"
+        )
     result = {
         "bits_per_dim": float(bits.mean()),
         "standard_error": float(bits.std() / math.sqrt(len(bits))),
@@ -227,8 +236,16 @@ def read_asym(workdir):
     files = [first]
     while place.asym(len(files)).exists():
         files.append(read_same(place.asym(len(files)), meta, command, "asym", "nasym"))
-    asym = np.mean([file["asym"] for file in files], axis=0)
-    nasym = np.mean([file["nasym"] for file in files], axis=0)
+    levels = first["times"].shape
+    if len(levels) != 1 or any(f[n].shape != levels for f in files for n in ("asym", "nasym")):
+        raise UserError(
+            f"{place.asym(0).parent} does not hold a mean for each of the noise levels; remove it "
+            f"and run: python {command} --config …"
+        )
+    asym, nasym = (
+        np.mean([file[name] for file in files], axis=0, dtype=np.float64)
+        for name in ("asym", "nasym")
+    )
     result = {
         "asym": float(asym.mean()),
         "nasym": float(nasym.mean()),
@@ -262,11 +279,21 @@ def plot_asym(path, times, asym, nasym):
 
 
 def open_first(path, command, *names):
-    """The arrays and the meta of the first file."""
+    """The arrays and the meta of the first file.
+
+    Raises:
+        UserError: it is missing, or its arrays are not those of this command.
+    """
     if not path.exists():
         raise UserError(f"{path} does not exist; run first: python {command} --config …")
     arrays = load_npz(path, "meta", *names)
-    return arrays, json.loads(str(arrays["meta"]))
+    for name in names:
+        if arrays[name].dtype.kind not in "iuf":
+            raise UserError(
+                f"{path} holds {name} of {arrays[name].dtype}, no numbers; remove {path.parent} "
+                f"and run: python {command} --config …"
+            )
+    return arrays, read_meta(path, arrays["meta"])
 
 
 def read_same(path, meta, command, *names):

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -15,6 +16,11 @@ import uuid
 import zipfile
 
 import numpy as np
+from numpy.lib import format as npy_format
+
+# What a file may unpack to: this many bytes, or this many times its own size.
+ALWAYS_PLAUSIBLE = 2**28
+LARGEST_COMPRESSION = 20
 
 log = logging.getLogger("dlsm_qc")
 
@@ -81,25 +87,65 @@ def save_npz(path, **arrays):
         np.savez(file, **arrays)
 
 
-def load_npz(path, *names):
+def load_npz(path, *names, optional=()):
     """Read the named arrays of an ``.npz`` as a dict; pickled objects are never loaded.
 
+    The names in `optional` are left out where the file lacks them. The file may be anybody's: what
+    it claims to hold is compared with its size before memory is taken.
+
     Raises:
-        UserError: the file is missing, damaged, holds objects, or lacks one of `names`.
+        UserError: the file is missing or damaged, holds anything but plain arrays, lacks one of
+            `names`, claims to hold more than a file of its size can, or holds NaN.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in names if name not in archive.files]
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            missing = [name for name in names if name not in members]
             if missing:
                 raise UserError(
-                    f"{path} holds {', '.join(archive.files) or 'nothing'}; "
+                    f"{path} holds {', '.join(members) or 'nothing'}; "
                     f"expected {', '.join(missing)}."
                 )
-            return {name: archive[name] for name in names}
+            found = [*names, *(name for name in optional if name in members)]
+            require_plausible(path, sum(members[name].file_size for name in found))
+            arrays = {name: _read_npy(archive, members[name]) for name in found}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or hostile file can fail anywhere in the readers
         raise UserError(f"{path} is not a readable .npz of plain arrays ({error}).") from None
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(f"{path} holds NaN or infinite values in {name}; make it again.")
+    return arrays
+
+
+def _read_npy(archive, info):
+    """One array of an ``.npz``, if its header and its member of the archive agree in size."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{info.filename} is compressed as NumPy never does")
+    headers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+    with archive.open(info) as member:
+        shape, _, dtype = headers[npy_format.read_magic(member)](member)
+        claimed = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "biufU" or claimed != info.file_size - member.tell():
+            raise ValueError(f"{info.filename} is no array of {dtype} and shape {shape}")
+    with archive.open(info) as member:
+        return npy_format.read_array(member, allow_pickle=False)
+
+
+def require_plausible(path, claimed):
+    """Raise a UserError if the file at `path` is too small to hold `claimed` bytes, compressed.
+
+    Real images and features shrink a few times, a bomb a thousand times.
+    """
+    size = os.stat(path).st_size
+    if claimed > max(ALWAYS_PLAUSIBLE, LARGEST_COMPRESSION * size):
+        raise UserError(
+            f"{path} has {size} bytes and claims to hold {claimed}; that is no honest file of "
+            "this kind. Fetch or make it again."
+        )
 
 
 def save_json(path, value):
@@ -122,8 +168,8 @@ def stands(path, meta, advice, **shapes):
         return False
     try:
         arrays = load_npz(path, "meta", *shapes)
-        old = json.loads(str(arrays["meta"]))
-    except (UserError, json.JSONDecodeError) as error:
+        old = read_meta(path, arrays["meta"])
+    except UserError as error:
         log.info("Making it again: %s", error)
         return False
     new = json.loads(to_json(meta))
@@ -132,6 +178,21 @@ def stands(path, meta, advice, **shapes):
     if changed:
         raise UserError(f"{path} was made with other {', '.join(changed)}; {advice}")
     return True
+
+
+def read_meta(path, array):
+    """The dict in the `meta` array of the file at `path`.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    try:
+        meta = json.loads(str(array))
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise UserError(f"{path} does not say what it was made from; remove it and make it again.")
+    return meta
 
 
 def to_json(value):
@@ -206,8 +267,12 @@ class Workdir:
         """Add named results (values with the settings that made them) to ``metrics.json``."""
         try:
             known = json.loads(self.metrics.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except FileNotFoundError:
             known = {}
+        except (ValueError, RecursionError):
+            known = None
+        if not isinstance(known, dict):
+            raise UserError(f"{self.metrics} is damaged; move it away and run this again.")
         save_json(self.metrics, {**known, **results})
 
     def snapshot_samples(self, step):

@@ -61,9 +61,13 @@ class EMA:
             UserError: their number or shapes are not those of the parameters.
         """
         try:
-            theirs = [tuple(s.shape) for s in state["shadow_params"]]
+            theirs = [
+                tuple(s.shape) if s.is_floating_point() else None for s in state["shadow_params"]
+            ]
             num_updates = int(state["num_updates"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+            if not 0 <= num_updates < 2**62:
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError):
             raise UserError(
                 "The checkpoint's EMA is not {decay, num_updates, shadow_params}."
             ) from None

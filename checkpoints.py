@@ -55,7 +55,13 @@ class TrainState:
 
 def save(path, state, config):
     """Write `state` to `path`, whole or not at all."""
-    content = {
+    with atomic_write(path) as file:
+        torch.save(content_of(state, config), file)
+
+
+def content_of(state, config):
+    """What a checkpoint of `state` holds, see the module's docstring."""
+    return {
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -64,8 +70,6 @@ def save(path, state, config):
         "seed": config.seed,
         "config": config.to_json(),
     }
-    with atomic_write(path) as file:
-        torch.save(content, file)
 
 
 def publish_newest(path, newest):
@@ -189,8 +193,6 @@ def load_ema(ema, content, path):
     try:
         if "ema" in content:
             ema.load_state_dict(content["ema"])
-            for index, shadow in enumerate(ema.shadow):
-                _require_finite(shadow, f"average {index}", path)
         else:
             ema.restart()
     except UserError as error:

@@ -58,7 +58,7 @@ class EMA:
         """Take the averages of a file; the decay stays the config's.
 
         Raises:
-            UserError: their number or shapes are not those of the parameters.
+            UserError: their number or shapes are not those of the parameters, or one is not finite.
         """
         try:
             theirs = [
@@ -80,6 +80,9 @@ class EMA:
                 else f"array {where} of shape {theirs[where]} where the model has {ours[where]}"
             )
             raise UserError(f"The checkpoint's EMA does not fit the model: {difference}.")
+        for index, value in enumerate(state["shadow_params"]):
+            if not value.isfinite().all():
+                raise UserError(f"The checkpoint's EMA has NaN or infinite values in {index}.")
         self.num_updates = num_updates
         with torch.no_grad():
             for shadow, value in zip(self.shadow, state["shadow_params"]):

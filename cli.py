@@ -6,6 +6,7 @@ import sys
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
+import config_ranges
 from utils import UserError, log_to
 
 
@@ -19,7 +20,11 @@ def define_common_flags():
 
 
 def override(config, **values):
-    """Set ``section__field`` of the config to each value that was given (is not None)."""
+    """Set ``section__field`` of the config to each value that was given (is not None).
+
+    Raises:
+        UserError: the configuration has no such field, or holds a number out of its range.
+    """
     for name, value in values.items():
         if value is None:
             continue
@@ -30,6 +35,7 @@ def override(config, **values):
                 "such field; use one of the method it belongs to."
             )
         config[section][field] = value
+    config_ranges.check(config)
 
 
 def make_deterministic():
@@ -77,6 +83,16 @@ def _guarded(main):
         if error.filename is None and error.errno is None:
             raise
         fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has no one type for it: CUDA's allocator says the first, the CPU's the second.
+        if not isinstance(error, MemoryError) and not any(
+            sign in str(error) for sign in ("out of memory", "can't allocate memory")
+        ):
+            raise
+        fail(
+            f"The memory does not suffice ({_last_line(error)}); lower the batch size (--bs) or "
+            "the size of the network."
+        )
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

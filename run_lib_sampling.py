@@ -261,6 +261,8 @@ def main():
     FLAGS = flags.FLAGS
     config = FLAGS.config
     score_path, classifier_path = restore_paths(FLAGS.restore, FLAGS.restore_classifier)
+    if FLAGS.seed is not None:
+        config.seed = FLAGS.seed
     cli.override(
         config,
         eval__batch_size=FLAGS.bs,
@@ -273,8 +275,6 @@ def main():
         sampling__method="ode" if FLAGS.ode else None,
         sampling__scaling_factor=FLAGS.scale,
     )
-    if FLAGS.seed is not None:
-        config.seed = FLAGS.seed
     if FLAGS.deterministic:
         cli.make_deterministic()
     if "classifier" in config:

@@ -6,11 +6,11 @@ For random v with E[vvᵀ] = I, both of
 have the mean ½‖J − Jᵀ‖_F². The second is never negative and drops the first one's zero-mean cross
 term −2vᵀSKv, with S and K the symmetric and antisymmetric parts of J.
 
-Random vectors come stacked as (K, B, C, H, W): K of them for each of B images.
+Jv comes from a score's method `jvp`, Jᵀv from `vjp` here. Random vectors come stacked as
+(K, B, C, H, W): K of them for each of B images.
 """
 
 import torch
-from torch import func
 
 
 def rademacher(normal):
@@ -18,23 +18,11 @@ def rademacher(normal):
     return torch.sign(normal)
 
 
-def jvp(f, x, v):
-    """f(x) (B, …) and J v (K, B, …) for K tangents, sharing one pass of the primal.
-
-    Gradients of both with respect to parameters and x pass through. Random masks inside f are
-    the same for every tangent.
-    """
-
-    def one(tangent):
-        return func.jvp(f, (x,), (tangent,))
-
-    return func.vmap(one, out_dims=(None, 0), randomness="same")(v)
-
-
 def vjp(out, x, v):
-    """Jᵀv (K, B, …) for K cotangents, from the graph that leads from x to `out` (kept)."""
+    """Jᵀv (K, B, …) for K cotangents, from the graph that leads from x to `out`, which it frees."""
+    last = len(v) - 1
     return torch.stack(
-        [torch.autograd.grad(out, x, cotangent, retain_graph=True)[0] for cotangent in v]
+        [torch.autograd.grad(out, x, c, retain_graph=k < last)[0] for k, c in enumerate(v)]
     )
 
 

@@ -20,7 +20,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import func
 from torch.autograd import forward_ad
 
 import jacobian
@@ -111,7 +110,7 @@ class EnergyDSM(DSM):
         residual = dsm_residual(score, self.sde, t, std, draws["z"], self.likelihood_weighting)
         loss = half_square(residual, self.reduce_mean).mean()
         (direction,) = torch.autograd.grad(loss, score)
-        _, slope = func.jvp(lambda x: self.score.energy(x, t), (x_t,), (direction,))
+        slope = self.score.slopes(x_t, t, direction[None])
         return slope.sum(), {"loss": loss.detach()}
 
 
@@ -139,18 +138,16 @@ class QuasiConservative(DSM):
         x_t, std = perturb(self.sde, x, t, z)
         v = jacobian.rademacher(v)
 
-        def score(x):
-            return self.score(x, t)
-
-        x_t.requires_grad_()
         with same_masks(x.device):
-            s, Jv = jacobian.jvp(score, x_t, v)
+            q = jacobian.vjp(self.score(x_t.requires_grad_(), t), x_t, v)
+        x_t.requires_grad_(False)
+        with same_masks(x.device), torch.no_grad():
+            _, p = self.score.jvp(x_t, t, v)
+        over_p, over_q = jacobian.partial_derivatives(self.estimator, p, q)
+        s, derivatives = self.score.jvp(x_t, t, torch.cat([v, over_q]))
         residual = dsm_residual(s, self.sde, t, std, z, self.likelihood_weighting)
         dsm = half_square(residual, self.reduce_mean)
-        p, q = Jv.detach(), jacobian.vjp(s, x_t, v)
-        over_p, over_q = jacobian.partial_derivatives(self.estimator, p, q)
-        _, Ja = jacobian.jvp(score, x_t, over_q)
-        slope = jacobian.dot(over_p, Jv) + jacobian.dot(v, Ja)
+        slope = jacobian.dot(torch.cat([over_p, v]), derivatives).unflatten(0, (2, -1)).sum(0)
         regulariser = std**2 * self.estimator(p, q).mean(0)
         surrogate = dsm.mean() + self.balancing_fac * (std**2 * slope.mean(0)).mean()
         return dsm.detach(), regulariser, surrogate

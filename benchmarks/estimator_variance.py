@@ -32,9 +32,9 @@ def variances(run, t, noise):
     times = torch.full((len(x),), t, device=run.device)
     x_t, std = perturb(run.sde, x, times, noise.randn(x.shape))
     v = jacobian.rademacher(noise.randn((VECTORS, *x.shape)))
-    x_t.requires_grad_()
-    out, p = jacobian.jvp(lambda x: run.score(x, times), x_t, v)
-    p, q = p.detach(), jacobian.vjp(out, x_t, v)
+    with torch.no_grad():
+        _, p = run.score.jvp(x_t, times, v)
+    q = jacobian.vjp(run.score(x_t.requires_grad_(), times), x_t, v)
     values = [std**2 * jacobian.ESTIMATORS[name](p, q) for name in ("paper", "skew")]
     return [float(e.mean()) for e in values], [float(e.var(0).mean()) for e in values]
 

@@ -1,11 +1,16 @@
 """The layers of NCSN++: initialisation, 1×1 maps, FIR resampling, attention, residual blocks.
 
-Names of parameters are those of the published checkpoints. Nothing works in place, so that
-forward-mode derivatives pass through every layer. Feature maps are (B, C, H, W).
+Names of parameters are those of the published checkpoints. Feature maps are (B, C, H, W).
+
+A layer with the argument `tangents` can carry m directional derivatives along: its maps then have
+(1 + m)·B rows, the B of the values first and those of each tangent after them. Linear maps act on
+all rows at once; biases belong to the values. One reverse pass through such a layer differentiates
+values and tangents together, which `torch.compile` can do and a second reverse pass it cannot.
 """
 
-import functools
+import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +26,25 @@ def variance_scaling_(weight, scale, fan_in, fan_out):
     return nn.init.uniform_(weight, -bound, bound)
 
 
+def split_rows(x, tangents):
+    """The rows of the values (B, …) and of the tangents (m, B, …)."""
+    values = x[: len(x) // (1 + tangents)]
+    return values, x[len(values) :].unflatten(0, (tangents, len(values)))
+
+
+def join_rows(values, tangents):
+    """The inverse of `split_rows`."""
+    return torch.cat([values, tangents.flatten(0, 1)])
+
+
+def add_to_values(x, shift, tangents):
+    """Add `shift`, a constant, to the values; it has no tangents."""
+    if not tangents:
+        return x + shift
+    values = x[: len(x) // (1 + tangents)]
+    return torch.cat([values + shift, x[len(values) :]])
+
+
 class Conv2d(nn.Conv2d):
     """A convolution with variance-scaling weights and zero biases."""
 
@@ -34,6 +58,15 @@ class Conv2d(nn.Conv2d):
             self.weight, self.init_scale, self.in_channels * area, self.out_channels * area
         )
         nn.init.zeros_(self.bias)
+
+    def forward(self, x, tangents=0):
+        if not tangents:
+            return super().forward(x)
+        return add_to_values(self.linear(x), self.bias[:, None, None], tangents)
+
+    def linear(self, x):
+        """The convolution without its bias."""
+        return self._conv_forward(x, self.weight, None)
 
 
 def conv3x3(channels_in, channels_out, *, init_scale=1.0, stride=1, padding=1):
@@ -56,6 +89,20 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels):
         super().__init__(min(channels // 4, 32), channels, eps=1e-6)
 
+    def forward(self, x, tangents=0):
+        if not tangents:
+            return super().forward(x)
+        # With x̂ = (x − mean)/std, dx̂ = (dx − mean(dx) − x̂·mean(x̂·dx))/std.
+        group = (self.num_groups, self.num_channels // self.num_groups)
+        values, d = split_rows(x.unflatten(1, group), tangents)
+        axes = (-3, -2, -1)
+        centred = values - values.mean(axes, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(axes, keepdim=True) + self.eps)
+        normal = centred * scale
+        d = d - d.mean(axes, keepdim=True) - normal * (normal * d).mean(axes, keepdim=True)
+        rows = join_rows(normal, d * scale).flatten(1, 2) * self.weight[:, None, None]
+        return add_to_values(rows, self.bias[:, None, None], tangents)
+
 
 class NIN(nn.Module):
     """A 1×1 map over the channels: weight `W` (in, out), bias `b`."""
@@ -66,8 +113,11 @@ class NIN(nn.Module):
         self.b = nn.Parameter(torch.zeros(channels_out))
         variance_scaling_(self.W, init_scale, channels_in, channels_out)
 
-    def forward(self, x):
-        return F.conv2d(x, self.W.t()[:, :, None, None], self.b)
+    def forward(self, x, tangents=0):
+        weight = self.W.t()[:, :, None, None]
+        if not tangents:
+            return F.conv2d(x, weight, self.b)
+        return add_to_values(F.conv2d(x, weight), self.b[:, None, None], tangents)
 
 
 class GaussianFourierProjection(nn.Module):
@@ -163,14 +213,20 @@ class Resampler(nn.Module):
 class Downsample(Resampler):
     """Half the resolution, without parameters."""
 
-    def forward(self, x):
+    def size(self, size):
+        return size // 2
+
+    def forward(self, x, tangents=0):
         return self.down(x)
 
 
 class Upsample(Resampler):
     """Twice the resolution, without parameters."""
 
-    def forward(self, x):
+    def size(self, size):
+        return 2 * size
+
+    def forward(self, x, tangents=0):
         return self.up(x)
 
 
@@ -182,11 +238,12 @@ class ConvDownsample(Resampler):
         conv = conv3x3(channels_in, channels_out, stride=2, padding=0)
         self.add_module("Conv2d_0" if fir else "Conv_0", conv)
 
-    def forward(self, x):
+    def forward(self, x, tangents=0):
         if self.fir:
             surplus = self.kernel.shape[0]  # (L − 2) of the filter and 2 of the convolution
-            return self.Conv2d_0(fir_filter(x, self.kernel, ((surplus + 1) // 2, surplus // 2)))
-        return self.Conv_0(F.pad(x, (0, 1, 0, 1)))
+            filtered = fir_filter(x, self.kernel, ((surplus + 1) // 2, surplus // 2))
+            return self.Conv2d_0(filtered, tangents)
+        return self.Conv_0(F.pad(x, (0, 1, 0, 1)), tangents)
 
 
 class ConvUpsample(Resampler):
@@ -197,15 +254,15 @@ class ConvUpsample(Resampler):
         conv = conv3x3(channels_in, channels_out)
         self.add_module("Conv2d_0" if fir else "Conv_0", conv)
 
-    def forward(self, x):
+    def forward(self, x, tangents=0):
         if self.fir:
             weight = self.Conv2d_0.weight.flip(2, 3).transpose(0, 1)
             y = F.conv_transpose2d(x, weight, stride=2)
             surplus = self.kernel.shape[0] - 4
             pads = ((surplus + 1) // 2 + 1, surplus // 2 + 1)
-            bias = self.Conv2d_0.bias[None, :, None, None]
-            return fir_filter(y, 4 * self.kernel, pads) + bias
-        return self.Conv_0(nearest_upsample(x))
+            y = fir_filter(y, 4 * self.kernel, pads)
+            return add_to_values(y, self.Conv2d_0.bias[:, None, None], tangents)
+        return self.Conv_0(nearest_upsample(x), tangents)
 
 
 # ---------------------------------------------------------------- blocks
@@ -223,18 +280,21 @@ class Combine(nn.Module):
         self.Conv_0 = Conv2d(channels_in, channels_out, 1)
         self.method = method
 
-    def forward(self, x, y):
-        h = self.Conv_0(x)
+    def forward(self, x, y, tangents=0):
+        h = self.Conv_0(x, tangents)
         return torch.cat([h, y], dim=1) if self.method == "cat" else h + y
 
 
-def softmax(x):
-    """Softmax over the last axis, in operations that have derivatives in both modes.
-
-    PyTorch's own works in place in its forward-mode derivative.
-    """
-    e = torch.exp(x - x.detach().amax(dim=-1, keepdim=True))
-    return e / e.sum(dim=-1, keepdim=True)
+def attention(q, k, v, tangents=0):
+    """softmax(q kᵀ/√C) v of queries, keys and values (rows, pixels, C)."""
+    if not tangents:
+        return F.scaled_dot_product_attention(q, k, v)
+    (q, dq), (k, dk), (v, dv) = (split_rows(x, tangents) for x in (q, k, v))
+    scale = 1 / math.sqrt(q.shape[-1])
+    weights = torch.softmax(q @ k.mT * scale, dim=-1)
+    d = (dq @ k.mT + q @ dk.mT) * scale
+    d = weights * (d - (weights * d).sum(-1, keepdim=True))
+    return join_rows(weights @ v, d @ v + weights @ dv)
 
 
 class AttnBlock(nn.Module):
@@ -249,12 +309,11 @@ class AttnBlock(nn.Module):
         self.NIN_3 = NIN(channels, channels, init_scale=init_scale)
         self.skip_rescale = skip_rescale
 
-    def forward(self, x):
-        h = self.GroupNorm_0(x)
-        q, k, v = (nin(h).flatten(2) for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
-        weights = softmax(q.transpose(1, 2) @ k / math.sqrt(x.shape[1]))
-        h = (v @ weights.transpose(1, 2)).reshape(x.shape)
-        return residual_sum(x, self.NIN_3(h), self.skip_rescale)
+    def forward(self, x, tangents=0):
+        h = self.GroupNorm_0(x, tangents)
+        q, k, v = (nin(h, tangents).flatten(2).mT for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
+        h = attention(q, k, v, tangents).mT.reshape(x.shape)
+        return residual_sum(x, self.NIN_3(h, tangents), self.skip_rescale)
 
 
 class ResnetBlock(nn.Module):
@@ -295,28 +354,80 @@ class ResnetBlock(nn.Module):
             self.Conv_2 = Conv2d(channels_in, channels_out, 1)
             self.shortcut = "Conv_2"
 
-    def forward(self, x, temb=None):
-        h = self.act(self.GroupNorm_0(x))
+    def forward(self, x, temb=None, tangents=0):
+        return self.transform(x, temb, self.kept_units(x, tangents), tangents)
+
+    def kept_units(self, x, tangents):
+        """Dropout's factors for the values, drawn outside of what can be compiled; or None."""
+        if not (self.training and self.dropout):
+            return None
+        rows, _, height, width = x.shape
+        if self.resample is not None:
+            height, width = self.resample.size(height), self.resample.size(width)
+        shape = (rows // (1 + tangents), self.Conv_0.out_channels, height, width)
+        return F.dropout(torch.ones(shape, dtype=x.dtype, device=x.device), self.dropout)
+
+    def transform(self, x, temb, kept, tangents):
+        h = self.act(self.GroupNorm_0(x, tangents), tangents)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = self.Conv_0(h)
-        if temb is not None:
-            h = h + self.Dense_0(self.act(temb))[:, :, None, None]
-        h = self.act(self.GroupNorm_1(h))
-        h = self.Conv_1(F.dropout(h, self.dropout, self.training))
+        if temb is None:
+            h = self.Conv_0(h, tangents)
+        else:
+            noise = self.Dense_0(self.act(temb))[:, :, None, None]
+            h = add_to_values(
+                self.Conv_0.linear(h), noise + self.Conv_0.bias[:, None, None], tangents
+            )
+        h = self.act(self.GroupNorm_1(h, tangents), tangents)
+        if kept is not None:
+            h = h * kept.repeat(1 + tangents, 1, 1, 1)
+        h = self.Conv_1(h, tangents)
         if self.shortcut is not None:
-            x = getattr(self, self.shortcut)(x)
+            x = getattr(self, self.shortcut)(x, tangents)
         return residual_sum(x, h, self.skip_rescale)
 
 
-def swish(x):
-    """x·sigmoid(x); unlike the fused `F.silu`, its gradient has a forward-mode derivative."""
-    return x * torch.sigmoid(x)
+# ---------------------------------------------------------------- activations
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """An elementwise function with its derivative."""
+
+    function: Callable
+    derivative: Callable
+
+    def __call__(self, x, tangents=0):
+        if not tangents:
+            return self.function(x)
+        values, d = split_rows(x, tangents)
+        return join_rows(self.function(values), self.derivative(values) * d)
+
+
+def _swish_derivative(x):
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def _lrelu(x):
+    return F.leaky_relu(x, 0.2)
+
+
+def _lrelu_derivative(x):
+    return torch.where(x > 0, 1.0, 0.2).to(x.dtype)
+
+
+def _elu_derivative(x):
+    return torch.where(x > 0, 1.0, torch.exp(x.clamp(max=0))).to(x.dtype)
+
+
+def _relu_derivative(x):
+    return (x > 0).to(x.dtype)
 
 
 ACTIVATIONS = {
-    "elu": F.elu,
-    "relu": F.relu,
-    "lrelu": functools.partial(F.leaky_relu, negative_slope=0.2),
-    "swish": swish,
+    "elu": Activation(F.elu, _elu_derivative),
+    "relu": Activation(F.relu, _relu_derivative),
+    "lrelu": Activation(_lrelu, _lrelu_derivative),
+    "swish": Activation(F.silu, _swish_derivative),
 }

@@ -23,6 +23,8 @@ COMBINE = ("sum", "cat")
 class NCSNpp(nn.Module):
     """A U-Net on images (B, C, H, W) and noise conditions (B,), giving (B, C, H, W).
 
+    It can push directions through beside the images, see `forward`.
+
     The condition is σ for Fourier embeddings and a time label for positional ones.
 
     Args:
@@ -173,28 +175,40 @@ class NCSNpp(nn.Module):
         # neither the names nor the order there.
         self.pyramid_up, self.pyramid_down = up, down
 
-    def forward(self, x, cond):
-        h = self.network(x, cond)
-        return h / self._sigma(cond, h) if self.scale_by_sigma else h
+    def forward(self, x, cond, directions=None):
+        """The network's output, and with `directions` v (m, B, C, H, W) its derivatives too.
 
-    def _sigma(self, cond, h):
+        Returns:
+            The output (B, C, H, W); with `directions` the output and J v (m, B, C, H, W).
+        """
+        if directions is None:
+            return self._rows(x, cond, 0)
+        tangents = len(directions)
+        rows = self._rows(layers.join_rows(x, directions), cond, tangents)
+        return layers.split_rows(rows, tangents)
+
+    def _rows(self, x, cond, tangents):
+        h = self.network(x, cond, tangents)
+        return h / self._sigma(cond, h, tangents) if self.scale_by_sigma else h
+
+    def _sigma(self, cond, h, tangents):
         sigma = cond if self.embedding_type == "fourier" else self.sigmas[cond.long()]
-        return sigma.to(h.dtype)[:, None, None, None]
+        return sigma.to(h.dtype).repeat(1 + tangents)[:, None, None, None]
 
-    def network(self, x, cond):
-        """The output before its division by σ."""
+    def network(self, x, cond, tangents):
+        """The output before its division by σ; rows as in `layers`."""
         modules = iter(self.all_modules)
         if not self.centered:
-            x = 2 * x - 1
+            x = layers.add_to_values(2 * x, -1, tangents)
         temb = self._embed(modules, cond)
-        h, skips = self._down(modules, x, temb)
-        h = next(modules)(h, temb)
-        h = next(modules)(h)
-        h = next(modules)(h, temb)
-        h = self._up(modules, h, skips, temb)
+        h, skips = self._down(modules, x, temb, tangents)
+        h = next(modules)(h, temb, tangents)
+        h = next(modules)(h, tangents)
+        h = next(modules)(h, temb, tangents)
+        h = self._up(modules, h, skips, temb, tangents)
         if self.progressive != "output_skip":
-            h = next(modules)(h)
-            h = next(modules)(self.act(h))
+            h = next(modules)(h, tangents)
+            h = next(modules)(self.act(h, tangents), tangents)
         return h
 
     def _embed(self, modules, cond):
@@ -204,50 +218,58 @@ class NCSNpp(nn.Module):
             embedding = layers.positional_embedding(cond, self.nf)
         if not self.conditional:
             return None
-        temb = next(modules)(embedding)
-        return next(modules)(self.act(temb))
+        first, second = next(modules), next(modules)
+        return second(self.act(first(embedding.to(first.weight.dtype))))
 
-    def _down(self, modules, x, temb):
+    def _resample(self, module, h, temb, tangents):
+        """Change the resolution with whichever kind of module the options gave."""
+        if isinstance(module, layers.ResnetBlock):
+            return module(h, temb, tangents)
+        return module(h, tangents)
+
+    def _down(self, modules, x, temb, tangents):
         pyramid = x
-        h = next(modules)(x)
+        h = next(modules)(x, tangents)
         skips = [h]
         for level in range(self.levels):
             for _ in range(self.num_res_blocks):
-                h = next(modules)(h, temb)
+                h = next(modules)(h, temb, tangents)
                 if h.shape[-1] in self.attn_resolutions:
-                    h = next(modules)(h)
+                    h = next(modules)(h, tangents)
                 skips.append(h)
             if level == self.levels - 1:
                 break
-            h = next(modules)(h, temb) if self.resblock_type == "biggan" else next(modules)(h)
+            h = self._resample(next(modules), h, temb, tangents)
             if self.progressive_input == "input_skip":
                 pyramid = self.pyramid_down(pyramid)
-                h = next(modules)(pyramid, h)
+                h = next(modules)(pyramid, h, tangents)
             elif self.progressive_input == "residual":
-                pyramid = layers.residual_sum(next(modules)(pyramid), h, self.skip_rescale)
+                pyramid = next(modules)(pyramid, tangents)
+                pyramid = layers.residual_sum(pyramid, h, self.skip_rescale)
                 h = pyramid
             skips.append(h)
         return h, skips
 
-    def _up(self, modules, h, skips, temb):
+    def _up(self, modules, h, skips, temb, tangents):
         pyramid = None
         for level in reversed(range(self.levels)):
             for _ in range(self.num_res_blocks + 1):
-                h = next(modules)(torch.cat([h, skips.pop()], dim=1), temb)
+                h = next(modules)(torch.cat([h, skips.pop()], dim=1), temb, tangents)
             if h.shape[-1] in self.attn_resolutions:
-                h = next(modules)(h)
+                h = next(modules)(h, tangents)
             if self.progressive == "output_skip":
-                normalised = self.act(next(modules)(h))
-                out = next(modules)(normalised)
+                normalised = self.act(next(modules)(h, tangents), tangents)
+                out = next(modules)(normalised, tangents)
                 pyramid = out if pyramid is None else self.pyramid_up(pyramid) + out
             elif self.progressive == "residual" and pyramid is None:
-                normalised = self.act(next(modules)(h))
-                pyramid = next(modules)(normalised)
+                normalised = self.act(next(modules)(h, tangents), tangents)
+                pyramid = next(modules)(normalised, tangents)
             elif self.progressive == "residual":
-                pyramid = layers.residual_sum(next(modules)(pyramid), h, self.skip_rescale)
+                pyramid = next(modules)(pyramid, tangents)
+                pyramid = layers.residual_sum(pyramid, h, self.skip_rescale)
                 h = pyramid
             if level > 0:
-                h = next(modules)(h, temb) if self.resblock_type == "biggan" else next(modules)(h)
+                h = self._resample(next(modules), h, temb, tangents)
         return pyramid if self.progressive == "output_skip" else h
 
 
@@ -271,8 +293,9 @@ class NCSNppMod(NCSNpp):
         self.out_conv = layers.Conv2d(channels, channels, 5)
         self.all_modules = body
 
-    def network(self, x, cond):
-        return self.out_conv(super().network(self.in_conv(x), cond))
+    def network(self, x, cond, tangents):
+        h = super().network(self.in_conv(x, tangents), cond, tangents)
+        return self.out_conv(h, tangents)
 
 
 def _one_of(choices, value, name):

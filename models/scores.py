@@ -1,6 +1,7 @@
 """Scores: functions `score(x, t)` from (B, C, H, W) and (B,) to (B, C, H, W).
 
-Losses, samplers and likelihoods take such a function and know nothing of networks.
+Losses, samplers and likelihoods take such a function and know nothing of networks. For products
+with its Jacobian J = ∂s/∂x a score has a method `jvp`.
 """
 
 import dataclasses
@@ -8,9 +9,7 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch import func
 
-from models.layers import softmax
 from sde_lib import SDE, expand
 
 
@@ -26,6 +25,15 @@ class Score:
         cond, scale = self.sde.conditioning(t, self.continuous)
         return expand(scale, x) * self.net(x, cond)
 
+    def jvp(self, x, t, v):
+        """s (B, C, H, W) and J v, shaped as `v` (m, B, C, H, W), pushed through the network.
+
+        Both can be differentiated with respect to parameters and x.
+        """
+        cond, scale = self.sde.conditioning(t, self.continuous)
+        out, derivatives = self.net(x, cond, v)
+        return expand(scale, x) * out, expand(scale, x) * derivatives
+
 
 @dataclasses.dataclass(frozen=True)
 class EnergyScore:
@@ -40,12 +48,24 @@ class EnergyScore:
     def energy(self, x, t):
         """E (B,) at x (B, C, H, W)."""
         cond, _ = self.sde.conditioning(t, continuous=True)
-        h = self.net(x, cond)
-        return -0.5 * h.square().flatten(1).sum(1) / cond
+        return -0.5 * self.net(x, cond).square().flatten(1).sum(1) / cond
+
+    def slopes(self, x, t, v):
+        """v·∇ₓE (m, B), the derivatives of the energy along v (m, B, C, H, W)."""
+        cond, _ = self.sde.conditioning(t, continuous=True)
+        h, derivatives = self.net(x, cond, v)
+        return -(h * derivatives).flatten(2).sum(2) / cond
 
     def __call__(self, x, t):
-        # Differentiable in both modes, for losses, likelihoods and asymmetries.
-        return func.grad(lambda x: self.energy(x, t).sum())(x)
+        return input_gradient(functools.partial(self.energy, t=t), x)
+
+    def jvp(self, x, t, v):
+        """s and J v, shaped as `v` (m, B, C, H, W): J v is the gradient of v·∇ₓE."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            slopes = self.slopes(x, t, v).sum(1)
+            Jv = [torch.autograd.grad(slope, x, retain_graph=True)[0] for slope in slopes]
+        return self(x, t), torch.stack(Jv)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +94,15 @@ class GuidedScore:
     def __call__(self, x, t):
         likelihood_score = input_gradient(functools.partial(self.log_likelihood, t=t), x)
         return self.score(x, t) + self.scale * likelihood_score
+
+
+def softmax(x):
+    """Softmax over the last axis, in operations that have derivatives in both modes.
+
+    PyTorch's own works in place in its forward-mode derivative.
+    """
+    e = torch.exp(x - x.detach().amax(dim=-1, keepdim=True))
+    return e / e.sum(dim=-1, keepdim=True)
 
 
 def class_log_likelihood(logits, labels):

@@ -18,7 +18,6 @@ import torch
 import torchvision  # noqa: F401
 
 import datasets
-import jacobian
 import readers
 import run_lib_sampling  # noqa: F401
 import score_metrics  # noqa: F401
@@ -29,7 +28,7 @@ COUNTS = {"train": 6, "test": 5}
 IMAGE_SIZE = 8
 
 # The first use of forward mode loads much; the forks inherit it.
-jacobian.jvp(torch.sin, torch.ones(1, 1), torch.ones(1, 1, 1))
+torch.func.jvp(torch.sin, (torch.ones(1),), (torch.ones(1),))
 
 # The published networks, made tiny.
 TINY = [

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from forward_mode import jvp
 
 import jacobian
 
@@ -23,7 +24,7 @@ def exact(x):
 
 def products(x, v):
     x = x.clone().requires_grad_()
-    out, p = jacobian.jvp(field, x, v)
+    out, p = jvp(field, x, v)
     return p.detach(), jacobian.vjp(out, x, v)
 
 
@@ -78,7 +79,7 @@ def test_partial_derivatives():
 def test_a_linear_field():
     A = torch.randn(4, 4).double()
     x, v = torch.randn(3, 4).double().requires_grad_(), torch.randn(6, 3, 4).double().sign()
-    out, p = jacobian.jvp(lambda x: x @ A.T, x, v)
+    out, p = jvp(lambda x: x @ A.T, x, v)
     q = jacobian.vjp(out, x, v)
     torch.testing.assert_close(p, v @ A.T)
     torch.testing.assert_close(q, v @ A)

@@ -5,6 +5,7 @@ import math
 import golden
 import pytest
 import torch
+from forward_mode import ForwardMode
 from gaussian import GaussianData
 
 import jacobian
@@ -78,7 +79,7 @@ def test_asymmetry_of_a_linear_field(name):
     x, z = torch.randn(count, 1, 2, 3), torch.randn(count, 1, 2, 3)
     v = jacobian.rademacher(torch.randn(slices, count, 1, 2, 3))
     asym, nasym = likelihood.asymmetry(
-        score, sde_lib.VESDE(), x, torch.rand(count), z, v, jacobian.ESTIMATORS[name]
+        ForwardMode(score), sde_lib.VESDE(), x, torch.rand(count), z, v, jacobian.ESTIMATORS[name]
     )
     expected = float(0.5 * (A - A.T).square().sum())
     error = float(asym.std()) / count**0.5

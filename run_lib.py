@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import checkpoints
+import config_ranges
 import datasets
 import losses
 import models
@@ -31,7 +32,6 @@ from utils import (
     get_device,
     log,
     log_to,
-    require_positive,
     save_image_grid,
     seed_for,
 )
@@ -136,9 +136,8 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
         UserError: something that was asked for does not exist or does not fit.
     """
     # Check everything that can be checked before the first file is written.
+    config_ranges.check(config)
     training = config.training
-    for field in ("batch_size", "n_iters", "log_freq", "eval_freq", "snapshot_freq"):
-        require_positive(training[field], f"config.training.{field}")
     device = get_device(config.device)
     torch.manual_seed(seed_for(config.seed))  # of the initial weights
     job = make_job(config, device)

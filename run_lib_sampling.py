@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import cli
+import config_ranges
 import datasets
 import sampling
 import sde_lib
@@ -43,6 +44,7 @@ def sample(config, workdir, division_idx=None):
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
+    config_ranges.check(config)
     evaluation = config.eval
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, evaluation.num_divisions)
@@ -98,6 +100,7 @@ def sample_classes(config, workdir, classes, division_idx=None):
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
+    config_ranges.check(config)
     evaluation, model = config.eval, config.model
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, config.classifier.classes)
@@ -189,10 +192,8 @@ def divisions(evaluation, division_idx):
     """The divisions to draw: all of ``config.eval.num_divisions``, or one.
 
     Raises:
-        UserError: a number of the configuration is not positive, or there is no such division.
+        UserError: there is no such division.
     """
-    for field in ("batch_size", "num_samples", "num_divisions"):
-        require_positive(evaluation[field], f"config.eval.{field}")
     count = evaluation.num_divisions
     if division_idx is None:
         return range(count)
@@ -250,6 +251,11 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
                     noise.randn_like,
                     callback=functools.partial(bar.update, step),
                 )
+                if not x.isfinite().all():
+                    raise UserError(
+                        f"Round {index} of {folder} came out with NaN or infinite values; nothing "
+                        "was written. Look at the checkpoint, or lower config.sampling.snr."
+                    )
                 images = datasets.to_uint8(datasets.inverse_scaler(x, data))
                 save_image_grid(path.with_suffix(".png"), images)
                 save_npz(path, samples=images, nfe=nfe, meta=to_json(meta))

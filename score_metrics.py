@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import config_ranges
 import datasets
 import jacobian
 import likelihood
@@ -27,7 +28,6 @@ from utils import (
     log_to,
     lookup,
     read_meta,
-    require_positive,
     save_npz,
     stands,
     to_json,
@@ -55,7 +55,7 @@ class TestRun:
     @classmethod
     def open(cls, config, workdir, use_ema):
         """Check the settings, load the checkpoint and the test split, and open the workdir."""
-        batch_size = require_positive(config.eval.batch_size, "config.eval.batch_size")
+        config_ranges.check(config)
         device = get_device(config.device)
         place = Workdir(workdir)
         place.check()
@@ -67,7 +67,7 @@ class TestRun:
         log_to(place.log_file)
         weights = "averaged" if use_ema else "raw"
         log.info("Evaluating %s weights of step %d on %s.", weights, loaded.step, device)
-        return cls(config, place, device, sde, score, loaded, split, batch_size)
+        return cls(config, place, device, sde, score, loaded, split, config.eval.batch_size)
 
     @property
     def batches(self):
@@ -123,7 +123,9 @@ def calculate_nll(config, workdir, use_ema=False):
                     offset=7 if config.data.centered else 8,
                     **tolerances,
                 )
-                save_npz(path, bpd=bits.cpu().numpy(), nfe=nfe, meta=to_json(meta))
+                bits = bits.cpu().numpy()
+                require_finite(bits, f"The bits/dim of batch {batch}")
+                save_npz(path, bpd=bits, nfe=nfe, meta=to_json(meta))
             bar.update(run.size(batch))
     log.info("Wrote %d batches to %s.", run.batches, run.place.nll(0).parent)
 
@@ -174,11 +176,9 @@ def calculate_asym(config, workdir, use_ema=False):
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    for field in ("noise_levels", "total_repeat"):
-        require_positive(config.eval[field], f"config.eval.{field}")
-    slices = require_positive(config.loss.slices, "config.loss.slices")
     estimator = lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator")
     run = TestRun.open(config, workdir, use_ema)
+    slices = config.loss.slices
     times = likelihood.noise_times(config.eval.noise_levels, run.sde, run.sde.sampling_eps)
     meta = run.meta(
         estimator=config.loss.estimator, slices=slices, noise_levels=config.eval.noise_levels
@@ -192,6 +192,7 @@ def calculate_asym(config, workdir, use_ema=False):
                 shape = (levels, run.size(batch))
                 if not stands(path, meta, advice, asym=shape, nasym=shape):
                     values = _asym_of_batch(run, times, slices, estimator, repeat, batch, bar)
+                    require_finite(values, f"The asymmetry of batch {batch}")
                     save_npz(path, asym=values[0], nasym=values[1], meta=to_json(meta))
                 done += run.size(batch) * levels
                 bar.update(done - bar.n)
@@ -205,6 +206,15 @@ def calculate_asym(config, workdir, use_ema=False):
             }
             save_npz(run.place.asym(repeat), **means, times=times.numpy(), meta=to_json(meta))
     log.info("Wrote %d repeats to %s.", repeats, run.place.asym(0).parent)
+
+
+def require_finite(values, name):
+    """Raise a UserError if the array `values` is not finite everywhere."""
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"{name} came out with NaN or infinite values; nothing was written. Look at the "
+            "checkpoint and the tolerances."
+        )
 
 
 def _asym_of_batch(run, times, slices, estimator, repeat, batch, bar):

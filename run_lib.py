@@ -293,21 +293,23 @@ class FiniteWatch:
     """Finds the first step with a non-finite loss or gradient without a transfer every step."""
 
     NONE = 2**62
+    NAMES = ("loss", "gradient")
 
     def __init__(self, device):
-        self.first_bad = torch.full((), self.NONE, dtype=torch.int64, device=device)
+        self.first_bad = torch.full((len(self.NAMES),), self.NONE, device=device)
 
-    def see(self, step, *values):
-        finite = torch.stack([torch.isfinite(value).all() for value in values]).all()
+    def see(self, step, loss, grad_norm):
+        finite = torch.isfinite(torch.stack([loss, grad_norm]))
         self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step))
 
     def check(self):
-        """Raise a UserError that names the step, if there was one."""
-        step = int(self.first_bad)
+        """Raise a UserError that names the first step, if there was one, and what went wrong."""
+        steps = self.first_bad.tolist()
+        step = min(steps)
         if step != self.NONE:
             raise UserError(
-                f"The loss or its gradient stopped being finite at step {step}; the last "
-                "checkpoint is from before. Lower --config.optim.lr or look at the data."
+                f"The {self.NAMES[steps.index(step)]} stopped being finite at step {step}; the "
+                "last checkpoint is from before. Lower --config.optim.lr or look at the data."
             )
 
 

@@ -2,9 +2,9 @@
 
 A file is a dict. `model` maps names to arrays (published names begin with ``module.``); `ema` is
 ``{decay, num_updates, shadow_params}`` in parameter order; `optimizer` is Adam's state. Ours adds
-`step`, `position` (images drawn so far, which with the seed is the whole data order), `seed` and
-`config` (JSON). Every random draw of a training step is seeded by (seed, step), so those numbers
-are the state of the random generators too.
+`step`, `position` (images drawn so far, which with the seed is the whole data order), `seed`,
+`config` (JSON) and `code` (the version that wrote it). Every random draw of a training step is
+seeded by (seed, step), so those numbers are the state of the random generators too.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import torch
 
 import array_pickle
 from models.ema import EMA
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, code_version
 
 # The published optimisers hold their learning rate as a NumPy float64, pickled under either of
 # NumPy's two names for it. Nothing else beyond plain tensors is let in.
@@ -69,6 +69,7 @@ def content_of(state, config):
         "position": state.position,
         "seed": config.seed,
         "config": config.to_json(),
+        "code": code_version(),
     }
 
 

@@ -24,6 +24,7 @@ from run_lib import load_score
 from utils import (
     UserError,
     Workdir,
+    config_hash,
     get_device,
     log,
     log_to,
@@ -61,6 +62,7 @@ def sample(config, workdir, division_idx=None):
     provenance = {
         "checkpoint_step": checkpoint.step,
         "weights": checkpoint.fingerprint,
+        "config": config_hash(config),
         "sampling": config.sampling.to_dict(),
         "sde": repr(sde),
         "seed": config.seed,
@@ -122,6 +124,7 @@ def sample_classes(config, workdir, classes, division_idx=None):
         "score_weights": score_from.fingerprint,
         "classifier_step": classifier_from.step,
         "classifier_weights": classifier_from.fingerprint,
+        "config": config_hash(config),
         "sampling": config.sampling.to_dict(),
         "sde": repr(sde),
         "seed": config.seed,

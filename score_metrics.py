@@ -22,6 +22,8 @@ from utils import (
     UserError,
     Workdir,
     atomic_write,
+    config_hash,
+    differences,
     get_device,
     load_npz,
     log,
@@ -87,6 +89,7 @@ class TestRun:
             settings,
             batch_size=self.batch_size,
             checkpoint_step=self.loaded.step,
+            config=config_hash(self.config),
             dataset=self.config.data.dataset,
             images=len(self.split),
             sde=repr(self.sde),
@@ -311,9 +314,9 @@ def read_same(path, meta, command, *names):
     if not path.exists():
         raise UserError(f"{path} is missing; finish with: python {command} --config …")
     arrays, other = open_first(path, command, *names)
-    if other != meta:
+    if changed := differences(other, meta):
         raise UserError(
-            f"{path} was made with other settings than its neighbours; remove {path.parent} and "
-            f"run: python {command} --config …"
+            f"{path} was made with other {', '.join(changed)} than its neighbours; remove "
+            f"{path.parent} and run: python {command} --config …"
         )
     return arrays

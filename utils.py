@@ -5,6 +5,8 @@ Nothing here knows about score models; arrows point only towards this file.
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import logging
 import math
@@ -17,6 +19,8 @@ import zipfile
 
 import numpy as np
 from numpy.lib import format as npy_format
+
+VERSION = "1.0"
 
 # What a file may unpack to: this many bytes, or this many times its own size.
 ALWAYS_PLAUSIBLE = 2**28
@@ -82,9 +86,12 @@ def atomic_write(path, mode="wb"):
 
 
 def save_npz(path, **arrays):
-    """Write named arrays to an uncompressed ``.npz``, atomically; equal arrays give equal bytes."""
+    """Write named arrays to an uncompressed ``.npz``, atomically; equal arrays give equal bytes.
+
+    The array `code` says which code wrote it, see `code_version`.
+    """
     with atomic_write(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays, code=code_version())
 
 
 def load_npz(path, *names, optional=()):
@@ -172,8 +179,7 @@ def stands(path, meta, advice, **shapes):
     except UserError as error:
         log.info("Making it again: %s", error)
         return False
-    new = json.loads(to_json(meta))
-    changed = [name for name in new if old.get(name) != new[name]]
+    changed = differences(old, json.loads(to_json(meta)))
     changed += [name for name, shape in shapes.items() if arrays[name].shape != shape]
     if changed:
         raise UserError(f"{path} was made with other {', '.join(changed)}; {advice}")
@@ -193,6 +199,38 @@ def read_meta(path, array):
     if not isinstance(meta, dict):
         raise UserError(f"{path} does not say what it was made from; remove it and make it again.")
     return meta
+
+
+def differences(old, new):
+    """The names of what two `meta` disagree about.
+
+    The oldest files have no `config`, and are compared by the rest.
+    """
+    compared = {*old, *new} - ({"config"} if "config" not in old else set())
+    return sorted(name for name in compared if old.get(name) != new.get(name))
+
+
+@functools.cache
+def code_version():
+    """The version, and a hash of the sources as they lie here: commits and local changes alike."""
+    root = pathlib.Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.glob("*.py"), *root.glob("models/*.py")]):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{VERSION}+{digest.hexdigest()[:12]}"
+
+
+def config_hash(config):
+    """A short hash of what a configuration says of data and model, wherever their files lie."""
+    content = {
+        section: {
+            name: value
+            for name, value in config[section].to_dict().items()
+            if name not in ("root", "cache") and not name.endswith("_path")
+        }
+        for section in ("data", "model")
+    }
+    return hashlib.sha256(to_json(content).encode()).hexdigest()[:16]
 
 
 def to_json(value):

@@ -12,6 +12,7 @@ import hashlib
 import os
 import pickletools
 import shutil
+import sys
 import zipfile
 
 import torch
@@ -56,7 +57,13 @@ class TrainState:
 def save(path, state, config):
     """Write `state` to `path`, whole or not at all."""
     with atomic_write(path) as file:
-        torch.save(content_of(state, config), file)
+        try:
+            torch.save(content_of(state, config), file)
+        except RuntimeError as error:
+            # When a write fails PyTorch closes its archive, which fails in its turn.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def content_of(state, config):
@@ -260,4 +267,10 @@ def _load_moments(optimizer, content, path):
         raise
     except Exception:  # anything may lie where moments belong
         raise UserError(f"The optimiser in {path} is not a state of Adam.") from None
-    optimizer.load_state_dict({"state": content["state"], "param_groups": own["param_groups"]})
+    # Names read from a file are other objects than the same names in the code, and a pickle writes
+    # each object once: with the code's own, equal checkpoints have equal bytes.
+    state = {
+        index: {sys.intern(name): value for name, value in moments.items()}
+        for index, moments in content["state"].items()
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})

@@ -80,7 +80,7 @@ def _guarded(main):
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        fail(f"{error.strerror}: {error.filename}." if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:
         # PyTorch has no one type for it: CUDA's allocator says the first, the CPU's the second.
         if not isinstance(error, MemoryError) and not any(

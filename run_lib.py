@@ -12,7 +12,6 @@ import sys
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -25,6 +24,7 @@ import sampling
 import sde_lib
 from models.ema import EMA
 from models.scores import EnergyScore, Score
+from scalars import ScalarWriter
 from utils import (
     UserError,
     Workdir,
@@ -177,7 +177,7 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     watch = FiniteWatch(device)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        writer = SummaryWriter(str(place.tensorboard), purge_step=state.step)
+        writer = ScalarWriter(place.tensorboard, purge_step=state.step)
         stack.callback(writer.close)
         stack.enter_context(logging_redirect_tqdm([log]))
         bar = stack.enter_context(progress_bar(state, training))

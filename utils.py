@@ -5,7 +5,9 @@ Nothing here knows about score models; arrows point only towards this file.
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
+import glob
 import hashlib
 import json
 import logging
@@ -73,16 +75,47 @@ def atomic_write(path, mode="wb"):
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    _remove_abandoned(path)
+    temporary, file = _create_beside(path, mode.replace("w", "x"))
     try:
-        with open(temporary, mode.replace("w", "x")) as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+            os.replace(temporary, path)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk has no name of its own
         raise
+
+
+def _create_beside(path, mode):
+    """A new file beside `path`, locked and open, and its name."""
+    while True:
+        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+        file = open(temporary, mode)  # noqa: SIM115 (the caller closes it)
+        _lock(file)
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(path):
+    """Remove what killed processes left of `path`; its size may be that of a checkpoint."""
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError), open(other, "rb") as file:
+            if _lock(file):
+                other.unlink()
+
+
+def _lock(file):
+    """Whether nobody else has the lock of an open file; the system drops it with its process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody has it, or the file system knows no locks
+        return False
+    return True
 
 
 def save_npz(path, **arrays):
@@ -363,6 +396,7 @@ def log_to(path=None):
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.handlers = handlers
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to say
     log.setLevel(logging.INFO)
     log.propagate = False
 

@@ -1,12 +1,15 @@
 # make demo   set up, train on the embedded digits and draw samples (results/demo)
 # make test   set up and run the tests
-# The virtual environment is made once; both do nothing about it when it stands.
+# make test-tfgan   set up TF-GAN's environment and run its tests (Python 3.9 to 3.11)
+# The virtual environments are made once; nothing is done about them when they stand.
 
 PYTHON ?= python3
 VENV ?= .venv
+TFGAN_PYTHON ?= python3.11
+TFGAN_VENV ?= .venv-tfgan
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test lint
+.PHONY: demo test test-tfgan lint
 .DEFAULT_GOAL := test
 
 $(VENV)/.complete: requirements.txt requirements-dev.txt
@@ -22,6 +25,15 @@ test: $(VENV)/.complete
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m pytest -n 2
+
+$(TFGAN_VENV)/.complete: requirements-tfgan.txt
+	$(TFGAN_PYTHON) -m venv $(TFGAN_VENV)
+	$(TFGAN_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(TFGAN_VENV)/bin/python -m pip install --quiet -r requirements-tfgan.txt
+	touch $@
+
+test-tfgan: $(TFGAN_VENV)/.complete
+	$(TFGAN_VENV)/bin/python -m pytest tests/test_tfgan.py
 
 lint: $(VENV)/.complete
 	$(VENV)/bin/python -m ruff check --fix .

@@ -19,7 +19,8 @@ import torch
 
 import array_pickle
 from models.ema import EMA
-from utils import UserError, atomic_write, code_version
+from provenance import code_version
+from utils import UserError, atomic_write
 
 # The published optimisers hold their learning rate as a NumPy float64, pickled under either of
 # NumPy's two names for it. Nothing else beyond plain tensors is let in.

@@ -55,7 +55,8 @@ def launch(main):
 def _parse_flags(arguments):
     try:
         rest = flags.FLAGS(arguments)
-        flags.FLAGS.config.keys()  # a file that is not there fails at the first look
+        if "config" in flags.FLAGS:
+            flags.FLAGS.config.keys()  # a file that is not there fails at the first look
         return rest
     except flags.Error as error:
         fail(_last_line(error))

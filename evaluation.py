@@ -179,6 +179,11 @@ def _k_smallest(best, distances):
     return torch.cat([best, smallest], dim=1).topk(k, dim=1, largest=False).values
 
 
+def _progress(pairs, what):
+    """`pairs` of blocks with a progress bar, if it takes long; no more than one at a time."""
+    return tqdm(pairs, desc=what, unit="block", leave=None, delay=1)
+
+
 def _neighbour_radii(features, nearest_k, side, device, name):
     """Distance (N,) of each of `features` (N, D) to its k-th nearest neighbour in the same set."""
     import torch
@@ -186,7 +191,7 @@ def _neighbour_radii(features, nearest_k, side, device, name):
     # One more than k, because every sample is its own nearest.
     best = torch.full((len(features), nearest_k + 1), math.inf, dtype=torch.float64, device=device)
     pairs = list(itertools.combinations_with_replacement(_slices(len(features), side), 2))
-    for rows, columns in tqdm(pairs, desc=f"distances, {name}", unit="block"):
+    for rows, columns in _progress(pairs, f"distances, {name}"):
         distances = _pairwise_distances(features[rows], features[columns], device)
         best[rows] = _k_smallest(best[rows], distances)
         if rows != columns:
@@ -224,7 +229,7 @@ def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**26
     real_is_recalled = torch.zeros(len(real), dtype=torch.bool, device=device)
     nearest_fake = torch.full((len(real),), math.inf, dtype=torch.float64, device=device)
     pairs = list(itertools.product(_slices(len(real), side), _slices(len(fake), side)))
-    for rows, columns in tqdm(pairs, desc="distances, real–generated", unit="block"):
+    for rows, columns in _progress(pairs, "distances, real–generated"):
         distances = _pairwise_distances(real[rows], fake[columns], device)
         spheres_around_fake[columns] += (distances < real_radii[rows, None]).sum(0)
         real_is_recalled[rows] |= (distances < fake_radii[columns]).any(1)
@@ -271,7 +276,8 @@ def classwise(metric, *sets):
         counts = ", ".join(str(len(parts)) for parts in sets)
         raise UserError(f"The sets hold {counts} classes; class-wise metrics need equal numbers.")
     values = []
-    for index, parts in enumerate(zip(*sets, strict=True)):
+    pairs = list(zip(*sets, strict=True))
+    for index, parts in enumerate(tqdm(pairs, desc="classes", unit="class", delay=1)):
         try:
             values.append(metric(*parts))
         except UserError as error:
@@ -286,7 +292,7 @@ def tfgan_fid_and_is(real, fake, fake_logits):
     """What `fid_and_is` returns, computed by TF-GAN.
 
     Raises:
-        UserError: TF-GAN is not installed in this environment.
+        UserError: TF-GAN is not installed in this environment, or what `fid_and_is` raises.
     """
     try:
         import tensorflow_gan as tfgan
@@ -295,6 +301,9 @@ def tfgan_fid_and_is(real, fake, fake_logits):
             f"TF-GAN does not import here ({error}); it needs an environment of its own, with "
             "Python 3.9 to 3.11 and requirements-tfgan.txt."
         ) from None
+    real = _checked(real, "real features", at_least=2)
+    fake = _checked(fake, "generated features", at_least=2)
+    _require_one_width(real, fake)
     fid = tfgan.eval.frechet_classifier_distance_from_activations(real, fake)
     score = tfgan.eval.classifier_score_from_logits(fake_logits)
     return {"fid": float(fid), "is": float(score)}
@@ -306,11 +315,15 @@ def prdc_package(real, fake, nearest_k=3):
     It holds whole distance matrices: 4·(N² + M² + NM) bytes and more.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed, or what that function raises.
     """
     try:
         import prdc
     except ImportError:
         raise UserError("The package prdc is not installed; pip install prdc.") from None
-    values = prdc.compute_prdc(np.asarray(real), np.asarray(fake), nearest_k)
+    require_positive(nearest_k, "nearest_k")
+    real = _checked(real, "real features", at_least=nearest_k + 1)
+    fake = _checked(fake, "generated features", at_least=nearest_k + 1)
+    _require_one_width(real, fake)
+    values = prdc.compute_prdc(real, fake, nearest_k)
     return {name: float(value) for name, value in values.items()}

@@ -45,7 +45,8 @@ def extract(extractor, batches, count):
     pool = np.empty((count, extractor.pool_width), dtype=np.float32)
     logits = np.empty((count, extractor.logit_width), dtype=np.float32)
     done = 0
-    with tqdm(total=count, desc=f"features {extractor.name}", unit="image") as progress:
+    bar = tqdm(total=count, desc=f"features {extractor.name}", unit="img", leave=None, delay=1)
+    with bar:
         for images in batches:
             if images.dtype != np.uint8 or images.ndim != 4:
                 raise UserError(
@@ -56,7 +57,7 @@ def extract(extractor, batches, count):
             if end > count:
                 raise UserError(f"Expected {count} images, but the batches hold more.")
             pool[done:end], logits[done:end] = extractor(images)
-            progress.update(len(images))
+            bar.update(len(images))
             done = end
     if done < count:
         raise UserError(f"Expected {count} images, but the batches hold only {done}.")

@@ -16,8 +16,8 @@ import datasets
 import run_lib
 from classifier_training import accuracy
 from models.cas import create_cas_classifier
-from run_lib_sampling import shares
-from utils import UserError, Workdir, load_npz, log, require_positive, save_json
+from sample_files import check_images, numbered_rounds
+from utils import UserError, Workdir, load_npz, log, require_positive, save_json, shares
 
 REAL = "real"  # the set-up of the reference line
 
@@ -148,11 +148,11 @@ def read_samples(config, folder, classes):
     images, labels, short = [], [], []
     for label, expected in enumerate(shares(total, classes)):
         found = 0
-        for path in sorted((folder / str(label)).glob("samples_*.npz"), key=round_number):
+        for _, path in numbered_rounds(folder / str(label)):
             if found == expected:
                 break
             batch = load_npz(path, "samples")["samples"]
-            check_shape(batch, config.data, path)
+            check_images(batch, path, config.data)
             batch = batch[: expected - found]
             images.append(batch.transpose(0, 3, 1, 2))
             found += len(batch)
@@ -166,21 +166,6 @@ def read_samples(config, folder, classes):
             "run_lib_sampling.py, or ask for fewer with --config.eval.num_samples_all."
         )
     return datasets.Split(np.concatenate(images), np.array(labels), classes)
-
-
-def round_number(path):
-    """Sorts ``samples_{round}.npz`` by round, and what has no number last."""
-    number = path.stem.removeprefix("samples_")
-    return (0, int(number)) if number.isdecimal() else (1, 0)
-
-
-def check_shape(images, data, path):
-    expected = (data.image_size, data.image_size, data.num_channels)
-    if images.dtype != np.uint8 or images.shape[1:] != expected:
-        raise UserError(
-            f"{path} holds {images.dtype} images of shape {images.shape[1:]}; "
-            f"expected uint8 of {expected}."
-        )
 
 
 def require_same_images(record, split):

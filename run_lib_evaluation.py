@@ -1,7 +1,11 @@
 """Evaluate a model: NLL and asymmetry of its score, and metrics of its samples.
 
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --metric nll --calculate
+python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --encode --encode_dataset --fidis
+python run_lib_evaluation.py --config CLASS_EVAL_CONFIG --workdir NAME --stat --latent --fidis
 """
+
+import itertools
 
 from absl import flags
 
@@ -9,6 +13,8 @@ import cli
 from utils import UserError
 
 METRICS = ("nll", "asym")
+MODES = ("full", "class")
+BACKENDS = ("ours", "tfgan", "prdc")
 
 
 def define_flags(metric=None):
@@ -25,6 +31,17 @@ def define_flags(metric=None):
     flags.DEFINE_float("atol", None, "Absolute tolerance of the likelihood's ODE.")
     flags.DEFINE_float("rtol", None, "Relative tolerance of the likelihood's ODE.")
     flags.DEFINE_bool("ema", False, "Take the averaged weights, not the published raw ones.")
+    flags.DEFINE_bool("encode", False, "Write the features of the samples.")
+    flags.DEFINE_bool("encode_dataset", False, "Write the features of the training images.")
+    flags.DEFINE_bool("stat", False, "With classes: write the training images' features.")
+    flags.DEFINE_bool("latent", False, "With classes: write the samples' features.")
+    flags.DEFINE_bool("fidis", False, "FID and Inception score.")
+    flags.DEFINE_bool("prdc", False, "Precision, recall, density and coverage.")
+    flags.DEFINE_bool("nfe", False, "Print the mean NFE of the samples.")
+    flags.DEFINE_bool("ode", False, "Evaluate the ODE samples.")
+    flags.DEFINE_enum("mode", "full", MODES, "Over all samples, or class by class.")
+    flags.DEFINE_enum("backend", "ours", BACKENDS, "Who computes --fidis or --prdc.")
+    flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
 
 
 def main():
@@ -40,15 +57,39 @@ def main():
         eval__atol=FLAGS.atol,
         eval__rtol=FLAGS.rtol,
         loss__slices=FLAGS.slices,
+        sampling__method="ode" if FLAGS.ode else None,
     )
-    if not (FLAGS.calculate or FLAGS.read):
-        raise UserError("Nothing was asked for; give --calculate or --read.")
-    if FLAGS.metric is None:
-        raise UserError(f"--metric is missing; expected one of: {', '.join(METRICS)}.")
-    score_metric(config, FLAGS)
+    of_score = FLAGS.calculate or FLAGS.read
+    by_class = FLAGS.stat or FLAGS.latent
+    whole = FLAGS.encode or FLAGS.encode_dataset
+    of_samples = by_class or whole or FLAGS.fidis or FLAGS.prdc or FLAGS.nfe
+    if not (of_score or of_samples):
+        raise UserError(
+            "Nothing was asked for; give --calculate or --read (NLL, asymmetry), or --stat, "
+            "--latent, --encode, --encode_dataset, --fidis, --prdc or --nfe (samples)."
+        )
+    if of_score:
+        if FLAGS.metric is None:
+            raise UserError(f"--metric is missing; expected one of: {', '.join(METRICS)}.")
+        score_metric(config, FLAGS)
+    if "classifier" in config:
+        if whole or FLAGS.dataset_stat:
+            raise UserError(
+                "This configuration draws samples by class: --stat and --latent make their "
+                "features, not --encode, --encode_dataset or --dataset_stat."
+            )
+        class_sample_metrics(config, FLAGS)
+    else:
+        if by_class or FLAGS.mode == "class":
+            raise UserError(
+                "--stat, --latent and --mode class need a configuration of a classifier; use "
+                "--encode and --encode_dataset."
+            )
+        sample_metrics_of(config, FLAGS)
 
 
 def score_metric(config, FLAGS):
+    """NLL or asymmetry of a score model."""
     import score_metrics
 
     calculate, read = {
@@ -59,6 +100,50 @@ def score_metric(config, FLAGS):
         calculate(config, FLAGS.workdir, FLAGS.ema)
     if FLAGS.read:
         read(FLAGS.workdir)
+
+
+def class_sample_metrics(config, FLAGS):
+    """Features and metrics of samples that were drawn class by class."""
+    import sample_features
+    import sample_metrics
+
+    if FLAGS.stat:
+        sample_features.encode_real_classes(config, FLAGS.workdir)
+    if FLAGS.latent:
+        sample_features.encode_class_samples(config, FLAGS.workdir)
+    if FLAGS.fidis or FLAGS.prdc:
+        compare(config, FLAGS, *sample_features.open_classes(config, FLAGS.workdir))
+    if FLAGS.nfe:
+        classes = sample_features.find_class_samples(config, FLAGS.workdir)
+        sample_metrics.nfe(config, FLAGS.workdir, list(itertools.chain.from_iterable(classes)))
+
+
+def sample_metrics_of(config, FLAGS):
+    """Features and metrics of samples that were drawn in divisions."""
+    import sample_features
+    import sample_metrics
+
+    if FLAGS.encode_dataset:
+        sample_features.encode_dataset(config, FLAGS.workdir)
+    if FLAGS.encode:
+        sample_features.encode_samples(config, FLAGS.workdir)
+    if FLAGS.fidis or FLAGS.prdc:
+        sets = sample_features.open_sets(config, FLAGS.workdir, FLAGS.dataset_stat)
+        compare(config, FLAGS, *sets)
+    if FLAGS.nfe:
+        rounds = sample_features.find_division_samples(config, FLAGS.workdir)
+        sample_metrics.nfe(config, FLAGS.workdir, rounds)
+
+
+def compare(config, FLAGS, real, generated):
+    import sample_metrics
+
+    for asked, measure in (
+        (FLAGS.fidis, sample_metrics.fidis),
+        (FLAGS.prdc, sample_metrics.prdc),
+    ):
+        if asked:
+            measure(config, FLAGS.workdir, real, generated, FLAGS.mode, FLAGS.backend)
 
 
 if __name__ == "__main__":

@@ -20,17 +20,18 @@ import sampling
 import sde_lib
 from classifier_training import load_classifier
 from models.scores import GuidedScore
+from provenance import config_hash
 from run_lib import load_score
 from utils import (
     UserError,
     Workdir,
-    config_hash,
     get_device,
     log,
     log_to,
     require_positive,
     save_image_grid,
     save_npz,
+    shares,
     stands,
     to_json,
 )
@@ -213,12 +214,6 @@ def share(items, parts, index):
     sizes = shares(len(items), parts)
     start = sum(sizes[:index])
     return items[start : start + sizes[index]]
-
-
-def shares(total, parts):
-    """Sizes of `parts` shares that add up to `total` and differ by one at the most."""
-    share, rest = divmod(total, parts)
-    return [share + (i < rest) for i in range(parts)]
 
 
 def split_rounds(total, batch_size):

@@ -17,13 +17,12 @@ import jacobian
 import likelihood
 import sampling
 import sde_lib
+from provenance import config_hash, differences
 from run_lib import LoadedFrom, load_score
 from utils import (
     UserError,
     Workdir,
     atomic_write,
-    config_hash,
-    differences,
     get_device,
     load_npz,
     log,

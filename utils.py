@@ -6,9 +6,7 @@ Nothing here knows about score models; arrows point only towards this file.
 import contextlib
 import dataclasses
 import fcntl
-import functools
 import glob
-import hashlib
 import json
 import logging
 import math
@@ -22,7 +20,7 @@ import zipfile
 import numpy as np
 from numpy.lib import format as npy_format
 
-VERSION = "1.0"
+from provenance import code_version, differences
 
 # What a file may unpack to: this many bytes, or this many times its own size.
 ALWAYS_PLAUSIBLE = 2**28
@@ -59,6 +57,12 @@ def seed_for(*entropy):
     """A 63-bit seed from several non-negative integers, distinct streams for distinct tuples."""
     state = np.random.SeedSequence(entropy).generate_state(2, dtype=np.uint32)
     return (int(state[0]) << 31) ^ int(state[1])
+
+
+def shares(total, parts):
+    """Sizes of `parts` shares that add up to `total` and differ by one at the most."""
+    share, rest = divmod(total, parts)
+    return [share + (i < rest) for i in range(parts)]
 
 
 # ---------------------------------------------------------------- files, whole or not at all
@@ -230,40 +234,10 @@ def read_meta(path, array):
     except (ValueError, RecursionError):
         meta = None
     if not isinstance(meta, dict):
-        raise UserError(f"{path} does not say what it was made from; remove it and make it again.")
+        raise UserError(
+            f"{path} does not say in a readable way what made it; remove it, or make it again."
+        )
     return meta
-
-
-def differences(old, new):
-    """The names of what two `meta` disagree about.
-
-    The oldest files have no `config`, and are compared by the rest.
-    """
-    compared = {*old, *new} - ({"config"} if "config" not in old else set())
-    return sorted(name for name in compared if old.get(name) != new.get(name))
-
-
-@functools.cache
-def code_version():
-    """The version, and a hash of the sources as they lie here: commits and local changes alike."""
-    root = pathlib.Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted([*root.glob("*.py"), *root.glob("models/*.py")]):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return f"{VERSION}+{digest.hexdigest()[:12]}"
-
-
-def config_hash(config):
-    """A short hash of what a configuration says of data and model, wherever their files lie."""
-    content = {
-        section: {
-            name: value
-            for name, value in config[section].to_dict().items()
-            if name not in ("root", "cache") and not name.endswith("_path")
-        }
-        for section in ("data", "model")
-    }
-    return hashlib.sha256(to_json(content).encode()).hexdigest()[:16]
 
 
 def to_json(value):
@@ -271,19 +245,22 @@ def to_json(value):
     return json.dumps(value, sort_keys=True)
 
 
-def save_image_grid(path, images, columns=None):
-    """Write uint8 images (N, H, W, C) as one PNG grid; images under 32 pixels are enlarged."""
+def image_grid(images, columns):
+    """uint8 images (N, H, W, C) as one picture (PIL); images under 32 pixels are enlarged."""
     import torch
     from PIL import Image
     from torchvision.utils import make_grid
 
-    columns = columns or max(1, int(len(images) ** 0.5))
     grid = make_grid(torch.from_numpy(images).permute(0, 3, 1, 2), nrow=columns, padding=1)
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
     zoom = max(1, 32 // images.shape[1])
-    picture = picture.resize(
-        (picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST
-    )
+    size = (picture.width * zoom, picture.height * zoom)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def save_image_grid(path, images, columns=None):
+    """Write `image_grid` of the images as a PNG; nearly square unless `columns` are given."""
+    picture = image_grid(images, columns or max(1, int(len(images) ** 0.5)))
     with atomic_write(path) as file:
         picture.save(file, format="PNG")
 
@@ -354,6 +331,25 @@ class Workdir:
 
     def class_samples(self, label, ode):
         return self.root / ("eval_samples_ode" if ode else "eval_samples") / str(label)
+
+    @property
+    def class_stat(self):
+        """Images and features of the real training split, class by class."""
+        return self.root / "stat" / "stat.npz"
+
+    def latents(self, label, ode):
+        """Features of the samples of one class, a file for each of theirs."""
+        return self.root / ("latent_ode" if ode else "latent") / str(label)
+
+    def dataset_stat(self, ode):
+        return self.root / ("stat_ode" if ode else "stat") / "dataset_stat.npz"
+
+    def generated_stat(self, ode):
+        return self.root / ("stat_ode" if ode else "stat") / "generated_stat.npz"
+
+    def classwise(self, metric, ode):
+        """Every class's values of a metric, as text."""
+        return self.root / f"{metric}{'_ode' if ode else ''}.txt"
 
     def cas(self, name):
         """The workdir of one CAS training, a run of its own inside this one."""

@@ -86,8 +86,12 @@ def base(dataset):
     sampling.last_step_snr = 0.036
     sampling.batch_size = 36  # of the sample grids drawn during training
 
-    config.eval = ml_collections.ConfigDict()
-    config.eval.nearest_k = 3
+    config.eval = evaluation = ml_collections.ConfigDict()
+    evaluation.nearest_k = 3
+    evaluation.features = "inception"  # or tfhub, classifier: see features.py
+    evaluation.inception_weights = placeholder(str)  # none: the cached or downloaded ones
+    evaluation.trust_weights = False  # accept a file that is not the published one
+    evaluation.block_bytes = 2**26  # of distances at a time; a GPU may want larger blocks
     return config
 
 

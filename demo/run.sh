@@ -10,3 +10,8 @@ $python run_lib_sampling.py --config $config --workdir demo
 $python run_lib_sampling.py --config $config --workdir demo --ode
 $python demo/recognise.py results/demo/eval_sampling
 $python demo/recognise.py results/demo/eval_sampling_ode
+
+evaluate="run_lib_evaluation_fidis.py --config $config --workdir demo"
+$python $evaluate --encode --encode_dataset --fidis --prdc
+$python $evaluate --ode --encode --fidis --prdc
+$python report.py --workdir demo

@@ -8,8 +8,9 @@ import tiny
 
 import checkpoints
 import run_lib
-from run_lib_sampling import sample, shares, split_rounds
-from utils import UserError, Workdir, code_version, config_hash, load_npz, to_json
+from provenance import code_version, config_hash
+from run_lib_sampling import sample, split_rounds
+from utils import UserError, Workdir, load_npz, shares, to_json
 
 
 @pytest.fixture(scope="module")

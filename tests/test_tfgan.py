@@ -3,13 +3,22 @@
 TF-GAN imports only in the environment of ``requirements-tfgan.txt``; elsewhere this is skipped.
 """
 
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from drawn import draw
 
 import evaluation
 import features
+import sample_features
 from benchmarks.parity_metrics import random_logits, real_and_fake
-from utils import UserError
+from configs.demo import digits
+from utils import UserError, Workdir, load_npz, save_npz
 
 pytest.importorskip("tensorflow_gan", reason="TF-GAN needs requirements-tfgan.txt's environment")
 tf = pytest.importorskip("tensorflow")
@@ -64,3 +73,40 @@ def test_tfhub_features_stream_through_a_module(tmp_path, channels):
 def test_a_module_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent cannot be loaded"):
         features.TFHubFeatures(str(tmp_path / "absent"))
+
+
+def test_samples_are_encoded_without_pytorch(tmp_path, monkeypatch):
+    """Through a stand-in for TF-GAN's module."""
+    monkeypatch.chdir(tmp_path)
+    tf.saved_model.save(MeansModule(), str(tmp_path / "module"))
+    module = functools.partial(features.TFHubFeatures, str(tmp_path / "module"))
+    monkeypatch.setattr(features, "TFHubFeatures", module)
+    config = digits.get_config()
+    config.eval.features = "tfhub"
+    config.eval.num_samples, config.eval.batch_size = 7, 3
+    images = draw(Workdir("W").root / "eval_sampling", 1, 7, 4, shape=(8, 8, 1))
+    sample_features.encode_samples(config, "W")
+    stat = load_npz(Workdir("W").generated_stat(ode=False), "pool_3")
+    means = images.mean(axis=(1, 2, 3), dtype=np.float64) / 127.5 - 1
+    np.testing.assert_allclose(stat["pool_3"][:, 0], means, atol=1e-5)
+    assert "torch" not in sys.modules
+
+
+def test_the_command_needs_no_pytorch(tmp_path):
+    """FID and IS of feature files by TF-GAN and by ours, in this environment."""
+    real, fake = real_and_fake(300, 200, 64)
+    stat = tmp_path / "results/W/stat"
+    save_npz(stat / "dataset_stat.npz", pool_3=real)
+    save_npz(stat / "generated_stat.npz", pool_3=fake, logit=random_logits(3, 200, 100))
+    root = pathlib.Path(__file__).parent.parent
+    config = root / "configs/qc_ncsn/evaluation/eval_cifar10_config.py"
+    values = []
+    for backend in ("ours", "tfgan"):
+        command = [sys.executable, root / "run_lib_evaluation_fidis.py", "--config", config]
+        command += ["--workdir", "W", "--fidis", "--backend", backend]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        values.append(json.loads((tmp_path / "results/W/metrics.json").read_text())["fid_is"])
+    assert values[1]["settings"]["backend"] == "tfgan"
+    assert values[0]["fid"] == pytest.approx(values[1]["fid"], rel=1e-3)
+    assert values[0]["is"] == pytest.approx(values[1]["is"], rel=1e-4)

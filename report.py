@@ -1,0 +1,336 @@
+"""One self-contained HTML page of what runs hold: curves, samples, asymmetries, metrics.
+
+python report.py --workdir NAME [--workdir OTHER ...]
+
+The page is ``report.html`` in the first workdir. Its pictures are part of it, so that it can be
+sent and opened anywhere.
+"""
+
+import base64
+import dataclasses
+import io
+import itertools
+import json
+import logging
+import pathlib
+
+import numpy as np
+from absl import flags
+
+import cli
+from sample_files import numbered_rounds
+from utils import (
+    UserError,
+    Workdir,
+    atomic_write,
+    image_grid,
+    load_npz,
+    log,
+)
+
+TEMPLATES = pathlib.Path(__file__).parent / "templates"
+POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
+COLUMNS, ROWS = 10, 10  # of a sample grid
+CLASSES = 100  # rows of a grid with a row per class
+
+# What the values in metrics.json are called; an arrow says which way is better.
+LABELS = {
+    "fid": "FID ↓",
+    "is": "Inception score ↑",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "density": "density ↑",
+    "coverage": "coverage ↑",
+    "bits_per_dim": "NLL, bits/dim ↓",
+    "standard_error": "standard error of the NLL",
+    "asym": "Asym ↓",
+    "nasym": "NAsym ↓",
+    "nfe": "NFE",
+    "accuracy": "accuracy ↑",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An image as a data URI."""
+
+    title: str
+    uri: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a workdir holds for the report; what it lacks is empty or None.
+
+    Attributes:
+        metrics: the content of ``metrics.json``.
+        curves: of each scalar of the training its steps and values.
+        asymmetry: `times`, `asym` and `nasym` (levels,).
+        samples: grids of samples.
+    """
+
+    name: str
+    path: pathlib.Path
+    metrics: dict
+    curves: dict
+    asymmetry: dict | None
+    samples: list[Picture]
+
+
+# ---------------------------------------------------------------- what a workdir holds
+
+
+def open_run(name):
+    """Read the workdir `name`.
+
+    Raises:
+        UserError: it does not exist, or a file in it is damaged.
+    """
+    place = Workdir(name)
+    if not place.root.is_dir():
+        raise UserError(f"The workdir {place.root} does not exist.")
+    return Run(
+        name,
+        place.root,
+        read_metrics(place.metrics),
+        read_curves(place.tensorboard),
+        read_asymmetry(place),
+        sample_pictures(place),
+    )
+
+
+def read_metrics(path):
+    """The content of ``metrics.json``; empty where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}).") from None
+
+
+def read_curves(folder):
+    """The scalars of TensorBoard's event files: tag -> (steps, values), sorted by step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    if not folder.is_dir():
+        return {}
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it tells of every file it opens
+    events = EventAccumulator(str(folder), size_guidance={"scalars": POINTS}).Reload()
+    curves = {}
+    for tag in events.Tags()["scalars"]:
+        points = sorted((event.step, event.value) for event in events.Scalars(tag))
+        curves[tag] = tuple(np.array(points).T)
+    return curves
+
+
+def read_asymmetry(place):
+    """Asym and NAsym at each noise level, means over the repeats; None where there are none."""
+    repeats = list(itertools.takewhile(pathlib.Path.exists, map(place.asym, itertools.count())))
+    if not repeats:
+        return None
+    files = [load_npz(path, "times", "asym", "nasym") for path in repeats]
+    return {name: np.mean([file[name] for file in files], axis=0) for name in files[0]}
+
+
+def sample_pictures(place):
+    """Grids of the samples drawn for evaluation, else of the last ones drawn in training."""
+    pictures = []
+    for ode, sampler in ((False, "PC"), (True, "ODE")):
+        images = first_images(place.division(0, ode).parent, COLUMNS * ROWS)
+        if images:
+            grid = np.concatenate(list(images.values()))[: COLUMNS * ROWS]
+            pictures.append(grid_picture(f"{sampler} samples", grid))
+        classes = first_images(place.class_samples(0, ode).parent, COLUMNS)
+        if classes:
+            title = f"{sampler} samples by class, a row for each of {labels(classes)}"
+            rows = [padded(images) for images in list(classes.values())[:CLASSES]]
+            pictures.append(grid_picture(title, np.concatenate(rows)))
+    snapshots = sorted(
+        place.snapshot_samples(0).parent.glob("iter_*/sample.png"),
+        key=lambda path: int(path.parent.name.removeprefix("iter_")),
+    )
+    if snapshots and not pictures:
+        step = snapshots[-1].parent.name.removeprefix("iter_")
+        uri = data_uri(snapshots[-1].read_bytes())
+        pictures.append(Picture(f"Samples during training, step {step}", uri))
+    return pictures
+
+
+def first_images(folder, count):
+    """The first `count` images of each numbered folder in `folder`: number -> (n, H, W, C)."""
+    result = {}
+    numbered = [path for path in folder.glob("*") if path.is_dir() and path.name.isdecimal()]
+    for part in sorted(numbered, key=lambda path: int(path.name)):
+        arrays, missing = [], count
+        for _, path in numbered_rounds(part):
+            if missing > 0:
+                arrays.append(load_npz(path, "samples")["samples"][:missing])
+                missing -= len(arrays[-1])
+        if arrays:
+            result[int(part.name)] = np.concatenate(arrays)
+    return result
+
+
+def labels(classes):
+    """The labels of the classes that are shown, in words."""
+    shown = list(classes)[:CLASSES]
+    rest = f" (of {len(classes)} classes)" if len(classes) > CLASSES else ""
+    return f"{', '.join(map(str, shown))}{rest}" if len(shown) <= 10 else f"{len(shown)}{rest}"
+
+
+def padded(images):
+    """A row of COLUMNS images, black where there are fewer."""
+    row = np.zeros((COLUMNS, *images.shape[1:]), np.uint8)
+    row[: len(images)] = images
+    return row
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def data_uri(png):
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def grid_picture(title, images):
+    buffer = io.BytesIO()
+    image_grid(images, COLUMNS).save(buffer, format="PNG")
+    return Picture(title, data_uri(buffer.getvalue()))
+
+
+def plot(title, lines, xlabel, scale="linear"):
+    """A picture of `lines`, (name, x, y), in one pair of axes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 11}):
+        figure = Figure(figsize=(5, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for name, x, y in lines:
+            label = name.replace("$", r"\$")  # which would begin a formula
+            axes.plot(x, y, label=label, linewidth=1.4, marker="." if len(x) < 10 else None)
+        axes.set(xlabel=xlabel, ylabel=title, yscale=scale)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=9)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=160)
+    return Picture(title, data_uri(buffer.getvalue()))
+
+
+def curve_pictures(runs):
+    """A picture for each scalar of the training, with a line for each run that has it."""
+    tags = dict.fromkeys(tag for run in runs for tag in run.curves)
+    return [
+        plot(tag, [(run.name, *run.curves[tag]) for run in runs if tag in run.curves], "step")
+        for tag in tags
+    ]
+
+
+def asymmetry_pictures(runs):
+    """Asym and NAsym against the time of the noise level, with a line for each run."""
+    runs = [run for run in runs if run.asymmetry is not None]
+    if not runs:
+        return []
+    lines = {
+        name: [(run.name, run.asymmetry["times"], run.asymmetry[name]) for run in runs]
+        for name in ("asym", "nasym")
+    }
+    # A paper's estimate can be below 0, where a logarithm cannot show it.
+    return [
+        plot(title, lines[name], "noise level t", "log" if _positive(lines[name]) else "linear")
+        for name, title in (("asym", "Asym"), ("nasym", "NAsym"))
+    ]
+
+
+def _positive(lines):
+    return all((y > 0).all() for _, _, y in lines)
+
+
+# ---------------------------------------------------------------- the table of metrics
+
+
+def metric_groups(runs):
+    """The recorded values in groups, a title with rows: what a value is, and each run's number."""
+    groups = {}
+    for column, run in enumerate(runs):
+        for entry, content in run.metrics.items():
+            features = content.get("settings", {}).get("features")
+            title = group_of(entry) + (f", features {features}" if features else "")
+            rows = groups.setdefault(title, {})
+            for name in [*LABELS, *sorted(content.keys() - LABELS)]:
+                if isinstance(content.get(name), float):
+                    cells = rows.setdefault(LABELS.get(name, name), [""] * len(runs))
+                    cells[column] = f"{content[name]:.5g}"
+    return {title: groups[title] for title in sorted(groups)}
+
+
+def group_of(entry):
+    """What the numbers of an entry of ``metrics.json`` are about."""
+    if entry == "nll":
+        return "Likelihood"
+    if entry == "asym":
+        return "Asymmetry"
+    if entry.startswith("cas_"):
+        return f"Classification accuracy score, {entry.removeprefix('cas_')}"
+    samples = "ODE samples" if entry.endswith("_ode") else "Samples"
+    return f"{samples}, mean over classes" if "_class" in entry else samples
+
+
+def settings_of(run):
+    """What made each recorded number."""
+    return {entry: content.get("settings", {}) for entry, content in run.metrics.items()}
+
+
+def flat(settings, prefix=""):
+    """Nested settings as (dotted name, text)."""
+    for name, value in sorted(settings.items()):
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, str(value)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def report(workdirs):
+    """Write ``report.html`` into the first of `workdirs`; returns its path.
+
+    Raises:
+        UserError: a workdir does not exist or holds a damaged file.
+    """
+    import jinja2
+
+    runs = [open_run(name) for name in dict.fromkeys(workdirs)]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("report.html").render(
+        runs=runs,
+        groups=metric_groups(runs),
+        settings={run.name: list(flat(settings_of(run))) for run in runs},
+        curves=curve_pictures(runs),
+        asymmetries=asymmetry_pictures(runs),
+    )
+    path = Workdir(workdirs[0]).root / "report.html"
+    with atomic_write(path) as file:
+        file.write(page.encode())
+    return path
+
+
+def main():
+    path = report(flags.FLAGS.workdir)
+    log.info("Wrote %s.", path)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_string("workdir", None, "A run to report on; given again, to compare.")
+    flags.mark_flag_as_required("workdir")
+    cli.launch(main)

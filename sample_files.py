@@ -1,0 +1,161 @@
+"""Which files of samples, or of their features, make up a set: all of them, in one fixed order.
+
+A set is made of parts, the divisions of a QC run or the classes of a DLSM run. A part is a folder
+of ``samples_{round}.npz`` (``samples_{round}_latent.npz`` for features). What the files were made
+with stands in their `meta`; files of the published code carry none.
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+
+import numpy as np
+
+import utils
+from provenance import differences
+from utils import UserError, load_npz
+
+ROUND = re.compile(r"samples_(\d+)(?:_latent)?\.npz")
+PER_FILE = ("stream", "round")  # what files of one set differ in
+NAMED = 10  # files or parts that a sentence names
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A folder that should hold `expected` rows, samples or their features."""
+
+    name: str
+    folder: pathlib.Path
+    expected: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """A file of a part: its number, its rows, and what it was made with."""
+
+    path: pathlib.Path
+    number: int
+    rows: int
+    origin: dict
+
+
+def numbered_rounds(folder):
+    """The pairs (round, path) of a folder, in the order of the numbers: 2 before 10."""
+    matches = ((ROUND.fullmatch(path.name), path) for path in folder.glob("samples_*.npz"))
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def read_round(path, array):
+    """A round's array and origin.
+
+    Raises:
+        UserError: the file is damaged, lacks the array, or it has no rows.
+    """
+    content = load_npz(path, array, optional=("meta",))
+    if content[array].ndim == 0:
+        raise UserError(f"{path} holds a single number as {array}; expected rows of it.")
+    meta = read_meta(content, path)
+    return content[array], {name: meta[name] for name in meta if name not in PER_FILE}
+
+
+def read_meta(content, path):
+    """The `meta` among a file's arrays as a dict; empty where there is none.
+
+    Raises:
+        UserError: it is not one of ours.
+    """
+    return utils.read_meta(path, content["meta"]) if "meta" in content else {}
+
+
+def find(parts, array, advice, check=None):
+    """The rounds of each of `parts`, complete and of one origin.
+
+    Args:
+        array: the name of the rows in each file.
+        advice: a sentence about what to do when something is missing.
+        check: called with each file's array and path; raises a UserError if it does not fit.
+
+    Returns:
+        A list with one list of `Round` per part.
+
+    Raises:
+        UserError: parts or rounds are missing, there are more than asked for, or files of
+            different origin; names them.
+    """
+    found = []
+    for part in parts:
+        rounds = []
+        for number, path in numbered_rounds(part.folder):
+            rows, origin = read_round(path, array)
+            if check is not None:
+                check(rows, path)
+            rounds.append(Round(path, number, len(rows), origin))
+        found.append(rounds)
+    folder = parts[0].folder.parent
+    faults = [fault for fault in map(_fault, parts, found) if fault]
+    known = {part.folder.name for part in parts}
+    faults += [
+        f"{folder / name} was not asked for"
+        for name in sorted(path.name for path in folder.glob("*") if path.is_dir())
+        if name not in known
+    ]
+    if faults:
+        raise UserError(
+            f"{folder} does not hold what was asked for: {_some(faults, '; ')}. {advice}"
+        )
+    _require_one_origin([item for rounds in found for item in rounds], advice)
+    return found
+
+
+def _fault(part, rounds):
+    """What is wrong with the number of a part's rows, in words; None if nothing."""
+    rows = sum(item.rows for item in rounds)
+    if rows == part.expected:
+        return None
+    if not rounds:
+        return f"{part.name} is missing"
+    # All but the last round are of one size, so that the largest tells how many there should be.
+    numbers = {item.number for item in rounds}
+    count = math.ceil(part.expected / max(1, *(item.rows for item in rounds)))
+    absent = [str(number) for number in range(count) if number not in numbers]
+    detail = f", round {_some(absent, ', ')} missing" if absent else ""
+    return f"{part.name} has {rows} of {part.expected}{detail}"
+
+
+def _require_one_origin(rounds, advice):
+    first = rounds[0]
+    changed = [differences(item.origin, first.origin) for item in rounds]
+    others = [item for item, names in zip(rounds, changed) if names]
+    if others:
+        fields = sorted({name for names in changed for name in names})
+        raise UserError(
+            f"{_some([str(item.path) for item in others], ', ')} and {first.path} were made with "
+            f"different {', '.join(fields)}; they do not mix. Remove one kind. {advice}"
+        )
+
+
+def _some(items, separator):
+    more = f"{separator}and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return separator.join(items[:NAMED]) + more
+
+
+def check_images(images, path, data):
+    """Refuse what are not the uint8 images (n, H, W, C) of ``config.data``.
+
+    Raises:
+        UserError: another type or shape; names the file.
+    """
+    expected = (data.image_size, data.image_size, data.num_channels)
+    if images.dtype != np.uint8 or images.shape[1:] != expected:
+        raise UserError(
+            f"{path} holds {images.dtype} images of shape {images.shape[1:]}; "
+            f"expected uint8 of {expected}."
+        )
+
+
+def in_batches(arrays, size):
+    """Yield each of `arrays` in pieces of at most `size` rows."""
+    for array in arrays:
+        for start in range(0, len(array), size):
+            yield array[start : start + size]

@@ -1,0 +1,187 @@
+"""report.py: one page that holds everything, whatever a workdir holds or lacks."""
+
+import base64
+import html.parser
+import io
+
+import numpy as np
+import pytest
+import tiny
+from drawn import draw
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+import report
+from utils import UserError, Workdir, save_json, save_npz
+
+
+class Page(html.parser.HTMLParser):
+    """The tags of a page that refer to something, its images, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.alternatives, self.links, self.words = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "img":
+            self.images.append(attributes["src"])
+            self.alternatives.append(attributes["alt"])
+        elif attributes.keys() & {"src", "href"} or tag in ("script", "link", "iframe"):
+            self.links.append(tag)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def write(workdirs):
+    page = Page(report.report(workdirs).read_text())
+    assert not page.links
+    for uri in page.images:
+        kind, _, data = uri.partition(",")
+        assert kind == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(data, validate=True))).load()
+    return page
+
+
+def curves(place, steps):
+    """An event file, as of one stretch of a training run."""
+    with SummaryWriter(str(place.tensorboard)) as writer:
+        for step in steps:
+            writer.add_scalar("train/loss", 1 / step, step)
+
+
+def asymmetry(place, repeats, smallest):
+    times = np.linspace(0, 1, 5)
+    for repeat in range(repeats):
+        values = smallest + times + repeat
+        save_npz(place.asym(repeat), times=times, asym=values, nasym=values / 10, meta="{}")
+
+
+@pytest.fixture
+def full(tmp_path, monkeypatch):
+    """A workdir with everything that a report shows."""
+    monkeypatch.chdir(tmp_path)
+    place = Workdir("full")
+    curves(place, [1, 2, 3])
+    asymmetry(place, 2, smallest=0.5)
+    draw(place.root / "eval_sampling", 2, 30, 4)
+    draw(place.root / "eval_samples", 3, 12, 2)
+    place.record(
+        fid_is={"fid": 3.14159, "is": 9.5, "settings": {"features": "inception-2015-12-05"}},
+        fid_is_class_ode={"fid": 7.25, "is": 1.5, "settings": {"features": "x", "classes": 10}},
+        nll={"bits_per_dim": 3.21, "nfe": 40.0, "settings": {"sampling": {"atol": 1e-5}}},
+        nfe={"nfe": 2000.0, "settings": {}},
+        cas_ours={"accuracy": 0.5, "settings": {}},
+    )
+    return place
+
+
+def test_everything_is_on_the_page(full):
+    page = write(["full"])
+    text = " ".join(" ".join(page.words).split())
+    for part in (
+        "Samples, features inception-2015-12-05 FID ↓ 3.1416 Inception score ↑ 9.5",
+        "ODE samples, mean over classes, features x FID ↓ 7.25",
+        "Likelihood NLL, bits/dim ↓ 3.21 NFE 40",
+        "Samples NFE 2000",
+        "Classification accuracy score, ours accuracy ↑ 0.5",
+        "nll.sampling.atol 1e-05",
+        "PC samples by class, a row for each of 0, 1, 2",
+        "Training",
+    ):
+        assert part in text, text
+    assert page.alternatives == [
+        "PC samples, full",
+        "PC samples by class, a row for each of 0, 1, 2, full",
+        "Asym",
+        "NAsym",
+        "train/loss",
+    ]
+
+
+def test_workdirs_stand_side_by_side(full):
+    other = Workdir("other")
+    curves(other, [1, 2])
+    asymmetry(other, 1, smallest=-0.5)  # below 0, as the paper's estimate can be
+    other.record(fid_is={"fid": 2.5, "settings": {"features": "inception-2015-12-05"}})
+    page = write(["full", "other", "full"])
+    text = " ".join(" ".join(page.words).split())
+    assert "FID ↓ 3.1416 2.5 Inception score ↑ 9.5" in text
+    assert page.alternatives.count("train/loss") == 1
+    assert "No samples are drawn yet." in text
+    assert not (other.root / "report.html").exists()
+
+
+def test_a_workdir_that_holds_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Workdir("empty").create()
+    page = write(["empty"])
+    assert "No metrics are recorded yet" in " ".join(page.words)
+    assert page.images == []
+
+
+def test_names_cannot_break_the_page(full):
+    name = "<b>&$x_1$"
+    place = Workdir(name)
+    curves(place, [1, 2])
+    place.record(fid_is={"fid": 1.0, "settings": {"features": "<script>alert(1)</script>"}})
+    page = report.report([name, "full"]).read_text()
+    assert "<script" not in page
+    assert "<b>" not in page
+    assert "&lt;b&gt;&amp;$x_1$" in page
+
+
+def test_samples_of_training_where_no_others_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for step in (500, 1000):
+        path = Workdir("run").snapshot_samples(step) / "sample.png"
+        path.parent.mkdir(parents=True)
+        Image.new("L", (step // 100, 5)).save(path)
+    page = write(["run"])
+    assert page.alternatives == ["Samples during training, step 1000, run"]
+
+
+def test_curves_of_a_run_that_was_continued(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = Workdir("run")
+    curves(place, [1, 2, 3])
+    file = next(place.tensorboard.glob("*"))
+    file.rename(file.with_name("events.out.tfevents.0000000001.first"))
+    curves(place, [4, 5])
+    steps, values = report.read_curves(place.tensorboard)["train/loss"]
+    assert steps.tolist() == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose(values, 1 / steps)
+    whole = next(place.tensorboard.glob("*first"))
+    whole.write_bytes(whole.read_bytes()[:-5])  # as a crash leaves it
+    assert 4 in report.read_curves(place.tensorboard)["train/loss"][0]
+
+
+def test_many_classes_are_cut_and_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "CLASSES", 12)
+    draw(Workdir("run").root / "eval_samples", 15, 30, 2)
+    page = write(["run"])
+    assert page.alternatives == ["PC samples by class, a row for each of 12 (of 15 classes), run"]
+    picture = Image.open(io.BytesIO(base64.b64decode(page.images[0].partition(",")[2])))
+    assert picture.height / picture.width == pytest.approx(12 / 10, rel=0.01)
+
+
+def test_mistakes_get_a_sentence(tmp_path, monkeypatch):
+    done = tiny.run("report.py", "--workdir=none", cwd=tmp_path)
+    tiny.check_sentence(done, "The workdir results/none does not exist")
+    tiny.check_sentence(tiny.run("report.py", cwd=tmp_path), "workdir")
+    monkeypatch.chdir(tmp_path)
+    save_json(Workdir("run").metrics, {})
+    Workdir("run").metrics.write_text("{")
+    with pytest.raises(UserError, match=r"metrics\.json is not readable JSON"):
+        report.report(["run"])
+    done = tiny.run("report.py", "--workdir=run", cwd=tmp_path)
+    tiny.check_sentence(done, "not readable JSON")
+
+
+def test_the_command(full):
+    done = tiny.run("report.py", "--workdir=full", cwd=full.root.parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert "Wrote results/full/report.html" in done.stdout

@@ -1,0 +1,348 @@
+"""Every command that evaluates samples, as typed: encoding, FID and IS, P/R/D/C, both papers'."""
+
+import functools
+import json
+
+import commands
+import numpy as np
+import pytest
+import torch
+from commands import ROOT, command
+from drawn import draw
+from test_features import weights  # noqa: F401 (a fixture)
+
+import evaluation
+import features
+import sample_metrics  # noqa: F401 (imported here, the forks need not)
+from utils import load_npz, save_npz, to_json
+
+FIDIS = (
+    f"run_lib_evaluation_fidis.py --config {ROOT}/configs/qc_ncsn/evaluation/eval_cifar10_config"
+)
+DLSM = f"run_lib_evaluation.py --config {ROOT}/configs/eval/cifar10/eval_cifar10_configs.py"
+SMALL = [
+    "--config.device=cpu",
+    f"--config.data.image_size={commands.IMAGE_SIZE}",
+    "--config.eval.features=classifier",
+]
+QC = [*SMALL, "--config.eval.num_samples=45"]
+BY_CLASS = [*SMALL, "--config.eval.num_samples=110", "--config.eval.num_samples_all=100"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """More training images than the other tests need, and less training of the features."""
+    monkeypatch.setitem(commands.COUNTS, "train", 60)
+    briefly = functools.partial(features.train_small_classifier, steps=3)
+    monkeypatch.setattr(features, "train_small_classifier", briefly)
+
+
+def ok(line, cwd, extra):
+    done = command(line, cwd, extra)
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def refused(line, cwd, extra, *said):
+    done = command(line, cwd, extra)
+    assert done.returncode == 1, f"{line}\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr
+    for text in said:
+        assert text in done.stderr, done.stderr
+
+
+def qc(here, **changes):
+    """A workdir with 45 samples in 10 divisions, and one with as many ODE samples."""
+    draw(here / "results/W/eval_sampling", 10, 45, 2, **changes)
+    ode = {"sampling": {"method": "ode"}}
+    return draw(here / "results/W/eval_sampling_ode", 10, 45, 2, **{**ode, **changes})
+
+
+def by_class(here, **changes):
+    """A workdir with 110 samples of 10 classes."""
+    return draw(here / "results/W/eval_samples", 10, 110, 3, **changes)
+
+
+def metrics(here):
+    text = (here / "results/W/metrics.json").read_text()
+    assert "NaN" not in text
+    return json.loads(text)
+
+
+# ---------------------------------------------------------------- QC
+
+
+@pytest.mark.parametrize("kind", ["u_ncsn", "c_ncsn", "qc_ncsn"])
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "svhn", "imagenet"])
+def test_qc_as_typed(tmp_path, kind, data):
+    qc(tmp_path)
+    config = f"{ROOT}/configs/{kind}/evaluation/eval_{data}_config"
+    line = f"run_lib_evaluation_fidis.py --config {config}.py --workdir W"
+    typed = [*QC, "--config.eval.num_divisions=10"]
+    ok(f"{line} --bs 2500 --encode --encode_dataset", tmp_path, typed)
+    assert "fid" in ok(f"{line} --fidis", tmp_path, typed)
+    assert "coverage" in ok(f"{line} --prdc", tmp_path, typed)
+    # ODE, by flag and by configuration; the real images' features stand already.
+    ok(f"{line} --ode --bs 7 --encode --fidis --nfe", tmp_path, typed)
+    ode = line.replace("_config.py", "_config_ode.py")
+    assert "Mean NFE" in ok(f"{ode} --prdc --nfe", tmp_path, typed)
+    found = metrics(tmp_path)
+    assert found.keys() == {"fid_is", "prdc", "fid_is_ode", "prdc_ode", "nfe_ode"}
+    settings = found["fid_is"]["settings"]
+    assert settings["features"].startswith("classifier-")
+    assert (settings["generated"], settings["real"]) == (45, 60)
+    assert settings["samples"]["checkpoint_step"] == 70
+    assert found["prdc_ode"]["settings"]["nearest_k"] == 3
+    # 5 samples in the first five divisions, 4 in the others.
+    assert found["nfe_ode"]["nfe"] == pytest.approx(20 * (5 * 15 + 4 * 40) / 45)
+
+
+def test_features_keep_the_order_of_the_samples(tmp_path):
+    images = qc(tmp_path)
+    ok(f"{FIDIS}.py --workdir W --ode --bs 3 --encode", tmp_path, QC)
+    stat = load_npz(tmp_path / "results/W/stat_ode/generated_stat.npz", "pool_3", "logit", "meta")
+    assert stat["pool_3"].shape == (45, 128)
+    cache = next((tmp_path / "data/cache").glob("*-features.pth"))
+    network = features._small_classifier(3, 10).eval()
+    network.load_state_dict(torch.load(cache, weights_only=True)["model"])
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    with torch.no_grad():
+        pool = network[0](x)
+        np.testing.assert_allclose(stat["pool_3"], pool, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(stat["logit"], network[1](pool), rtol=1e-4, atol=1e-5)
+    meta = json.loads(str(stat["meta"]))
+    assert meta["count"] == 45
+    assert meta["samples"]["seed"] == 42
+
+
+def test_inception_features_of_a_trusted_file(tmp_path, weights):  # noqa: F811
+    draw(tmp_path / "results/W/eval_sampling", 2, 6, 2)
+    few = [*SMALL, "--config.eval.num_samples=6", "--config.eval.num_divisions=2"]
+    few += ["--config.eval.features=inception", f"--config.eval.inception_weights={weights}"]
+    line = f"{FIDIS}.py --workdir W --bs 4 --encode --fidis"
+    refused(line, tmp_path, few, "the published Inception weights have")
+    # The real images' features: a file of the published form, with or without a word on itself.
+    pool = np.random.default_rng(0).normal(size=(9, 2048)).astype(np.float32)
+    save_npz(tmp_path / "published.npz", pool_3=pool)
+    few.append("--config.eval.trust_weights=True")
+    refused(f"{line} --dataset_stat published.npz", tmp_path, few, "only features of one network")
+    stat = tmp_path / "results/W/stat/generated_stat.npz"
+    made = load_npz(stat, "pool_3", "logit", "meta")
+    assert (made["pool_3"].shape, made["logit"].shape) == ((6, 2048), (6, 1008))
+    name = json.loads(str(made["meta"]))["features"]
+    assert name.startswith("inception-")
+    meta = to_json({"features": name, "samples": {}})
+    save_npz(tmp_path / "published.npz", pool_3=pool, meta=meta)
+    assert name in ok(f"{line} --prdc --dataset_stat published.npz", tmp_path, few)
+    # Fewer samples than features: FID of a covariance without full rank.
+    expected = evaluation.frechet_distance(pool, made["pool_3"])
+    assert metrics(tmp_path)["fid_is"]["fid"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("place", ["flag", "workdir", "results"])
+def test_published_features_are_read_as_they_are(tmp_path, place):
+    """Neither side says what made it; both count as Inception's of December 2015."""
+    rng = np.random.default_rng(0)
+    real, fake = (rng.normal(size=(n, 2048)).astype(np.float32) for n in (30, 20))
+    logit = rng.normal(size=(20, 1008)).astype(np.float32)
+    paths = {
+        "flag": tmp_path / "some.npz",
+        "workdir": tmp_path / "results/W/stat/dataset_stat.npz",
+        "results": tmp_path / "results/cifar10_stats.npz",
+    }
+    save_npz(paths[place], pool_3=real, logit=rng.normal(size=(30, 1008)))
+    save_npz(tmp_path / "results/W/stat/generated_stat.npz", pool_3=fake, logit=logit)
+    line = f"{FIDIS}.py --workdir W"
+    flag = " --dataset_stat some.npz" if place == "flag" else ""
+    assert "inception-2015-12-05" in ok(f"{line} --fidis --prdc{flag}", tmp_path, QC)
+    ok(f"{line} --prdc --backend prdc{flag}", tmp_path, QC)
+    found = metrics(tmp_path)
+    assert found["fid_is"]["fid"] == pytest.approx(evaluation.frechet_distance(real, fake))
+    expected = evaluation.precision_recall_density_coverage(real, fake)
+    assert {name: found["prdc"][name] for name in expected} == pytest.approx(expected)
+    assert found["prdc"]["settings"]["backend"] == "prdc"
+    if place == "workdir":
+        refused(f"{line} --encode_dataset", tmp_path, QC, "does not say what made it", "Remove it")
+
+
+def test_identical_sets(tmp_path):
+    features_of = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
+    stat = tmp_path / "results/W/stat"
+    for name in ("generated_stat", "dataset_stat"):
+        save_npz(stat / f"{name}.npz", pool_3=features_of, logit=features_of)
+    ok(f"{FIDIS}.py --workdir W --fidis --prdc", tmp_path, QC)
+    found = metrics(tmp_path)
+    assert found["fid_is"]["fid"] == pytest.approx(0, abs=1e-3)
+    assert (found["prdc"]["precision"], found["prdc"]["recall"]) == (1, 1)
+
+
+def test_qc_mistakes_get_a_sentence(tmp_path):
+    qc(tmp_path)
+    line = f"{FIDIS}.py --workdir W"
+    refused(line, tmp_path, QC, "Nothing was asked for", "--encode")
+    refused(
+        f"{line} --fidis", tmp_path, QC, "run first: python run_lib_evaluation_fidis.py", "--enc"
+    )
+    refused(f"{line} --ode --prdc", tmp_path, QC, "--workdir W --ode --encode")
+    refused(f"{line} --stat", tmp_path, QC, "need a configuration of a classifier")
+    refused(f"{line} --fidis --mode class", tmp_path, QC, "need a configuration of a classifier")
+    refused(f"{line} --encode --bs 0", tmp_path, QC, "config.eval.batch_size is 0")
+    other = [*QC, "--config.eval.features=vgg"]
+    refused(f"{line} --encode", tmp_path, other, "config.eval.features is 'vgg'", "tfhub")
+    hub = [*QC, "--config.eval.features=tfhub"]
+    refused(f"{line} --encode", tmp_path, hub, "requirements-tfgan.txt")
+    more = [*SMALL, "--config.eval.num_samples=60"]
+    refused(f"{line} --encode", tmp_path, more, "division 0 has 5 of 6", "run_lib_sampling.py")
+    refused(f"{line} --encode --workdir none", tmp_path, QC, "division 9 is missing")
+    assert not (tmp_path / "results/none").exists()
+    ok(f"{line} --encode", tmp_path, QC)
+    refused(f"{line} --fidis", tmp_path, QC, "no features of real images", "--encode_dataset")
+    refused(f"{line} --fidis --dataset_stat none", tmp_path, QC, "none does not exist")
+    ok(f"{line} --encode_dataset", tmp_path, QC)
+    refused(f"{line} --fidis --backend tfgan", tmp_path, QC, "TF-GAN does not import here")
+    refused(f"{line} --fidis --backend prdc", tmp_path, QC, "'prdc'; expected one of: ours, tfgan")
+    real = tmp_path / "results/W/stat/dataset_stat.npz"
+    narrow = {**load_npz(real, "logit", "meta"), "pool_3": np.zeros((9, 3), np.float32)}
+    save_npz(tmp_path / "narrow.npz", **narrow)
+    for flag in ("--fidis", "--prdc"):
+        refused(f"{line} {flag} --dataset_stat narrow.npz", tmp_path, QC, "3 wide", "128")
+    few = {**narrow, "pool_3": np.zeros((1, 128), np.float32)}
+    save_npz(tmp_path / "few.npz", **few)
+    refused(f"{line} --fidis --dataset_stat few.npz", tmp_path, QC, "1 real features", "needs 2")
+    refused(f"{line} --prdc --dataset_stat few.npz", tmp_path, QC, "1 real features", "needs 4")
+    assert not (tmp_path / "results/W/metrics.json").exists()
+
+
+def test_missing_and_mixed_samples_are_named(tmp_path):
+    qc(tmp_path)
+    line = f"{FIDIS}.py --workdir W --encode"
+    folder = tmp_path / "results/W/eval_sampling"
+    (folder / "4").rename(tmp_path / "away")
+    (folder / "6/samples_0.npz").rename(tmp_path / "round.npz")
+    refused(line, tmp_path, QC, "division 4 is missing; division 6 has 2 of 4, round 0 missing")
+    assert not (tmp_path / "results/W/stat").exists()
+    qc(tmp_path, weights="another")
+    (folder / "4/samples_0.npz").unlink()
+    (tmp_path / "away/samples_0.npz").rename(folder / "4/samples_0.npz")
+    refused(line, tmp_path, QC, "4/samples_0.npz and", "with different weights; they do not mix")
+
+
+def test_features_of_other_samples_are_not_overwritten(tmp_path):
+    qc(tmp_path)
+    line = f"{FIDIS}.py --workdir W --encode"
+    ok(line, tmp_path, QC)
+    stat = tmp_path / "results/W/stat/generated_stat.npz"
+    stamp = stat.stat().st_mtime_ns
+    assert "stands" in ok(line, tmp_path, QC)
+    qc(tmp_path, seed=43)
+    refused(line, tmp_path, QC, "made with other samples; remove it to encode anew")
+    assert stat.stat().st_mtime_ns == stamp
+
+
+# ---------------------------------------------------------------- DLSM
+
+
+@pytest.mark.parametrize(("data", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_dlsm_as_typed(tmp_path, monkeypatch, data, classes):
+    monkeypatch.setitem(commands.COUNTS, "train", 6 * classes)
+    config = f"{ROOT}/configs/eval/{data}/eval_{data}_configs.py"
+    network = {"cifar10": "resnet18", "cifar100": "resnet34"}[data]
+    workdir = f"classifier_{data}_ours_{network}_cond"
+    root = tmp_path / "results" / workdir
+    images = draw(root / "eval_samples", classes, 6 * classes, 4)
+    few = [*SMALL, f"--config.eval.num_samples={6 * classes}"]
+    few.append(f"--config.eval.num_samples_all={5 * classes}")
+    line = f"run_lib_evaluation.py --config {config} --workdir {workdir}"
+    ok(f"{line} --stat --latent --fidis --prdc --mode full", tmp_path, few)
+
+    names = "batch", "size", "start", "pool_3", "logit"
+    stat = load_npz(root / "stat/stat.npz", *names)
+    assert stat["batch"].shape == (6 * classes, 8, 8, 3)
+    assert stat["batch"].dtype == np.uint8
+    assert stat["size"].tolist() == [6] * classes
+    assert stat["start"].tolist() == list(range(0, 6 * classes, 6))
+    train = next(commands.made_up(data.upper())(None, "train").blocks)
+    np.testing.assert_array_equal(
+        stat["batch"][stat["start"][3] : stat["start"][4]],
+        train.images[train.labels == 3].transpose(0, 2, 3, 1),
+    )
+    latents = [
+        load_npz(root / f"latent/{label}/samples_{index}_latent.npz", "pool_3", "logits")
+        for label in range(classes)
+        for index in range(2)
+    ]
+    assert latents[1]["logits"].shape == (2, classes)
+    fake = np.concatenate([latent["pool_3"] for latent in latents]).reshape(classes, 6, -1)[:, :5]
+    assert len(images) == 6 * classes
+
+    ok(f"{line} --fidis --prdc --mode class", tmp_path, few)
+    found = json.loads((root / "metrics.json").read_text())
+    assert found.keys() == {"fid_is", "prdc", "fid_is_class", "prdc_class"}
+    assert found["fid_is"]["settings"]["generated"] == 5 * classes
+    whole = fake.reshape(5 * classes, -1)
+    assert found["fid_is"]["fid"] == pytest.approx(
+        evaluation.frechet_distance(stat["pool_3"], whole), rel=1e-6
+    )
+    real = stat["pool_3"].reshape(classes, 6, -1)
+    each = [evaluation.frechet_distance(*pair) for pair in zip(real, fake)]
+    assert found["fid_is_class"]["fid"] == pytest.approx(np.mean(each), rel=1e-6)
+    for name, columns in (("fid_is", 3), ("prdc", 5)):
+        lines = (root / f"{name}.txt").read_text().splitlines()
+        assert lines[0].startswith("# features classifier-")
+        table = [row.split() for row in lines if not row.startswith("#")]
+        assert {len(row) for row in table} == {columns}
+        assert [row[0] for row in table] == ["class", *map(str, range(classes)), "mean"]
+    fids = np.loadtxt(root / "fid_is.txt", skiprows=3, max_rows=classes)[:, 1]
+    np.testing.assert_allclose(fids, each, rtol=1e-4)
+
+
+def test_latents_are_made_only_where_they_are_missing(tmp_path):
+    by_class(tmp_path)
+    line = f"{DLSM} --workdir W --latent"
+    ok(line, tmp_path, BY_CLASS)
+    files = sorted((tmp_path / "results/W/latent").rglob("*.npz"))
+    stamps = [path.stat().st_mtime_ns for path in files]
+    whole = files[7].read_bytes()
+    files[7].unlink()
+    refused(f"{DLSM} --workdir W --fidis", tmp_path, BY_CLASS, "--stat")
+    ok(f"{DLSM} --workdir W --stat", tmp_path, BY_CLASS)
+    refused(f"{DLSM} --workdir W --fidis", tmp_path, BY_CLASS, "latent", "missing", "--latent")
+    ok(line, tmp_path, BY_CLASS)
+    again = [path.stat().st_mtime_ns for path in files]
+    assert [a != b for a, b in zip(stamps, again)] == [i == 7 for i in range(len(files))]
+    assert files[7].read_bytes() == whole
+    narrow = {name: np.zeros((2, 2), np.float32) for name in ("pool_3", "logits")}
+    meta = str(load_npz(files[7], "meta")["meta"])
+    save_npz(files[7], **narrow, meta=meta)
+    refused(f"{DLSM} --workdir W --fidis", tmp_path, BY_CLASS, "pool_3 of shape (2, 2); expected")
+    by_class(tmp_path, classifier_weights="another")
+    refused(line, tmp_path, BY_CLASS, "made with other samples; remove")
+
+
+def test_dlsm_mistakes_get_a_sentence(tmp_path):
+    by_class(tmp_path)
+    line = f"{DLSM} --workdir W"
+    for flag in ("--encode", "--encode_dataset", "--fidis --dataset_stat x"):
+        refused(f"{line} {flag}", tmp_path, BY_CLASS, "--stat and --latent make their features")
+    folder = tmp_path / "results/W/eval_samples"
+    (folder / "3").rename(tmp_path / "3")
+    refused(f"{line} --latent", tmp_path, BY_CLASS, "class 3 is missing")
+    (tmp_path / "3").rename(folder / "3")
+    many = [*BY_CLASS, "--config.eval.num_samples_all=120"]
+    ok(f"{line} --stat --latent", tmp_path, BY_CLASS)
+    refused(f"{line} --fidis", tmp_path, many, "12 of class 0", "has 11; ask for fewer")
+    few = [*BY_CLASS, "--config.eval.num_samples_all=30"]
+    ok(f"{line} --fidis --prdc", tmp_path, few)
+    refused(f"{line} --prdc --mode class", tmp_path, few, "Class 0: There are 3 generated", "4 or")
+    fewer = [*BY_CLASS, "--config.eval.num_samples_all=10"]
+    refused(f"{line} --fidis --mode class", tmp_path, fewer, "Class 0: There are 1 generated")
+    assert not (tmp_path / "results/W/fid_is.txt").exists()
+
+
+def test_ode_samples_by_class(tmp_path):
+    draw(tmp_path / "results/W/eval_samples_ode", 10, 110, 3)
+    ok(f"{DLSM} --workdir W --ode --stat --latent --fidis --mode class --nfe", tmp_path, BY_CLASS)
+    root = tmp_path / "results/W"
+    assert (root / "latent_ode/9/samples_3_latent.npz").exists()
+    assert (root / "fid_is_ode.txt").exists()
+    assert metrics(tmp_path).keys() == {"fid_is_class_ode", "nfe_ode"}

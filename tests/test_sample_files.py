@@ -1,0 +1,93 @@
+"""Which files make up a set of samples: complete, in order, of one origin, or a sentence."""
+
+import functools
+import re
+
+import numpy as np
+import pytest
+from drawn import META, draw
+
+from configs.demo import digits
+from sample_files import Part, check_images, find, in_batches, numbered_rounds
+from utils import UserError, load_npz, save_npz, shares
+
+
+def parts(folder, count, total):
+    return [Part(f"class {i}", folder / str(i), n) for i, n in enumerate(shares(total, count))]
+
+
+def refused(folder, count, total, *said):
+    with pytest.raises(UserError) as error:
+        find(parts(folder, count, total), "samples", "Draw them.")
+    for text in said:
+        assert text in str(error.value)
+
+
+def test_rounds_are_found_in_the_order_of_their_numbers(tmp_path):
+    images = draw(tmp_path, 2, 46, 2)
+    (tmp_path / "0" / "samples_final.npz").write_bytes(b"no round")
+    found = find(parts(tmp_path, 2, 46), "samples", "")
+    assert [item.number for item in found[0]] == list(range(12))
+    assert [item.rows for item in found[1]] == [2] * 11 + [1]
+    assert found[0][0].origin == META
+    read = [load_npz(item.path, "samples")["samples"] for rounds in found for item in rounds]
+    np.testing.assert_array_equal(np.concatenate(read), images)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    draw(tmp_path, 5, 50, 2)
+    for gone in numbered_rounds(tmp_path / "3"):
+        gone[1].unlink()
+    for index in (1, 4):
+        (tmp_path / "1" / f"samples_{index}.npz").unlink()
+    refused(
+        tmp_path, 5, 50, "class 3 is missing", "class 1 has 6 of 10, round 1, 4 missing", "Draw"
+    )
+    refused(tmp_path, 30, 300, "class 5 is missing", "and 17 more")
+
+
+def test_more_than_was_asked_for_is_named(tmp_path):
+    draw(tmp_path, 3, 30, 5)
+    refused(tmp_path, 2, 20, f"{tmp_path / '2'} was not asked for")
+    refused(tmp_path, 3, 24, "class 0 has 10 of 8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"weights": "ffff"}, "weights"), ({"seed": 1}, "seed"), ({"more": 1}, "more")],
+)
+def test_different_origins_do_not_mix(tmp_path, changes, field):
+    draw(tmp_path / "a", 2, 8, 2)
+    draw(tmp_path / "b", 2, 8, 2, **changes)
+    (tmp_path / "b/1/samples_1.npz").replace(tmp_path / "a/1/samples_1.npz")
+    refused(tmp_path / "a", 2, 8, "1/samples_1.npz and", f"with different {field};")
+
+
+def test_files_of_the_published_code_say_nothing_and_are_taken(tmp_path):
+    save_npz(tmp_path / "0/samples_0.npz", samples=np.zeros((2, 8, 8, 3), np.uint8))
+    [[item]] = find(parts(tmp_path, 1, 2), "samples", "")
+    assert item.origin == {}
+    draw(tmp_path / "other", 2, 4, 2)
+    (tmp_path / "0").replace(tmp_path / "other/0.new")
+    (tmp_path / "other/0.new/samples_0.npz").replace(tmp_path / "other/0/samples_0.npz")
+    (tmp_path / "other/0.new").rmdir()
+    refused(tmp_path / "other", 2, 4, "different")
+
+
+@pytest.mark.parametrize("meta", ["{", "3", "[]"])
+def test_a_meta_of_somebody_elses_is_named(tmp_path, meta):
+    save_npz(tmp_path / "0/samples_0.npz", samples=np.zeros((2, 8, 8, 3), np.uint8), meta=meta)
+    refused(tmp_path, 1, 2, "samples_0.npz does not say in a readable way")
+
+
+def test_images_of_another_kind_are_named(tmp_path):
+    draw(tmp_path, 1, 4, 2)
+    check = functools.partial(check_images, data=digits.get_config().data)
+    with pytest.raises(UserError, match=re.escape("shape (8, 8, 3); expected uint8 of (8, 8, 1)")):
+        find(parts(tmp_path, 1, 4), "samples", "", check)
+
+
+def test_batches_cover_every_row():
+    arrays = [np.arange(5), np.arange(5, 7)]
+    batches = [batch.tolist() for batch in in_batches(arrays, 2)]
+    assert batches == [[0, 1], [2, 3], [4], [5, 6]]

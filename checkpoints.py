@@ -58,13 +58,7 @@ class TrainState:
 def save(path, state, config):
     """Write `state` to `path`, whole or not at all."""
     with atomic_write(path) as file:
-        try:
-            torch.save(content_of(state, config), file)
-        except RuntimeError as error:
-            # When a write fails PyTorch closes its archive, which fails in its turn.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        torch.save(content_of(state, config), file)
 
 
 def content_of(state, config):

@@ -176,6 +176,7 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     # Train.
     watch = FiniteWatch(device)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(place.sole_trainer())
         stop = stack.enter_context(StopRequest())
         writer = ScalarWriter(place.tensorboard, purge_step=state.step)
         stack.callback(writer.close)

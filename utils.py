@@ -89,8 +89,11 @@ def atomic_write(path, mode="wb"):
             os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk has no name of its own
+        # When a write of its own fails torch.save closes its archive, which fails in its turn.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            cause.filename = cause.filename or str(path)  # a full disk has no name of its own
+            raise cause from None
         raise
 
 
@@ -113,12 +116,17 @@ def _remove_abandoned(path):
                 other.unlink()
 
 
-def _lock(file):
-    """Whether nobody else has the lock of an open file; the system drops it with its process."""
+def _lock(file, without_locks=False):
+    """Lock an open file until it is closed or its process ends; whether nobody else has the lock.
+
+    `without_locks` is the answer of a file system that knows none.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody has it, or the file system knows no locks
+    except BlockingIOError:
         return False
+    except OSError:
+        return without_locks
     return True
 
 
@@ -354,6 +362,21 @@ class Workdir:
     def cas(self, name):
         """The workdir of one CAS training, a run of its own inside this one."""
         return Workdir(str(self.root.absolute() / "checkpoints_cas" / name))
+
+    @contextlib.contextmanager
+    def sole_trainer(self):
+        """Hold the directory for one training run; the system lets go when its process dies.
+
+        Raises:
+            UserError: another run has it.
+        """
+        with open(self.root / ".training", "ab") as file:
+            if not _lock(file, without_locks=True):
+                raise UserError(
+                    f"Another process is training in {self.root}; wait for it, or use another "
+                    "--workdir."
+                )
+            yield
 
     def check(self):
         """Raise a UserError if the directory cannot be made or written; leave nothing behind."""

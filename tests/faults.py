@@ -7,6 +7,7 @@ so on. `Scene` counts what was done and what was looked at.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -19,6 +20,9 @@ import threading
 from commands import TINY, start
 
 import checkpoints
+import features
+import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
+import sample_features  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAINING = f"--config {ROOT}/configs/qc_ncsn/training/cifar10_ncsnpp_deep_continuous.py"
@@ -37,7 +41,47 @@ COMMANDS = {
     "--num_divisions 2 --workdir W --config.sampling.atol=0.5 --config.sampling.rtol=0.5",
     "NLL": f"run_lib_evaluation_nll.py {EVALUATION} --bs 1 {LOOSE} --workdir W --calculate",
     "asymmetry": f"run_lib_evaluation_asym.py {EVALUATION} --bs 2 --nl 2 --workdir W --calculate",
+    "encoding": f"run_lib_evaluation_fidis.py {EVALUATION} --bs 7 --workdir W --encode "
+    "--encode_dataset --config.eval.num_samples=20 --config.eval.num_divisions=3 "
+    "--config.eval.features=classifier",
 }
+# What must have come to its end before a command.
+BEFORE = {"training": [], "encoding": ["training", "sampling"]}
+
+
+def brief_features():
+    """Train the classifier of features for three steps only: it need not be good."""
+    features.train_small_classifier = functools.partial(features.train_small_classifier, steps=3)
+
+
+def begin(name, place, prepare=None):
+    """Start the command `name` in the directory `place`."""
+
+    def prepare_all():
+        brief_features()
+        if prepare is not None:
+            prepare()
+
+    return start(COMMANDS[name], place, SMALL, prepare_all)
+
+
+def finish(name, place):
+    """Run the command `name` undisturbed."""
+    done = begin(name, place).wait()
+    assert done.returncode == 0, done.stderr
+
+
+def base_of(name, folder):
+    """A directory in `folder` in which all that comes before the command `name` is done."""
+    before = BEFORE.get(name, ["training"])
+    place = folder / ("after " + " and ".join(before) if before else "nothing")
+    if not place.exists():
+        place.mkdir()
+        for other in before:
+            finish(other, place)
+    return place
+
+
 # Files that say when something was done, not what; and files that belong to nobody but a lock.
 NOT_COMPARED = ("stdout.txt", "tensorboard")
 
@@ -108,10 +152,8 @@ class Scene:
     files: int = 0
 
     def __post_init__(self):
-        self.line = COMMANDS[self.name]
         reference = self.fresh("reference")
-        done = start(self.line, reference, SMALL).wait()
-        assert done.returncode == 0, done.stderr
+        finish(self.name, reference)
         self.expected = tree(reference)
 
     def fresh(self, name):
@@ -141,12 +183,11 @@ class Scene:
         while True:
             self.restarts += 1
             if self.rng.random() < 0.6:
-                running = start(
-                    self.line, place, SMALL, kill_before_change(self.rng.randint(1, 60), place)
-                )
+                moment = self.rng.randint(1, 60)
+                running = begin(self.name, place, kill_before_change(moment, place))
                 timer = None
             else:
-                running = start(self.line, place, SMALL)
+                running = begin(self.name, place)
                 timer = threading.Timer(self.rng.uniform(0.02, 1.0), running.process.kill)
                 timer.start()
             done = running.wait()

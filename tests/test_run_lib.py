@@ -50,6 +50,7 @@ def test_a_run_writes_its_files(here, cache):
         "samples/iter_4/sample.np",
         "samples/iter_8/sample.png",
         "samples/iter_8/sample.np",
+        ".training",
         "stdout.txt",
     }
     assert newest("run")["step"] == 8

@@ -29,6 +29,9 @@ def code_version():
     return f"{VERSION}+{digest.hexdigest()[:12]}"
 
 
+code_version()  # while the sources are those that run: they may change under a run of weeks
+
+
 def config_hash(config):
     """A short hash of what a configuration says of data and model, wherever their files lie."""
     content = {

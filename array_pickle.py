@@ -85,7 +85,7 @@ NAMES = {
 }
 
 
-# Python's own unpickler in Python, because C's makes room for what the file announces: fifteen
+# Python's own unpickler in Python, because C's makes room for what the file announces: nine
 # bytes that number the two billionth entry of its table take 32 GiB.
 class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)

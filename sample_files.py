@@ -154,6 +154,21 @@ def check_images(images, path, data):
         )
 
 
+def rows_of(content, name, path):
+    """The features `name` of a file's arrays: numbers (n, D), or None where they are optional.
+
+    Raises:
+        UserError: something else; names the file.
+    """
+    array = content.get(name)
+    if array is not None and (array.ndim != 2 or array.dtype.kind not in "iuf"):
+        raise UserError(
+            f"{path} holds {name} of {array.dtype} and shape {array.shape}; expected a row of "
+            "numbers for each image."
+        )
+    return array
+
+
 def in_batches(arrays, size):
     """Yield each of `arrays` in pieces of at most `size` rows."""
     for array in arrays:

@@ -44,7 +44,8 @@ def test_add_to_values():
 
     out, derivatives = pushed.split_rows(apply(x, shift), TANGENTS)
     values, d = pushed.split_rows(x, TANGENTS)
-    assert torch.equal(out, values + shift) and torch.equal(derivatives, d)
+    assert torch.equal(out, values + shift)
+    assert torch.equal(derivatives, d)
     assert torch.autograd.gradcheck(apply, (x, shift))
     assert torch.autograd.gradcheck(apply, (x, shift[:1].detach().requires_grad_()))
 

@@ -2,8 +2,8 @@
 
     python soak/samples.py [--samples 50000] [--divisions 50]
 
-Four processes draw the divisions in random order; a fifth of the divisions' processes are killed
-at a random moment and begun again. Every file must have the bytes that one quiet process writes,
+Four processes draw the divisions in random order; a fifth as many as there are divisions are
+killed at random moments and begun again. Every file must have the bytes that one quiet process writes,
 and the samples that are encoded and compared with real images must give the same metrics.
 """
 
@@ -57,9 +57,8 @@ def soak(folder, samples, divisions, log=print):
     log(f"one quiet process: {samples} samples in {divisions} divisions, {seconds:.0f} s")
 
     order = rng.sample(range(divisions), divisions)
-    unlucky = rng.sample(order, -(-divisions // 5))
-    pauses = {d: rng.uniform(0, 1) * seconds / divisions * PROCESSES for d in unlucky}
-    kills = draw_divisions(line, disturbed, order, pauses)
+    wanted = -(-divisions // 5)
+    kills = draw_divisions(line, disturbed, order, rng, wanted, seconds / divisions)
     log(f"four processes: {kills} killed and begun again")
 
     expected, found = faults.tree(quiet), faults.tree(disturbed)
@@ -83,18 +82,25 @@ def soak(folder, samples, divisions, log=print):
     return {"kills": kills, "samples": count, "files": len(found), "metrics": metrics[0]}
 
 
-def draw_divisions(line, place, order, pauses):
-    """Draw the divisions in four processes at a time; those in `pauses` are killed and begun again.
+def draw_divisions(line, place, order, rng, wanted, seconds):
+    """Draw the divisions in four processes at a time; some are killed and begun again.
+
+    Args:
+        order: the numbers of the divisions.
+        wanted: how many processes to kill, each after a random part of `seconds`.
 
     Returns:
-        How many were killed, less than asked for where a process was faster.
+        How many were killed.
     """
     waiting, running, kills = list(order), {}, 0
     while waiting or running:
         while waiting and len(running) < PROCESSES:
             division = waiting.pop(0)
+            marked = sum(deadline < math.inf for _, deadline in running.values())
+            unlucky = kills + marked < wanted and rng.random() < 0.4
+            pause = rng.uniform(0, seconds) if unlucky else math.inf
             one = start(f"{line} --division_idx {division}", place, options(place))
-            running[division] = one, time.monotonic() + pauses.pop(division, math.inf)
+            running[division] = one, time.monotonic() + pause
         time.sleep(0.01)
         for division, (one, deadline) in list(running.items()):
             if time.monotonic() > deadline:

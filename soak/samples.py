@@ -2,9 +2,9 @@
 
     python soak/samples.py [--samples 50000] [--divisions 50]
 
-Four processes draw the divisions in random order; a fifth as many as there are divisions are
-killed at random moments and begun again. Every file must have the bytes that one quiet process writes,
-and the samples that are encoded and compared with real images must give the same metrics.
+Four processes draw the divisions in random order. A fifth as many as there are divisions are killed
+at random moments and begun again. Every file must have the bytes that one quiet process writes, and
+the samples that are encoded and compared with real images must give the same metrics.
 """
 
 import argparse

@@ -20,10 +20,9 @@ def rademacher(normal):
 
 def vjp(out, x, v):
     """Jᵀv (K, B, …) for K cotangents, from the graph that leads from x to `out`, which it frees."""
-    last = len(v) - 1
-    return torch.stack(
-        [torch.autograd.grad(out, x, c, retain_graph=k < last)[0] for k, c in enumerate(v)]
-    )
+    if len(v) == 1:
+        return torch.autograd.grad(out, x, v[0])[0][None]
+    return torch.autograd.grad(out, x, v, is_grads_batched=True)[0]
 
 
 def dot(a, b):

@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 train="main.py --config configs/demo/digits_classifier.py --model classifier"
 draw="run_lib_sampling.py --config configs/demo/digits_guided.py --mode full"
+measure="run_lib_evaluation.py --config configs/demo/digits_guided.py --stat --latent --fidis --prdc"
 cas="run_lib_evaluation_cas.py --config configs/demo/digits_cas.py"
 base=classifier_digits_base_resnet_small_cond
 scale=classifier_digits_scale_resnet_small_cond
@@ -21,3 +22,8 @@ $python demo/recognise_classes.py $base $scale $ours
 for setup in real base scale ours; do
     $python $cas --workdir $ours --setup $setup
 done
+for workdir in $base $scale $ours; do
+    $python $measure --workdir $workdir --mode full
+    $python $measure --workdir $workdir --mode class
+done
+$python report.py --workdir $ours --workdir $base --workdir $scale

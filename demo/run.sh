@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train a small NCSN++ on scikit-learn's digits, draw samples, and have them recognised.
+# Train a small NCSN++ on scikit-learn's digits, draw samples, have them recognised and evaluated;
+# then fine-tune it (qc.sh), guide it by classifiers (dlsm.sh), and put all of it on one page.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -14,4 +15,7 @@ $python demo/recognise.py results/demo/eval_sampling_ode
 evaluate="run_lib_evaluation_fidis.py --config $config --workdir demo"
 $python $evaluate --encode --encode_dataset --fidis --prdc
 $python $evaluate --ode --encode --fidis --prdc
-$python report.py --workdir demo
+
+bash demo/qc.sh
+bash demo/dlsm.sh
+$python report.py --workdir demo --workdir demo_u --workdir demo_qc_paper --workdir demo_qc_skew

@@ -1,6 +1,7 @@
 # make demo   set up, train on the embedded digits and draw samples (results/demo)
 # make test   set up and run the tests
 # make test-tfgan   set up TF-GAN's environment and run its tests (Python 3.9 to 3.11)
+# make soak   hostile files, random kills and 50,000 samples: under half an hour
 # The virtual environments are made once; nothing is done about them when they stand.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ TFGAN_PYTHON ?= python3.11
 TFGAN_VENV ?= .venv-tfgan
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-tfgan lint
+.PHONY: demo test test-tfgan soak lint
 .DEFAULT_GOAL := test
 
 $(VENV)/.complete: requirements.txt requirements-dev.txt
@@ -25,6 +26,11 @@ test: $(VENV)/.complete
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m pytest -n 2
+
+soak: $(VENV)/.complete
+	$(VENV)/bin/python -m pytest --hypothesis-profile=soak tests/test_strange*.py
+	$(VENV)/bin/python soak/kills.py
+	$(VENV)/bin/python soak/samples.py
 
 $(TFGAN_VENV)/.complete: requirements-tfgan.txt
 	$(TFGAN_PYTHON) -m venv $(TFGAN_VENV)

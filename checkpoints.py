@@ -2,31 +2,46 @@
 
 A file is a dict. `model` maps names to arrays (published names begin with ``module.``); `ema` is
 ``{decay, num_updates, shadow_params}`` in parameter order; `optimizer` is Adam's state. Ours adds
-`step`, `position` (images drawn so far, which with the seed is the whole data order), `seed` and
-`config` (JSON). Every random draw of a training step is seeded by (seed, step), so those numbers
-are the state of the random generators too.
+`step`, `position` (images drawn so far, which with the seed is the whole data order), `seed`,
+`config` (JSON) and `code` (the version that wrote it). Every random draw of a training step is
+seeded by (seed, step), so those numbers are the state of the random generators too.
 """
 
 import dataclasses
 import hashlib
 import os
+import pickletools
 import shutil
+import sys
+import zipfile
 
-import numpy as np
 import torch
 
+import array_pickle
 from models.ema import EMA
+from provenance import code_version
 from utils import UserError, atomic_write
 
 # The published optimisers hold their learning rate as a NumPy float64, pickled under either of
 # NumPy's two names for it. Nothing else beyond plain tensors is let in.
-_rebuild_scalar = np.float64(0).__reduce__()[0]
 NUMPY_FLOAT64 = [
-    (_rebuild_scalar, "numpy.core.multiarray.scalar"),
-    (_rebuild_scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    type(np.dtype(np.float64)),
+    (array_pickle.scalar, "numpy.core.multiarray.scalar"),
+    (array_pickle.scalar, "numpy._core.multiarray.scalar"),
+    (array_pickle.Dtype, "numpy.dtype"),
 ]
+# The names that checkpoints need, as their pickles spell them. PyTorch's weights-only reading
+# allows more, among them bytearray, which turns a small number into as many bytes.
+STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+NAMES = {
+    "_codecs encode",
+    "collections OrderedDict",
+    "numpy dtype",
+    "numpy.core.multiarray scalar",
+    "numpy._core.multiarray scalar",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor_v2",
+    *(f"torch {name}Storage" for name in STORAGES),
+}
 
 
 @dataclasses.dataclass
@@ -42,7 +57,13 @@ class TrainState:
 
 def save(path, state, config):
     """Write `state` to `path`, whole or not at all."""
-    content = {
+    with atomic_write(path) as file:
+        torch.save(content_of(state, config), file)
+
+
+def content_of(state, config):
+    """What a checkpoint of `state` holds, see the module's docstring."""
+    return {
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -50,9 +71,8 @@ def save(path, state, config):
         "position": state.position,
         "seed": config.seed,
         "config": config.to_json(),
+        "code": code_version(),
     }
-    with atomic_write(path) as file:
-        torch.save(content, file)
 
 
 def publish_newest(path, newest):
@@ -70,9 +90,11 @@ def read(path):
     """Read a checkpoint to the CPU without running any code of it.
 
     Raises:
-        UserError: the file is missing, damaged, holds more than arrays and numbers, or no model.
+        UserError: the file is missing, damaged, holds more than arrays and numbers, claims to be
+            larger than it is, or has no model.
     """
     try:
+        _inspect(path)
         with torch.serialization.safe_globals(NUMPY_FLOAT64):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -85,9 +107,32 @@ def read(path):
             f"{path} is not a readable checkpoint: it is truncated, of another format, or holds "
             f"more than arrays and numbers ({reason[:200]})."
         ) from None
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
         raise UserError(f"{path} holds no 'model'; expected a checkpoint of this or the originals.")
     return content
+
+
+def _inspect(path):
+    """Raise a ValueError if `torch.load` would take more memory than the file has bytes.
+
+    Also if a byte was changed: PyTorch itself does not compare the archive's checksums.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("it is compressed")
+        if sum(member.file_size for member in members) > os.stat(path).st_size:
+            raise ValueError("it claims to be larger than it is")
+        changed = archive.testzip()
+        if changed is not None:
+            raise ValueError(f"{changed} was changed after it was written")
+        (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        for opcode, name, _ in pickletools.genops(archive.read(pickled)):
+            if opcode.name in ("STACK_GLOBAL", "INST") or (
+                opcode.name == "GLOBAL" and name not in NAMES
+            ):
+                raise ValueError(f"it names {name}")
 
 
 def require_kind(content, path, kind):
@@ -109,7 +154,8 @@ def load_model(model, content, path):
     """Load the network's parameters and buffers by name.
 
     Raises:
-        UserError: a name is missing or left over, or a shape differs; it is named.
+        UserError: a name is missing or left over, a shape or type differs, or a value is not
+            finite; it is named.
     """
     theirs = {name.removeprefix("module."): array for name, array in content["model"].items()}
     ours = model.state_dict()
@@ -129,7 +175,20 @@ def load_model(model, content, path):
                 f"The checkpoint {path} has {name} of shape {shape}; "
                 f"the config's network has {tuple(array.shape)}."
             )
+        if theirs[name].is_floating_point() != array.is_floating_point():
+            raise UserError(
+                f"The checkpoint {path} has {name} of {theirs[name].dtype}; "
+                f"the config's network has {array.dtype}."
+            )
+        _require_finite(theirs[name], name, path)
     model.load_state_dict(theirs)
+
+
+def _require_finite(tensor, name, path):
+    if not tensor.isfinite().all():
+        raise UserError(
+            f"The checkpoint {path} has NaN or infinite values in {name}; take an earlier one."
+        )
 
 
 def load_ema(ema, content, path):
@@ -163,8 +222,9 @@ def load_training(state, content, path, step_if_absent=0):
 def read_count(content, name, path, default):
     """A number of steps or images of a checkpoint, or `default` where it has none."""
     value = content.get(name, default)
-    if not isinstance(value, int) or value < 0:
-        raise UserError(f"The checkpoint {path} has the {name} {value!r}; expected a whole number.")
+    if not isinstance(value, int) or not 0 <= value < 2**62:
+        found = value if isinstance(value, float) else type(value).__name__
+        raise UserError(f"The checkpoint {path} has the {name} {found}; expected a whole number.")
     return value
 
 
@@ -187,12 +247,25 @@ def _load_moments(optimizer, content, path):
                 f"{len(parameters)}."
             )
         for index, moments in content["state"].items():
-            shape, expected = moments["exp_avg"].shape, parameters[index].shape
-            if shape != expected:
-                raise UserError(
-                    f"The optimiser in {path} has parameter {index} of shape {tuple(shape)}; "
-                    f"the model has {tuple(expected)}."
-                )
-    except (KeyError, TypeError, AttributeError, IndexError):
+            expected = parameters[index].shape
+            for shape in (moments["exp_avg"].shape, moments["exp_avg_sq"].shape):
+                if shape != expected:
+                    raise UserError(
+                        f"The optimiser in {path} has parameter {index} of shape {tuple(shape)}; "
+                        f"the model has {tuple(expected)}."
+                    )
+            for name in ("exp_avg", "exp_avg_sq"):
+                _require_finite(moments[name], f"{name} of parameter {index}", path)
+            if not 0 <= float(moments["step"]) < 2**62:
+                raise TypeError
+    except UserError:
+        raise
+    except Exception:  # anything may lie where moments belong
         raise UserError(f"The optimiser in {path} is not a state of Adam.") from None
-    optimizer.load_state_dict({"state": content["state"], "param_groups": own["param_groups"]})
+    # Names read from a file are other objects than the same names in the code, and a pickle writes
+    # each object once: with the code's own, equal checkpoints have equal bytes.
+    state = {
+        index: {sys.intern(name): value for name, value in moments.items()}
+        for index, moments in content["state"].items()
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})

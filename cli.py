@@ -19,7 +19,11 @@ def define_common_flags():
 
 
 def override(config, **values):
-    """Set ``section__field`` of the config to each value that was given (is not None)."""
+    """Set ``section__field`` of the config to each value that was given (is not None).
+
+    Raises:
+        UserError: the configuration has no such field.
+    """
     for name, value in values.items():
         if value is None:
             continue
@@ -77,7 +81,17 @@ def _guarded(main):
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        fail(f"{error.strerror}: {error.filename}." if error.filename else str(error))
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has no one type for it: CUDA's allocator says the first, the CPU's the second.
+        if not isinstance(error, MemoryError) and not any(
+            sign in str(error) for sign in ("out of memory", "can't allocate memory")
+        ):
+            raise
+        fail(
+            f"The memory does not suffice ({_last_line(error)}); lower the batch size (--bs) or "
+            "the size of the network."
+        )
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -85,5 +99,7 @@ def _guarded(main):
 
 def fail(message):
     """Print a sentence to standard error and exit with status 1."""
-    print(f"Error: {message}", file=sys.stderr)
+    # One line, whatever names of files are in it: none may move the cursor or add a line.
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
+    print(f"Error: {text}", file=sys.stderr)
     sys.exit(1)

@@ -105,7 +105,11 @@ def _open(place, source):
     if not place.exists():
         return None
     try:
-        labels = np.load(place / "labels.npy", allow_pickle=False)
+        # Mapped, so that a damaged header asks for no memory.
+        labels = np.array(np.load(place / "labels.npy", mmap_mode="r", allow_pickle=False))
+        within = labels.dtype == np.int64 and labels.ndim == 1 and len(labels) > 0
+        if not within or labels.min() < 0 or labels.max() >= source.classes:
+            raise ValueError(f"its labels are not whole numbers below {source.classes}")
         size = (place / "images.bin").stat().st_size
         if size != len(labels) * math.prod(source.shape):
             raise ValueError(f"{len(labels)} images cannot have {size} bytes")

@@ -4,8 +4,10 @@ Whatever does not fit is a UserError that names the file: no image is passed ove
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import os
+import threading
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,6 +16,13 @@ from readers import BLOCK, Source, block, file_stamps
 from utils import UserError, lookup, require_positive
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it runs Ghostscript
+
+# A picture costs 4 bytes a pixel, several times over while it is converted, and a flat one fits
+# into a small file. Large pictures are decoded one after the other, the others by a few threads.
+MOST_PIXELS = 5 * 10**7
+LARGE_PIXELS = 4 * 10**6
+DECODERS = 8
+_one_large = threading.Lock()
 
 
 def folder(data, split) -> Source:
@@ -75,9 +84,19 @@ def _class_names(root, split):
 
 
 def _visible(root, directory):
-    """The sorted paths in `directory` that do not begin with a dot; none may lead out of `root`."""
+    """The sorted paths in `directory` that do not begin with a dot; none may lead out of `root`.
+
+    Raises:
+        UserError: one leads out, or has control characters in its name, which could pass for
+            several names or for a terminal's commands.
+    """
     with os.scandir(directory) as entries:
         entries = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in entries:
+        if any(character < " " or character == "\x7f" for character in entry.name):
+            raise UserError(
+                f"{directory} holds {entry.name!r}, a name with control characters; rename it."
+            )
     links = [entry.path for entry in entries if entry.is_symlink()]
     for path in [directory, *links]:
         if not os.path.realpath(path).startswith(os.path.join(root, "")):
@@ -89,7 +108,8 @@ def _visible(root, directory):
 
 
 def _folder_blocks(paths, labels, shape, mode, classes):
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # PIL decodes without holding the GIL
+    # PIL decodes without holding the GIL.
+    with concurrent.futures.ThreadPoolExecutor(DECODERS) as pool:
         for start in range(0, len(paths), BLOCK):
             part = slice(start, start + BLOCK)
             decode = functools.partial(decode_image, mode=mode, size=shape[-1])
@@ -105,11 +125,14 @@ def decode_image(path, mode, size) -> np.ndarray:
     """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            pixels = image.width * image.height
+            if pixels > MOST_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels, too many to be safe")
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
-            square = ImageOps.fit(image.convert(mode), (size, size), Image.Resampling.BICUBIC)
+            with _one_large if pixels > LARGE_PIXELS else contextlib.nullcontext():
+                converted = image if image.mode == mode else image.convert(mode)
+                square = ImageOps.fit(converted, (size, size), Image.Resampling.BICUBIC)
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
         raise UserError(
             f"{path} cannot be read as an image ({error}); expected a whole file of 8 bits a "

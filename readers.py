@@ -15,7 +15,6 @@ import itertools
 import math
 import os
 import pathlib
-import pickle
 import struct
 import types
 import zlib
@@ -26,18 +25,10 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from utils import UserError
+import array_pickle
+from utils import UserError, require_plausible
 
 BLOCK = 100  # images read before they are written on
-
-# What NumPy's arrays and numbers are pickled as: data only, none of these can run code.
-ARRAY_NAMES = {
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-}
 
 
 class Block(NamedTuple):
@@ -211,8 +202,8 @@ def read_idx(path, item_shape) -> np.ndarray:
     dimension as a big-endian 32-bit number.
 
     Raises:
-        UserError: the file is damaged, of another type or shape, or longer or shorter than its
-            header says.
+        UserError: the file is damaged, of another type or shape, longer or shorter than its
+            header says, or too small for what its header says.
     """
     rank = 1 + len(item_shape)
     expected_magic = bytes([0, 0, 8, rank])
@@ -230,10 +221,10 @@ def read_idx(path, item_shape) -> np.ndarray:
                     f"{path} holds images of shape {tuple(found_shape)}; expected {item_shape}."
                 )
             size = count * math.prod(item_shape)
+            require_plausible(path, size)
             content = file.read(size + 1)  # one more, to notice a file that is too long
-    except (OSError, EOFError, MemoryError, zlib.error, struct.error) as error:
-        reason = str(error) or "it claims to be larger than the memory"
-        raise UserError(f"{path} is damaged ({reason}). Fetch it again.") from None
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise UserError(f"{path} is damaged ({error}). Fetch it again.") from None
     if len(content) != size:
         found = f"{len(content)} bytes" if len(content) < size else f"more than {size} bytes"
         raise UserError(
@@ -268,61 +259,26 @@ def imagenet32(data, split) -> Source:
 
 
 def _imagenet_block(path, shape, classes):
-    content = load_arrays(path)
-    try:
-        images, labels = content["data"], np.asarray(content["labels"])
-        fits = images.dtype == np.uint8 and images.ndim == 2 and labels.dtype.kind in "iu"
-    except (KeyError, TypeError, ValueError, AttributeError):
-        fits = False
-    if not fits or images.shape[1] != math.prod(shape):
+    content = array_pickle.load(path)
+    content = content if isinstance(content, dict) else {}
+    images, labels = content.get("data"), content.get("labels")
+    # A list is looked at before NumPy copies it: lists of one list are small in a file only.
+    if isinstance(labels, list) and all(isinstance(label, int) for label in labels):
+        labels = np.array(labels)
+    fits = (
+        isinstance(images, np.ndarray)
+        and (images.dtype, images.ndim) == (np.uint8, 2)
+        and images.shape[1] == math.prod(shape)
+        and isinstance(labels, np.ndarray)
+        and labels.dtype.kind in "iu"
+    )
+    if not fits:
         raise UserError(
             f"{path} does not hold a dict of `data`, uint8 [n, {math.prod(shape)}], and `labels`, "
             "n whole numbers; expected a file of the published down-sampled ImageNet of 32×32 "
             "pixels."
         )
     return block(path, images, labels, shape, classes, first_label=1)
-
-
-def load_arrays(path):
-    """Unpickle dicts, lists, strings, numbers and NumPy arrays; names in dicts come as str.
-
-    Raises:
-        UserError: the file is no whole pickle, or names anything else (which could run code).
-    """
-    try:
-        with open(path, "rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()  # as Python 2's arrays need
-    except UserError as error:
-        raise UserError(f"{path} is refused: {error}") from None
-    except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
-        raise UserError(
-            f"{path} is not a whole pickle ({type(error).__name__}: {error}). Fetch it again."
-        ) from None
-    if isinstance(content, dict):
-        return {key.decode() if isinstance(key, bytes) else key: content[key] for key in content}
-    return content
-
-
-def _encode_latin1(text, encoding):
-    """``_codecs.encode`` as Python 3 uses it to write bytes in an old protocol, and only so."""
-    if encoding != "latin1":
-        raise UserError(f"it encodes text as {encoding!r}; expected latin1.")
-    return text.encode("latin1")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Finds what NumPy arrays and byte strings are pickled as, and nothing else."""
-
-    def find_class(self, module, name):
-        today = module.replace("numpy.core", "numpy._core")  # as NumPy 2 calls it
-        if (today, name) in ARRAY_NAMES:
-            return super().find_class(today, name)
-        if (module, name) == ("_codecs", "encode"):
-            return _encode_latin1
-        raise UserError(
-            f"it names {module}.{name}, which could run code; expected NumPy arrays, dicts, "
-            "lists, strings and numbers only. Fetch the published file again."
-        )
 
 
 # ---------------------------------------------------------------- scikit-learn's digits

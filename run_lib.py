@@ -12,11 +12,11 @@ import sys
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import checkpoints
+import config_ranges
 import datasets
 import losses
 import models
@@ -24,6 +24,7 @@ import sampling
 import sde_lib
 from models.ema import EMA
 from models.scores import EnergyScore, Score
+from scalars import ScalarWriter
 from utils import (
     UserError,
     Workdir,
@@ -31,7 +32,6 @@ from utils import (
     get_device,
     log,
     log_to,
-    require_positive,
     save_image_grid,
     seed_for,
 )
@@ -136,9 +136,8 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
         UserError: something that was asked for does not exist or does not fit.
     """
     # Check everything that can be checked before the first file is written.
+    config_ranges.check(config)
     training = config.training
-    for field in ("batch_size", "n_iters", "log_freq", "eval_freq", "snapshot_freq"):
-        require_positive(training[field], f"config.training.{field}")
     device = get_device(config.device)
     torch.manual_seed(seed_for(config.seed))  # of the initial weights
     job = make_job(config, device)
@@ -177,8 +176,9 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     # Train.
     watch = FiniteWatch(device)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(place.sole_trainer())
         stop = stack.enter_context(StopRequest())
-        writer = SummaryWriter(str(place.tensorboard), purge_step=state.step)
+        writer = ScalarWriter(place.tensorboard, purge_step=state.step)
         stack.callback(writer.close)
         stack.enter_context(logging_redirect_tqdm([log]))
         bar = stack.enter_context(progress_bar(state, training))
@@ -294,21 +294,23 @@ class FiniteWatch:
     """Finds the first step with a non-finite loss or gradient without a transfer every step."""
 
     NONE = 2**62
+    NAMES = ("loss", "gradient")
 
     def __init__(self, device):
-        self.first_bad = torch.full((), self.NONE, dtype=torch.int64, device=device)
+        self.first_bad = torch.full((len(self.NAMES),), self.NONE, device=device)
 
-    def see(self, step, *values):
-        finite = torch.stack([torch.isfinite(value).all() for value in values]).all()
+    def see(self, step, loss, grad_norm):
+        finite = torch.isfinite(torch.stack([loss, grad_norm]))
         self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step))
 
     def check(self):
-        """Raise a UserError that names the step, if there was one."""
-        step = int(self.first_bad)
+        """Raise a UserError that names the first step, if there was one, and what went wrong."""
+        steps = self.first_bad.tolist()
+        step = min(steps)
         if step != self.NONE:
             raise UserError(
-                f"The loss or its gradient stopped being finite at step {step}; the last "
-                "checkpoint is from before. Lower --config.optim.lr or look at the data."
+                f"The {self.NAMES[steps.index(step)]} stopped being finite at step {step}; the "
+                "last checkpoint is from before. Lower --config.optim.lr or look at the data."
             )
 
 

@@ -151,8 +151,9 @@ def read_samples(config, folder, classes):
         for _, path in numbered_rounds(folder / str(label)):
             if found == expected:
                 break
-            batch = load_npz(path, "samples")["samples"][: expected - found]
+            batch = load_npz(path, "samples")["samples"]
             check_images(batch, path, config.data)
+            batch = batch[: expected - found]
             images.append(batch.transpose(0, 3, 1, 2))
             found += len(batch)
         labels += [label] * found
@@ -176,7 +177,11 @@ def require_same_images(record, split):
     digest = hashlib.sha256(np.ascontiguousarray(split.images))
     digest.update(np.ascontiguousarray(split.labels))
     fingerprint = {"images": len(split), "sha256": digest.hexdigest()}
-    if record.exists() and json.loads(record.read_text()) != fingerprint:
+    try:
+        known = json.loads(record.read_text()) if record.exists() else fingerprint
+    except ValueError:
+        known = None
+    if known != fingerprint:
         raise UserError(
             f"{record.parent} was trained on other images than those given now; remove it to "
             "train anew, or use another --workdir."

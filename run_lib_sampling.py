@@ -14,11 +14,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import cli
+import config_ranges
 import datasets
 import sampling
 import sde_lib
 from classifier_training import load_classifier
 from models.scores import GuidedScore
+from provenance import config_hash
 from run_lib import load_score
 from utils import (
     UserError,
@@ -44,6 +46,7 @@ def sample(config, workdir, division_idx=None):
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
+    config_ranges.check(config)
     evaluation = config.eval
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, evaluation.num_divisions)
@@ -60,6 +63,7 @@ def sample(config, workdir, division_idx=None):
     provenance = {
         "checkpoint_step": checkpoint.step,
         "weights": checkpoint.fingerprint,
+        "config": config_hash(config),
         "sampling": config.sampling.to_dict(),
         "sde": repr(sde),
         "seed": config.seed,
@@ -99,6 +103,7 @@ def sample_classes(config, workdir, classes, division_idx=None):
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
+    config_ranges.check(config)
     evaluation, model = config.eval, config.model
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, config.classifier.classes)
@@ -120,6 +125,7 @@ def sample_classes(config, workdir, classes, division_idx=None):
         "score_weights": score_from.fingerprint,
         "classifier_step": classifier_from.step,
         "classifier_weights": classifier_from.fingerprint,
+        "config": config_hash(config),
         "sampling": config.sampling.to_dict(),
         "sde": repr(sde),
         "seed": config.seed,
@@ -190,10 +196,8 @@ def divisions(evaluation, division_idx):
     """The divisions to draw: all of ``config.eval.num_divisions``, or one.
 
     Raises:
-        UserError: a number of the configuration is not positive, or there is no such division.
+        UserError: there is no such division.
     """
-    for field in ("batch_size", "num_samples", "num_divisions"):
-        require_positive(evaluation[field], f"config.eval.{field}")
     count = evaluation.num_divisions
     if division_idx is None:
         return range(count)
@@ -245,6 +249,11 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
                     noise.randn_like,
                     callback=functools.partial(bar.update, step),
                 )
+                if not x.isfinite().all():
+                    raise UserError(
+                        f"Round {index} of {folder} came out with NaN or infinite values; nothing "
+                        "was written. Look at the checkpoint, or lower config.sampling.snr."
+                    )
                 images = datasets.to_uint8(datasets.inverse_scaler(x, data))
                 save_image_grid(path.with_suffix(".png"), images)
                 save_npz(path, samples=images, nfe=nfe, meta=to_json(meta))
@@ -256,6 +265,8 @@ def main():
     FLAGS = flags.FLAGS
     config = FLAGS.config
     score_path, classifier_path = restore_paths(FLAGS.restore, FLAGS.restore_classifier)
+    if FLAGS.seed is not None:
+        config.seed = FLAGS.seed
     cli.override(
         config,
         eval__batch_size=FLAGS.bs,
@@ -268,8 +279,6 @@ def main():
         sampling__method="ode" if FLAGS.ode else None,
         sampling__scaling_factor=FLAGS.scale,
     )
-    if FLAGS.seed is not None:
-        config.seed = FLAGS.seed
     if FLAGS.deterministic:
         cli.make_deterministic()
     if "classifier" in config:

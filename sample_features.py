@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 import features
-from sample_files import Part, check_images, find, in_batches, read_meta, read_round
+from sample_files import Part, check_images, find, in_batches, read_meta, read_round, rows_of
 from utils import (
     UserError,
     Workdir,
@@ -354,8 +354,8 @@ def open_sets(config, workdir, dataset_stat=None):
 def _open_set(path, *more):
     content = load_npz(path, "pool_3", *more, optional=("meta",))
     return FeatureSet(
-        content["pool_3"],
-        content.get("logit"),
+        rows_of(content, "pool_3", path),
+        rows_of(content, "logit", path),
         None,
         *_claims(read_meta(content, path), path),
         source=path,
@@ -366,7 +366,7 @@ def _claims(meta, path):
     """The extractors that a feature file may be of, and the origin of its images."""
     if not meta:
         return PUBLISHED_FEATURES, {}
-    if not {"features", "samples"} <= meta.keys():
+    if not (isinstance(meta.get("features"), str) and isinstance(meta.get("samples"), dict)):
         raise UserError(f"{path} does not say which features of which images it holds.")
     return (meta["features"],), meta["samples"]
 
@@ -386,10 +386,13 @@ def open_classes(config, workdir):
             f"--workdir {workdir} --stat --config …"
         )
     content = load_npz(place.class_stat, "size", "pool_3", optional=("meta",))
+    size = content["size"]
+    if size.ndim != 1 or size.dtype.kind not in "iu" or len(size) == 0 or size.min() < 0:
+        raise UserError(f"{place.class_stat} does not hold the number of images of each class.")
     real = FeatureSet(
-        content["pool_3"],
+        rows_of(content, "pool_3", place.class_stat),
         None,
-        content["size"].tolist(),
+        size.tolist(),
         *_claims(read_meta(content, place.class_stat), place.class_stat),
         source=place.class_stat,
     )
@@ -436,10 +439,7 @@ def _latents(path):
     """`pool_3` (n, D) and `logits` (n, K) of a file of samples.
 
     Raises:
-        UserError: one is not there or not a matrix.
+        UserError: one is not there or no matrix of numbers.
     """
     content = load_npz(path, "pool_3", "logits")
-    for name, array in content.items():
-        if array.ndim != 2:
-            raise UserError(f"{path} holds {name} of shape {array.shape}; expected (n, width).")
-    return content
+    return {name: rows_of(content, name, path) for name in content}

@@ -6,13 +6,14 @@ with stands in their `meta`; files of the published code carry none.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
 
 import numpy as np
 
+import utils
+from provenance import differences
 from utils import UserError, load_npz
 
 ROUND = re.compile(r"samples_(\d+)(?:_latent)?\.npz")
@@ -49,9 +50,11 @@ def read_round(path, array):
     """A round's array and origin.
 
     Raises:
-        UserError: the file is damaged or lacks the array.
+        UserError: the file is damaged, lacks the array, or it has no rows.
     """
     content = load_npz(path, array, optional=("meta",))
+    if content[array].ndim == 0:
+        raise UserError(f"{path} holds a single number as {array}; expected rows of it.")
     meta = read_meta(content, path)
     return content[array], {name: meta[name] for name in meta if name not in PER_FILE}
 
@@ -62,13 +65,7 @@ def read_meta(content, path):
     Raises:
         UserError: it is not one of ours.
     """
-    try:
-        meta = json.loads(str(content.get("meta", "{}")))
-    except json.JSONDecodeError:
-        meta = None
-    if not isinstance(meta, dict):
-        raise UserError(f"{path} does not say in a readable way what made it.")
-    return meta
+    return utils.read_meta(path, content["meta"]) if "meta" in content else {}
 
 
 def find(parts, array, advice, check=None):
@@ -128,16 +125,10 @@ def _fault(part, rounds):
 
 def _require_one_origin(rounds, advice):
     first = rounds[0]
-    others = [item for item in rounds if item.origin != first.origin]
+    changed = [differences(item.origin, first.origin) for item in rounds]
+    others = [item for item, names in zip(rounds, changed) if names]
     if others:
-        fields = sorted(
-            {
-                name
-                for item in others
-                for name in item.origin.keys() | first.origin.keys()
-                if item.origin.get(name) != first.origin.get(name)
-            }
-        )
+        fields = sorted({name for names in changed for name in names})
         raise UserError(
             f"{_some([str(item.path) for item in others], ', ')} and {first.path} were made with "
             f"different {', '.join(fields)}; they do not mix. Remove one kind. {advice}"
@@ -161,6 +152,21 @@ def check_images(images, path, data):
             f"{path} holds {images.dtype} images of shape {images.shape[1:]}; "
             f"expected uint8 of {expected}."
         )
+
+
+def rows_of(content, name, path):
+    """The features `name` of a file's arrays: numbers (n, D), or None where they are optional.
+
+    Raises:
+        UserError: something else; names the file.
+    """
+    array = content.get(name)
+    if array is not None and (array.ndim != 2 or array.dtype.kind not in "iuf"):
+        raise UserError(
+            f"{path} holds {name} of {array.dtype} and shape {array.shape}; expected a row of "
+            "numbers for each image."
+        )
+    return array
 
 
 def in_batches(arrays, size):

@@ -130,10 +130,16 @@ def nfe(config, workdir, rounds):
         UserError: a file does not hold its number.
     """
     total = sum(item.rows for item in rounds)
-    values = [item.rows * float(load_npz(item.path, "nfe")["nfe"].mean()) for item in rounds]
-    mean = sum(values) / total
+    mean = sum(item.rows * _nfe_of(item.path) for item in rounds) / total
     suffix = "_ode" if is_ode(config) else ""
     settings = {"generated": total, "samples": rounds[0].origin}
     Workdir(workdir).record(**{f"nfe{suffix}": {"nfe": mean, "settings": settings}})
     print(f"Mean NFE {mean:.1f} over {total} samples{_describe(rounds[0].origin)}")
     return mean
+
+
+def _nfe_of(path):
+    value = load_npz(path, "nfe")["nfe"]
+    if value.size != 1 or value.dtype.kind not in "iuf":
+        raise UserError(f"{path} holds nfe of {value.dtype} and shape {value.shape}, no number.")
+    return float(value.item())

@@ -5,18 +5,19 @@ file carries what made it, and batches made otherwise are never mixed.
 """
 
 import dataclasses
-import json
 import math
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+import config_ranges
 import datasets
 import jacobian
 import likelihood
 import sampling
 import sde_lib
+from provenance import config_hash, differences
 from run_lib import LoadedFrom, load_score
 from utils import (
     UserError,
@@ -27,7 +28,7 @@ from utils import (
     log,
     log_to,
     lookup,
-    require_positive,
+    read_meta,
     save_npz,
     stands,
     to_json,
@@ -55,7 +56,7 @@ class TestRun:
     @classmethod
     def open(cls, config, workdir, use_ema):
         """Check the settings, load the checkpoint and the test split, and open the workdir."""
-        batch_size = require_positive(config.eval.batch_size, "config.eval.batch_size")
+        config_ranges.check(config)
         device = get_device(config.device)
         place = Workdir(workdir)
         place.check()
@@ -67,7 +68,7 @@ class TestRun:
         log_to(place.log_file)
         weights = "averaged" if use_ema else "raw"
         log.info("Evaluating %s weights of step %d on %s.", weights, loaded.step, device)
-        return cls(config, place, device, sde, score, loaded, split, batch_size)
+        return cls(config, place, device, sde, score, loaded, split, config.eval.batch_size)
 
     @property
     def batches(self):
@@ -88,6 +89,7 @@ class TestRun:
             settings,
             batch_size=self.batch_size,
             checkpoint_step=self.loaded.step,
+            config=config_hash(self.config),
             dataset=self.config.data.dataset,
             images=len(self.split),
             sde=repr(self.sde),
@@ -124,7 +126,9 @@ def calculate_nll(config, workdir, use_ema=False):
                     offset=7 if config.data.centered else 8,
                     **tolerances,
                 )
-                save_npz(path, bpd=bits.cpu().numpy(), nfe=nfe, meta=to_json(meta))
+                bits = bits.cpu().numpy()
+                require_finite(bits, f"The bits/dim of batch {batch}")
+                save_npz(path, bpd=bits, nfe=nfe, meta=to_json(meta))
             bar.update(run.size(batch))
     log.info("Wrote %d batches to %s.", run.batches, run.place.nll(0).parent)
 
@@ -138,11 +142,20 @@ def read_nll(workdir):
     place = Workdir(workdir)
     command = f"run_lib_evaluation_nll.py --workdir {workdir} --calculate"
     first, meta = open_first(place.nll(0), command, "bpd", "nfe")
-    count = math.ceil(meta["images"] / meta["batch_size"])
+    try:
+        count = math.ceil(meta["images"] / meta["batch_size"])
+    except (KeyError, TypeError, ZeroDivisionError):
+        raise UserError(f"{place.nll(0)} does not say of how many images it is.") from None
     files = [first] + [
         read_same(place.nll(batch), meta, command, "bpd", "nfe") for batch in range(1, count)
     ]
-    bits = np.concatenate([file["bpd"] for file in files])
+    bits = np.concatenate([file["bpd"].ravel() for file in files], dtype=np.float64)
+    single = all(file["nfe"].size == 1 for file in files)
+    if not (single and len(bits) == meta["images"] and np.isfinite(bits.std())):
+        raise UserError(
+            f"{place.nll(0).parent} does not hold bits/dim of {meta['images']} images; remove it "
+            f"and run: python {command} --config …"
+        )
     result = {
         "bits_per_dim": float(bits.mean()),
         "standard_error": float(bits.std() / math.sqrt(len(bits))),
@@ -166,11 +179,9 @@ def calculate_asym(config, workdir, use_ema=False):
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    for field in ("noise_levels", "total_repeat"):
-        require_positive(config.eval[field], f"config.eval.{field}")
-    slices = require_positive(config.loss.slices, "config.loss.slices")
     estimator = lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator")
     run = TestRun.open(config, workdir, use_ema)
+    slices = config.loss.slices
     times = likelihood.noise_times(config.eval.noise_levels, run.sde, run.sde.sampling_eps)
     meta = run.meta(
         estimator=config.loss.estimator, slices=slices, noise_levels=config.eval.noise_levels
@@ -184,6 +195,7 @@ def calculate_asym(config, workdir, use_ema=False):
                 shape = (levels, run.size(batch))
                 if not stands(path, meta, advice, asym=shape, nasym=shape):
                     values = _asym_of_batch(run, times, slices, estimator, repeat, batch, bar)
+                    require_finite(values, f"The asymmetry of batch {batch}")
                     save_npz(path, asym=values[0], nasym=values[1], meta=to_json(meta))
                 done += run.size(batch) * levels
                 bar.update(done - bar.n)
@@ -197,6 +209,15 @@ def calculate_asym(config, workdir, use_ema=False):
             }
             save_npz(run.place.asym(repeat), **means, times=times.numpy(), meta=to_json(meta))
     log.info("Wrote %d repeats to %s.", repeats, run.place.asym(0).parent)
+
+
+def require_finite(values, name):
+    """Raise a UserError if the array `values` is not finite everywhere."""
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"{name} came out with NaN or infinite values; nothing was written. Look at the "
+            "checkpoint and the tolerances."
+        )
 
 
 def _asym_of_batch(run, times, slices, estimator, repeat, batch, bar):
@@ -228,8 +249,16 @@ def read_asym(workdir):
     files = [first]
     while place.asym(len(files)).exists():
         files.append(read_same(place.asym(len(files)), meta, command, "asym", "nasym"))
-    asym = np.mean([file["asym"] for file in files], axis=0)
-    nasym = np.mean([file["nasym"] for file in files], axis=0)
+    levels = first["times"].shape
+    if len(levels) != 1 or any(f[n].shape != levels for f in files for n in ("asym", "nasym")):
+        raise UserError(
+            f"{place.asym(0).parent} does not hold a mean for each of the noise levels; remove it "
+            f"and run: python {command} --config …"
+        )
+    asym, nasym = (
+        np.mean([file[name] for file in files], axis=0, dtype=np.float64)
+        for name in ("asym", "nasym")
+    )
     result = {
         "asym": float(asym.mean()),
         "nasym": float(nasym.mean()),
@@ -263,11 +292,21 @@ def plot_asym(path, times, asym, nasym):
 
 
 def open_first(path, command, *names):
-    """The arrays and the meta of the first file."""
+    """The arrays and the meta of the first file.
+
+    Raises:
+        UserError: it is missing, or its arrays are not those of this command.
+    """
     if not path.exists():
         raise UserError(f"{path} does not exist; run first: python {command} --config …")
     arrays = load_npz(path, "meta", *names)
-    return arrays, json.loads(str(arrays["meta"]))
+    for name in names:
+        if arrays[name].dtype.kind not in "iuf":
+            raise UserError(
+                f"{path} holds {name} of {arrays[name].dtype}, no numbers; remove {path.parent} "
+                f"and run: python {command} --config …"
+            )
+    return arrays, read_meta(path, arrays["meta"])
 
 
 def read_same(path, meta, command, *names):
@@ -275,9 +314,9 @@ def read_same(path, meta, command, *names):
     if not path.exists():
         raise UserError(f"{path} is missing; finish with: python {command} --config …")
     arrays, other = open_first(path, command, *names)
-    if other != meta:
+    if changed := differences(other, meta):
         raise UserError(
-            f"{path} was made with other settings than its neighbours; remove {path.parent} and "
-            f"run: python {command} --config …"
+            f"{path} was made with other {', '.join(changed)} than its neighbours; remove "
+            f"{path.parent} and run: python {command} --config …"
         )
     return arrays

@@ -5,8 +5,11 @@ Nothing here knows about score models; arrows point only towards this file.
 
 import contextlib
 import dataclasses
+import fcntl
+import glob
 import json
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -15,6 +18,13 @@ import uuid
 import zipfile
 
 import numpy as np
+from numpy.lib import format as npy_format
+
+from provenance import code_version, differences
+
+# What a file may unpack to: this many bytes, or this many times its own size.
+ALWAYS_PLAUSIBLE = 2**28
+LARGEST_COMPRESSION = 20
 
 log = logging.getLogger("dlsm_qc")
 
@@ -69,46 +79,125 @@ def atomic_write(path, mode="wb"):
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    _remove_abandoned(path)
+    temporary, file = _create_beside(path, mode.replace("w", "x"))
     try:
-        with open(temporary, mode.replace("w", "x")) as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+            os.replace(temporary, path)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        # When a write of its own fails torch.save closes its archive, which fails in its turn.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            cause.filename = cause.filename or str(path)  # a full disk has no name of its own
+            raise cause from None
         raise
 
 
+def _create_beside(path, mode):
+    """A new file beside `path`, locked and open, and its name."""
+    while True:
+        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+        file = open(temporary, mode)  # noqa: SIM115 (the caller closes it)
+        _lock(file)
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(path):
+    """Remove what killed processes left of `path`; its size may be that of a checkpoint."""
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError), open(other, "rb") as file:
+            if _lock(file):
+                other.unlink()
+
+
+def _lock(file, without_locks=False):
+    """Lock an open file until it is closed or its process ends; whether nobody else has the lock.
+
+    `without_locks` is the answer of a file system that knows none.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return without_locks
+    return True
+
+
 def save_npz(path, **arrays):
-    """Write named arrays to an uncompressed ``.npz``, atomically; equal arrays give equal bytes."""
+    """Write named arrays to an uncompressed ``.npz``, atomically; equal arrays give equal bytes.
+
+    The array `code` says which code wrote it, see `code_version`.
+    """
     with atomic_write(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays, code=code_version())
 
 
 def load_npz(path, *names, optional=()):
     """Read the named arrays of an ``.npz`` as a dict; pickled objects are never loaded.
 
-    The names in `optional` are left out where the file lacks them.
+    The names in `optional` are left out where the file lacks them. The file may be anybody's: what
+    it claims to hold is compared with its size before memory is taken.
 
     Raises:
-        UserError: the file is missing, damaged, holds objects, or lacks one of `names`.
+        UserError: the file is missing or damaged, holds anything but plain arrays, lacks one of
+            `names`, claims to hold more than a file of its size can, or holds NaN.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in names if name not in archive.files]
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            missing = [name for name in names if name not in members]
             if missing:
                 raise UserError(
-                    f"{path} holds {', '.join(archive.files) or 'nothing'}; "
+                    f"{path} holds {', '.join(members) or 'nothing'}; "
                     f"expected {', '.join(missing)}."
                 )
-            found = [name for name in optional if name in archive.files]
-            return {name: archive[name] for name in (*names, *found)}
+            found = [*names, *(name for name in optional if name in members)]
+            require_plausible(path, sum(members[name].file_size for name in found))
+            arrays = {name: _read_npy(archive, members[name]) for name in found}
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or hostile file can fail anywhere in the readers
         raise UserError(f"{path} is not a readable .npz of plain arrays ({error}).") from None
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(f"{path} holds NaN or infinite values in {name}; make it again.")
+    return arrays
+
+
+def _read_npy(archive, info):
+    """One array of an ``.npz``, if its header and its member of the archive agree in size."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{info.filename} is compressed as NumPy never does")
+    headers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+    with archive.open(info) as member:
+        shape, _, dtype = headers[npy_format.read_magic(member)](member)
+        claimed = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "biufU" or claimed != info.file_size - member.tell():
+            raise ValueError(f"{info.filename} is no array of {dtype} and shape {shape}")
+    with archive.open(info) as member:
+        return npy_format.read_array(member, allow_pickle=False)
+
+
+def require_plausible(path, claimed):
+    """Raise a UserError if the file at `path` is too small to hold `claimed` bytes, compressed.
+
+    Real images and features shrink a few times, a bomb a thousand times.
+    """
+    size = os.stat(path).st_size
+    if claimed > max(ALWAYS_PLAUSIBLE, LARGEST_COMPRESSION * size):
+        raise UserError(
+            f"{path} has {size} bytes and claims to hold {claimed}; that is no honest file of "
+            "this kind. Fetch or make it again."
+        )
 
 
 def save_json(path, value):
@@ -131,16 +220,32 @@ def stands(path, meta, advice, **shapes):
         return False
     try:
         arrays = load_npz(path, "meta", *shapes)
-        old = json.loads(str(arrays["meta"]))
-    except (UserError, json.JSONDecodeError) as error:
+        old = read_meta(path, arrays["meta"])
+    except UserError as error:
         log.info("Making it again: %s", error)
         return False
-    new = json.loads(to_json(meta))
-    changed = [name for name in new if old.get(name) != new[name]]
+    changed = differences(old, json.loads(to_json(meta)))
     changed += [name for name, shape in shapes.items() if arrays[name].shape != shape]
     if changed:
         raise UserError(f"{path} was made with other {', '.join(changed)}; {advice}")
     return True
+
+
+def read_meta(path, array):
+    """The dict in the `meta` array of the file at `path`.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    try:
+        meta = json.loads(str(array))
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise UserError(
+            f"{path} does not say in a readable way what made it; remove it, or make it again."
+        )
+    return meta
 
 
 def to_json(value):
@@ -218,8 +323,12 @@ class Workdir:
         """Add named results (values with the settings that made them) to ``metrics.json``."""
         try:
             known = json.loads(self.metrics.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except FileNotFoundError:
             known = {}
+        except (ValueError, RecursionError):
+            known = None
+        if not isinstance(known, dict):
+            raise UserError(f"{self.metrics} is damaged; move it away and run this again.")
         save_json(self.metrics, {**known, **results})
 
     def snapshot_samples(self, step):
@@ -253,6 +362,21 @@ class Workdir:
     def cas(self, name):
         """The workdir of one CAS training, a run of its own inside this one."""
         return Workdir(str(self.root.absolute() / "checkpoints_cas" / name))
+
+    @contextlib.contextmanager
+    def sole_trainer(self):
+        """Hold the directory for one training run; the system lets go when its process dies.
+
+        Raises:
+            UserError: another run has it.
+        """
+        with open(self.root / ".training", "ab") as file:
+            if not _lock(file, without_locks=True):
+                raise UserError(
+                    f"Another process is training in {self.root}; wait for it, or use another "
+                    "--workdir."
+                )
+            yield
 
     def check(self):
         """Raise a UserError if the directory cannot be made or written; leave nothing behind."""
@@ -291,6 +415,7 @@ def log_to(path=None):
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.handlers = handlers
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to say
     log.setLevel(logging.INFO)
     log.propagate = False
 

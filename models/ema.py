@@ -58,12 +58,16 @@ class EMA:
         """Take the averages of a file; the decay stays the config's.
 
         Raises:
-            UserError: their number or shapes are not those of the parameters.
+            UserError: their number or shapes are not those of the parameters, or one is not finite.
         """
         try:
-            theirs = [tuple(s.shape) for s in state["shadow_params"]]
+            theirs = [
+                tuple(s.shape) if s.is_floating_point() else None for s in state["shadow_params"]
+            ]
             num_updates = int(state["num_updates"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+            if not 0 <= num_updates < 2**62:
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError):
             raise UserError(
                 "The checkpoint's EMA is not {decay, num_updates, shadow_params}."
             ) from None
@@ -76,6 +80,9 @@ class EMA:
                 else f"array {where} of shape {theirs[where]} where the model has {ours[where]}"
             )
             raise UserError(f"The checkpoint's EMA does not fit the model: {difference}.")
+        for index, value in enumerate(state["shadow_params"]):
+            if not value.isfinite().all():
+                raise UserError(f"The checkpoint's EMA has NaN or infinite values in {index}.")
         self.num_updates = num_updates
         with torch.no_grad():
             for shadow, value in zip(self.shadow, state["shadow_params"]):

@@ -11,6 +11,7 @@ import pathlib
 import runpy
 import sys
 import traceback
+import uuid
 
 import matplotlib.figure  # noqa: F401 (imported here, the forks need not)
 import numpy as np
@@ -69,21 +70,38 @@ class Done:
 
 def command(line, cwd, extra=()):
     """Run ``script.py --flag …`` in the directory `cwd`, with more arguments in `extra`."""
+    return start(line, cwd, extra).wait()
+
+
+def start(line, cwd, extra=(), prepare=None):
+    """Start a command; `prepare` is called in its process before it begins."""
     script, *arguments = line.split()
-    files = [pathlib.Path(cwd) / f".{name}" for name in ("stdout", "stderr")]
-    arguments = [script, *arguments, *extra]
+    name = uuid.uuid4().hex
+    files = [pathlib.Path(cwd) / f".{name}.{stream}" for stream in ("stdout", "stderr")]
     process = multiprocessing.get_context("fork").Process(
-        target=_child, args=(arguments, cwd, files)
+        target=_child, args=([script, *arguments, *extra], cwd, files, prepare)
     )
     process.start()
-    process.join()
-    texts = [path.read_text() for path in files]
-    for path in files:
-        path.unlink()
-    return Done(process.exitcode, *texts)
+    return Running(process, files)
 
 
-def _child(arguments, cwd, files):
+@dataclasses.dataclass
+class Running:
+    """A command that was started; `process` is a real one of the system's."""
+
+    process: multiprocessing.Process
+    files: list
+
+    def wait(self):
+        """Wait for the end of the command: a `Done`."""
+        self.process.join()
+        texts = [path.read_text() if path.exists() else "" for path in self.files]
+        for path in self.files:
+            path.unlink(missing_ok=True)
+        return Done(self.process.exitcode, *texts)
+
+
+def _child(arguments, cwd, files, prepare):
     status = 70
     with open(files[0], "w") as out, open(files[1], "w") as err:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -91,6 +109,8 @@ def _child(arguments, cwd, files):
                 for name in CLASSES:
                     datasets.DATASETS[name] = made_up(name)
                 os.chdir(cwd)
+                if prepare is not None:
+                    prepare()
                 sys.argv = arguments
                 sys.path.insert(0, str(ROOT))
                 runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")

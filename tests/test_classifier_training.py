@@ -60,6 +60,7 @@ def test_a_run_writes_its_files(cache, loss_type):
         "samples/iter_4/sample.np",
         "samples/iter_8/sample.png",
         "samples/iter_8/sample.np",
+        ".training",
         "stdout.txt",
     }
     content = newest("run")

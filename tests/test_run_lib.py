@@ -50,6 +50,7 @@ def test_a_run_writes_its_files(here, cache):
         "samples/iter_4/sample.np",
         "samples/iter_8/sample.png",
         "samples/iter_8/sample.np",
+        ".training",
         "stdout.txt",
     }
     assert newest("run")["step"] == 8
@@ -151,6 +152,41 @@ def test_init_step_counts_only_with_a_restored_file_without_a_step(here, cache):
     assert newest("restored")["ema"]["num_updates"] == 10
 
 
+def check_only_finite_checkpoints(here):
+    paths = list(here.rglob("*.pth"))
+    assert len(paths) == 3
+    for path in paths:
+        content = torch.load(path, weights_only=True)
+        assert content["step"] < 6
+        moments = [m[n] for m in content["optimizer"]["state"].values() for n in m]
+        for value in [*content["model"].values(), *content["ema"]["shadow_params"], *moments]:
+            assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_non_finite_gradient_stops_the_run(here, cache, value):
+    """Though the loss is finite; it is named, and so is the step before which all is well."""
+
+    class Spoiled(run_lib.ScoreTraining):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            objective, calls = self.objective, []
+
+            def spoiled(*batch):
+                loss, values = objective(*batch)
+                calls.append(1)
+                if len(calls) == 6:
+                    loss.register_hook(lambda gradient: gradient * value)
+                return loss, values
+
+            spoiled.evaluate = objective.evaluate
+            self.objective = spoiled
+
+    with pytest.raises(UserError, match="The gradient stopped being finite at step 6;"):
+        run_lib.train(tiny.config(cache, training__log_freq=7), "run", make_job=Spoiled)
+    check_only_finite_checkpoints(here)
+
+
 def test_a_non_finite_loss_stops_the_run(here, cache, monkeypatch):
     """The last good checkpoint stays, and the sentence names the step."""
     to_model = datasets.to_model
@@ -165,11 +201,10 @@ def test_a_non_finite_loss_stops_the_run(here, cache, monkeypatch):
         return x
 
     monkeypatch.setattr(datasets, "to_model", poisoned)
-    with pytest.raises(UserError, match="at step 6;"):
+    with pytest.raises(UserError, match="The loss stopped being finite at step 6;"):
         run_lib.train(tiny.config(cache, training__log_freq=7), "run")
     assert newest("run")["step"] == 4
-    for value in newest("run")["model"].values():
-        assert value.isfinite().all()
+    check_only_finite_checkpoints(here)
 
 
 def test_an_energy_needs_the_continuous_ve_sde(here, cache):

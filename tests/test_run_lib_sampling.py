@@ -1,12 +1,16 @@
 """Sampling in divisions: exact counts, reproducible bytes, resumption, refusals."""
 
+import json
+
 import numpy as np
 import pytest
 import tiny
 
+import checkpoints
 import run_lib
+from provenance import code_version, config_hash
 from run_lib_sampling import sample, split_rounds
-from utils import UserError, Workdir, load_npz, shares
+from utils import UserError, Workdir, load_npz, shares, to_json
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +94,43 @@ def test_whole_rounds_are_skipped_and_damaged_ones_drawn_again(config, capsys):
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
-    [("seed", 1, "seed"), ("sampling.snr", 0.1, "sampling"), ("eval.num_samples", 27, "samples")],
+    [
+        ("seed", 1, "seed"),
+        ("sampling.snr", 0.1, "sampling"),
+        ("eval.num_samples", 27, "samples"),
+        ("data.centered", True, "config"),
+    ],
 )
 def test_samples_of_other_settings_are_not_mixed(config, field, value, said):
     sample(config, "run", division_idx=0)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=f"made with other .*{said}"):
         sample(config, "run", division_idx=0)
+
+
+def test_every_file_says_what_it_was_made_from(config):
+    sample(config, "run", division_idx=0)
+    content = load_npz(Workdir("run").division(0, ode=False) / "samples_0.npz", "meta", "code")
+    checkpoint = checkpoints.read(Workdir("run").checkpoint())
+    assert str(content["code"]) == checkpoint["code"] == code_version()
+    meta = json.loads(str(content["meta"]))
+    assert meta["config"] == config_hash(config)
+    assert meta["checkpoint_step"] == checkpoint["step"]
+    assert meta["seed"] == config.seed
+    assert {"weights", "sampling", "sde", "stream", "round"} < meta.keys()
+
+
+def test_samples_without_the_hash_of_a_configuration_stand(config):
+    """Those that were written before there was one."""
+    sample(config, "run", division_idx=0)
+    path = Workdir("run").division(0, ode=False) / "samples_0.npz"
+    content = load_npz(path, "samples", "nfe", "meta")
+    meta = json.loads(str(content["meta"]))
+    del meta["config"]
+    np.savez(path, **dict(content, meta=to_json(meta)))
+    before = path.read_bytes()
+    sample(config, "run", division_idx=0)
+    assert path.read_bytes() == before
 
 
 def test_samples_of_another_checkpoint_are_not_mixed(config):

@@ -1,0 +1,129 @@
+"""What the numbers of a configuration may be, in one table: a mistake costs a sentence, not a run.
+
+Names and choices are checked where they are looked up; types by ml_collections. The upper ends
+are far beyond any use: they stop a slip of the keyboard from filling the memory.
+"""
+
+import math
+
+from utils import UserError
+
+
+def _whole(least, most):
+    def fits(value):
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+    return fits, f"a whole number from {least} to {most}"
+
+
+def _real(least, most=math.inf, *, above=False):
+    """From `least` (or only above it) to `most`; below infinity."""
+
+    def fits(value):
+        is_real = isinstance(value, int | float) and math.isfinite(value)
+        return is_real and (value > least if above else value >= least) and value <= most
+
+    limit = f"above {least}" if above else f"of at least {least}"
+    return fits, f"a number {limit}" + ("" if most == math.inf else f" and at most {most}")
+
+
+def _optional(rule):
+    fits, text = rule
+    return (lambda value: value is None or fits(value)), text
+
+
+def _several(rule, at_least):
+    fits, text = rule
+
+    def all_fit(values):
+        return len(values) >= at_least and all(fits(value) for value in values)
+
+    return all_fit, f"{at_least} or more, each {text}"
+
+
+STEPS = _whole(1, 10**12)
+BATCH = _whole(1, 2**20)
+WIDTH = _whole(1, 4096)
+TOLERANCE = _real(0, 1, above=True)
+POSITIVE = _real(0, 1e6, above=True)
+NOT_NEGATIVE = _real(0, 1e6)
+SHARE = _real(0, 1)
+
+RANGES = {
+    "seed": _whole(0, 2**63 - 1),
+    "data.image_size": WIDTH,
+    "data.num_channels": WIDTH,
+    "model.sigma_min": POSITIVE,
+    "model.sigma_max": POSITIVE,
+    "model.beta_min": POSITIVE,
+    "model.beta_max": POSITIVE,
+    "model.num_scales": _whole(2, 10**6),
+    "model.nf": WIDTH,
+    "model.ch_mult": _several(_whole(1, 64), at_least=1),
+    "model.num_res_blocks": _whole(1, 100),
+    "model.attn_resolutions": _several(WIDTH, at_least=0),
+    "model.dropout": _real(0, 0.999),
+    "model.fourier_scale": POSITIVE,
+    "model.fir_kernel": _several(_real(0, 1e6, above=True), at_least=1),
+    "model.init_scale": NOT_NEGATIVE,
+    "model.ema_rate": SHARE,
+    "model.weighting_dlsm": _real(-10, 10),
+    "model.weighting_ce": _real(-10, 10),
+    "model.coef": NOT_NEGATIVE,
+    "classifier.classes": _whole(1, 10**6),
+    "classifier.nf": WIDTH,
+    "classifier.fourier_scale": POSITIVE,
+    "optim.lr": NOT_NEGATIVE,
+    "optim.beta1": _real(0, 0.9999),
+    "optim.eps": _real(0, 1, above=True),
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.warmup": _whole(0, 10**12),
+    "optim.grad_clip": POSITIVE,
+    "training.batch_size": BATCH,
+    "training.n_iters": STEPS,
+    "training.log_freq": STEPS,
+    "training.eval_freq": STEPS,
+    "training.snapshot_freq": STEPS,
+    "training.snapshot_freq_for_preemption": STEPS,
+    "training.init_step": _whole(0, 10**12),
+    "training.eps": _real(0, 0.999, above=True),
+    "loss.slices": _whole(1, 10**4),
+    "loss.balancing_fac": NOT_NEGATIVE,
+    "sampling.batch_size": BATCH,
+    "sampling.snr": NOT_NEGATIVE,
+    "sampling.n_steps_each": _whole(1, 1000),
+    "sampling.last_step_snr": NOT_NEGATIVE,
+    "sampling.scaling_factor": _real(-1e6, 1e6),
+    "sampling.atol": TOLERANCE,
+    "sampling.rtol": TOLERANCE,
+    "eval.batch_size": BATCH,
+    "eval.num_samples": _whole(1, 10**8),
+    "eval.num_samples_all": _whole(1, 10**8),
+    "eval.num_divisions": _whole(1, 10**5),
+    "eval.checkpoint_idx": _optional(_whole(0, 10**12)),
+    "eval.noise_levels": _whole(1, 10**5),
+    "eval.total_repeat": _whole(1, 10**5),
+    "eval.batch_splits": _whole(1, 10**5),
+    "eval.nearest_k": _whole(1, 10**5),
+    "eval.block_bytes": _whole(1, 2**40),
+    "eval.atol": TOLERANCE,
+    "eval.rtol": TOLERANCE,
+}
+
+
+def check(config):
+    """Raise a UserError for the first number of `config` that is out of its range."""
+    for name, (fits, text) in RANGES.items():
+        section, _, field = name.rpartition(".")
+        group = config.get(section, {}) if section else config
+        if field in group and not fits(group[field]):
+            raise UserError(f"config.{name} is {group[field]!r}; expected {text}.")
+    for section, low, high in (
+        ("model", "sigma_min", "sigma_max"),
+        ("model", "beta_min", "beta_max"),
+    ):
+        if not config[section][low] < config[section][high]:
+            raise UserError(
+                f"config.{section}.{low} is {config[section][low]}; expected less than {high}, "
+                f"{config[section][high]}."
+            )

@@ -1,0 +1,45 @@
+"""What a file was made from, in short: which code, and which configuration of data and model."""
+
+import functools
+import hashlib
+import json
+import pathlib
+
+VERSION = "1.0"
+
+
+def differences(old, new):
+    """The names of what two `meta` disagree about.
+
+    The oldest files have no `config`, and are compared by the rest.
+    """
+    compared = {*old, *new}
+    if not {"config"} <= old.keys() & new.keys():
+        compared -= {"config"}
+    return sorted(name for name in compared if old.get(name) != new.get(name))
+
+
+@functools.cache
+def code_version():
+    """The version, and a hash of the sources as they lie here: commits and local changes alike."""
+    root = pathlib.Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.glob("*.py"), *root.glob("models/*.py")]):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{VERSION}+{digest.hexdigest()[:12]}"
+
+
+code_version()  # while the sources are those that run: they may change under a run of weeks
+
+
+def config_hash(config):
+    """A short hash of what a configuration says of data and model, wherever their files lie."""
+    content = {
+        section: {
+            name: value
+            for name, value in config[section].to_dict().items()
+            if name not in ("root", "cache") and not name.endswith("_path")
+        }
+        for section in ("data", "model")
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,115 @@
+"""Samples and features from strangers, through every command that compares them."""
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from ml_collections import ConfigDict
+from strangers import reads
+from test_strangers import arrays, metas
+
+import evaluation
+import sample_features
+import sample_metrics
+from utils import Workdir, save_npz, to_json
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The tiny configuration in a workdir of its own, of three samples in one division."""
+    config = tiny.config(tmp_path_factory.mktemp("cache"))
+    config.eval.num_samples, config.eval.num_divisions = 3, 1
+    config.eval.num_samples_all = 2
+    config.classifier = ConfigDict({"classes": 1})
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("strangers") / "run")
+
+
+features_of_right_shape = hnp.arrays(
+    st.sampled_from([np.float32, np.float64, np.float16, np.uint8]),
+    st.tuples(st.integers(1, 6), st.integers(1, 3)),
+)
+images_of_right_shape = hnp.arrays(np.uint8, st.tuples(st.integers(0, 4), *map(st.just, (8, 8, 1))))
+stat_metas = metas | st.just(to_json({"features": "f", "samples": {}})) | st.fixed_dictionaries(
+    {"features": st.none() | st.lists(st.integers(), max_size=2), "samples": st.none() | st.text()}
+).map(to_json)  # fmt: skip
+
+
+def check_finite(values):
+    if values is not None:
+        assert all(np.isfinite(value) for value in values.values())
+
+
+@given(
+    real=features_of_right_shape | arrays,
+    pool=features_of_right_shape | arrays,
+    logits=features_of_right_shape | arrays,
+    meta=stat_metas,
+    prdc=st.booleans(),
+)
+def test_feature_files_of_strangers(config, workdir, real, pool, logits, meta, prdc):
+    place = Workdir(workdir)
+    save_npz(place.dataset_stat(False), pool_3=real, logit=real)
+    save_npz(place.generated_stat(False), pool_3=pool, logit=logits, meta=meta)
+
+    def compare():
+        sets = sample_features.open_sets(config, workdir)
+        measure = sample_metrics.prdc if prdc else sample_metrics.fidis
+        return measure(config, workdir, *sets)
+
+    place.metrics.unlink(missing_ok=True)
+    check_finite(reads("features", compare))
+
+
+@given(samples=images_of_right_shape | arrays, nfe=arrays, meta=metas)
+def test_samples_of_strangers(config, workdir, samples, nfe, meta):
+    place = Workdir(workdir)
+    save_npz(place.division(0, False) / "samples_0.npz", samples=samples, nfe=nfe, meta=meta)
+    place.metrics.unlink(missing_ok=True)
+
+    def measure():
+        rounds = sample_features.find_division_samples(config, workdir)
+        return {"nfe": sample_metrics.nfe(config, workdir, rounds)}
+
+    found = reads("samples", measure)
+    check_finite(found)
+    assert found is None or samples.shape == (3, 8, 8, 1)
+
+
+@given(
+    real=features_of_right_shape | arrays,
+    size=hnp.arrays(np.int64, 1) | arrays | st.just(np.array([3])),
+    pool=features_of_right_shape | arrays,
+    logits=features_of_right_shape | arrays,
+    meta=stat_metas,
+)
+def test_class_features_of_strangers(config, workdir, real, size, pool, logits, meta):
+    place = Workdir(workdir)
+    latents = place.latents(0, False) / "samples_0_latent.npz"
+    save_npz(place.class_stat, pool_3=real, size=size, meta=meta)
+    save_npz(latents, pool_3=pool, logits=logits, meta=meta)
+    place.metrics.unlink(missing_ok=True)
+
+    def compare():
+        sets = sample_features.open_classes(config, workdir)
+        return sample_metrics.fidis(config, workdir, *sets, mode="class")
+
+    check_finite(reads("features", compare))
+
+
+def test_what_is_right_is_measured(config, workdir):
+    """So that the tests above do not pass because everything is refused."""
+    rng = np.random.default_rng(0)
+    place, meta = Workdir(workdir), to_json({"features": "f", "samples": {}})
+    pool, logits = rng.normal(size=(6, 3)), rng.normal(size=(6, 4))
+    save_npz(place.dataset_stat(False), pool_3=pool, logit=logits, meta=meta)
+    save_npz(place.generated_stat(False), pool_3=pool, logit=logits, meta=meta)
+    place.metrics.unlink(missing_ok=True)
+    found = sample_metrics.fidis(config, workdir, *sample_features.open_sets(config, workdir))
+    assert found["is"] == evaluation.inception_score(logits)

@@ -1,0 +1,168 @@
+"""Images and folders from strangers: whatever lies there, it becomes images or gets a sentence."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from raw_data import config, random_images
+from strangers import reads, spoiled
+
+import image_folder
+
+FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"]
+
+
+def encoded(name, array=None, **options):
+    file = io.BytesIO()
+    array = random_images(9, 12, 3) if array is None else array
+    Image.fromarray(array).save(file, name, **options)
+    return file.getvalue()
+
+
+GOOD = {name: encoded(name) for name in FORMATS}
+GOOD["JPEG in parts"] = encoded("JPEG", progressive=True)
+GOOD["TIFF, deflated"] = encoded("TIFF", compression="tiff_deflate")
+
+
+def png_chunk(name, content):
+    checksum = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+def png(width, height, depth=8, colour=2, content=b"", before=()):
+    """A PNG with any header, right checksums, and the compressed `content`."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), *before, (b"IDAT", zlib.compress(content)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def rows(width, height, channels):
+    return bytes((width * channels + 1) * height)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("strangers") / "image"
+
+
+def decode(path):
+    return image_folder.decode_image(str(path), "RGB", 8)
+
+
+def check_refused_or_image(path, content):
+    path.write_bytes(content)
+    image = reads("image", decode, path)
+    if image is not None:
+        assert (image.dtype, image.shape) == (np.uint8, (8, 8, 3))
+    return image
+
+
+@pytest.mark.parametrize("name", GOOD)
+@given(data=st.data())
+def test_a_spoiled_image_is_refused_or_an_image(path, name, data):
+    check_refused_or_image(path, data.draw(spoiled(GOOD[name])))
+
+
+sizes = st.integers(0, 40) | st.sampled_from([2**14, 2**16, 2**31 - 1, 2**32 - 1])
+
+
+@given(
+    sizes, sizes, st.sampled_from([0, 1, 8, 16]), st.integers(0, 7), st.binary(max_size=2000)
+)  # fmt: skip
+def test_any_header_of_a_png_is_harmless(path, width, height, depth, colour, content):
+    check_refused_or_image(path, png(width, height, depth, colour, content))
+
+
+HOSTILE = {
+    "terabytes": lambda: png(2**31 - 1, 2**31 - 1),
+    "a large flat image": lambda: png(9000, 9000, content=rows(9000, 9000, 3)),
+    "claims of a TIFF": lambda: claims(GOOD["TIFF"]),
+    "claims of a GIF": lambda: GOOD["GIF"][:6] + b"\xff\xff\xff\xff" + GOOD["GIF"][10:],
+    "claims of a BMP": lambda: (
+        GOOD["BMP"][:18] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + GOOD["BMP"][26:]
+    ),
+    "claims of a PPM": lambda: b"P6 2000000000 2000000000 255\n" + bytes(100),
+    "a long text": lambda: png(
+        9, 9, content=rows(9, 9, 3), before=[(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26)))]
+    ),
+    "an EPS": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "an SVG": lambda: b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>",
+    "16 bits": lambda: encoded("PNG", random_images(9, 9).astype(np.uint16) * 257),
+    "empty": lambda: b"",
+}
+
+
+def claims(tiff):
+    """A TIFF whose width and height say 60,000."""
+    content = bytearray(tiff)
+    (start,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", content, entry)[0] in (256, 257):
+            struct.pack_into("<HII", content, entry + 2, 4, 1, 60000)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_image_gets_a_sentence(path, kind):
+    assert check_refused_or_image(path, HOSTILE[kind]()) is None
+
+
+def test_a_folder_of_the_largest_images_takes_little_memory(tmp_path):
+    """The largest that are let in, flat and so of a few bytes, one after the other."""
+    content = png(7000, 7000, colour=6, content=rows(7000, 7000, 4))
+    assert image_folder.MOST_PIXELS >= 7000 * 7000
+    directory = tmp_path / "raw" / "train" / "a"
+    directory.mkdir(parents=True)
+    for number in range(2):
+        (directory / f"{number}.png").write_bytes(content)
+    source = image_folder.folder(config(tmp_path, "folder", 8, 3), "train")
+    (block,) = reads("folder", list, source.blocks)
+    assert block.images.shape == (2, 3, 8, 8)
+
+
+names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1)
+
+
+@given(names.filter(lambda name: name not in (".", "..") and len(name.encode()) < 250))
+def test_any_name_is_an_image_or_gets_a_sentence(tmp_path_factory, name):
+    root = tmp_path_factory.mktemp("names")
+    directory = root / "raw" / "train" / "a"
+    directory.mkdir(parents=True)
+    (directory / "good.png").write_bytes(GOOD["PNG"])
+    (directory / name).write_bytes(GOOD["PNG"])
+    source = reads("folder", image_folder.folder, config(root, "folder", 8, 3), "train")
+    if source is None:
+        assert any(character < " " or character == "\x7f" for character in name)
+    else:
+        assert source.count == len({"good.png", name} - {name if name[0] == "." else None})
+
+
+@pytest.mark.parametrize("level", ["split", "class", "image"])
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2K", "a\x7f", "\x01"])
+def test_control_characters_in_names_get_a_sentence(tmp_path, level, name):
+    root = tmp_path / "raw"
+    inside = {"split": f"{name}/a/x", "class": f"train/{name}/x", "image": f"train/a/{name}"}
+    (root / inside[level]).parent.mkdir(parents=True)
+    (root / inside[level]).write_bytes(GOOD["PNG"])
+    assert reads("folder", image_folder.folder, config(tmp_path, "folder", 8, 3), "train") is None
+
+
+@pytest.mark.parametrize("target", ["../../../outside.png", "/etc/passwd", "../../..", "loop"])
+@pytest.mark.parametrize("place", ["train/a/loop", "train/loop", "train"])
+def test_links_out_of_the_folder_get_a_sentence(tmp_path, target, place):
+    root = tmp_path / "raw"
+    (root / "train" / "a").mkdir(parents=True)
+    (root / "train" / "a" / "good.png").write_bytes(GOOD["PNG"])
+    (tmp_path / "outside.png").write_bytes(GOOD["PNG"])
+    if place == "train":
+        os.rename(root / "train", tmp_path / "elsewhere")
+        target = tmp_path / "elsewhere"
+    (root / place).symlink_to(target)
+    assert reads("folder", image_folder.folder, config(tmp_path, "folder", 8, 3), "train") is None

@@ -84,7 +84,8 @@ def train(problem, name, seed, steps, batch):
     optimizer = torch.optim.Adam(classifier.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in range(steps):
-        loss, _ = objective(*problem.sample(batch))
+        x, labels = problem.sample(batch)
+        loss, _ = objective(x, labels, objective.draw(x))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -7,8 +7,8 @@ loss of an image is ½‖s(x_t, t)·std + z‖², or ½g(t)²‖s(x_t, t) + z/st
 Quasi-conservative training (QC; Chao et al., ICML 2023) adds a regulariser of the asymmetry of the
 score's Jacobian. Its gradient, and that of a constrained model's DSM, would ask for second
 derivatives; both are taken here by reverse over forward: with r held constant, the gradient of a
-function of Jᵀr with respect to the parameters is that of a directional derivative, which forward
-mode carries beside the activations.
+function of Jᵀr with respect to the parameters is that of a directional derivative, which the
+networks push beside their activations.
 
 An objective is called as ``objective(x, labels, draws)`` with the random numbers that its method
 ``draw(x)`` gives, a dict of tensors whose first axis is the image: a part of a batch is the same
@@ -22,7 +22,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad
 
 import jacobian
 from models.resnet import repeated_pass
@@ -240,12 +239,13 @@ class DLSM:
     r = σ^w ∇ₓℓ + σ^w s + σ^(w−1) z.
 
     Its gradient goes reverse over forward. With r held constant, ∇_θ DLSM = ∇_θ D_a ℓ: the
-    derivative of the batch's ℓ along a = σ^w r / M, one forward-mode pass that the cross-entropy
-    shares, and one ordinary backward. ∇ₓℓ itself costs a pass before it, whose graph is gone by
+    derivative of the batch's ℓ along a = σ^w r / M, pushed through the pass that the cross-entropy
+    needs, and one ordinary backward. ∇ₓℓ itself costs a pass before it, whose graph is gone by
     then. Batch statistics are the same in both passes; the first one counts them.
 
     Args:
-        classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes).
+        classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes); given directions
+            v (m, B, C, H, W) too, it returns the logits and J v (m, B, classes).
         score: the frozen score s(x, t).
         eps: smallest training time.
         weighting_dlsm, weighting_ce, coef: as above and in `weighted_cross_entropy`.
@@ -276,11 +276,10 @@ class DLSM:
         x_t, std = perturb(self.sde, x, t, z)
         residual = self.residual(x_t, t, std, z, labels)
         direction = expand(std**self.weighting_dlsm, z) * residual / residual.numel()
-        with repeated_pass(self.classifier), forward_ad.dual_level():
-            logits = self.classifier(forward_ad.make_dual(x_t, direction), std)
-            log_likelihood = class_log_likelihood(logits, labels)
-            derivative = forward_ad.unpack_dual(log_likelihood).tangent.sum()
-            logits = forward_ad.unpack_dual(logits).primal
+        with repeated_pass(self.classifier):
+            logits, derivatives = self.classifier(x_t, std, direction[None])
+        slope = input_gradient(lambda logits: class_log_likelihood(logits, labels), logits)
+        derivative = (slope * derivatives[0]).sum()
         value = 0.5 * residual.square().mean()
         dlsm = derivative + (value - derivative).detach()
         return dlsm, weighted_cross_entropy(logits, labels, std, self.weighting_ce)

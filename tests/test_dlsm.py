@@ -2,6 +2,7 @@
 
 import copy
 
+import forward_mode
 import golden
 import pytest
 import torch
@@ -175,14 +176,17 @@ def test_the_exact_classifier_is_dlsms_minimum():
     problem = two_gaussians.TwoGaussians(sde)
 
     class Tilted(torch.nn.Module):
-        """The exact classifier with its logits multiplied."""
+        """The exact classifier with its logits multiplied, which pushes directions."""
 
         def __init__(self, factor):
             super().__init__()
             self.factor = torch.nn.Parameter(torch.tensor(factor))
 
-        def forward(self, x, sigma):
-            return self.factor * problem.classifier(x, sigma)
+        def forward(self, x, sigma, directions=None):
+            def logits(x):
+                return self.factor * problem.classifier(x, sigma)
+
+            return logits(x) if directions is None else forward_mode.jvp(logits, x, directions)
 
     x, labels = problem.sample(200_000)
     u, z = torch.rand(len(x)), torch.randn_like(x)

@@ -51,6 +51,7 @@ class ScoreTraining:
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
         self.model = models.create_model(config).to(device)
+        self.model.checkpoint_activations = config.training.checkpoint_activations
         self.score = make_score(config, self.model, self.sde)
         self.objective = losses.score_objective(config, self.score, self.sde)
 
@@ -142,6 +143,7 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     device = get_device(config.device)
     torch.manual_seed(seed_for(config.seed))  # of the initial weights
     job = make_job(config, device)
+    require_divisible(job.model, training)
     parameters = list(job.model.parameters())
     state = checkpoints.TrainState(
         model=job.model,
@@ -212,6 +214,23 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     return job
 
 
+def require_divisible(model, training):
+    """Check ``config.training.microbatch``.
+
+    Raises:
+        UserError: it is not positive, or splits a batch that a batch norm must see whole.
+    """
+    if training.microbatch is None:
+        return
+    size = require_positive(training.microbatch, "config.training.microbatch")
+    norms = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if norms and size < training.batch_size:
+        raise UserError(
+            f"config.training.microbatch is {size}, but this network has batch norms, which need "
+            "the whole batch at once; leave it out."
+        )
+
+
 def restore_state(state, config, place, restore):
     """Fill `state` from the resume point, else from `restore`; says in a sentence from where."""
     if place.resume_point.exists():
@@ -235,14 +254,33 @@ def training_step(state, job, batches, config, device):
     x = datasets.to_model(images.to(device, non_blocking=True), config.data, train=True)
     job.model.train()
     draws = job.objective.draw(x)
-    loss, values = job.objective(x, labels.to(device, non_blocking=True), draws)
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    labels = labels.to(device, non_blocking=True)
+    values = accumulate_gradients(job.objective, x, labels, draws, config.training.microbatch)
     norm = losses.optimize(state.optimizer, state.ema.parameters, state.step, config.optim)
     state.ema.update()
     state.step += 1
     state.position = batches.position
     return dict(values, grad_norm=norm)
+
+
+def accumulate_gradients(objective, x, labels, draws, microbatch):
+    """Add the gradient of a batch's mean loss, `microbatch` images at a time; None: all at once.
+
+    Returns:
+        The objective's values, means over the batch.
+    """
+    size = microbatch or len(x)
+    means = {}
+    for start in range(0, len(x), size):
+        rows = slice(start, start + size)
+        part = {name: draw[rows] for name, draw in draws.items()}
+        loss, values = objective(x[rows], labels[rows], part)
+        share = len(x[rows]) / len(x)
+        (share * loss).backward()
+        for name, value in values.items():
+            means[name] = means.get(name, 0) + share * value
+    return means
 
 
 def validate(state, job, batches, config, writer):

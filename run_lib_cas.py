@@ -19,7 +19,7 @@ import run_lib
 from classifier_training import accuracy
 from models.cas import create_cas_classifier
 from sample_files import check_images, numbered_rounds
-from utils import UserError, Workdir, load_npz, log, require_positive, save_json, shares
+from utils import UserError, Workdir, is_first, load_npz, log, require_positive, save_json, shares
 
 REAL = "real"  # the set-up of the reference line
 
@@ -60,7 +60,8 @@ class CASTraining:
 
     def splits(self):
         """The training and the test images; from now on the run is theirs."""
-        save_json(self.record, self.fingerprint)
+        if is_first():
+            save_json(self.record, self.fingerprint)
         return self.train_split, self.test_split
 
     def validate(self, batches):
@@ -120,7 +121,8 @@ def cas(config, workdir, setup=None, samples=None):
     )
     job.model.eval()
     right = accuracy(job.model, test_split, config.training.batch_size, config.data, job.device)
-    report(place, name, right, settings)
+    if is_first():
+        report(place, name, right, settings)
     return right
 
 

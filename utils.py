@@ -55,6 +55,16 @@ def shares(total, parts):
     return [share + (i < rest) for i in range(parts)]
 
 
+def rank_and_size():
+    """The number of this process among those that torchrun started, and how many: else 0, 1."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_first():
+    """Whether this is the process that logs and writes what is written once: rank 0."""
+    return rank_and_size()[0] == 0
+
+
 # ---------------------------------------------------------------- files, whole or not at all
 
 
@@ -255,7 +265,12 @@ class Workdir:
         return Workdir(str(self.root.absolute() / "checkpoints_cas" / name))
 
     def check(self):
-        """Raise a UserError if the directory cannot be made or written; leave nothing behind."""
+        """Raise a UserError if the directory cannot be made or written; leave nothing behind.
+
+        Of several processes the first does this, and `create`, for all.
+        """
+        if not is_first():
+            return
         missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
         try:
             self.create()
@@ -270,6 +285,8 @@ class Workdir:
         Raises:
             UserError: it cannot be made or written.
         """
+        if not is_first():
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
@@ -282,21 +299,26 @@ class Workdir:
 
 
 def log_to(path=None):
-    """Send the log to standard output and, with `path`, to that file too (appended)."""
+    """Send the log to standard output and, with `path`, to that file too (appended).
+
+    Of several processes the first logs; the others only warn, on standard output.
+    """
     handlers = [logging.StreamHandler(sys.stdout)]
-    if path is not None:
+    if path is not None and is_first():
         handlers.append(logging.FileHandler(path))
     for handler in log.handlers:
         handler.close()
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.handlers = handlers
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if is_first() else logging.WARNING)
     log.propagate = False
 
 
 def get_device(name):
     """The torch device of ``config.device``; ``auto`` is CUDA where there is one, else the CPU.
+
+    Each of the processes that torchrun started on a machine has a GPU of its own.
 
     Raises:
         UserError: the name is no device, or CUDA is asked for and absent.
@@ -305,6 +327,8 @@ def get_device(name):
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
@@ -313,5 +337,10 @@ def get_device(name):
         raise UserError(
             f"config.device is {name!r}, but this machine shows no CUDA GPU to PyTorch; "
             "use --config.device=cpu."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"There is no {device}: this machine shows {torch.cuda.device_count()} CUDA GPUs to "
+            "PyTorch. Start at most one process for each."
         )
     return device

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import distributed
 from models import layers
 
 relu = layers.ACTIVATIONS["relu"]
@@ -22,20 +23,20 @@ class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that pushes tangents and can repeat a training pass.
 
     In training x̂ = (x − mean)/std with the batch's statistics, and its tangent is
-    dx̂ = (dx − mean(dx) − x̂·mean(x̂·dx))/std; in eval mode the running ones are constants. See
-    `repeated_pass` for `repeating`.
+    dx̂ = (dx − mean(dx) − x̂·mean(x̂·dx))/std; in eval mode the running ones are constants. The batch
+    is that of all processes that train together. See `repeated_pass` for `repeating`.
     """
 
     repeating = False
 
     def forward(self, x, tangents=0):
-        if not tangents and not (self.training and self.repeating):
+        if not (tangents or (self.training and (self.repeating or distributed.size() > 1))):
             return super().forward(x)
         values, d = layers.split_rows(x, tangents)
         pixels = (-4, -2, -1)
         if self.training:
-            mean = values.mean(pixels, keepdim=True)
-            variance = (values - mean).square().mean(pixels, keepdim=True)
+            mean = distributed.mean(values.mean(pixels, keepdim=True))
+            variance = distributed.mean((values - mean).square().mean(pixels, keepdim=True))
             if not self.repeating:
                 self._count(mean, variance, values.numel() // self.num_features)
         else:
@@ -43,14 +44,18 @@ class BatchNorm2d(nn.BatchNorm2d):
         scale = torch.rsqrt(variance + self.eps)
         normal = (values - mean) * scale
         if self.training:
-            along = (normal * d).mean(pixels, keepdim=True)
-            d = d - d.mean(pixels, keepdim=True) - normal * along
+            both = torch.stack(
+                [d.mean(pixels, keepdim=True), (normal * d).mean(pixels, keepdim=True)]
+            )
+            shift, along = distributed.mean(both)
+            d = d - shift - normal * along
         rows = layers.join_rows(normal, d * scale) * self.weight[:, None, None]
         return layers.add_to_values(rows, self.bias[:, None, None], tangents)
 
     @torch.no_grad()
     def _count(self, mean, variance, pixels):
-        """Let the running statistics follow a batch of so many pixels of each channel."""
+        """Let the running statistics follow a batch; `pixels` of each channel are here."""
+        pixels *= distributed.size()
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean.flatten(), self.momentum)
         self.running_var.lerp_(variance.flatten() * pixels / (pixels - 1), self.momentum)

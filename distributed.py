@@ -86,6 +86,9 @@ def join(job):
         step = DistributedDataParallel(
             Step(job.model, job.objective),
             device_ids=None if device is None else [device],
+            # Also keeps the order in which gradients are added the same in all steps (otherwise the
+            # first differs), so that of three processes, too, a run continues bit for bit.
+            find_unused_parameters=True,
         )
         yield World(step, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
     finally:

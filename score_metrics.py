@@ -79,7 +79,8 @@ class TestRun:
     def images(self, batch):
         """The batch's images in [0, 1], on the device."""
         start = batch * self.batch_size
-        images = torch.from_numpy(self.split.images[start : start + self.batch_size])
+        # A copy, because the mapped file is read-only and PyTorch knows no such tensors.
+        images = torch.tensor(self.split.images[start : start + self.batch_size])
         return images.to(self.device).float() / 255
 
     def meta(self, **settings):

@@ -52,19 +52,15 @@ def run(config, workdir, restore, regulariser, seed):
 
 def main():
     FLAGS = flags.FLAGS
+    values = {name: [] for name in RUNS}
+    for seed in SEEDS:
+        for name, regulariser in RUNS.items():
+            workdir = f"{FLAGS.workdir}/{name.replace(', K = ', '-')}-seed{seed}"
+            result = run(FLAGS.config, workdir, FLAGS.restore, regulariser, seed)
+            values[name].append(result)
     rows = []
-    for name, regulariser in RUNS.items():
-        values = [
-            run(
-                FLAGS.config,
-                f"{FLAGS.workdir}/{name.replace(', K = ', '-')}-seed{seed}",
-                FLAGS.restore,
-                regulariser,
-                seed,
-            )
-            for seed in SEEDS
-        ]
-        means, spreads = np.mean(values, axis=0), np.std(values, axis=0, ddof=1)
+    for name, results in values.items():
+        means, spreads = np.mean(results, axis=0), np.std(results, axis=0, ddof=1)
         cells = " | ".join(f"{m:.4g} ± {s:.2g}" for m, s in zip(means, spreads))
         rows.append(f"| {name} | {cells} |")
     print("| model | NLL (bits/dim) | Asym | NAsym |")

@@ -16,6 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models import pushed
+from models.pushed import join_rows, split_rows
+
 SQRT2 = math.sqrt(2.0)
 
 
@@ -26,23 +29,12 @@ def variance_scaling_(weight, scale, fan_in, fan_out):
     return nn.init.uniform_(weight, -bound, bound)
 
 
-def split_rows(x, tangents):
-    """The rows of the values (B, …) and of the tangents (m, B, …)."""
-    values = x[: len(x) // (1 + tangents)]
-    return values, x[len(values) :].unflatten(0, (tangents, len(values)))
-
-
-def join_rows(values, tangents):
-    """The inverse of `split_rows`."""
-    return torch.cat([values, tangents.flatten(0, 1)])
-
-
 def add_to_values(x, shift, tangents):
-    """Add `shift`, a constant, to the values; it has no tangents."""
-    if not tangents:
-        return x + shift
-    values = x[: len(x) // (1 + tangents)]
-    return torch.cat([values + shift, x[len(values) :]])
+    """Add `shift` (B or 1, C, 1, 1) to the values; as a constant it has no tangents.
+
+    With tangents `x` must be a fresh result that nothing else needs: it is added to in place.
+    """
+    return pushed.AddToValues.apply(x, shift, tangents) if tangents else x + shift
 
 
 class Conv2d(nn.Conv2d):
@@ -62,7 +54,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, x, tangents=0):
         if not tangents:
             return super().forward(x)
-        return add_to_values(self.linear(x), self.bias[:, None, None], tangents)
+        return add_to_values(self.linear(x), self.bias[None, :, None, None], tangents)
 
     def linear(self, x):
         """The convolution without its bias."""
@@ -92,16 +84,9 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x, tangents=0):
         if not tangents:
             return super().forward(x)
-        # With x̂ = (x − mean)/std, dx̂ = (dx − mean(dx) − x̂·mean(x̂·dx))/std.
-        group = (self.num_groups, self.num_channels // self.num_groups)
-        values, d = split_rows(x.unflatten(1, group), tangents)
-        axes = (-3, -2, -1)
-        centred = values - values.mean(axes, keepdim=True)
-        scale = torch.rsqrt(centred.square().mean(axes, keepdim=True) + self.eps)
-        normal = centred * scale
-        d = d - d.mean(axes, keepdim=True) - normal * (normal * d).mean(axes, keepdim=True)
-        rows = join_rows(normal, d * scale).flatten(1, 2) * self.weight[:, None, None]
-        return add_to_values(rows, self.bias[:, None, None], tangents)
+        return pushed.GroupNorm.apply(
+            x, self.weight, self.bias, self.num_groups, self.eps, tangents
+        )
 
 
 class NIN(nn.Module):
@@ -117,7 +102,7 @@ class NIN(nn.Module):
         weight = self.W.t()[:, :, None, None]
         if not tangents:
             return F.conv2d(x, weight, self.b)
-        return add_to_values(F.conv2d(x, weight), self.b[:, None, None], tangents)
+        return add_to_values(F.conv2d(x, weight), self.b[None, :, None, None], tangents)
 
 
 class GaussianFourierProjection(nn.Module):
@@ -261,7 +246,7 @@ class ConvUpsample(Resampler):
             surplus = self.kernel.shape[0] - 4
             pads = ((surplus + 1) // 2 + 1, surplus // 2 + 1)
             y = fir_filter(y, 4 * self.kernel, pads)
-            return add_to_values(y, self.Conv2d_0.bias[:, None, None], tangents)
+            return add_to_values(y, self.Conv2d_0.bias[None, :, None, None], tangents)
         return self.Conv_0(nearest_upsample(x), tangents)
 
 
@@ -392,21 +377,26 @@ class ResnetBlock(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """An elementwise function with its derivative."""
+    """An elementwise function with its first two derivatives."""
 
     function: Callable
     derivative: Callable
+    second: Callable
 
     def __call__(self, x, tangents=0):
         if not tangents:
             return self.function(x)
-        values, d = split_rows(x, tangents)
-        return join_rows(self.function(values), self.derivative(values) * d)
+        return pushed.Elementwise.apply(x, self.function, self.derivative, self.second, tangents)
 
 
 def _swish_derivative(x):
     s = torch.sigmoid(x)
     return s * (1 + x * (1 - s))
+
+
+def _swish_second(x):
+    s = torch.sigmoid(x)
+    return s * (1 - s) * (2 + x * (1 - 2 * s))
 
 
 def _lrelu(x):
@@ -418,7 +408,11 @@ def _lrelu_derivative(x):
 
 
 def _elu_derivative(x):
-    return torch.where(x > 0, 1.0, torch.exp(x.clamp(max=0))).to(x.dtype)
+    return torch.exp(x.clamp(max=0))
+
+
+def _elu_second(x):
+    return torch.exp(x.clamp(max=0)) * (x < 0)
 
 
 def _relu_derivative(x):
@@ -426,8 +420,8 @@ def _relu_derivative(x):
 
 
 ACTIVATIONS = {
-    "elu": Activation(F.elu, _elu_derivative),
-    "relu": Activation(F.relu, _relu_derivative),
-    "lrelu": Activation(_lrelu, _lrelu_derivative),
-    "swish": Activation(F.silu, _swish_derivative),
+    "elu": Activation(F.elu, _elu_derivative, _elu_second),
+    "relu": Activation(F.relu, _relu_derivative, torch.zeros_like),
+    "lrelu": Activation(_lrelu, _lrelu_derivative, torch.zeros_like),
+    "swish": Activation(F.silu, _swish_derivative, _swish_second),
 }

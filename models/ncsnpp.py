@@ -205,7 +205,7 @@ class NCSNpp(nn.Module):
         """The output before its division by σ; rows as in `layers`."""
         modules = iter(self.all_modules)
         if not self.centered:
-            x = layers.add_to_values(2 * x, -1, tangents)
+            x = layers.add_to_values(2 * x, x.new_full((1, 1, 1, 1), -1.0), tangents)
         temb = self._embed(modules, cond)
         h, skips = self._down(modules, x, temb, tangents)
         h = self._residual(next(modules), h, temb, tangents)

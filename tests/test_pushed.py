@@ -1,0 +1,59 @@
+"""Layers that carry tangents: their reverse derivatives, against finite differences."""
+
+import pytest
+import torch
+from forward_mode import jvp
+
+from models import layers, pushed
+
+B, TANGENTS = 2, 3
+
+
+def rows(*shape):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn((1 + TANGENTS) * B, *shape, generator=generator, dtype=torch.float64)
+    return x.requires_grad_()
+
+
+def test_group_norm():
+    norm = layers.GroupNorm(8).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = rows(8, 3, 2)
+    check(norm, x)
+
+    def apply(x, weight, bias):
+        return pushed.GroupNorm.apply(x, weight, bias, norm.num_groups, norm.eps, TANGENTS)
+
+    assert torch.autograd.gradcheck(apply, (x, norm.weight, norm.bias))
+
+
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+def test_activation(name):
+    act = layers.ACTIVATIONS[name]
+    x = rows(4, 3, 2)
+    check(act, x)
+    assert torch.autograd.gradcheck(lambda x: act(x, TANGENTS), (x,))
+
+
+def test_add_to_values():
+    x, shift = rows(4, 3, 2), torch.randn(B, 4, 1, 1, dtype=torch.float64, requires_grad=True)
+
+    def apply(x, shift):
+        return layers.add_to_values(x.clone(), shift, TANGENTS)
+
+    out, derivatives = pushed.split_rows(apply(x, shift), TANGENTS)
+    values, d = pushed.split_rows(x, TANGENTS)
+    assert torch.equal(out, values + shift)
+    assert torch.equal(derivatives, d)
+    assert torch.autograd.gradcheck(apply, (x, shift))
+    assert torch.autograd.gradcheck(apply, (x, shift[:1].detach().requires_grad_()))
+
+
+def check(layer, x):
+    """The rows are the layer's values and what forward mode gives as their derivatives."""
+    values, d = pushed.split_rows(x, TANGENTS)
+    out, derivatives = pushed.split_rows(layer(x, TANGENTS), TANGENTS)
+    expected, expected_derivatives = jvp(layer, values, d)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(derivatives, expected_derivatives)

@@ -75,8 +75,9 @@ class CASTraining:
 def cas(config, workdir, setup=None, samples=None):
     """Train on the samples of a set-up and test on the real test images.
 
-    Run again, it continues from its last resume point; torchrun's processes train together. The accuracy is printed and kept in the
-    workdir's ``metrics.json``, beside that of the set-up "real", trained on real images.
+    Run again, it continues from its last resume point; torchrun's processes train together. The
+    accuracy is printed and kept in the workdir's ``metrics.json``, beside that of the set-up
+    "real", trained on real images.
 
     Args:
         setup: base, ours, scale or real; names the samples unless `samples` does.

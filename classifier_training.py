@@ -60,7 +60,7 @@ class ClassifierTraining:
         """The objective's values on the next of `batches`; the accuracy on their whole split."""
         images, labels = next(batches)
         x = datasets.to_model(images.to(self.device), self.config.data, train=False)
-        _, values = self.objective(x, labels.to(self.device))
+        _, values = self.objective(x, labels.to(self.device), self.objective.draw(x))
         right = accuracy(
             self.logits, batches.split, batches.batch_size, self.config.data, self.device
         )

@@ -7,11 +7,13 @@ loss of an image is ½‖s(x_t, t)·std + z‖², or ½g(t)²‖s(x_t, t) + z/st
 Quasi-conservative training (QC; Chao et al., ICML 2023) adds a regulariser of the asymmetry of the
 score's Jacobian. Its gradient, and that of a constrained model's DSM, would ask for second
 derivatives; both are taken here by reverse over forward: with r held constant, the gradient of a
-function of Jᵀr with respect to the parameters is that of a directional derivative, which forward
-mode carries beside the activations.
+function of Jᵀr with respect to the parameters is that of a directional derivative, which the
+networks push beside their activations.
 
-An objective is an object that draws its own randomness and is called on a batch. It returns the
-scalar to differentiate and a dict of detached values to report.
+An objective is called as ``objective(x, labels, draws)`` with the random numbers that its method
+``draw(x)`` gives, a dict of tensors whose first axis is the image: a part of a batch is the same
+rows of all three. It returns the scalar to differentiate, a mean over the images, and a dict of
+detached means to report.
 """
 
 import dataclasses
@@ -20,7 +22,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad
 
 import jacobian
 from models.resnet import repeated_pass
@@ -82,8 +83,8 @@ class DSM:
         residual = dsm_residual(self.score(x_t, t), self.sde, t, std, z, self.likelihood_weighting)
         return half_square(residual, self.reduce_mean)
 
-    def __call__(self, x, labels):
-        loss = self.loss(x, **self.draw(x)).mean()
+    def __call__(self, x, labels, draws):
+        loss = self.loss(x, **draws).mean()
         return loss, {"loss": loss.detach()}
 
     def evaluate(self, x, labels):
@@ -100,8 +101,7 @@ class EnergyDSM(DSM):
     gradient is that of d·∇ₓE, the directional derivative of the energy along d.
     """
 
-    def __call__(self, x, labels):
-        draws = self.draw(x)
+    def __call__(self, x, labels, draws):
         t = draw_times(draws["u"], self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, draws["z"])
         with torch.no_grad(), same_masks(x.device):
@@ -128,15 +128,15 @@ class QuasiConservative(DSM):
     estimator: Callable = jacobian.paper_asymmetry
 
     def draw(self, x):
-        """u, z, and standard normal v (K, B, C, H, W), whose signs are the random vectors."""
-        v = torch.randn(self.slices, *x.shape, device=x.device, dtype=x.dtype)
+        """u, z, and standard normal v (B, K, C, H, W), whose signs are the random vectors."""
+        v = torch.randn(len(x), self.slices, *x.shape[1:], device=x.device, dtype=x.dtype)
         return dict(super().draw(x), v=v)
 
     def both(self, x, u, z, v):
         """DSM (B,), the regulariser (B,), and the scalar whose gradient is the objective's."""
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
-        v = jacobian.rademacher(v)
+        v = jacobian.rademacher(v).transpose(0, 1)  # (K, B, C, H, W), as all of `jacobian`
 
         with same_masks(x.device):
             q = jacobian.vjp(self.score(x_t.requires_grad_(), t), x_t, v)
@@ -152,8 +152,8 @@ class QuasiConservative(DSM):
         surrogate = dsm.mean() + self.balancing_fac * (std**2 * slope.mean(0)).mean()
         return dsm.detach(), regulariser, surrogate
 
-    def __call__(self, x, labels):
-        dsm, regulariser, surrogate = self.both(x, **self.draw(x))
+    def __call__(self, x, labels, draws):
+        dsm, regulariser, surrogate = self.both(x, **draws)
         dsm, regulariser = dsm.mean(), regulariser.mean()
         total = dsm + self.balancing_fac * regulariser
         return surrogate, {"loss": total, "dsm": dsm, "regulariser": regulariser}
@@ -225,8 +225,8 @@ class CrossEntropy:
         x_t, std = perturb(self.sde, x, draw_times(u, self.sde, self.eps), z)
         return weighted_cross_entropy(self.classifier(x_t, std), labels, std, self.weighting)
 
-    def __call__(self, x, labels):
-        loss = self.loss(x, labels, **self.draw(x))
+    def __call__(self, x, labels, draws):
+        loss = self.loss(x, labels, **draws)
         return loss, {"loss": loss.detach()}
 
 
@@ -239,12 +239,13 @@ class DLSM:
     r = σ^w ∇ₓℓ + σ^w s + σ^(w−1) z.
 
     Its gradient goes reverse over forward. With r held constant, ∇_θ DLSM = ∇_θ D_a ℓ: the
-    derivative of the batch's ℓ along a = σ^w r / M, one forward-mode pass that the cross-entropy
-    shares, and one ordinary backward. ∇ₓℓ itself costs a pass before it, whose graph is gone by
+    derivative of the batch's ℓ along a = σ^w r / M, pushed through the pass that the cross-entropy
+    needs, and one ordinary backward. ∇ₓℓ itself costs a pass before it, whose graph is gone by
     then. Batch statistics are the same in both passes; the first one counts them.
 
     Args:
-        classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes).
+        classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes); given directions
+            v (m, B, C, H, W) too, it returns the logits and J v (m, B, classes).
         score: the frozen score s(x, t).
         eps: smallest training time.
         weighting_dlsm, weighting_ce, coef: as above and in `weighted_cross_entropy`.
@@ -275,17 +276,16 @@ class DLSM:
         x_t, std = perturb(self.sde, x, t, z)
         residual = self.residual(x_t, t, std, z, labels)
         direction = expand(std**self.weighting_dlsm, z) * residual / residual.numel()
-        with repeated_pass(self.classifier), forward_ad.dual_level():
-            logits = self.classifier(forward_ad.make_dual(x_t, direction), std)
-            log_likelihood = class_log_likelihood(logits, labels)
-            derivative = forward_ad.unpack_dual(log_likelihood).tangent.sum()
-            logits = forward_ad.unpack_dual(logits).primal
+        with repeated_pass(self.classifier):
+            logits, derivatives = self.classifier(x_t, std, direction[None])
+        slope = input_gradient(lambda logits: class_log_likelihood(logits, labels), logits)
+        derivative = (slope * derivatives[0]).sum()
         value = 0.5 * residual.square().mean()
         dlsm = derivative + (value - derivative).detach()
         return dlsm, weighted_cross_entropy(logits, labels, std, self.weighting_ce)
 
-    def __call__(self, x, labels):
-        dlsm, ce = self.terms(x, labels, **self.draw(x))
+    def __call__(self, x, labels, draws):
+        dlsm, ce = self.terms(x, labels, **draws)
         loss = dlsm + self.coef * ce
         return loss, {"loss": loss.detach(), "dlsm": dlsm.detach(), "ce": ce.detach()}
 

@@ -19,14 +19,8 @@ from absl import flags
 
 import cli
 from sample_files import numbered_rounds
-from utils import (
-    UserError,
-    Workdir,
-    atomic_write,
-    image_grid,
-    load_npz,
-    log,
-)
+from utils import UserError, atomic_write, image_grid, load_npz, log
+from workdir import Workdir
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn

@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import checkpoints
 import config_ranges
 import datasets
+import distributed
 import losses
 import models
 import sampling
@@ -27,14 +28,16 @@ from models.scores import EnergyScore, Score
 from scalars import ScalarWriter
 from utils import (
     UserError,
-    Workdir,
     atomic_write,
     get_device,
+    is_first,
     log,
     log_to,
+    rank_and_size,
     save_image_grid,
     seed_for,
 )
+from workdir import Workdir
 
 
 class ScoreTraining:
@@ -51,6 +54,7 @@ class ScoreTraining:
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
         self.model = models.create_model(config).to(device)
+        self.model.checkpoint_activations = config.training.checkpoint_activations
         self.score = make_score(config, self.model, self.sde)
         self.objective = losses.score_objective(config, self.score, self.sde)
 
@@ -124,6 +128,8 @@ def load_score(config, path, sde, device, use_ema=True):
 def train(config, workdir, restore=None, make_job=ScoreTraining):
     """Train until ``config.training.n_iters`` updates are done; run again, it continues.
 
+    The processes that torchrun started train together, see `distributed`.
+
     Args:
         workdir: name of the run, see `Workdir`.
         restore: checkpoint to start from, unless the workdir has a resume point.
@@ -141,6 +147,7 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     device = get_device(config.device)
     torch.manual_seed(seed_for(config.seed))  # of the initial weights
     job = make_job(config, device)
+    require_divisible(job.model, training)
     parameters = list(job.model.parameters())
     state = checkpoints.TrainState(
         model=job.model,
@@ -176,14 +183,16 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     # Train.
     watch = FiniteWatch(device)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(place.sole_trainer())
+        if is_first():
+            stack.enter_context(place.sole_trainer())
+            writer = ScalarWriter(place.tensorboard, purge_step=state.step)
+            stack.callback(writer.close)
+        world = stack.enter_context(distributed.join(job))
         stop = stack.enter_context(StopRequest())
-        writer = ScalarWriter(place.tensorboard, purge_step=state.step)
-        stack.callback(writer.close)
         stack.enter_context(logging_redirect_tqdm([log]))
         bar = stack.enter_context(progress_bar(state, training))
         while state.step < training.n_iters:
-            values = training_step(state, job, batches, config, device)
+            values = training_step(state, job, batches, config, world)
             watch.see(state.step, values["loss"], values["grad_norm"])
             bar.update(training.batch_size)
 
@@ -191,25 +200,55 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
                 watch.check()
                 numbers = {name: float(value) for name, value in values.items()}
                 bar.set_postfix(step=state.step, loss=f"{numbers['loss']:.4g}")
-                write_scalars(writer, "train", numbers, state.step)
-            if state.step % training.eval_freq == 0:
+                if is_first():
+                    write_scalars(writer, "train", numbers, state.step)
+            if state.step % training.eval_freq == 0 and is_first():
                 validate(state, job, test_batches, config, writer)
             last = state.step == training.n_iters
             if last or state.step % training.snapshot_freq == 0:
                 watch.check()
-                snapshot(state, job, config, place)
-            if stop.requested or last or state.step % training.snapshot_freq_for_preemption == 0:
+                if is_first():
+                    snapshot(state, job, config, place)
+            stopped_by = world.largest(stop.signal)
+            if stopped_by or last or state.step % training.snapshot_freq_for_preemption == 0:
                 watch.check()
-                checkpoints.save(place.resume_point, state, config)
-            if stop.requested and not last:
+                if is_first():
+                    checkpoints.save(place.resume_point, state, config)
+            if stopped_by and not last:
                 log.info(
                     "Stopped by %s after step %d; the same command continues from there.",
-                    signal.Signals(stop.signal).name,
+                    signal.Signals(stopped_by).name,
                     state.step,
                 )
-                sys.exit(128 + stop.signal)
+                world.largest(0)  # torchrun ends all processes when the first of them exits
+                sys.exit(128 + stopped_by)
     log.info("Trained to step %d; checkpoints are in %s.", state.step, place.checkpoints)
     return job
+
+
+def require_divisible(model, training):
+    """Check that the batch can be shared out as ``config.training.microbatch`` and torchrun ask.
+
+    Raises:
+        UserError: the processes do not divide it; or the microbatch is not positive, or splits
+            what a batch norm must see whole.
+    """
+    _, size = rank_and_size()
+    if training.batch_size % size:
+        raise UserError(
+            f"config.training.batch_size is {training.batch_size}; {size} processes need a "
+            f"multiple of {size}."
+        )
+    if training.microbatch is None:
+        return
+    share = training.batch_size // size
+    microbatch = require_positive(training.microbatch, "config.training.microbatch")
+    norms = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if norms and microbatch < share:
+        raise UserError(
+            f"config.training.microbatch is {microbatch}, but this network has batch norms, which "
+            "need the whole batch at once; leave it out."
+        )
 
 
 def restore_state(state, config, place, restore):
@@ -226,22 +265,52 @@ def restore_state(state, config, place, restore):
     return f"Restored {restore} at step {state.step}."
 
 
-def training_step(state, job, batches, config, device):
+def training_step(state, job, batches, config, world):
     """One update; returns the detached values of the objective and the gradient norm."""
     # Seeding each step by its number makes its draws a function of (seed, step): a run that is
     # cut anywhere and continued draws what an uninterrupted one draws.
     torch.manual_seed(seed_for(config.seed, 1, state.step))
     images, labels = next(batches)
-    x = datasets.to_model(images.to(device, non_blocking=True), config.data, train=True)
+    x = datasets.to_model(images.to(job.device, non_blocking=True), config.data, train=True)
+    labels = labels.to(job.device, non_blocking=True)
+    draws = job.objective.draw(x)
+    part = rows_of(x, labels, draws, world.rows(len(x)))
+    if world.size > 1:
+        # Unlike the draws above, dropout's masks depend on the number of processes.
+        torch.manual_seed(seed_for(config.seed, 3, state.step, world.rank))
     job.model.train()
-    loss, values = job.objective(x, labels.to(device, non_blocking=True))
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    values = accumulate_gradients(world.objective, *part, config.training.microbatch)
     norm = losses.optimize(state.optimizer, state.ema.parameters, state.step, config.optim)
     state.ema.update()
     state.step += 1
     state.position = batches.position
-    return dict(values, grad_norm=norm)
+    return dict(world.means(values), grad_norm=norm)
+
+
+def rows_of(x, labels, draws, rows):
+    """A part of a batch, as an objective takes it."""
+    return x[rows], labels[rows], {name: draw[rows] for name, draw in draws.items()}
+
+
+def accumulate_gradients(objective, x, labels, draws, microbatch):
+    """Add the gradient of a batch's mean loss, `microbatch` images at a time; None: all at once.
+
+    Returns:
+        The objective's values, means over the batch.
+    """
+    size = microbatch or len(x)
+    means = {}
+    for start in range(0, len(x), size):
+        last = start + size >= len(x)
+        part = rows_of(x, labels, draws, slice(start, start + size))
+        share = len(part[0]) / len(x)
+        with contextlib.nullcontext() if last else distributed.accumulating(objective):
+            loss, values = objective(*part)
+            (share * loss).backward()
+        for name, value in values.items():
+            means[name] = means.get(name, 0) + share * value
+    return means
 
 
 def validate(state, job, batches, config, writer):
@@ -285,6 +354,7 @@ def progress_bar(state, training):
         unit="img",
         unit_scale=True,
         desc="Training",
+        disable=not is_first(),
         # A log file needs no line every tenth of a second.
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
@@ -318,11 +388,7 @@ class FiniteWatch:
 class StopRequest:
     """While active, SIGTERM and Ctrl-C only leave a note; the loop stops at the end of a step."""
 
-    signal: int | None = None
-
-    @property
-    def requested(self):
-        return self.signal is not None
+    signal: int = 0
 
     def __enter__(self):
         self._before = {
@@ -335,6 +401,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
-        if self.requested:  # asked twice: leave at once
+        # A second Ctrl-C leaves at once. SIGTERM may come twice unasked: from a scheduler, to all
+        # processes, and once more from torchrun.
+        if self.signal and number == signal.SIGINT:
             os._exit(128 + number)
         self.signal = number

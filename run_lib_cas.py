@@ -4,12 +4,14 @@ A classifier is trained on generated samples alone and tested on the real test i
 lack what tells the classes apart, or part of a class, teach it less than real images would.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
 import datasets
@@ -17,9 +19,24 @@ import run_lib
 from classifier_training import accuracy
 from models.cas import create_cas_classifier
 from sample_files import check_images, numbered_rounds
-from utils import UserError, Workdir, load_npz, log, require_positive, save_json, shares
+from utils import UserError, is_first, load_npz, log, require_positive, save_json, shares
+from workdir import Workdir
 
 REAL = "real"  # the set-up of the reference line
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """The cross-entropy of a classifier of images (B, C, H, W); nothing is random."""
+
+    classifier: torch.nn.Module
+
+    def draw(self, x):
+        return {}
+
+    def __call__(self, x, labels, draws):
+        loss = F.cross_entropy(self.classifier(x), labels)
+        return loss, {"loss": loss.detach()}
 
 
 class CASTraining:
@@ -40,16 +57,13 @@ class CASTraining:
         self.record = record
         self.fingerprint = require_same_images(record, train_split)
         self.model = create_cas_classifier(config, test_split.classes).to(device)
+        self.objective = CrossEntropy(self.model)
 
     def splits(self):
         """The training and the test images; from now on the run is theirs."""
-        save_json(self.record, self.fingerprint)
+        if is_first():
+            save_json(self.record, self.fingerprint)
         return self.train_split, self.test_split
-
-    def objective(self, x, labels):
-        """The batch's cross-entropy, to differentiate and to report."""
-        loss = F.cross_entropy(self.model(x), labels)
-        return loss, {"loss": loss.detach()}
 
     def validate(self, batches):
         """The accuracy on the whole split of `batches`."""
@@ -62,8 +76,9 @@ class CASTraining:
 def cas(config, workdir, setup=None, samples=None):
     """Train on the samples of a set-up and test on the real test images.
 
-    Run again, it continues from its last resume point. The accuracy is printed and kept in the
-    workdir's ``metrics.json``, beside that of the set-up "real", trained on real images.
+    Run again, it continues from its last resume point; torchrun's processes train together. The
+    accuracy is printed and kept in the workdir's ``metrics.json``, beside that of the set-up
+    "real", trained on real images.
 
     Args:
         setup: base, ours, scale or real; names the samples unless `samples` does.
@@ -108,7 +123,8 @@ def cas(config, workdir, setup=None, samples=None):
     )
     job.model.eval()
     right = accuracy(job.model, test_split, config.training.batch_size, config.data, job.device)
-    report(place, name, right, settings)
+    if is_first():
+        report(place, name, right, settings)
     return right
 
 

@@ -3,7 +3,8 @@
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --num_divisions 10 --division_idx 0
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --mode class --classid 5
 
-A configuration that describes a classifier draws class by class, guided by it.
+A configuration that describes a classifier draws class by class, guided by it. Started by torchrun,
+the processes share the rounds out among themselves.
 """
 
 import functools
@@ -24,10 +25,11 @@ from provenance import config_hash
 from run_lib import load_score
 from utils import (
     UserError,
-    Workdir,
     get_device,
+    is_first,
     log,
     log_to,
+    rank_and_size,
     require_positive,
     save_image_grid,
     save_npz,
@@ -35,6 +37,7 @@ from utils import (
     stands,
     to_json,
 )
+from workdir import Workdir
 
 
 def sample(config, workdir, division_idx=None):
@@ -75,15 +78,15 @@ def sample(config, workdir, division_idx=None):
         config.sampling.method,
         device,
     )
-    for division in chosen:
-        rounds = enumerate(split_rounds(sizes[division], evaluation.batch_size))
+    rounds = {d: list(enumerate(split_rounds(sizes[d], evaluation.batch_size))) for d in chosen}
+    for division, own in own_rounds(rounds):
         draw_rounds(
             score,
             sampler,
             config,
             device,
             folder=place.division(division, ode),
-            rounds=list(rounds),
+            rounds=own,
             stream=division,
             provenance=provenance,
         )
@@ -141,8 +144,11 @@ def sample_classes(config, workdir, classes, division_idx=None):
         score_from.step,
         classifier_from.step,
     )
+    rounds = {}
     for label in classes:
-        rounds = list(enumerate(split_rounds(sizes[label], evaluation.batch_size)))
+        every = list(enumerate(split_rounds(sizes[label], evaluation.batch_size)))
+        rounds[label] = [r for d in chosen for r in share(every, evaluation.num_divisions, d)]
+    for label, own in own_rounds(rounds):
         guided = GuidedScore(
             score,
             classifier,
@@ -156,7 +162,7 @@ def sample_classes(config, workdir, classes, division_idx=None):
             config,
             device,
             folder=place.class_samples(label, ode),
-            rounds=[r for d in chosen for r in share(rounds, evaluation.num_divisions, d)],
+            rounds=own,
             stream=label,
             provenance=provenance,
         )
@@ -222,6 +228,19 @@ def split_rounds(total, batch_size):
     return [batch_size] * full + ([rest] if rest else [])
 
 
+def own_rounds(rounds):
+    """What this process draws of the `rounds` of several folders, a dict of lists.
+
+    The rounds are dealt out in turn among the processes that torchrun started, which need not
+    speak to each other. Yields the folders' names with this process's rounds.
+    """
+    rank, size = rank_and_size()
+    dealt = 0
+    for name, every in rounds.items():
+        yield name, [r for turn, r in enumerate(every, dealt) if turn % size == rank]
+        dealt += len(every)
+
+
 def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, provenance):
     """Draw the missing ones of `rounds`, (number, size), into ``folder/samples_{number}.npz``.
 
@@ -234,6 +253,7 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
         total=sum(count for _, count in rounds),
         unit="img",
         desc=f"{folder.parent.name}/{folder.name}",
+        disable=not is_first(),
     )
     with bar, logging_redirect_tqdm([log]):
         done = 0

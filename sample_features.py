@@ -20,7 +20,6 @@ import features
 from sample_files import Part, check_images, find, in_batches, read_meta, read_round, rows_of
 from utils import (
     UserError,
-    Workdir,
     get_device,
     load_npz,
     log,
@@ -32,6 +31,7 @@ from utils import (
     stands,
     to_json,
 )
+from workdir import Workdir
 
 # Feature files of the published code say nothing about themselves. They are of the FID Inception
 # network, and comparable with what either of its two forms here gives.

@@ -5,7 +5,8 @@ import itertools
 
 import evaluation
 from sample_features import is_ode
-from utils import UserError, Workdir, atomic_write, get_device, load_npz, lookup
+from utils import UserError, atomic_write, get_device, load_npz, lookup
+from workdir import Workdir
 
 
 def _own_prdc(config):

@@ -21,7 +21,6 @@ from provenance import config_hash, differences
 from run_lib import LoadedFrom, load_score
 from utils import (
     UserError,
-    Workdir,
     atomic_write,
     get_device,
     load_npz,
@@ -33,6 +32,7 @@ from utils import (
     stands,
     to_json,
 )
+from workdir import Workdir
 
 # Streams of noise, set apart from each other by the first number of their seed.
 NLL_STREAM, ASYM_STREAM = 101, 102

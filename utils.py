@@ -4,7 +4,6 @@ Nothing here knows about score models; arrows point only towards this file.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import glob
 import json
@@ -13,7 +12,6 @@ import math
 import os
 import pathlib
 import sys
-import tempfile
 import uuid
 import zipfile
 
@@ -65,6 +63,16 @@ def shares(total, parts):
     return [share + (i < rest) for i in range(parts)]
 
 
+def rank_and_size():
+    """The number of this process among those that torchrun started, and how many: else 0, 1."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_first():
+    """Whether this is the process that logs and writes what is written once: rank 0."""
+    return rank_and_size()[0] == 0
+
+
 # ---------------------------------------------------------------- files, whole or not at all
 
 
@@ -102,7 +110,7 @@ def _create_beside(path, mode):
     while True:
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
         file = open(temporary, mode)  # noqa: SIM115 (the caller closes it)
-        _lock(file)
+        lock(file)
         if os.fstat(file.fileno()).st_nlink:
             return temporary, file
         file.close()  # another process took it for abandoned before it was locked
@@ -112,11 +120,11 @@ def _remove_abandoned(path):
     """Remove what killed processes left of `path`; its size may be that of a checkpoint."""
     for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(FileNotFoundError), open(other, "rb") as file:
-            if _lock(file):
+            if lock(file):
                 other.unlink()
 
 
-def _lock(file, without_locks=False):
+def lock(file, without_locks=False):
     """Lock an open file until it is closed or its process ends; whether nobody else has the lock.
 
     `without_locks` is the answer of a file system that knows none.
@@ -276,139 +284,13 @@ def save_image_grid(path, images, columns=None):
 # ---------------------------------------------------------------- where a run lives
 
 
-@dataclasses.dataclass(frozen=True)
-class Workdir:
-    """Every path of a run; a relative `name` lies under ``results/``, an absolute one is itself."""
-
-    name: str
-
-    @property
-    def root(self):
-        return pathlib.Path("results") / self.name
-
-    @property
-    def checkpoints(self):
-        return self.root / "checkpoints"
-
-    @property
-    def resume_point(self):
-        return self.root / "checkpoints-meta" / "checkpoint.pth"
-
-    @property
-    def tensorboard(self):
-        return self.root / "tensorboard"
-
-    @property
-    def log_file(self):
-        return self.root / "stdout.txt"
-
-    def checkpoint(self, index=None):
-        """``checkpoint_{index}.pth``, or the newest checkpoint without an index."""
-        return self.checkpoints / ("checkpoint.pth" if index is None else f"checkpoint_{index}.pth")
-
-    @property
-    def metrics(self):
-        return self.root / "metrics.json"
-
-    def nll(self, batch):
-        return self.root / "nll" / f"bpd_{batch}.npz"
-
-    def asym(self, repeat, batch=None):
-        """``asym/repeat_{k}.npz``, or one batch of it while it is being calculated."""
-        folder = self.root / "asym"
-        name = f"repeat_{repeat}"
-        return folder / f"{name}.npz" if batch is None else folder / name / f"batch_{batch}.npz"
-
-    def record(self, **results):
-        """Add named results (values with the settings that made them) to ``metrics.json``."""
-        try:
-            known = json.loads(self.metrics.read_text())
-        except FileNotFoundError:
-            known = {}
-        except (ValueError, RecursionError):
-            known = None
-        if not isinstance(known, dict):
-            raise UserError(f"{self.metrics} is damaged; move it away and run this again.")
-        save_json(self.metrics, {**known, **results})
-
-    def snapshot_samples(self, step):
-        return self.root / "samples" / f"iter_{step}"
-
-    def division(self, index, ode):
-        return self.root / ("eval_sampling_ode" if ode else "eval_sampling") / str(index)
-
-    def class_samples(self, label, ode):
-        return self.root / ("eval_samples_ode" if ode else "eval_samples") / str(label)
-
-    @property
-    def class_stat(self):
-        """Images and features of the real training split, class by class."""
-        return self.root / "stat" / "stat.npz"
-
-    def latents(self, label, ode):
-        """Features of the samples of one class, a file for each of theirs."""
-        return self.root / ("latent_ode" if ode else "latent") / str(label)
-
-    def dataset_stat(self, ode):
-        return self.root / ("stat_ode" if ode else "stat") / "dataset_stat.npz"
-
-    def generated_stat(self, ode):
-        return self.root / ("stat_ode" if ode else "stat") / "generated_stat.npz"
-
-    def classwise(self, metric, ode):
-        """Every class's values of a metric, as text."""
-        return self.root / f"{metric}{'_ode' if ode else ''}.txt"
-
-    def cas(self, name):
-        """The workdir of one CAS training, a run of its own inside this one."""
-        return Workdir(str(self.root.absolute() / "checkpoints_cas" / name))
-
-    @contextlib.contextmanager
-    def sole_trainer(self):
-        """Hold the directory for one training run; the system lets go when its process dies.
-
-        Raises:
-            UserError: another run has it.
-        """
-        with open(self.root / ".training", "ab") as file:
-            if not _lock(file, without_locks=True):
-                raise UserError(
-                    f"Another process is training in {self.root}; wait for it, or use another "
-                    "--workdir."
-                )
-            yield
-
-    def check(self):
-        """Raise a UserError if the directory cannot be made or written; leave nothing behind."""
-        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
-        try:
-            self.create()
-        finally:
-            for path in missing:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-
-    def create(self):
-        """Make the directory.
-
-        Raises:
-            UserError: it cannot be made or written.
-        """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
-        except OSError as error:
-            raise UserError(
-                f"The workdir {self.root} cannot be written ({error.strerror}); "
-                "give another with --workdir."
-            ) from None
-
-
 def log_to(path=None):
-    """Send the log to standard output and, with `path`, to that file too (appended)."""
+    """Send the log to standard output and, with `path`, to that file too (appended).
+
+    Of several processes the first logs; the others only warn, on standard output.
+    """
     handlers = [logging.StreamHandler(sys.stdout)]
-    if path is not None:
+    if path is not None and is_first():
         handlers.append(logging.FileHandler(path))
     for handler in log.handlers:
         handler.close()
@@ -416,12 +298,14 @@ def log_to(path=None):
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.handlers = handlers
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to say
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if is_first() else logging.WARNING)
     log.propagate = False
 
 
 def get_device(name):
     """The torch device of ``config.device``; ``auto`` is CUDA where there is one, else the CPU.
+
+    Each of the processes that torchrun started on a machine has a GPU of its own.
 
     Raises:
         UserError: the name is no device, or CUDA is asked for and absent.
@@ -430,6 +314,8 @@ def get_device(name):
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
@@ -438,5 +324,10 @@ def get_device(name):
         raise UserError(
             f"config.device is {name!r}, but this machine shows no CUDA GPU to PyTorch; "
             "use --config.device=cpu."
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"There is no {device}: this machine shows {torch.cuda.device_count()} CUDA GPUs to "
+            "PyTorch. Start at most one process for each."
         )
     return device

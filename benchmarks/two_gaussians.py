@@ -11,6 +11,7 @@ level σ takes g, E σ²‖ĝ − g‖² / E σ²‖g‖².
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 
@@ -53,7 +54,10 @@ class TwoGaussians:
 
 
 class Classifier(nn.Module):
-    """A multilayer perceptron of points (B, 2) and σ (B,) to logits (B, 2)."""
+    """A multilayer perceptron of points (B, 2) and σ (B,) to logits (B, 2).
+
+    Given directions (m, B, 2) it returns the logits and their derivatives (m, B, 2) too.
+    """
 
     def __init__(self, width=64):
         super().__init__()
@@ -65,9 +69,17 @@ class Classifier(nn.Module):
             nn.Linear(width, 2),
         )
 
-    def forward(self, x, sigma):
+    def forward(self, x, sigma, directions=None):
+        if directions is not None:
+            return self.push(x, sigma, directions)
         scale = torch.sqrt(1 + sigma**2)[:, None]
         return self.layers(torch.cat([x / scale, torch.log(sigma)[:, None]], dim=1))
+
+    def push(self, x, sigma, directions):
+        pairs = [
+            torch.func.jvp(functools.partial(self, sigma=sigma), (x,), (v,)) for v in directions
+        ]
+        return pairs[0][0], torch.stack([derivative for _, derivative in pairs])
 
 
 def train(problem, name, seed, steps, batch):
@@ -84,7 +96,8 @@ def train(problem, name, seed, steps, batch):
     optimizer = torch.optim.Adam(classifier.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in range(steps):
-        loss, _ = objective(*problem.sample(batch))
+        x, labels = problem.sample(batch)
+        loss, _ = objective(x, labels, objective.draw(x))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -70,7 +70,9 @@ def base(dataset):
     training.likelihood_weighting = False
     training.reduce_mean = False
     training.eps = 1e-5
-    training.batch_size = 128
+    training.batch_size = 128  # of all processes together
+    training.microbatch = placeholder(int)  # images of a process at a time; none: all of its own
+    training.checkpoint_activations = False  # of NCSN++: less memory, a third more time
     training.log_freq = 50
     training.eval_freq = 100
     training.snapshot_sampling = True
@@ -122,6 +124,7 @@ def _dlsm_classifier(dataset, network):
     config.data.random_flip = False
     config.optim.warmup = 1000 if dataset == CIFAR100 else 0
     del config.training.eps  # the samplers' smallest time, the SDE's own, is the classifier's too
+    del config.training.checkpoint_activations
 
     config.classifier = classifier = ml_collections.ConfigDict()
     classifier.model = network

@@ -9,7 +9,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from utils import Workdir
+from workdir import Workdir
 
 
 def main(workdirs):

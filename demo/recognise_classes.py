@@ -13,7 +13,8 @@ import numpy as np
 from recognise import digits, flatten, recogniser
 
 import datasets
-from utils import Workdir, load_npz, save_image_grid
+from utils import load_npz, save_image_grid
+from workdir import Workdir
 
 CLASSES = range(10)
 COLUMNS = 20  # of the pictures

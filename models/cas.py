@@ -3,12 +3,13 @@
 import torchvision
 from torch import nn
 
+from models.resnet import BatchNorm2d
 from utils import lookup
 
 
 def resnet50(channels, classes):
     """torchvision's ResNet-50, with new weights."""
-    network = torchvision.models.resnet50(weights=None, num_classes=classes)
+    network = torchvision.models.resnet50(weights=None, num_classes=classes, norm_layer=BatchNorm2d)
     if channels != 3:
         network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
     return network

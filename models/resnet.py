@@ -3,7 +3,8 @@
 The CIFAR ResNet of He et al. (CVPR 2016): a 3×3 stem, stages of basic blocks, global average,
 one linear layer. After each stage Linear(SiLU(temb)) is added to every pixel, temb being the
 Fourier embedding of log σ through two linear layers. Names of parameters are those of the
-published checkpoints. Nothing works in place, so that forward-mode derivatives pass through.
+published checkpoints. As in NCSN++, directional derivatives can be pushed beside the activations;
+`layers` says how the rows with `tangents` are laid out.
 """
 
 import contextlib
@@ -12,24 +13,52 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import distributed
 from models import layers
+
+relu = layers.ACTIVATIONS["relu"]
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that can repeat a training pass, see `repeated_pass`."""
+    """Batch normalisation that pushes tangents and can repeat a training pass.
+
+    In training x̂ = (x − mean)/std with the batch's statistics, and its tangent is
+    dx̂ = (dx − mean(dx) − x̂·mean(x̂·dx))/std; in eval mode the running ones are constants. The batch
+    is that of all processes that train together. See `repeated_pass` for `repeating`.
+    """
 
     repeating = False
 
-    def forward(self, x):
-        if not (self.training and self.repeating):
+    def forward(self, x, tangents=0):
+        if not (tangents or (self.training and (self.repeating or distributed.size() > 1))):
             return super().forward(x)
-        # PyTorch's fused operation takes its mean and variance for constants when the tangent of
-        # a forward-mode derivative is differentiated: its gradient is wrong by a tenth. Written
-        # out, every term is differentiated.
-        pixels = (0, 2, 3)
-        centred = x - x.mean(pixels, keepdim=True)
-        std = torch.sqrt(centred.square().mean(pixels, keepdim=True) + self.eps)
-        return centred / std * self.weight[:, None, None] + self.bias[:, None, None]
+        values, d = layers.split_rows(x, tangents)
+        pixels = (-4, -2, -1)
+        if self.training:
+            mean = distributed.mean(values.mean(pixels, keepdim=True))
+            variance = distributed.mean((values - mean).square().mean(pixels, keepdim=True))
+            if not self.repeating:
+                self._count(mean, variance, values.numel() // self.num_features)
+        else:
+            mean, variance = self.running_mean[:, None, None], self.running_var[:, None, None]
+        scale = torch.rsqrt(variance + self.eps)
+        normal = (values - mean) * scale
+        if self.training:
+            both = torch.stack(
+                [d.mean(pixels, keepdim=True), (normal * d).mean(pixels, keepdim=True)]
+            )
+            shift, along = distributed.mean(both)
+            d = d - shift - normal * along
+        rows = layers.join_rows(normal, d * scale) * self.weight[:, None, None]
+        return layers.add_to_values(rows, self.bias[:, None, None], tangents)
+
+    @torch.no_grad()
+    def _count(self, mean, variance, pixels):
+        """Let the running statistics follow a batch; `pixels` of each channel are here."""
+        pixels *= distributed.size()
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.flatten(), self.momentum)
+        self.running_var.lerp_(variance.flatten() * pixels / (pixels - 1), self.momentum)
 
 
 @contextlib.contextmanager
@@ -37,7 +66,7 @@ def repeated_pass(network):
     """Within the context a training pass of the same batch gives the same output once more.
 
     The batch norms normalise by the batch's statistics, as before, but leave their running ones
-    alone, and the tangents of forward-mode derivatives can be differentiated.
+    alone.
 
     Raises:
         TypeError: `network` has a batch norm or a dropout that would not repeat itself.
@@ -76,13 +105,19 @@ class BasicBlock(nn.Module):
                 conv(channels_in, channels_out, 1, stride), BatchNorm2d(channels_out)
             )
 
-    def forward(self, x):
-        h = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(h)) + self.shortcut(x))
+    def forward(self, x, tangents=0):
+        h = relu(self.bn1(self.conv1(x), tangents), tangents)
+        h = self.bn2(self.conv2(h), tangents)
+        if len(self.shortcut):
+            convolution, norm = self.shortcut
+            x = norm(convolution(x), tangents)
+        return relu(h + x, tangents)
 
 
 class ResNet(nn.Module):
     """Logits (B, classes) of images (B, C, H, W) and a noise embedding (B, temb_dim).
+
+    It can push tangents through beside the images; its rows are as in `layers`.
 
     Args:
         blocks, widths: the number of blocks and the channels of each stage; every stage but the
@@ -104,12 +139,15 @@ class ResNet(nn.Module):
             channels_in = width
         self.linear = nn.Linear(widths[-1], classes)
 
-    def forward(self, x, temb):
-        h = F.relu(self.bn1(self.conv1(x)))
+    def forward(self, x, temb, tangents=0):
+        h = relu(self.bn1(self.conv1(x), tangents), tangents)
         for stage in self.stages:
+            for block in getattr(self, f"layer{stage}"):
+                h = block(h, tangents)
             noise = getattr(self, f"dense_{stage}")(F.silu(temb))
-            h = getattr(self, f"layer{stage}")(h) + noise[:, :, None, None]
-        return self.linear(h.mean((2, 3)))
+            h = layers.add_to_values(h, noise[:, :, None, None], tangents)
+        h = F.linear(h.mean((2, 3)), self.linear.weight)
+        return layers.add_to_values(h, self.linear.bias, tangents)
 
 
 class NoiseConditionedResNet(nn.Module):
@@ -138,10 +176,19 @@ class NoiseConditionedResNet(nn.Module):
             }
         )
 
-    def forward(self, x, sigma):
+    def forward(self, x, sigma, directions=None):
+        """The logits, and with `directions` v (m, B, C, H, W) their derivatives too.
+
+        Returns:
+            The logits (B, classes); with `directions` the logits and J v (m, B, classes).
+        """
         fourier, first, second = self.classifier["condition_modules"]
         temb = second(F.silu(first(fourier(torch.log(sigma)))))
-        return self.classifier["classifier"](x, temb)
+        if directions is None:
+            return self.classifier["classifier"](x, temb)
+        tangents = len(directions)
+        rows = self.classifier["classifier"](layers.join_rows(x, directions), temb, tangents)
+        return layers.split_rows(rows, tangents)
 
 
 def classifier_options(config):

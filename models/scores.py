@@ -96,18 +96,9 @@ class GuidedScore:
         return self.score(x, t) + self.scale * likelihood_score
 
 
-def softmax(x):
-    """Softmax over the last axis, in operations that have derivatives in both modes.
-
-    PyTorch's own works in place in its forward-mode derivative.
-    """
-    e = torch.exp(x - x.detach().amax(dim=-1, keepdim=True))
-    return e / e.sum(dim=-1, keepdim=True)
-
-
 def class_log_likelihood(logits, labels):
     """ℓ = log(softmax(logits) + 1e-8)[y] (B,) of logits (B, classes) and labels y (B,)."""
-    probability = softmax(logits).gather(1, labels[:, None]).squeeze(1)
+    probability = torch.softmax(logits, 1).gather(1, labels[:, None]).squeeze(1)
     return torch.log(probability + 1e-8)
 
 

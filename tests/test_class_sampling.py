@@ -7,7 +7,8 @@ import pytest
 import tiny_classifier
 
 from run_lib_sampling import chosen_classes, restore_paths, sample_classes, share
-from utils import UserError, Workdir, load_npz
+from utils import UserError, load_npz
+from workdir import Workdir
 
 
 @pytest.fixture(scope="module")

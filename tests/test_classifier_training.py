@@ -18,7 +18,8 @@ import losses
 from classifier_training import ClassifierTraining, accuracy, load_classifier
 from configs import common
 from datasets import Split
-from utils import UserError, Workdir
+from utils import UserError
+from workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,8 @@ def test_the_score_model_is_frozen_and_averaged(cache):
         assert torch.equal(parameter, average)
     before = checkpoints.fingerprint(network.parameters())
     job.model.train()
-    loss, _ = job.objective(torch.rand(8, 1, 8, 8), torch.randint(10, (8,)))
+    x = torch.rand(8, 1, 8, 8)
+    loss, _ = job.objective(x, torch.randint(10, (8,)), job.objective.draw(x))
     loss.backward()
     assert checkpoints.fingerprint(network.parameters()) == before
     assert all(p.grad is None for p in network.parameters())

@@ -2,6 +2,7 @@
 
 import copy
 
+import forward_mode
 import golden
 import pytest
 import torch
@@ -26,25 +27,14 @@ def objective(entry, classifier, score, sde=VE):
     return losses.classifier_objective(config, classifier, score, sde)
 
 
-class Draws:
-    """Feeds an objective the golden draws."""
-
-    def __init__(self, data):
-        self.draws = {"u": data["u_t"], "z": data["z"]}
-
-    def __call__(self, *_):
-        return self.draws
-
-
 @pytest.mark.parametrize("name", golden.names("dlsm_loss_", "dlsm"))
-def test_dlsm_is_the_published_one(name, monkeypatch):
+def test_dlsm_is_the_published_one(name):
     entry, data = golden.manifest("dlsm")[name], golden.arrays(name)
     classifier = golden.classifier("classifier_resnet18_cond").train(entry["train_mode"])
     score = Score(golden.network("score_model", "dlsm").requires_grad_(False), VE)
     loss_of = objective(entry, classifier, score)
     assert loss_of.eps == entry["eps"]
-    monkeypatch.setattr(type(loss_of), "draw", Draws(data))
-    loss, values = loss_of(data["x"], data["y"])
+    loss, values = loss_of(data["x"], data["y"], {"u": data["u_t"], "z": data["z"]})
     loss.backward()
     loss = loss.detach()
     assert float(loss) == float(values["loss"])
@@ -133,10 +123,9 @@ def test_validation_needs_no_gradients_and_counts_nothing():
 @pytest.mark.parametrize("loss_type", ["total", "dlsm", "ce"])
 def test_reported_values(loss_type):
     """`loss` is what is differentiated: DLSM + coef·CE, DLSM or CE."""
-    network, score, x, labels, _ = small_problem(torch.float32)
+    network, score, x, labels, draws = small_problem(torch.float32)
     entry = {"loss_type": loss_type, "weighting_dlsm": 1, "weighting_ce": 0.5, "coef": 0.3}
-    torch.manual_seed(1)
-    loss, values = objective(entry, network, score)(x, labels)
+    loss, values = objective(entry, network, score)(x, labels, draws)
     assert loss.requires_grad
     assert not any(value.requires_grad for value in values.values())
     if loss_type == "ce":
@@ -187,14 +176,17 @@ def test_the_exact_classifier_is_dlsms_minimum():
     problem = two_gaussians.TwoGaussians(sde)
 
     class Tilted(torch.nn.Module):
-        """The exact classifier with its logits multiplied."""
+        """The exact classifier with its logits multiplied, which pushes directions."""
 
         def __init__(self, factor):
             super().__init__()
             self.factor = torch.nn.Parameter(torch.tensor(factor))
 
-        def forward(self, x, sigma):
-            return self.factor * problem.classifier(x, sigma)
+        def forward(self, x, sigma, directions=None):
+            def logits(x):
+                return self.factor * problem.classifier(x, sigma)
+
+            return logits(x) if directions is None else forward_mode.jvp(logits, x, directions)
 
     x, labels = problem.sample(200_000)
     u, z = torch.rand(len(x)), torch.randn_like(x)

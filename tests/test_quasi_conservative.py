@@ -15,9 +15,9 @@ from models.scores import EnergyScore, Score
 VE = sde_lib.VESDE()
 
 
-def slices_first(v, x):
-    """(K·B, …), slice-major, to (K, B, …)."""
-    return v.reshape(-1, *x.shape)
+def images_first(v, x):
+    """(K·B, …), slice-major, to (B, K, …)."""
+    return v.reshape(-1, *x.shape).transpose(0, 1)
 
 
 @pytest.mark.parametrize("name", golden.names("loss_qc"))
@@ -27,8 +27,8 @@ def test_the_regulariser_is_the_published_one(name):
     objective = losses.QuasiConservative(
         Score(net, VE), VE, entry["eps"], balancing_fac=entry["balancing_fac"]
     )
-    v = slices_first(data["v"], data["x"])
-    assert len(v) == entry["slices"]
+    v = images_first(data["v"], data["x"])
+    assert v.shape[1] == entry["slices"]
     dsm, regulariser, surrogate = objective.both(data["x"], data["u_t"], data["z"], v)
     surrogate.backward()
     assert float(dsm.mean()) == pytest.approx(float(data["loss"]), rel=1e-5)
@@ -36,23 +36,12 @@ def test_the_regulariser_is_the_published_one(name):
     check_gradient_norms(net, entry["grad_norm"])
 
 
-class Drawn:
-    """Gives an objective the draws of a golden file instead of its own."""
-
-    def __init__(self, objective, **draws):
-        self.objective, self.draws = objective, draws
-
-    def __call__(self, x):
-        object.__setattr__(self.objective, "draw", lambda x: self.draws)
-        return self.objective(x, None)
-
-
 @pytest.mark.parametrize("name", [n for n in golden.names("loss_dsm") if "energy" in n])
 def test_dsm_of_a_constrained_model_is_the_published_one(name):
     entry, data = golden.manifest("qc")[name], golden.arrays(name)
     net = golden.network(entry["model"])
     objective = losses.EnergyDSM(EnergyScore(net, VE), VE, entry["eps"])
-    surrogate, values = Drawn(objective, u=data["u_t"], z=data["z"])(data["x"])
+    surrogate, values = objective(data["x"], None, {"u": data["u_t"], "z": data["z"]})
     surrogate.backward()
     assert float(values["loss"]) == pytest.approx(float(data["loss"]), rel=1e-5)
     check_gradient_norms(net, entry["grad_norm"])
@@ -73,7 +62,7 @@ def test_four_optimiser_steps_are_the_published_ones():
     )
     for step, (loss, regulariser) in enumerate(entry["losses"]):
         x, u, z, v = (data[f"{key}{step}"] for key in ("x", "u_t", "z", "v"))
-        dsm, reg, surrogate = objective.both(x, u, z, slices_first(v, x))
+        dsm, reg, surrogate = objective.both(x, u, z, images_first(v, x))
         optimizer.zero_grad()
         surrogate.backward()
         losses.optimize(optimizer, ema.parameters, step, optim)
@@ -119,7 +108,7 @@ def draws(slices):
     x = torch.rand(3, 1, 2, 2, generator=generator).double()
     u = torch.rand(3, generator=generator).double()
     z = torch.randn(3, 1, 2, 2, generator=generator).double()
-    return x, u, z, torch.randn(slices, 3, 1, 2, 2, generator=generator).double()
+    return x, u, z, torch.randn(3, slices, 1, 2, 2, generator=generator).double()
 
 
 def double_backward(score, estimator, balancing_fac, x, u, z, v):
@@ -130,7 +119,7 @@ def double_backward(score, estimator, balancing_fac, x, u, z, v):
     s = score(x_t, t)
     dsm = losses.half_square(losses.dsm_residual(s, VE, t, std, z, False), False)
     q, p = [], []
-    for sign in v.sign():
+    for sign in v.sign().transpose(0, 1):
         q.append(torch.autograd.grad(s, x_t, sign, create_graph=True)[0])
         dummy = torch.zeros_like(s, requires_grad=True)
         (linear,) = torch.autograd.grad(s, x_t, dummy, create_graph=True)
@@ -165,7 +154,7 @@ def test_the_gradient_of_a_constrained_model_is_that_of_double_backward():
     expected = torch.autograd.grad(
         losses.DSM(score, VE, 1e-5).loss(x, u, z).mean(), net.parameters()
     )
-    surrogate, _ = Drawn(losses.EnergyDSM(score, VE, 1e-5), u=u, z=z)(x)
+    surrogate, _ = losses.EnergyDSM(score, VE, 1e-5)(x, None, {"u": u, "z": z})
     # A bias of the last layer that the energy does not see has no gradient in either.
     for a, b in zip(torch.autograd.grad(surrogate, net.parameters()), expected):
         assert (a - b).abs().max() <= 1e-6 * b.abs().max()
@@ -193,7 +182,7 @@ def test_a_step_draws_its_own_vectors():
     )
     x, *_ = draws(1)
     drawn = objective.draw(x)
-    assert drawn["v"].shape == (4, *x.shape)
-    _, values = objective(x, None)
+    assert drawn["v"].shape == (3, 4, 1, 2, 2)
+    _, values = objective(x, None, drawn)
     total = values["dsm"] + 0.3 * values["regulariser"]
     torch.testing.assert_close(values["loss"], total)

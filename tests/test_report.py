@@ -12,7 +12,8 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 import report
-from utils import UserError, Workdir, save_json, save_npz
+from utils import UserError, save_json, save_npz
+from workdir import Workdir
 
 
 class Page(html.parser.HTMLParser):

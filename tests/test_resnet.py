@@ -1,10 +1,11 @@
-"""The noise-conditioned classifiers: parity, forward-mode derivatives, their batch norms."""
+"""The noise-conditioned classifiers: parity, pushed derivatives, their batch norms."""
+
+import copy
 
 import golden
 import pytest
 import torch
 from ml_collections import ConfigDict
-from torch.autograd import forward_ad
 
 import models
 from models.resnet import BatchNorm2d, repeated_pass
@@ -52,17 +53,30 @@ def network():
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_forward_mode_is_the_transpose_of_reverse_mode(network, train):
-    """v·(J w) from a dual pass equals (Jᵀv)·w from a backward, batch statistics included."""
+def test_pushing_is_the_transpose_of_reverse_mode(network, train):
+    """v·(J w) of each of two directions w equals (Jᵀv)·w, batch statistics included."""
     network.train(train)
     x, sigma = torch.rand(6, 1, 8, 8).double(), torch.rand(6).double() + 0.1
-    w, v = torch.randn_like(x), torch.randn(6, 4).double()
-    with repeated_pass(network), forward_ad.dual_level():
-        dual = network(forward_ad.make_dual(x, w), sigma)
-        jvp = forward_ad.unpack_dual(dual).tangent
+    w, v = torch.randn(2, *x.shape).double(), torch.randn(6, 4).double()
+    before = copy.deepcopy(network.state_dict())
+    with repeated_pass(network):
+        logits, derivatives = network(x, sigma, w)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
     x.requires_grad_()
-    (vjp,) = torch.autograd.grad(network(x, sigma), x, v)
-    torch.testing.assert_close((v * jvp).sum(), (vjp * w).sum())
+    plain = network(x, sigma)
+    (vjp,) = torch.autograd.grad(plain, x, v)
+    torch.testing.assert_close(logits, plain)
+    torch.testing.assert_close((v * derivatives).sum((1, 2)), (vjp * w).flatten(1).sum(1))
+
+
+def test_a_pass_that_pushes_counts_the_batch(network):
+    """The running statistics are those after a plain pass."""
+    twin = copy.deepcopy(network)
+    x, sigma = torch.rand(6, 1, 8, 8).double(), torch.rand(6).double() + 0.1
+    network(x, sigma, torch.randn(1, *x.shape).double())
+    twin(x, sigma)
+    torch.testing.assert_close(network.state_dict(), twin.state_dict())
 
 
 def test_a_repeated_pass_repeats(network):

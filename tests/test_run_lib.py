@@ -10,13 +10,15 @@ import time
 import numpy as np
 import pytest
 import tiny
+import tiny_classifier
 import torch
 from test_checkpoints import assert_equal
 
 import checkpoints
 import datasets
 import run_lib
-from utils import UserError, Workdir
+from utils import UserError
+from workdir import Workdir
 
 
 @pytest.fixture(scope="session")
@@ -212,3 +214,81 @@ def test_an_energy_needs_the_continuous_ve_sde(here, cache):
     with pytest.raises(UserError, match="needs the continuous VE SDE"):
         run_lib.train(config, "run")
     assert list(here.iterdir()) == []
+
+
+# ---------------------------------------------------------------- parts of a batch
+
+
+def gradients(job, microbatch, seed=0):
+    """The parameters' gradients and the values of one batch of 10 images."""
+    torch.manual_seed(seed)
+    x, labels = torch.rand(10, 1, 8, 8), torch.randint(10, (10,))
+    draws = job.objective.draw(x)
+    job.model.train().zero_grad()
+    values = run_lib.accumulate_gradients(job.objective, x, labels, draws, microbatch)
+    return [p.grad for p in job.model.parameters() if p.requires_grad], values
+
+
+def check_same_gradients(ours, theirs):
+    """Every parameter's, to 1e-5 of its norm (or of a thousandth of the largest)."""
+    largest = max(g.norm() for g in theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= 1e-5 * torch.maximum(b.norm(), 1e-3 * largest)
+
+
+DSM = {"loss__balancing_fac": 0.0}
+QC = {"loss__balancing_fac": 0.1, "loss__slices": 3}
+ENERGY = {"model__energy": True}
+
+
+def score_job(cache, **more):
+    """A score model's training, all of whose weights matter: new ones have an output near 0."""
+    config = tiny.config(cache, **more)
+    torch.manual_seed(0)
+    job = run_lib.ScoreTraining(config, torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in job.model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return job
+
+
+@pytest.mark.parametrize("kind", [DSM, QC, ENERGY], ids=["dsm", "qc", "energy"])
+@pytest.mark.parametrize("microbatch", [1, 4, 100])
+def test_microbatches_give_the_whole_batchs_gradient(cache, kind, microbatch):
+    """Also where the last part is smaller (4 of 10), or the only one."""
+    job = score_job(cache, model__dropout=0.0, **kind)
+    expected, whole = gradients(job, None)
+    ours, values = gradients(job, microbatch)
+    check_same_gradients(ours, expected)
+    torch.testing.assert_close(values, whole)
+
+
+@pytest.mark.parametrize("kind", [DSM, QC, ENERGY], ids=["dsm", "qc", "energy"])
+def test_checkpointed_activations_give_the_same_gradient(cache, kind):
+    """With the same dropout in every pass of a step, attention and two resolutions."""
+    network = {"model__ch_mult": (1, 2), "model__attn_resolutions": (4,), "model__dropout": 0.3}
+    job = score_job(cache, **network, **kind)
+    expected, whole = gradients(job, 5)
+    assert not job.model.checkpoint_activations
+    ours, values = gradients(
+        score_job(cache, training__checkpoint_activations=True, **network, **kind), 5
+    )
+    check_same_gradients(ours, expected)
+    torch.testing.assert_close(values, whole)
+
+
+def test_a_run_in_microbatches_trains_and_continues(here, cache):
+    more = {"training__microbatch": 6}
+    run_lib.train(tiny.config(cache, **more), "whole")
+    run_lib.train(tiny.config(cache, training__n_iters=5, **more), "parts")
+    run_lib.train(tiny.config(cache, **more), "parts")
+    assert_equal(newest("whole"), newest("parts"))
+
+
+def test_mistaken_microbatches_get_a_sentence(here, cache):
+    with pytest.raises(UserError, match=r"config\.training\.microbatch is 0; expected a whole"):
+        run_lib.train(tiny.config(cache, training__microbatch=0), "run")
+    tiny_classifier.train_score(cache)
+    with pytest.raises(UserError, match="microbatch is 8, but this network has batch norms"):
+        tiny_classifier.train(cache, "run", training__microbatch=8)
+    assert not Workdir("run").root.exists()

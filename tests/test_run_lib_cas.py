@@ -17,7 +17,8 @@ from test_checkpoints import assert_equal
 import datasets
 from models.cas import create_cas_classifier
 from run_lib_cas import cas, read_samples
-from utils import UserError, Workdir, save_npz
+from utils import UserError, save_npz
+from workdir import Workdir
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import checkpoints
 import run_lib
 from provenance import code_version, config_hash
 from run_lib_sampling import sample, split_rounds
-from utils import UserError, Workdir, load_npz, shares, to_json
+from utils import UserError, load_npz, shares, to_json
+from workdir import Workdir
 
 
 @pytest.fixture(scope="module")

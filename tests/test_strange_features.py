@@ -13,7 +13,8 @@ from test_strangers import arrays, metas
 import evaluation
 import sample_features
 import sample_metrics
-from utils import Workdir, save_npz, to_json
+from utils import save_npz, to_json
+from workdir import Workdir
 
 
 @pytest.fixture(scope="module")

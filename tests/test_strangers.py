@@ -26,6 +26,7 @@ import run_lib_cas
 import score_metrics
 import utils
 from utils import UserError, save_npz, to_json
+from workdir import Workdir
 
 SHAPE, CLASSES = (3, 32, 32), 1000
 
@@ -166,7 +167,7 @@ metas = st.one_of(
 
 @given(array=arrays, meta=metas)
 def test_bits_of_strangers(folder, array, meta):
-    place = utils.Workdir(str(folder / "nll"))
+    place = Workdir(str(folder / "nll"))
     place.metrics.unlink(missing_ok=True)
     save_npz(place.nll(0), bpd=array, nfe=np.array(3), meta=meta)
     result = reads("nll", score_metrics.read_nll, place.name)
@@ -177,7 +178,7 @@ def test_bits_of_strangers(folder, array, meta):
 
 @given(first=arrays, second=arrays, times=arrays)
 def test_asymmetries_of_strangers(folder, first, second, times):
-    place = utils.Workdir(str(folder / "asym"))
+    place = Workdir(str(folder / "asym"))
     place.metrics.unlink(missing_ok=True)
     save_npz(place.asym(0), asym=first, nasym=second, times=times, meta="{}")
     result = reads("asym", score_metrics.read_asym, place.name)

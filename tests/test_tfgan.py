@@ -18,7 +18,8 @@ import features
 import sample_features
 from benchmarks.parity_metrics import random_logits, real_and_fake
 from configs.demo import digits
-from utils import UserError, Workdir, load_npz, save_npz
+from utils import UserError, load_npz, save_npz
+from workdir import Workdir
 
 pytest.importorskip("tensorflow_gan", reason="TF-GAN needs requirements-tfgan.txt's environment")
 tf = pytest.importorskip("tensorflow")

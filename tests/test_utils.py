@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from utils import UserError, Workdir, atomic_write, load_npz, lookup, save_npz, seed_for, stands
+from utils import UserError, atomic_write, load_npz, lookup, save_npz, seed_for, stands
+from workdir import Workdir
 
 META = {"seed": 1, "sampling": {"snr": 0.16}}
 

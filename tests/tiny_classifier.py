@@ -6,7 +6,7 @@ import tiny
 
 import run_lib
 from classifier_training import ClassifierTraining
-from utils import Workdir
+from workdir import Workdir
 
 NAMES = {"classifier": "digits_classifier", "guided": "digits_guided", "cas": "digits_cas"}
 

@@ -1,0 +1,126 @@
+"""Training in several processes, each on its own rows of every batch.
+
+``torchrun --nproc_per_node=N main.py …`` starts the processes, on several machines through its
+rendezvous. Each of them draws the whole batch and all of its random numbers and takes its rows, so
+that neither depends on how many there are. DistributedDataParallel averages the gradients, over
+NCCL on GPUs and Gloo on CPUs; batch norms take their statistics of all rows (`mean`). The first
+process alone writes files and logs. Without torchrun nothing of this is used.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils import rank_and_size
+
+# How long processes wait while the first one validates and draws pictures. If one dies, torchrun
+# ends them all at once, whatever this is.
+PATIENCE = datetime.timedelta(days=1)
+
+
+class Step(nn.Module):
+    """A training job's objective as one forward pass, within which all passes of a step lie."""
+
+    def __init__(self, model, objective):
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, x, labels, draws):
+        return self.objective(x, labels, draws)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The processes of a training run, as one of them sees them.
+
+    Attributes:
+        objective: the job's; its backward pass averages the gradients over the processes.
+        rank, size: the number of this process, and how many there are.
+        waiting: the group over which they wait for each other, on the CPU.
+    """
+
+    objective: Callable
+    rank: int = 0
+    size: int = 1
+    waiting: dist.ProcessGroup | None = None
+
+    def rows(self, batch_size):
+        """The rows of this process, a slice, in a batch of all processes."""
+        share = batch_size // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def largest(self, number):
+        """The largest of the processes' whole numbers; they wait for each other here."""
+        if self.size == 1:
+            return number
+        largest = torch.tensor(number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, self.waiting)
+        return int(largest)
+
+    def means(self, values):
+        """A dict of scalar tensors, each averaged over the processes."""
+        if self.size == 1:
+            return values
+        return dict(zip(values, mean(torch.stack(list(values.values())))))
+
+
+@contextlib.contextmanager
+def join(job):
+    """Within the context the processes train `job` together; yields their `World`."""
+    rank, size = rank_and_size()
+    if size == 1:
+        yield World(job.objective)
+        return
+    device = job.device if job.device.type == "cuda" else None
+    if device is not None:
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device is None else "nccl", device_id=device)
+    try:
+        step = DistributedDataParallel(
+            Step(job.model, job.objective),
+            device_ids=None if device is None else [device],
+            # Also keeps the order in which gradients are added the same in all steps (otherwise the
+            # first differs), so that of three processes, too, a run continues bit for bit.
+            find_unused_parameters=True,
+        )
+        yield World(step, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
+    finally:
+        dist.destroy_process_group()
+
+
+def size():
+    """How many processes are training together; 1 outside of `join`."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes; every one of them depends on it, so gradients add up too."""
+
+    @staticmethod
+    def forward(ctx, x):
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Sum.apply(gradient)
+
+
+def mean(x):
+    """A tensor's mean over the processes, differentiable in each; alone, `x` itself."""
+    return _Sum.apply(x) / size() if size() > 1 else x
+
+
+def accumulating(objective):
+    """A context in which backward passes add to this process's gradients without averaging."""
+    if isinstance(objective, DistributedDataParallel):
+        return objective.no_sync()
+    return contextlib.nullcontext()

@@ -1,0 +1,228 @@
+"""Several processes: the numbers of one, continuation after every way to stop, shared samples."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import tiny
+import tiny_classifier
+import torch
+from commands import command
+from test_checkpoints import assert_equal
+
+import checkpoints
+import run_lib
+from classifier_training import ClassifierTraining
+from run_lib_sampling import own_rounds, sample, sample_classes
+from utils import UserError, get_device, seed_for
+from workdir import Workdir
+
+# Ten steps of each kind; dropout's masks depend on the number of processes.
+STEPS = {"training__n_iters": 10, "model__dropout": 0.0}
+RUNS = {
+    "dsm": STEPS,
+    "qc": {**STEPS, "loss__balancing_fac": 0.1, "loss__slices": 2},
+    "microbatches": {**STEPS, "training__microbatch": 3},
+}
+
+# What each process does: ten steps of each kind, with the batch norms' statistics of all rows; a
+# run in one go; the same, stopped by a signal that only one process gets; the same, killed.
+TRAINING = """
+for name, more in test_distributed.RUNS.items():
+    train(tiny.config(cache, **more), "two/" + name)
+config = tiny_classifier.config("classifier", cache, **test_distributed.STEPS)
+train(config, "two/classifier", make_job=ClassifierTraining)
+train(tiny.config(cache), "two/whole")
+
+train_one, events = run_lib.training_step, {4: signal.SIGTERM}
+def training_step(state, *arguments):
+    number = events.pop(state.step, None)
+    if number and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), number)
+    return train_one(state, *arguments)
+run_lib.training_step = training_step
+try:
+    train(tiny.config(cache), "two/stopped")
+except SystemExit as stop:
+    assert stop.code == 128 + signal.SIGTERM
+train(tiny.config(cache), "two/stopped")
+events[5] = signal.SIGKILL
+train(tiny.config(cache), "two/killed")
+"""
+
+# After that: the killed run again, and samples.
+AGAIN = """
+train(tiny.config(cache), "two/killed")
+test_distributed.draw(cache)
+"""
+
+# A command trains once; to train often in one process, every run needs a port of its own.
+PRELUDE = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import run_lib, test_distributed, tiny, tiny_classifier
+from classifier_training import ClassifierTraining
+cache, *ports = sys.argv[1:]
+del os.environ["TORCHELASTIC_USE_AGENT_STORE"]
+def train(*arguments, **options):
+    os.environ["MASTER_PORT"] = ports.pop()
+    run_lib.train(*arguments, **options)
+"""
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    ports = [str(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def torchrun(script, cache):
+    """Run a script in two processes."""
+    path = cache.parent / "script.py"
+    path.write_text(PRELUDE.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests")) + script)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [sys.executable, *launcher, str(path), str(cache), *free_ports(8)],
+        cwd=cache.parent,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def draw(cache):
+    """Samples of two runs: in three divisions of two rounds, and ten classes of two rounds."""
+    sample(tiny.config(cache, eval__batch_size=6, eval__num_samples=25), "two/dsm")
+    sample_classes(tiny_classifier.config("guided", cache), "two/classifier", range(10))
+
+
+def newest(workdir):
+    return torch.load(Workdir(workdir).checkpoint(), weights_only=True)
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The data cache of a directory, the present one, where all runs have been made.
+
+    Those under "one" are of one process, those under "two" of two.
+    """
+    here = tmp_path_factory.mktemp("distributed")
+    cache = here / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        tiny_classifier.train_score(cache)
+        for name, more in RUNS.items():
+            run_lib.train(tiny.config(cache, **more), f"one/{name}")
+        tiny_classifier.train(cache, "one/classifier", **STEPS)
+        done = torchrun(TRAINING, cache)
+        assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr
+        assert checkpoints.read(Workdir("two/killed").resume_point)["step"] == 3
+        done = torchrun(AGAIN, cache)
+        assert done.returncode == 0, done.stderr
+        yield cache
+
+
+@pytest.mark.parametrize("name", [*RUNS, "classifier"])
+def test_ten_steps_are_those_of_one_process(cache, name):
+    """To 1e-5 of the way that the weights have gone; so are all running statistics."""
+    ours, theirs = newest(f"two/{name}"), newest(f"one/{name}")
+    assert ours["step"] == theirs["step"] == 10
+    assert ours["position"] == theirs["position"]
+    if name == "classifier":
+        config, make = tiny_classifier.config("classifier", cache), ClassifierTraining
+    else:
+        config, make = tiny.config(cache, **RUNS[name]), run_lib.ScoreTraining
+    torch.manual_seed(seed_for(config.seed))
+    start = make(config, torch.device("cpu")).model.state_dict()
+    error = way = 0.0
+    for key, value in theirs["model"].items():
+        error += (ours["model"][key] - value).double().square().sum()
+        way += (value - start[key]).double().square().sum()
+    assert error.sqrt() <= 1e-5 * way.sqrt()
+
+
+@pytest.mark.parametrize("name", ["stopped", "killed"])
+def test_a_run_continues_bit_for_bit(cache, name):
+    """After SIGTERM to one of the processes, and after SIGKILL; with dropout."""
+    assert_equal(newest("two/whole"), newest(f"two/{name}"))
+
+
+def test_one_process_writes(cache):
+    """One log and one event file for each start, though two processes ran."""
+    root = Workdir("two/stopped").root
+    text = (root / "stdout.txt").read_text()
+    assert text.count("Stopped by SIGTERM after step 5;") == 1
+    assert text.count("Training on 1437 images") == 2
+    assert text.count("Step 8: wrote") == 1
+    assert len(list((root / "tensorboard").iterdir())) == 2
+
+
+def test_samples_are_those_of_one_process(cache, monkeypatch):
+    """The same files from two processes at once, from one, and from three."""
+    folders = [Workdir("two/dsm").root / "eval_sampling"]
+    folders += [Workdir("two/classifier").root / "eval_samples"]
+    two = [files(folder) for folder in folders]
+    assert [len(found) for found in two] == [12, 40]  # a picture beside each
+    for size in (1, 3):
+        for folder in folders:
+            shutil.rmtree(folder)
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+        for rank in range(size):
+            monkeypatch.setenv("RANK", str(rank))
+            draw(cache)
+        assert [files(folder) for folder in folders] == two
+
+
+def test_rounds_are_dealt_out_in_turn(monkeypatch):
+    """Evenly over all folders, though each has fewer rounds than there are processes."""
+    rounds = {label: [(0, 2), (1, 1)] for label in "abcde"}
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    shares = []
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        shares.append([(name, r) for name, own in own_rounds(rounds) for r in own])
+    assert [len(own) for own in shares] == [3, 3, 2, 2]
+    everything = sorted(r for own in shares for r in own)
+    assert everything == [(name, r) for name in "abcde" for r in rounds[name]]
+
+
+def test_a_batch_that_does_not_divide_gets_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    cache = tmp_path / "cache"
+    done = command("main.py --workdir run", tmp_path, tiny.arguments(cache))
+    tiny.check_sentence(done, "batch_size is 16; 3 processes need a multiple of 3.")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_batch_norm_sees_the_whole_share(tmp_path, monkeypatch):
+    """A microbatch may be as large as one process's part of the batch, not smaller."""
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    config = tiny.config(tmp_path, training__microbatch=8)
+    with pytest.raises(UserError, match="microbatch is 8, but this network has batch norms"):
+        run_lib.require_divisible(network, config.training)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run_lib.require_divisible(network, config.training)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert str(get_device("auto")) == "cuda"
+    for rank, expected in enumerate(("cuda:0", "cuda:1")):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert str(get_device("auto")) == str(get_device("cuda")) == expected
+    assert str(get_device("cpu")) == "cpu"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="There is no cuda:2: this machine shows 2 CUDA GPUs"):
+        get_device("auto")

@@ -1,0 +1,145 @@
+"""The files of a run: where they are, and who may write them."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import tempfile
+
+from utils import UserError, is_first, lock, save_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Every path of a run; a relative `name` lies under ``results/``, an absolute one is itself."""
+
+    name: str
+
+    @property
+    def root(self):
+        return pathlib.Path("results") / self.name
+
+    @property
+    def checkpoints(self):
+        return self.root / "checkpoints"
+
+    @property
+    def resume_point(self):
+        return self.root / "checkpoints-meta" / "checkpoint.pth"
+
+    @property
+    def tensorboard(self):
+        return self.root / "tensorboard"
+
+    @property
+    def log_file(self):
+        return self.root / "stdout.txt"
+
+    def checkpoint(self, index=None):
+        """``checkpoint_{index}.pth``, or the newest checkpoint without an index."""
+        return self.checkpoints / ("checkpoint.pth" if index is None else f"checkpoint_{index}.pth")
+
+    @property
+    def metrics(self):
+        return self.root / "metrics.json"
+
+    def nll(self, batch):
+        return self.root / "nll" / f"bpd_{batch}.npz"
+
+    def asym(self, repeat, batch=None):
+        """``asym/repeat_{k}.npz``, or one batch of it while it is being calculated."""
+        folder = self.root / "asym"
+        name = f"repeat_{repeat}"
+        return folder / f"{name}.npz" if batch is None else folder / name / f"batch_{batch}.npz"
+
+    def record(self, **results):
+        """Add named results (values with the settings that made them) to ``metrics.json``."""
+        try:
+            known = json.loads(self.metrics.read_text())
+        except FileNotFoundError:
+            known = {}
+        except (ValueError, RecursionError):
+            known = None
+        if not isinstance(known, dict):
+            raise UserError(f"{self.metrics} is damaged; move it away and run this again.")
+        save_json(self.metrics, {**known, **results})
+
+    def snapshot_samples(self, step):
+        return self.root / "samples" / f"iter_{step}"
+
+    def division(self, index, ode):
+        return self.root / ("eval_sampling_ode" if ode else "eval_sampling") / str(index)
+
+    def class_samples(self, label, ode):
+        return self.root / ("eval_samples_ode" if ode else "eval_samples") / str(label)
+
+    @property
+    def class_stat(self):
+        """Images and features of the real training split, class by class."""
+        return self.root / "stat" / "stat.npz"
+
+    def latents(self, label, ode):
+        """Features of the samples of one class, a file for each of theirs."""
+        return self.root / ("latent_ode" if ode else "latent") / str(label)
+
+    def dataset_stat(self, ode):
+        return self.root / ("stat_ode" if ode else "stat") / "dataset_stat.npz"
+
+    def generated_stat(self, ode):
+        return self.root / ("stat_ode" if ode else "stat") / "generated_stat.npz"
+
+    def classwise(self, metric, ode):
+        """Every class's values of a metric, as text."""
+        return self.root / f"{metric}{'_ode' if ode else ''}.txt"
+
+    def cas(self, name):
+        """The workdir of one CAS training, a run of its own inside this one."""
+        return Workdir(str(self.root.absolute() / "checkpoints_cas" / name))
+
+    @contextlib.contextmanager
+    def sole_trainer(self):
+        """Hold the directory for one training run; the system lets go when its process dies.
+
+        Raises:
+            UserError: another run has it.
+        """
+        with open(self.root / ".training", "ab") as file:
+            if not lock(file, without_locks=True):
+                raise UserError(
+                    f"Another process is training in {self.root}; wait for it, or use another "
+                    "--workdir."
+                )
+            yield
+
+    def check(self):
+        """Raise a UserError if the directory cannot be made or written; leave nothing behind.
+
+        Of several processes the first does this, and `create`, for all.
+        """
+        if not is_first():
+            return
+        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        try:
+            self.create()
+        finally:
+            for path in missing:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+    def create(self):
+        """Make the directory.
+
+        Raises:
+            UserError: it cannot be made or written.
+        """
+        if not is_first():
+            return
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"The workdir {self.root} cannot be written ({error.strerror}); "
+                "give another with --workdir."
+            ) from None

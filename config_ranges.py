@@ -80,6 +80,7 @@ RANGES = {
     "optim.warmup": _whole(0, 10**12),
     "optim.grad_clip": POSITIVE,
     "training.batch_size": BATCH,
+    "training.microbatch": _optional(BATCH),
     "training.n_iters": STEPS,
     "training.log_freq": STEPS,
     "training.eval_freq": STEPS,

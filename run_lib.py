@@ -230,8 +230,8 @@ def require_divisible(model, training):
     """Check that the batch can be shared out as ``config.training.microbatch`` and torchrun ask.
 
     Raises:
-        UserError: the processes do not divide it; or the microbatch is not positive, or splits
-            what a batch norm must see whole.
+        UserError: the processes do not divide it, or the microbatch splits what a batch norm must
+            see whole.
     """
     _, size = rank_and_size()
     if training.batch_size % size:
@@ -241,8 +241,7 @@ def require_divisible(model, training):
         )
     if training.microbatch is None:
         return
-    share = training.batch_size // size
-    microbatch = require_positive(training.microbatch, "config.training.microbatch")
+    share, microbatch = training.batch_size // size, training.microbatch
     norms = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
     if norms and microbatch < share:
         raise UserError(

@@ -7,7 +7,7 @@ from configs.demo import digits_classifier
 def get_config():
     config = digits_classifier.small(common.dlsm_cas("digits", "resnet_small_cond"))
     config.cas.model = "small_cnn"
-    config.eval.num_samples_all = 500
+    config.eval.num_samples_all = 300
     config.optim.lr = 1e-3
 
     training = config.training

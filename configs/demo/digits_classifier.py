@@ -18,9 +18,9 @@ def get_config():
 
     training = config.training
     training.batch_size = 64
-    training.n_iters = 1500
-    training.eval_freq = 500
-    training.snapshot_freq = 1500
-    training.snapshot_freq_for_preemption = 500
+    training.n_iters = 900
+    training.eval_freq = 300
+    training.snapshot_freq = 900
+    training.snapshot_freq_for_preemption = 300
     training.snapshot_sampling = False
     return config

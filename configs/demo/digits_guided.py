@@ -1,4 +1,4 @@
-"""The demo's class-conditional digits: 50 of each class, guided by the demo's classifier."""
+"""The demo's class-conditional digits: 30 of each class, guided by the demo's classifier."""
 
 from configs import common
 from configs.demo import digits_classifier
@@ -8,7 +8,7 @@ def get_config():
     config = digits_classifier.small(common.dlsm_evaluation("digits", "resnet_small_cond"))
     # The small score model needs a push: at scale 1 a sixth of the samples miss their class.
     config.sampling.scaling_factor = 2.0
-    config.eval.batch_size = 50
-    config.eval.num_samples = 500
-    config.eval.num_samples_all = 500
+    config.eval.batch_size = 30
+    config.eval.num_samples = 300
+    config.eval.num_samples_all = 300
     return config

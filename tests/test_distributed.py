@@ -159,13 +159,12 @@ def test_a_run_continues_bit_for_bit(cache, name):
 
 
 def test_one_process_writes(cache):
-    """One log and one event file for each start, though two processes ran."""
+    """One log of each start, though two processes ran."""
     root = Workdir("two/stopped").root
     text = (root / "stdout.txt").read_text()
     assert text.count("Stopped by SIGTERM after step 5;") == 1
     assert text.count("Training on 1437 images") == 2
     assert text.count("Step 8: wrote") == 1
-    assert len(list((root / "tensorboard").iterdir())) == 2
 
 
 def test_samples_are_those_of_one_process(cache, monkeypatch):

@@ -44,7 +44,7 @@ def draws(sigma, dtype=torch.float32):
     shape = (4, 1, 8, 8)
     x = torch.rand(shape, generator=generator)
     z = torch.randn(shape, generator=generator)
-    v = torch.randn((2, *shape), generator=generator)
+    v = torch.randn((4, 2, *shape[1:]), generator=generator)
     u = torch.full((4,), ENDS[sigma])
     return [tensor.to(dtype) for tensor in (x, u, z, v)]
 
@@ -118,7 +118,8 @@ def test_quasi_conservative_at_both_ends(estimator, sigma, precision):
 @pytest.mark.parametrize("sigma", ENDS)
 def test_a_constrained_model_at_both_ends(sigma):
     x, u, z, _ = draws(sigma)
-    scalar, values = test_qc.Drawn(losses.EnergyDSM(EnergyScore(NET, VE), VE, EPS), u=u, z=z)(x)
+    objective = losses.EnergyDSM(EnergyScore(NET, VE), VE, EPS)
+    scalar, values = objective(x, None, {"u": u, "z": z})
     x, u, z, _ = draws(sigma, torch.float64)
     t = losses.draw_times(u, VE, EPS)
     x_t, std = losses.perturb(VE, x, t, z)

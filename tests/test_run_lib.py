@@ -181,7 +181,7 @@ def test_a_non_finite_gradient_stops_the_run(here, cache, value):
                     loss.register_hook(lambda gradient: gradient * value)
                 return loss, values
 
-            spoiled.evaluate = objective.evaluate
+            spoiled.draw, spoiled.evaluate = objective.draw, objective.evaluate
             self.objective = spoiled
 
     with pytest.raises(UserError, match="The gradient stopped being finite at step 6;"):

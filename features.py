@@ -287,16 +287,16 @@ def _digest(arrays):
 
 def _read_classifier(cache):
     """The dict that `ClassifierFeatures` cached, or an empty one where there is none yet."""
-    import torch
+    import checkpoints
 
     if not cache.exists():
         return {}
     try:
-        stored = torch.load(cache, map_location="cpu", weights_only=True)
+        stored = checkpoints.read(cache)
         return {"data": stored["data"], "model": stored["model"]}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+    except (UserError, KeyError) as error:
         raise UserError(
-            f"{cache} does not hold a feature classifier ({error!r}); delete it, and it is made "
+            f"{cache} does not hold a feature classifier ({error}); delete it, and it is made "
             "again."
         ) from None
 
@@ -320,13 +320,15 @@ class ClassifierFeatures:
     def __init__(self, dataset, images, labels, device, cache):
         import torch
 
+        import checkpoints
+
         cache, labels = pathlib.Path(cache), np.asarray(labels)
         data = _digest([images, labels])
         stored = _read_classifier(cache)
         if stored.get("data") == data:
             self.logit_width = int(labels.max()) + 1
             network = _small_classifier(images.shape[-1], self.logit_width).to(device).eval()
-            network.load_state_dict(stored["model"])
+            checkpoints.load_model(network, stored, cache)
         else:
             network = train_small_classifier(images, labels, device)
             self.logit_width = network[1].out_features

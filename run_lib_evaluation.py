@@ -10,6 +10,7 @@ import itertools
 from absl import flags
 
 import cli
+import config_ranges
 from utils import UserError
 
 METRICS = ("nll", "asym")
@@ -59,6 +60,7 @@ def main():
         loss__slices=FLAGS.slices,
         sampling__method="ode" if FLAGS.ode else None,
     )
+    config_ranges.check(config)
     of_score = FLAGS.calculate or FLAGS.read
     by_class = FLAGS.stat or FLAGS.latent
     whole = FLAGS.encode or FLAGS.encode_dataset

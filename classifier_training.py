@@ -11,6 +11,7 @@ import losses
 import models
 import sampling
 import sde_lib
+from models import compute
 from models.scores import GuidedScore
 from run_lib import LoadedFrom, load_score
 from utils import UserError
@@ -35,7 +36,8 @@ class ClassifierTraining:
         self.device = device
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
-        self.model = models.create_classifier(config).to(device)
+        self.model = models.create_classifier(config)
+        compute.prepare(self.model, config.compute, device)
         self.score, _ = load_score(config, config.model.score_restore_path, self.sde, device)
         self.objective = losses.classifier_objective(config, self.model, self.score, self.sde)
 
@@ -98,7 +100,7 @@ def load_classifier(config, path, device):
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "classifier")
     checkpoints.load_model(network, content, path)
-    network.to(device).eval().requires_grad_(False)
+    compute.prepare(network, config.compute, device).eval().requires_grad_(False)
     step = checkpoints.read_count(content, "step", path, 0)
     return network, LoadedFrom(step, checkpoints.fingerprint(network.state_dict().values()))
 

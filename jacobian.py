@@ -12,16 +12,23 @@ Jv comes from a score's method `jvp`, Jᵀv from `vjp` here. Random vectors come
 
 import torch
 
+from models.compute import plain
+
 
 def rademacher(normal):
     """±1 from standard normal draws."""
     return torch.sign(normal)
 
 
-def vjp(out, x, v):
-    """Jᵀv (K, B, …) for K cotangents, from the graph that leads from x to `out`, which it frees."""
+def vjp(f, x, v):
+    """Jᵀv (K, B, …) for K cotangents v of a function f at x (B, …)."""
+    x = x.detach().requires_grad_()
     if len(v) == 1:
+        with torch.enable_grad():
+            out = f(x)
         return torch.autograd.grad(out, x, v[0])[0][None]
+    with torch.enable_grad(), plain():
+        out = f(x)
     return torch.autograd.grad(out, x, v, is_grads_batched=True)[0]
 
 

@@ -74,8 +74,7 @@ def asymmetry(score, sde, x, t, z, v, estimator=jacobian.paper_asymmetry):
     x_t, _ = perturb(sde, x, t, z)
     with torch.no_grad():
         _, p = score.jvp(x_t, t, v)
-    with torch.enable_grad():
-        q = jacobian.vjp(score(x_t.requires_grad_(), t), x_t, v)
+    q = jacobian.vjp(lambda x: score(x, t), x_t, v)
     asym = estimator(p, q).mean(0)
     return asym, 0.5 * asym / (jacobian.dot(q, q).mean(0) + 1e-8)
 

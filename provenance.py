@@ -42,4 +42,7 @@ def config_hash(config):
         }
         for section in ("data", "model")
     }
+    # Where the computation is coarser than the published one; what is exact has no entry.
+    if config.compute.precision != "fp32":
+        content["precision"] = config.compute.precision
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -23,6 +23,7 @@ import losses
 import models
 import sampling
 import sde_lib
+from models import compute
 from models.ema import EMA
 from models.scores import EnergyScore, Score
 from scalars import ScalarWriter
@@ -53,7 +54,8 @@ class ScoreTraining:
         self.ema_rate = config.model.ema_rate
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
-        self.model = models.create_model(config).to(device)
+        self.model = models.create_model(config)
+        compute.prepare(self.model, config.compute, device)
         self.model.checkpoint_activations = config.training.checkpoint_activations
         self.score = make_score(config, self.model, self.sde)
         self.objective = losses.score_objective(config, self.score, self.sde)
@@ -117,7 +119,7 @@ def load_score(config, path, sde, device, use_ema=True):
         ema = EMA(network.parameters(), config.model.ema_rate)
         checkpoints.load_ema(ema, content, path)
         ema.copy_to_parameters()
-    network.to(device).eval().requires_grad_(False)
+    compute.prepare(network, config.compute, device).eval().requires_grad_(False)
     step = checkpoints.read_count(content, "step", path, 0)
     return (
         make_score(config, network, sde),

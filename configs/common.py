@@ -16,6 +16,11 @@ def base(dataset):
     config.seed = 42
     config.device = "auto"  # CUDA where there is one
 
+    config.compute = compute = ml_collections.ConfigDict()
+    compute.precision = "fp32"  # or tf32, bf16
+    compute.channels_last = False
+    compute.compile = False
+
     config.data = data = ml_collections.ConfigDict()
     data.dataset = dataset
     data.root = "data"

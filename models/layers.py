@@ -22,6 +22,70 @@ from models.pushed import join_rows, split_rows
 SQRT2 = math.sqrt(2.0)
 
 
+# ---------------------------------------------------------------- activations
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """An elementwise function with its first two derivatives."""
+
+    function: Callable
+    derivative: Callable
+    second: Callable
+
+    def __call__(self, x, tangents=0):
+        if not tangents:
+            return self.function(x)
+        return pushed.Elementwise.apply(x, self.function, self.derivative, self.second, tangents)
+
+
+def _swish_derivative(x):
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def _swish_second(x):
+    s = torch.sigmoid(x)
+    return s * (1 - s) * (2 + x * (1 - 2 * s))
+
+
+def _lrelu(x):
+    return F.leaky_relu(x, 0.2)
+
+
+def _lrelu_derivative(x):
+    return torch.where(x > 0, 1.0, 0.2).to(x.dtype)
+
+
+def _elu_derivative(x):
+    return torch.exp(x.clamp(max=0))
+
+
+def _elu_second(x):
+    return torch.exp(x.clamp(max=0)) * (x < 0)
+
+
+def _relu_derivative(x):
+    return (x > 0).to(x.dtype)
+
+
+def _identity(x):
+    return x
+
+
+IDENTITY = Activation(_identity, torch.ones_like, torch.zeros_like)
+
+ACTIVATIONS = {
+    "elu": Activation(F.elu, _elu_derivative, _elu_second),
+    "relu": Activation(F.relu, _relu_derivative, torch.zeros_like),
+    "lrelu": Activation(_lrelu, _lrelu_derivative, torch.zeros_like),
+    "swish": Activation(F.silu, _swish_derivative, _swish_second),
+}
+
+
+# ---------------------------------------------------------------- linear maps and normalisation
+
+
 def variance_scaling_(weight, scale, fan_in, fan_out):
     """Fill with U(−b, b), b = √(3·scale / mean(fan_in, fan_out)); 1e-10 stands for scale 0."""
     scale = scale or 1e-10
@@ -76,16 +140,16 @@ class Linear(nn.Linear):
 
 
 class GroupNorm(nn.GroupNorm):
-    """min(C/4, 32) groups, ε = 1e-6."""
+    """min(C/4, 32) groups, ε = 1e-6; then an `Activation`, if one is given."""
 
     def __init__(self, channels):
         super().__init__(min(channels // 4, 32), channels, eps=1e-6)
 
-    def forward(self, x, tangents=0):
+    def forward(self, x, tangents=0, act=IDENTITY):
         if not tangents:
-            return super().forward(x)
-        return pushed.GroupNorm.apply(
-            x, self.weight, self.bias, self.num_groups, self.eps, tangents
+            return act(super().forward(x))
+        return pushed.NormAct.apply(
+            x, self.weight, self.bias, self.num_groups, self.eps, act, tangents
         )
 
 
@@ -273,7 +337,8 @@ class Combine(nn.Module):
 def attention(q, k, v, tangents=0):
     """softmax(q kᵀ/√C) v of queries, keys and values (rows, pixels, C)."""
     if not tangents:
-        return F.scaled_dot_product_attention(q, k, v)
+        # PyTorch's fused kernels take batches of heads.
+        return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
     (q, dq), (k, dk), (v, dv) = (split_rows(x, tangents) for x in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1])
     weights = torch.softmax(q @ k.mT * scale, dim=-1)
@@ -353,7 +418,7 @@ class ResnetBlock(nn.Module):
         return F.dropout(torch.ones(shape, dtype=x.dtype, device=x.device), self.dropout)
 
     def transform(self, x, temb, kept, tangents):
-        h = self.act(self.GroupNorm_0(x, tangents), tangents)
+        h = self.GroupNorm_0(x, tangents, self.act)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         if temb is None:
@@ -363,65 +428,10 @@ class ResnetBlock(nn.Module):
             h = add_to_values(
                 self.Conv_0.linear(h), noise + self.Conv_0.bias[:, None, None], tangents
             )
-        h = self.act(self.GroupNorm_1(h, tangents), tangents)
+        h = self.GroupNorm_1(h, tangents, self.act)
         if kept is not None:
             h = h * kept.repeat(1 + tangents, 1, 1, 1)
         h = self.Conv_1(h, tangents)
         if self.shortcut is not None:
             x = getattr(self, self.shortcut)(x, tangents)
         return residual_sum(x, h, self.skip_rescale)
-
-
-# ---------------------------------------------------------------- activations
-
-
-@dataclasses.dataclass(frozen=True)
-class Activation:
-    """An elementwise function with its first two derivatives."""
-
-    function: Callable
-    derivative: Callable
-    second: Callable
-
-    def __call__(self, x, tangents=0):
-        if not tangents:
-            return self.function(x)
-        return pushed.Elementwise.apply(x, self.function, self.derivative, self.second, tangents)
-
-
-def _swish_derivative(x):
-    s = torch.sigmoid(x)
-    return s * (1 + x * (1 - s))
-
-
-def _swish_second(x):
-    s = torch.sigmoid(x)
-    return s * (1 - s) * (2 + x * (1 - 2 * s))
-
-
-def _lrelu(x):
-    return F.leaky_relu(x, 0.2)
-
-
-def _lrelu_derivative(x):
-    return torch.where(x > 0, 1.0, 0.2).to(x.dtype)
-
-
-def _elu_derivative(x):
-    return torch.exp(x.clamp(max=0))
-
-
-def _elu_second(x):
-    return torch.exp(x.clamp(max=0)) * (x < 0)
-
-
-def _relu_derivative(x):
-    return (x > 0).to(x.dtype)
-
-
-ACTIVATIONS = {
-    "elu": Activation(F.elu, _elu_derivative, _elu_second),
-    "relu": Activation(F.relu, _relu_derivative, torch.zeros_like),
-    "lrelu": Activation(_lrelu, _lrelu_derivative, torch.zeros_like),
-    "swish": Activation(F.silu, _swish_derivative, _swish_second),
-}

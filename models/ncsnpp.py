@@ -194,7 +194,7 @@ class NCSNpp(nn.Module):
         return layers.split_rows(rows, tangents)
 
     def _rows(self, x, cond, tangents):
-        h = self.network(x, cond, tangents)
+        h = self.network(x, cond, tangents).to(x.dtype)
         return h / self._sigma(cond, h, tangents) if self.scale_by_sigma else h
 
     def _sigma(self, cond, h, tangents):
@@ -213,8 +213,8 @@ class NCSNpp(nn.Module):
         h = self._residual(next(modules), h, temb, tangents)
         h = self._up(modules, h, skips, temb, tangents)
         if self.progressive != "output_skip":
+            h = next(modules)(h, tangents, self.act)
             h = next(modules)(h, tangents)
-            h = next(modules)(self.act(h, tangents), tangents)
         return h
 
     def _embed(self, modules, cond):
@@ -280,11 +280,11 @@ class NCSNpp(nn.Module):
             if h.shape[-1] in self.attn_resolutions:
                 h = self._attention(next(modules), h, tangents)
             if self.progressive == "output_skip":
-                normalised = self.act(next(modules)(h, tangents), tangents)
+                normalised = next(modules)(h, tangents, self.act)
                 out = next(modules)(normalised, tangents)
                 pyramid = out if pyramid is None else self.pyramid_up(pyramid) + out
             elif self.progressive == "residual" and pyramid is None:
-                normalised = self.act(next(modules)(h, tangents), tangents)
+                normalised = next(modules)(h, tangents, self.act)
                 pyramid = next(modules)(normalised, tangents)
             elif self.progressive == "residual":
                 pyramid = next(modules)(pyramid, tangents)

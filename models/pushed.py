@@ -1,8 +1,8 @@
 """Layers that carry tangents beside their values, with reverse derivatives written out.
 
 Rows are as in `layers`: the B of the values, then those of m tangents. Forward mode and autograd
-could derive all of this; they would take three times as many passes over memory, and these layers
-are where such a step spends its time.
+could derive all of this, in more passes over memory and with more of it kept for the reverse pass.
+What is kept has the input's type; sums are taken in float32 or wider.
 """
 
 import torch
@@ -38,54 +38,79 @@ class AddToValues(Function):
         return grad, values.sum_to_size(ctx.shape), None
 
 
-class GroupNorm(Function):
-    """Group normalisation x̂ = (x − mean)/std, whose tangents are dx̂ = P(dx)/std.
+class NormAct(Function):
+    """f of group normalisation, y = w·n + b with n = (x − mean)/std, and f an `Activation`.
 
-    P(d) = d − mean(d) − x̂·mean(x̂·d), the means over a group. Then a scale and a shift per channel.
+    The tangents of n are h = P(dx)/std with P(d) = d − mean(d) − n·mean(n·d), the means over a
+    group, and those of the output f′(y)·w·h.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, groups, eps, tangents):
-        grouped = x.reshape(len(x), groups, -1)  # (rows, groups, elements)
-        values, d = split_rows(grouped, tangents)
-        variance, mean = torch.var_mean(values, -1, correction=0, keepdim=True)
-        scale = torch.rsqrt(variance + eps)
-        normal = (values - mean) * scale
-        slope = _mean(normal * d)
-        pushed = torch.addcmul(d - _mean(d), normal, slope, value=-1).mul_(scale)
-        ctx.save_for_backward(normal, scale, pushed, slope, weight)
-        ctx.tangents = tangents
-        rows = join_rows(normal, pushed).reshape(x.shape) * weight[:, None, None]
-        rows[: len(values)] += bias[:, None, None]
-        return rows
+    def forward(ctx, x, weight, bias, groups, eps, act, tangents):
+        ctx.save_for_backward(x, weight, bias)
+        ctx.groups, ctx.eps, ctx.act, ctx.tangents = groups, eps, act, tangents
+        normal, _, h, _ = _normalise(x, groups, eps, tangents)
+        weight, bias = _per_channel(weight, groups), _per_channel(bias, groups)
+        y = normal * weight + bias
+        values = act.function(y).to(x.dtype)
+        d = h * (act.derivative(y) * weight)
+        return join_rows(values, d.to(x.dtype)).flatten(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        normal, scale, pushed, slope, weight = ctx.saved_tensors
-        shape, count = grad.shape, len(normal)
-        rows = grad.flatten(2)
-        over_bias = rows[:count].sum((0, 2))
-        over_weight = (rows[:count] * normal.reshape_as(rows[:count])).sum((0, 2))
-        over_weight += (rows[count:] * pushed.reshape_as(rows[count:])).sum((0, 2))
+        x, weight, bias = ctx.saved_tensors
+        normal, scale, h, slope = _normalise(x, ctx.groups, ctx.eps, ctx.tangents)
+        weight, bias = _per_channel(weight, ctx.groups), _per_channel(bias, ctx.groups)
+        y = normal * weight + bias
+        over_out, over_d = split_rows(_wide(grad).unflatten(1, (ctx.groups, -1)), ctx.tangents)
+        derivative = ctx.act.derivative(y)
+        products = _sum(over_d * h)
+        over_y = over_out * derivative
+        over_y.addcmul_(ctx.act.second(y) * weight, products)
+        products *= derivative
+        over_bias = over_y.sum(CHANNEL)
+        over_weight = torch.addcmul(products, over_y, normal).sum(CHANNEL)
 
-        grad = (grad * weight[:, None, None]).reshape(len(grad), normal.shape[1], -1)
-        a, e = split_rows(grad, ctx.tangents)
-        # With d̂ = dx̂, the means ν = mean(x̂·e) and μ = mean(x̂·dx) (`slope`): the values get
-        # (P(a − Σ (μe + νdx)/std) − x̂·Σ mean(e·d̂))/std and every tangent P(e)/std. As P takes the
-        # means and the part along x̂ out of dx too, P(dx)/std = d̂ serves in its place.
+        a, e = over_y * weight, over_d * (derivative * weight)
+        # With the means ν = mean(n·e) and μ = mean(n·dx) (`slope`): the values get
+        # (P(a − Σ (μe + νdx)/std) − n·Σ mean(e·h))/std and every tangent P(e)/std. As P takes the
+        # means and the part along n out of dx too, P(dx)/std = h serves in its place.
         along = _mean(normal * e)
-        a = torch.addcmul(a, _sum(slope * e), scale, value=-1)
-        over_values = (a - _mean(a)).addcmul_(normal, _mean(normal * a), value=-1)
-        over_values -= _sum(along * pushed)
-        over_values.addcmul_(normal, _sum(_mean(e * pushed)), value=-1)
+        a.addcmul_(_sum(slope * e), scale, value=-1)
+        over_values = a - _mean(a)
+        over_values.addcmul_(normal, _mean(normal * a) + _mean(products * weight), value=-1)
+        over_values -= _sum(along * h)
         over_tangents = (e - _mean(e)).addcmul_(normal, along, value=-1)
-        rows = join_rows(over_values.mul_(scale), over_tangents.mul_(scale))
-        return rows.reshape(shape), over_weight, over_bias, None, None, None
+        rows = join_rows((over_values * scale).to(x.dtype), (over_tangents * scale).to(x.dtype))
+        return rows.flatten(1, 2), over_weight.flatten(), over_bias.flatten(), *4 * [None]
+
+
+# Of maps (rows, groups, channels of a group, H, W): a group, and a channel of all rows.
+GROUP, CHANNEL = (-3, -2, -1), (0, -2, -1)
+
+
+def _normalise(x, groups, eps, tangents):
+    """n, 1/std, h and mean(n·dx) of rows (rows, C, H, W), in float32 or wider."""
+    values, d = split_rows(_wide(x).unflatten(1, (groups, -1)), tangents)
+    variance, mean = torch.var_mean(values, GROUP, correction=0, keepdim=True)
+    scale = torch.rsqrt(variance + eps)
+    normal = (values - mean) * scale
+    slope = _mean(normal * d)
+    h = torch.addcmul(d - _mean(d), normal, slope, value=-1).mul_(scale)
+    return normal, scale, h, slope
+
+
+def _wide(x):
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _per_channel(parameter, groups):
+    return parameter.view(groups, -1, 1, 1)
 
 
 def _mean(x):
-    return x.mean(-1, keepdim=True)
+    return x.mean(GROUP, keepdim=True)
 
 
 def _sum(x):

@@ -185,10 +185,10 @@ class NoiseConditionedResNet(nn.Module):
         fourier, first, second = self.classifier["condition_modules"]
         temb = second(F.silu(first(fourier(torch.log(sigma)))))
         if directions is None:
-            return self.classifier["classifier"](x, temb)
+            return self.classifier["classifier"](x, temb).to(x.dtype)
         tangents = len(directions)
         rows = self.classifier["classifier"](layers.join_rows(x, directions), temb, tangents)
-        return layers.split_rows(rows, tangents)
+        return layers.split_rows(rows.to(x.dtype), tangents)
 
 
 def classifier_options(config):

@@ -4,12 +4,14 @@ Losses, samplers and likelihoods take such a function and know nothing of networ
 with its Jacobian J = ∂s/∂x a score has a method `jvp`.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
 
 import torch
 
+from models.compute import plain
 from sde_lib import SDE, expand
 
 
@@ -108,7 +110,7 @@ def input_gradient(function, x):
     Unlike `func.grad` it lets batch norms count the batch, and has no forward-mode derivative.
     """
     keep_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), plain() if keep_graph else contextlib.nullcontext():
         if not x.requires_grad:
             x = x.detach().requires_grad_(True)
         return torch.autograd.grad(function(x).sum(), x, create_graph=keep_graph)[0]

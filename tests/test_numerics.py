@@ -1,7 +1,7 @@
 """Losses and their gradients at both ends of the noise, against float64 and double backward.
 
 The references take every derivative by create_graph on a float64 copy of the network; what is
-tested goes forward over reverse, in float32 and under bfloat16 autocast.
+tested pushes tangents, in float32 and with config.compute.precision bf16.
 """
 
 import copy
@@ -17,6 +17,7 @@ import jacobian
 import losses
 import models
 import sde_lib
+from models import compute
 from models.scores import EnergyScore, Score
 
 VE = sde_lib.VESDE()  # σ from 0.01 to 50
@@ -58,26 +59,19 @@ def gradients(scalar, net):
     return flat, flat.norm()
 
 
-class InBFloat16:
-    """A network whose products are taken in bfloat16, as on a GPU with autocast."""
-
-    def __init__(self, net):
-        self.net = net
-
-    def __call__(self, *arguments):
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.net(*arguments)
+def prepared(net, precision):
+    """A copy of a network that computes as ``config.compute.precision`` says."""
+    settings = tiny.config("cache", compute__precision=precision).compute
+    return compute.prepare(copy.deepcopy(net), settings, torch.device("cpu"))
 
 
-PRECISIONS = {  # name -> the network, and the relative errors allowed of losses and gradients
-    "float32": (NET, 1e-5, 1e-3),
-    "bfloat16": (InBFloat16(NET), 0.05, 0.2),
-}
+NETS = {precision: prepared(NET, precision) for precision in ("fp32", "bf16")}
+ERRORS = {"fp32": (1e-5, 1e-3), "bf16": (0.05, 0.2)}  # relative, of losses and of gradients
 
 
-def compare(loss, scalar, reference, precision, net=NET, net64=NET64, allowed=None):
-    _, loss_error, gradient_error = PRECISIONS[precision]
-    gradient_error = allowed or gradient_error
+def compare(loss, scalar, reference, precision, net=None, net64=NET64):
+    loss_error, gradient_error = ERRORS[precision]
+    net = net or NETS[precision]
     expected, scale = gradients(reference, net64)
     ours, _ = gradients(scalar, net)
     assert ours.isfinite().all()
@@ -85,11 +79,11 @@ def compare(loss, scalar, reference, precision, net=NET, net64=NET64, allowed=No
     assert float((ours - expected).norm() / scale) < gradient_error
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", NETS)
 @pytest.mark.parametrize("sigma", ENDS)
 def test_dsm_at_both_ends(sigma, precision):
     x, u, z, _ = draws(sigma)
-    loss = losses.DSM(Score(PRECISIONS[precision][0], VE), VE, EPS).loss(x, u, z).mean()
+    loss = losses.DSM(Score(NETS[precision], VE), VE, EPS).loss(x, u, z).mean()
     x, u, z, _ = draws(sigma, torch.float64)
     t = u * (1 - EPS) + EPS
     std = (0.01 * 5000**t)[:, None, None, None]
@@ -99,13 +93,13 @@ def test_dsm_at_both_ends(sigma, precision):
     compare(loss.detach(), loss, reference, precision)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", NETS)
 @pytest.mark.parametrize("sigma", ENDS)
 @pytest.mark.parametrize("estimator", jacobian.ESTIMATORS)
 def test_quasi_conservative_at_both_ends(estimator, sigma, precision):
     estimator = jacobian.ESTIMATORS[estimator]
     objective = losses.QuasiConservative(
-        Score(PRECISIONS[precision][0], VE), VE, EPS, balancing_fac=FACTOR, estimator=estimator
+        Score(NETS[precision], VE), VE, EPS, balancing_fac=FACTOR, estimator=estimator
     )
     dsm, regulariser, scalar = objective.both(*draws(sigma))
     loss = dsm.mean() + FACTOR * regulariser.mean()
@@ -118,40 +112,34 @@ def test_quasi_conservative_at_both_ends(estimator, sigma, precision):
 @pytest.mark.parametrize("sigma", ENDS)
 def test_a_constrained_model_at_both_ends(sigma):
     x, u, z, _ = draws(sigma)
-    objective = losses.EnergyDSM(EnergyScore(NET, VE), VE, EPS)
+    objective = losses.EnergyDSM(EnergyScore(NETS["fp32"], VE), VE, EPS)
     scalar, values = objective(x, None, {"u": u, "z": z})
     x, u, z, _ = draws(sigma, torch.float64)
     t = losses.draw_times(u, VE, EPS)
     x_t, std = losses.perturb(VE, x, t, z)
     x_t.requires_grad_()
-    energy = -0.5 * NET64(x_t, std).square().flatten(1).sum(1) / std
+    with compute.plain():
+        energy = -0.5 * NET64(x_t, std).square().flatten(1).sum(1) / std
     (s,) = torch.autograd.grad(energy.sum(), x_t, create_graph=True)
     reference = 0.5 * (s * std[:, None, None, None] + z).square().flatten(1).sum(1).mean()
-    compare(values["loss"], scalar, reference, "float32")
+    compare(values["loss"], scalar, reference, "fp32")
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", NETS)
 @pytest.mark.parametrize("weighting", [0.0, 1.0])
 @pytest.mark.parametrize("sigma", ENDS)
 def test_dlsm_at_both_ends(sigma, weighting, precision):
-    """In bfloat16 as a whole, as autocast does not know of forward mode.
-
-    The Fourier embedding of log σ then keeps eight bits of an angle of hundreds: the loss and the
-    direction of the gradient stand, its digits do not.
-    """
     classifier, score, x, labels, noise = test_dlsm.small_problem(torch.float32)
     classifier.eval()
     noise["u"] = torch.full_like(noise["u"], ENDS[sigma])
     classifier64 = copy.deepcopy(classifier).double()
-    dtype = getattr(torch, precision)
-    classifier.to(dtype)
+    classifier = prepared(classifier, precision)
 
     def terms(dlsm, network, dtype):
         objective = losses.DLSM(network, score, VE, EPS, weighting_dlsm=weighting)
         cast = {name: value.to(dtype) for name, value in noise.items()}
         return sum(dlsm(objective, x.to(dtype), labels, **cast))
 
-    loss = terms(losses.DLSM.terms, classifier, dtype)
+    loss = terms(losses.DLSM.terms, classifier, torch.float32)
     reference = terms(test_dlsm.double_backward, classifier64, torch.float64)
-    direction_only = 1.0 if precision == "bfloat16" else None
-    compare(loss.detach(), loss, reference, precision, classifier, classifier64, direction_only)
+    compare(loss.detach(), loss, reference, precision, classifier, classifier64)

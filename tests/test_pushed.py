@@ -1,5 +1,7 @@
 """Layers that carry tangents: their reverse derivatives, against finite differences."""
 
+import functools
+
 import pytest
 import torch
 from forward_mode import jvp
@@ -15,15 +17,16 @@ def rows(*shape):
     return x.requires_grad_()
 
 
-def test_group_norm():
+@pytest.mark.parametrize("act", [layers.IDENTITY, layers.ACTIVATIONS["swish"]])
+def test_group_norm_and_activation(act):
     norm = layers.GroupNorm(8).double()
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     x = rows(8, 3, 2)
-    check(norm, x)
+    check(functools.partial(norm, act=act), x)
 
     def apply(x, weight, bias):
-        return pushed.GroupNorm.apply(x, weight, bias, norm.num_groups, norm.eps, TANGENTS)
+        return pushed.NormAct.apply(x, weight, bias, norm.num_groups, norm.eps, act, TANGENTS)
 
     assert torch.autograd.gradcheck(apply, (x, norm.weight, norm.bias))
 

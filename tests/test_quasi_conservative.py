@@ -9,6 +9,7 @@ from test_losses import check_gradient_norms
 import jacobian
 import losses
 import sde_lib
+from models.compute import plain
 from models.ema import EMA
 from models.scores import EnergyScore, Score
 
@@ -116,7 +117,8 @@ def double_backward(score, estimator, balancing_fac, x, u, z, v):
     t = losses.draw_times(u, VE, 1e-5)
     x_t, std = losses.perturb(VE, x, t, z)
     x_t.requires_grad_()
-    s = score(x_t, t)
+    with plain():
+        s = score(x_t, t)
     dsm = losses.half_square(losses.dsm_residual(s, VE, t, std, z, False), False)
     q, p = [], []
     for sign in v.sign().transpose(0, 1):

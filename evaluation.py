@@ -9,10 +9,9 @@ its k-th nearest neighbour in its own set.
 
 Everything takes (N, D) NumPy arrays, memory maps or torch tensors, and returns plain floats. FID
 and the Inception score need NumPy and SciPy alone, so that they also run in the environment of
-``requirements-tfgan.txt``; only the distances import torch.
+``requirements-tfgan.txt``; only the distances (`neighbours`) import torch.
 """
 
-import itertools
 import math
 
 import numpy as np
@@ -27,7 +26,7 @@ ROWS = 4096  # samples taken to float64 at a time
 def _float64_chunks(features):
     """Yield the rows of `features` (N, D) as float64 pieces of at most ROWS rows."""
     for start in range(0, len(features), ROWS):
-        yield np.asarray(features[start : start + ROWS], dtype=np.float64)
+        yield np.array(features[start : start + ROWS], dtype=np.float64)
 
 
 def _checked(features, name, at_least=1):
@@ -78,11 +77,38 @@ def _mean_and_root(features):
     return mean, root / math.sqrt(len(features) - 1)
 
 
+def _mean_and_covariance(features):
+    """Mean (D,) and unbiased covariance (D, D)."""
+    mean = features.mean(axis=0, dtype=np.float64)
+    covariance = np.zeros((len(mean), len(mean)))
+    for chunk in _float64_chunks(features):
+        chunk -= mean
+        covariance += chunk.T @ chunk
+    return mean, covariance / (len(features) - 1)
+
+
+def _trace_of_root(covariance, other):
+    """tr (Σ_r Σ_g)^½, or None where rounding could show in its ninth digit.
+
+    With Σ_r = LLᵀ it is Σ√λ over the eigenvalues of Lᵀ Σ_g L. Those are right to ε·max λ, and so
+    the root of one to ε·max λ/√λ.
+    """
+    try:
+        lower = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        return None
+    eigenvalues = np.linalg.eigvalsh(lower.T @ other @ lower)
+    error = np.finfo(np.float64).eps * eigenvalues[-1]
+    roots = np.sqrt(np.maximum(eigenvalues, error))
+    return roots.sum() if (error / roots).sum() < 1e-8 * roots.sum() else None
+
+
 def frechet_distance(real, fake):
     """The Fréchet distance of two feature sets (N, D), (M, D); FID where they are Inception's.
 
-    Covariances divide by N − 1, as TF-GAN's and torch-fidelity's do. With Σ_r = AᵀA and Σ_g = BᵀB
-    the square roots of the eigenvalues of Σ_r Σ_g are the singular values of A Bᵀ.
+    Covariances divide by N − 1, as TF-GAN's and torch-fidelity's do. Where the last term of the
+    formula cannot be had from them, it comes from triangular roots, Σ_r = AᵀA and Σ_g = BᵀB: the
+    square roots of the eigenvalues of Σ_r Σ_g are the singular values of A Bᵀ.
 
     Raises:
         UserError: fewer than two samples, unequal widths, values that are not finite.
@@ -90,15 +116,18 @@ def frechet_distance(real, fake):
     real = _checked(real, "real features", at_least=2)
     fake = _checked(fake, "generated features", at_least=2)
     _require_one_width(real, fake)
-    mean_real, root_real = _mean_and_root(real)
-    mean_fake, root_fake = _mean_and_root(fake)
-    trace_of_root = np.linalg.svd(root_real @ root_fake.T, compute_uv=False).sum()
-    distance = (
-        np.square(mean_real - mean_fake).sum()
-        + np.square(root_real).sum()
-        + np.square(root_fake).sum()
-        - 2 * trace_of_root
-    )
+    trace_of_root = None
+    if min(len(real), len(fake)) > real.shape[1]:
+        mean_real, covariance_real = _mean_and_covariance(real)
+        mean_fake, covariance_fake = _mean_and_covariance(fake)
+        traces = np.trace(covariance_real) + np.trace(covariance_fake)
+        trace_of_root = _trace_of_root(covariance_real, covariance_fake)
+    if trace_of_root is None:
+        mean_real, root_real = _mean_and_root(real)
+        mean_fake, root_fake = _mean_and_root(fake)
+        traces = np.square(root_real).sum() + np.square(root_fake).sum()
+        trace_of_root = np.linalg.svd(root_real @ root_fake.T, compute_uv=False).sum()
+    distance = np.square(mean_real - mean_fake).sum() + traces - 2 * trace_of_root
     return max(float(distance), 0.0)  # rounding may leave equal sets a hair below 0
 
 
@@ -129,83 +158,13 @@ def fid_and_is(real, fake, fake_logits):
 # ---------------------------------------------------------------- precision, recall, ...
 
 
-def _block_side(width, block_bytes):
-    """The largest s for which a block of (s, s) distances of D-wide features fits `block_bytes`.
-
-    Two float64 copies of (s, D) rows, and for every pair the distance and its rounding bound in
-    float64, the distance in float32 and a few flags.
-    """
-    per_row, per_pair = 2 * 8 * width, 24
-    side = int((math.sqrt(per_row**2 + 4 * per_pair * block_bytes) - per_row) / (2 * per_pair))
-    if side < 1:
-        raise UserError(
-            f"block_bytes is {block_bytes}; features {width} wide need at least "
-            f"{per_row + per_pair}."
-        )
-    return side
-
-
-def _slices(count, side):
-    return [slice(start, min(start + side, count)) for start in range(0, count, side)]
-
-
-def _pairwise_distances(a, b, device):
-    """Euclidean distances (n, m) between the rows of `a` (n, D) and `b` (m, D), on `device`.
-
-    |a|² + |b|² − 2ab in float64: in float32 it would lose the neighbours that decide, and on the
-    processor tried its matrix product is less than twice as fast. As in scikit-learn, and so in
-    `prdc`, distances between float32 features are then rounded to float32, which makes equal
-    distances compare as equal; those between float64 features are not. What cannot be told from 0
-    in float64 is 0, so that copies of one sample are at no distance whatever the BLAS.
-    """
-    import torch
-
-    rounded = torch.float32 if a.dtype == b.dtype == np.float32 else torch.float64
-    # np.array copies: torch wants writable memory, and a memory map is not.
-    a, b = (torch.from_numpy(np.array(x)).to(device, torch.float64) for x in (a, b))
-    squares = a.square().sum(1)[:, None] + b.square().sum(1)
-    squared = torch.mm(a, b.T).mul_(-2).add_(squares)
-    rounding_bound = squares.mul_((a.shape[1] + 1) * np.finfo(np.float64).eps)
-    squared.masked_fill_(squared < rounding_bound, 0)
-    return squared.to(rounded).sqrt_()
-
-
-def _k_smallest(best, distances):
-    """The k smallest per row of `best` (n, k) and `distances` (n, m) together, ascending."""
-    import torch
-
-    k = best.shape[1]
-    smallest = distances.topk(min(k, distances.shape[1]), dim=1, largest=False).values
-    return torch.cat([best, smallest], dim=1).topk(k, dim=1, largest=False).values
-
-
-def _progress(pairs, what):
-    """`pairs` of blocks with a progress bar, if it takes long; no more than one at a time."""
-    return tqdm(pairs, desc=what, unit="block", leave=None, delay=1)
-
-
-def _neighbour_radii(features, nearest_k, side, device, name):
-    """Distance (N,) of each of `features` (N, D) to its k-th nearest neighbour in the same set."""
-    import torch
-
-    # One more than k, because every sample is its own nearest.
-    best = torch.full((len(features), nearest_k + 1), math.inf, dtype=torch.float64, device=device)
-    pairs = list(itertools.combinations_with_replacement(_slices(len(features), side), 2))
-    for rows, columns in _progress(pairs, f"distances, {name}"):
-        distances = _pairwise_distances(features[rows], features[columns], device)
-        best[rows] = _k_smallest(best[rows], distances)
-        if rows != columns:
-            best[columns] = _k_smallest(best[columns], distances.T)
-    return best[:, -1]
-
-
-def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**26, device="cpu"):
+def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**28, device="cpu"):
     """Precision, recall, density and coverage of features (N, D), (M, D), as `prdc` defines them.
 
     Args:
         nearest_k: the neighbour up to which a sample's sphere reaches.
-        block_bytes: what one block of distances may take on `device`, above the features. Blocks
-            larger than the default are slower on a CPU; a GPU may want them.
+        block_bytes: what one block of distances may take on `device`, above the features and a
+            rounded copy of them.
         device: where the distances are computed.
 
     Returns:
@@ -217,28 +176,27 @@ def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**26
     """
     import torch
 
+    import neighbours
+
     require_positive(nearest_k, "nearest_k")
     real = _checked(real, "real features", at_least=nearest_k + 1)
     fake = _checked(fake, "generated features", at_least=nearest_k + 1)
     _require_one_width(real, fake)
-    side = _block_side(real.shape[1], block_bytes)
-
-    real_radii = _neighbour_radii(real, nearest_k, side, device, "real–real")
-    fake_radii = _neighbour_radii(fake, nearest_k, side, device, "generated–generated")
-    spheres_around_fake = torch.zeros(len(fake), dtype=torch.int64, device=device)
-    real_is_recalled = torch.zeros(len(real), dtype=torch.bool, device=device)
-    nearest_fake = torch.full((len(real),), math.inf, dtype=torch.float64, device=device)
-    pairs = list(itertools.product(_slices(len(real), side), _slices(len(fake), side)))
-    for rows, columns in _progress(pairs, "distances, real–generated"):
-        distances = _pairwise_distances(real[rows], fake[columns], device)
-        spheres_around_fake[columns] += (distances < real_radii[rows, None]).sum(0)
-        real_is_recalled[rows] |= (distances < fake_radii[columns]).any(1)
-        nearest_fake[rows] = torch.minimum(nearest_fake[rows], distances.amin(1).double())
+    # A matrix product of TF32 factors would be further off than the bounds allow for.
+    torch.set_float32_matmul_precision("highest")
+    side = neighbours.block_side(real.shape[1], block_bytes)
+    distances = neighbours.Distances((real, fake), side, device)
+    near_real, near_fake = distances.round(real), distances.round(fake)
+    real_radii = distances.radii(real, near_real, nearest_k, "real–real")
+    fake_radii = distances.radii(fake, near_fake, nearest_k, "generated–generated")
+    around_fake, covered, recalled = distances.spheres(
+        real, fake, near_real, near_fake, real_radii, fake_radii
+    )
     return {
-        "precision": (spheres_around_fake > 0).double().mean().item(),
-        "recall": real_is_recalled.double().mean().item(),
-        "density": spheres_around_fake.double().mean().item() / nearest_k,
-        "coverage": (nearest_fake < real_radii).double().mean().item(),
+        "precision": (around_fake > 0).double().mean().item(),
+        "recall": recalled.double().mean().item(),
+        "density": around_fake.double().mean().item() / nearest_k,
+        "coverage": covered.double().mean().item(),
     }
 
 

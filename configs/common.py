@@ -98,7 +98,7 @@ def base(dataset):
     evaluation.features = "inception"  # or tfhub, classifier: see features.py
     evaluation.inception_weights = placeholder(str)  # none: the cached or downloaded ones
     evaluation.trust_weights = False  # accept a file that is not the published one
-    evaluation.block_bytes = 2**26  # of distances at a time; a GPU may want larger blocks
+    evaluation.block_bytes = 2**28  # of distances at a time
     return config
 
 

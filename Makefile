@@ -22,8 +22,6 @@ $(VENV)/.complete: requirements.txt requirements-dev.txt
 demo: $(VENV)/.complete
 	PYTHON=$(VENV)/bin/python bash demo/run.sh
 
-# Two workers of one thread: with two each they would wait for each other.
-test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.complete
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .

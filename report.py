@@ -10,7 +10,6 @@ import base64
 import dataclasses
 import io
 import itertools
-import json
 import logging
 import pathlib
 
@@ -86,21 +85,11 @@ def open_run(name):
     return Run(
         name,
         place.root,
-        read_metrics(place.metrics),
+        place.recorded(),
         read_curves(place.tensorboard),
         read_asymmetry(place),
         sample_pictures(place),
     )
-
-
-def read_metrics(path):
-    """The content of ``metrics.json``; empty where there is none."""
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}).") from None
 
 
 def read_curves(folder):

@@ -208,7 +208,7 @@ def require_same_images(record, split):
 def report(place, name, right, settings):
     """Keep the accuracy in ``metrics.json``; print it beside the reference, if there is one."""
     place.record(**{f"cas_{name}": {"accuracy": right, "settings": settings}})
-    results = json.loads(place.metrics.read_text())
+    results = place.recorded()
     for key in (f"cas_{REAL}", f"cas_{name}"):
         if key in results:
             used = results[key]["settings"]

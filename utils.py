@@ -1,4 +1,4 @@
-"""What every module may lean on: errors for the user, whole-or-nothing files, the workdir.
+"""What every module may lean on: errors for the user, whole-or-nothing files, the log, the device.
 
 Nothing here knows about score models; arrows point only towards this file.
 """
@@ -281,7 +281,7 @@ def save_image_grid(path, images, columns=None):
         picture.save(file, format="PNG")
 
 
-# ---------------------------------------------------------------- where a run lives
+# ---------------------------------------------------------------- the log and the device
 
 
 def log_to(path=None):

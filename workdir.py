@@ -54,15 +54,23 @@ class Workdir:
 
     def record(self, **results):
         """Add named results (values with the settings that made them) to ``metrics.json``."""
+        save_json(self.metrics, {**self.recorded(), **results})
+
+    def recorded(self):
+        """The content of ``metrics.json``, a dict; empty where there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
         try:
             known = json.loads(self.metrics.read_text())
         except FileNotFoundError:
-            known = {}
+            return {}
         except (ValueError, RecursionError):
             known = None
         if not isinstance(known, dict):
             raise UserError(f"{self.metrics} is damaged; move it away and run this again.")
-        save_json(self.metrics, {**known, **results})
+        return known
 
     def snapshot_samples(self, step):
         return self.root / "samples" / f"iter_{step}"

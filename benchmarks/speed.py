@@ -9,20 +9,34 @@ RUNS runs after a warm-up, in which compilations fall. Memory is the peak above 
 before (of the process on a CPU, of PyTorch's allocator on a GPU).
 """
 
+import argparse
 import ctypes
 import dataclasses
+import functools
 import gc
 import pathlib
+import platform
 import re
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
 
+import numpy as np
+import scipy.integrate
+import scipy.linalg
 import torch
 
+import datasets
+import evaluation
+import jacobian
+import likelihood
 import losses
 import models
+import readers
+import sampling
 import sde_lib
+from benchmarks import double_backward
+from benchmarks.parity_metrics import real_and_fake
 from configs import common
 from models.compute import prepare
 from models.ema import EMA
@@ -95,15 +109,6 @@ class Meter:
         return Measurement(statistics.median(times), (self.peak() - before) / 1e9)
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A row of the table for every one of `ours`, name -> a function that builds a callable."""
-
-    name: str
-    baseline: Callable
-    ours: dict
-
-
 # ---------------------------------------------------------------- networks
 
 
@@ -134,6 +139,7 @@ class Bench:
         labels = torch.randint(self.config.classifier.classes, (self.batch,), device=self.device)
         return torch.rand(shape, device=self.device), labels
 
+    @property
     def sde(self):
         return sde_lib.from_config(self.config)
 
@@ -148,7 +154,7 @@ class Bench:
         network = self.network(models.create_model, way)
         if not train:
             network.eval().requires_grad_(False)
-        return Score(network, self.sde())
+        return Score(network, self.sde)
 
 
 def small(device):
@@ -169,34 +175,260 @@ def published(device):
 SIZES = {"small": small, "published": published}
 
 
-def training_step(network, config, objective, x, labels):
-    """A whole update, as `run_lib.training_step` makes it."""
+def training_step(network, config, gradient):
+    """A whole update: ``gradient()`` has the gradients added up, the rest is the optimiser's."""
     parameters = list(network.parameters())
     optimizer = losses.make_optimizer(parameters, config.optim)
-    ema = EMA(parameters, 0.999)
+    ema = EMA(parameters, config.model.ema_rate)
 
     def step():
-        draws = objective.draw(x)
         optimizer.zero_grad(set_to_none=True)
-        loss, _ = objective(x, labels, draws)
-        loss.backward()
+        gradient()
         losses.optimize(optimizer, ema.parameters, 1, config.optim)
         ema.update()
 
     return step
 
 
-def dsm(bench):
-    x, labels = bench.draw()
+def backward(objective, x, labels):
+    """A call that adds up an objective's gradients, of new draws."""
 
-    def step(way):
-        score = bench.score(way)
-        return training_step(
-            score.net, bench.config, losses.DSM(score, bench.sde(), 1e-5), x, labels
+    def call():
+        objective(x, labels, objective.draw(x))[0].backward()
+
+    return call
+
+
+# ---------------------------------------------------------------- the jobs
+
+
+def dsm(bench, way, baseline):
+    x, labels = bench.draw()
+    score = bench.score(way)
+    objective = losses.DSM(score, bench.sde, 1e-5)
+    return training_step(score.net, bench.config, backward(objective, x, labels))
+
+
+def qc(bench, way, baseline):
+    x, labels = bench.draw()
+    score = bench.score(way)
+    objective = losses.QuasiConservative(
+        score, bench.sde, 1e-5, balancing_fac=1e-4, slices=bench.slices
+    )
+
+    def published():
+        double_backward.quasi_conservative(objective, x, **objective.draw(x)).backward()
+
+    gradient = published if baseline else backward(objective, x, labels)
+    return training_step(score.net, bench.config, gradient)
+
+
+def dlsm(bench, way, baseline):
+    x, labels = bench.draw()
+    classifier = bench.network(models.create_classifier, way)
+    objective = losses.DLSM(classifier, bench.score(way, train=False), bench.sde, 1e-5)
+
+    def published():
+        terms = double_backward.dlsm(objective, x, labels, **objective.draw(x))
+        sum(terms).backward()
+
+    gradient = published if baseline else backward(objective, x, labels)
+    return training_step(classifier, bench.config, gradient)
+
+
+def pc_sampling(bench, way, baseline):
+    """Both sides take the same steps; the published code's are those of the baseline's way."""
+    sde = dataclasses.replace(bench.sde, N=bench.pc_steps)
+    score = bench.score(way, train=False)
+    sampler = sampling.from_config(bench.config.sampling, sde)
+    x, _ = bench.draw()
+    return lambda: sampler(score, torch.randn_like(x))
+
+
+def nll(bench, way, baseline):
+    score = bench.score(way, train=False)
+    x, _ = bench.draw()
+    epsilon = jacobian.rademacher(torch.randn_like(x))
+    tolerances = {"rtol": 1e-3, "atol": 1e-5}
+    if baseline:
+        return lambda: published_nll(bench.sde, score, x, epsilon, **tolerances)
+    return lambda: likelihood.bits_per_dim(score, bench.sde, x, epsilon, **tolerances, offset=8)
+
+
+def published_nll(sde, score, x, epsilon, rtol, atol):
+    """RK45 on the host, with one pass for the drift and another, with its backward, for div."""
+    reverse = sde_lib.ReverseSDE(sde, score, probability_flow=True)
+
+    def drift(x, t):
+        return reverse.sde(x, t)[0]
+
+    def field(time, state):
+        state = torch.from_numpy(state).to(x.device, torch.float32)
+        at = state[: x.numel()].view(x.shape)
+        t = torch.full((len(x),), time, device=x.device)
+        with torch.no_grad():
+            velocity = drift(at, t)
+        at.requires_grad_()
+        (vjp,) = torch.autograd.grad((drift(at, t) * epsilon).sum(), at)
+        divergence = (vjp * epsilon).flatten(1).sum(1)
+        return torch.cat([velocity.flatten(), divergence]).double().cpu().numpy()
+
+    start = np.concatenate([x.cpu().numpy().ravel(), np.zeros(len(x))])
+    times = (sde.likelihood_eps, sde.T)
+    end = scipy.integrate.solve_ivp(field, times, start, rtol=rtol, atol=atol, method="RK45")
+    z = torch.from_numpy(end.y[: x.numel(), -1]).view(x.shape)
+    return sde.prior_logp(z) + end.y[x.numel() :, -1]
+
+
+NETWORK_JOBS = {
+    "DSM step": dsm,
+    "QC step": qc,
+    "DLSM step": dlsm,
+    "PC sampling": pc_sampling,
+    "NLL": nll,
+}
+
+
+def prdc(device):
+    real, fake = real_and_fake(10_000, 10_000, 2048)
+    return {
+        "prdc": lambda: evaluation.prdc_package(real, fake),
+        "ours": lambda: evaluation.precision_recall_density_coverage(real, fake, device=device),
+    }
+
+
+def fid(device):
+    real, fake = real_and_fake(10_000, 10_000, 2048)
+
+    def published():
+        covariances = [np.cov(x, rowvar=False, dtype=np.float64) for x in (real, fake)]
+        root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
+        difference = real.mean(0, dtype=np.float64) - fake.mean(0, dtype=np.float64)
+        return difference @ difference + sum(map(np.trace, covariances)) - 2 * np.trace(root.real)
+
+    return {"sqrtm": published, "ours": lambda: evaluation.frechet_distance(real, fake)}
+
+
+def batches(device):
+    """50 training batches of 128 CIFAR-10-like images in the model's range, on the device."""
+    count, size = 50, 128
+    folder = tempfile.mkdtemp(prefix="batches-")
+    images = np.random.default_rng(0).integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8)
+    source = as_data_source(images, folder)
+    data = common.base(common.CIFAR10).data
+    split = datasets.Split(images.transpose(0, 3, 1, 2).copy(), np.zeros(5000, np.int64), 10)
+    drawn = datasets.TrainBatches(split, size, 0)
+    rng = np.random.default_rng(0)
+
+    def ours():
+        for _ in range(count):
+            datasets.to_model(next(drawn)[0].to(device), data, train=True)
+
+    def published():
+        for _ in range(count):
+            chosen = [source[int(i)]["image"] for i in rng.integers(5000, size=size)]
+            flipped = [x[:, ::-1] if rng.random() < 0.5 else x for x in chosen]
+            x = np.stack(flipped).astype(np.float32) / 255
+            torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(device)
+
+    return {"tfds": published, "ours": ours}
+
+
+def as_data_source(images, folder):
+    """uint8 images (N, H, W, C) as tfds keeps CIFAR-10: PNG files in an array_record."""
+    import tensorflow_datasets as tfds
+
+    class Images(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"image": tfds.features.Image(shape=images.shape[1:], encoding_format="png")}
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for number, image in enumerate(images):
+                yield number, {"image": image}
+
+    builder = Images(data_dir=folder, file_format="array_record")
+    with readers._tensorflow_stand_in():
+        builder.download_and_prepare()
+    return builder.as_data_source("train")
+
+
+HOST_JOBS = {"P/R/D/C, 10,000 × 2,048": prdc, "FID, 10,000 × 2,048": fid, "50 batches": batches}
+
+
+# ---------------------------------------------------------------- the table
+
+
+def rows(bench, meter, only):
+    """Yields (job, way, its measurement, the baseline's)."""
+    for name, job in NETWORK_JOBS.items():
+        if only and not any(text in name for text in only):
+            continue
+        baseline = meter(job(bench, BASELINE, baseline=True))
+        for way, settings in bench.ways.items():
+            torch.compiler.reset()
+            yield name, way, meter(job(bench, settings, baseline=False)), baseline
+    for name, job in HOST_JOBS.items():
+        if only and not any(text in name for text in only):
+            continue
+        calls = job(bench.device)
+        (_, theirs), (_, ours) = calls.items()
+        baseline = meter(theirs)
+        yield name, "ours", meter(ours), baseline
+
+
+def machine(device):
+    """What this runs on, in words."""
+    cpu = pathlib.Path("/proc/cpuinfo").read_text()
+    model = re.search(r"model name\s*: (.*)", cpu)
+    words = [f"{model[1] if model else platform.machine()}, {torch.get_num_threads()} threads"]
+    if device.type == "cuda":
+        words.append(torch.cuda.get_device_name(device))
+    return ", ".join(
+        [*words, f"PyTorch {torch.__version__}", f"Python {platform.python_version()}"]
+    )
+
+
+def ceilings(device):
+    """Matrix rates in TFLOP/s and the bandwidth of a copy in GB/s, of this device."""
+    side = 8192 if device.type == "cuda" else 2048
+    meter = Meter(device)
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(side, side, device=device).to(dtype)
+        seconds = meter(functools.partial(torch.mm, a, a)).seconds
+        yield f"{str(dtype)[6:]} products: {2 * side**3 / seconds / 1e12:.3g} TFLOP/s"
+    a = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
+    b = torch.empty_like(a)
+    seconds = meter(lambda: b.copy_(a)).seconds
+    yield f"copy: {2 * a.numel() * 4 / seconds / 1e9:.3g} GB/s"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", choices=SIZES)
+    parser.add_argument("--only", nargs="*", help="parts of the jobs' names")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    size = arguments.size or ("published" if device.type == "cuda" else "small")
+    bench = SIZES[size](device)
+    print(f"{machine(device)}; {size} networks, {bench.batch} images")
+    print("; ".join(ceilings(device)))
+    print("\n| job | ours | s | baseline s | times as fast | GB | baseline GB | share |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, way, ours, baseline in rows(bench, Meter(device), arguments.only):
+        print(
+            f"| {name} | {way} | {ours.seconds:.3f} | {baseline.seconds:.3f} "
+            f"| {baseline.seconds / ours.seconds:.2f} | {ours.gigabytes:.2f} "
+            f"| {baseline.gigabytes:.2f} | {ours.gigabytes / max(baseline.gigabytes, 1e-9):.2f} |",
+            flush=True,
         )
 
-    return Job(
-        "DSM step",
-        lambda: step(BASELINE),
-        {w: lambda w=w: step(bench.ways[w]) for w in bench.ways if w != "fp32"},
-    )
+
+if __name__ == "__main__":
+    main()

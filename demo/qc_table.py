@@ -3,7 +3,6 @@
 python demo/qc_table.py WORKDIR...
 """
 
-import json
 import pathlib
 import sys
 
@@ -16,7 +15,7 @@ def main(workdirs):
     print("| model | NLL (bits/dim) | Asym | NAsym |")
     print("|---|---|---|---|")
     for workdir in workdirs:
-        metrics = json.loads(Workdir(workdir).metrics.read_text())
+        metrics = Workdir(workdir).recorded()
         nll, asym = metrics["nll"], metrics["asym"]
         print(
             f"| {workdir} | {nll['bits_per_dim']:.4f} ± {nll['standard_error']:.4f} | "

@@ -6,14 +6,13 @@ import forward_mode
 import golden
 import pytest
 import torch
-import torch.nn.functional as F
 from ml_collections import ConfigDict
 from test_losses import check_gradient_norms
 
 import losses
 import models
 import sde_lib
-from benchmarks import two_gaussians
+from benchmarks import double_backward, two_gaussians
 from models.scores import Score
 from utils import UserError
 
@@ -58,20 +57,6 @@ def small_problem(dtype):
     return network, (lambda x, t: torch.sin(3 * x) * (1 - t[:, None, None, None])), x, labels, draws
 
 
-def double_backward(objective, x, labels, u, z):
-    """DLSM and CE as their formulas say, the graph of ∇ₓℓ kept: the oracle."""
-    t = losses.draw_times(u, objective.sde, objective.eps)
-    x_t, std = losses.perturb(objective.sde, x, t, z)
-    x_t.requires_grad_()
-    logits = objective.classifier(x_t, std)
-    log_p = torch.log(torch.softmax(logits, 1) + 1e-8)[torch.arange(len(x)), labels]
-    (gradient,) = torch.autograd.grad(log_p.sum(), x_t, create_graph=True)
-    sigma, w = std[:, None, None, None], objective.weighting_dlsm
-    residual = sigma**w * (gradient + objective.score(x_t, t).detach()) + sigma ** (w - 1) * z
-    ce = F.cross_entropy(logits, labels, reduction="none") * std ** (-2 * objective.weighting_ce)
-    return 0.5 * residual.square().mean(), ce.mean()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("w", "w_ce", "coef"), [(0, 0, 0), (1, 0, 1), (2, 0.5, 0.3)])
 def test_the_gradient_is_double_backwards(dtype, w, w_ce, coef):
@@ -86,7 +71,7 @@ def test_the_gradient_is_double_backwards(dtype, w, w_ce, coef):
 
     dlsm, ce = objective(network).terms(x, labels, **draws)
     (dlsm + coef * ce).backward()
-    expected_dlsm, expected_ce = double_backward(objective(twin), x, labels, **draws)
+    expected_dlsm, expected_ce = double_backward.dlsm(objective(twin), x, labels, **draws)
     (expected_dlsm + coef * expected_ce).backward()
 
     torch.testing.assert_close(dlsm, expected_dlsm, rtol=1e-5, atol=0)

@@ -9,7 +9,6 @@ import copy
 import golden
 import pytest
 import test_dlsm
-import test_quasi_conservative as test_qc
 import tiny
 import torch
 
@@ -17,6 +16,7 @@ import jacobian
 import losses
 import models
 import sde_lib
+from benchmarks import double_backward
 from models import compute
 from models.scores import EnergyScore, Score
 
@@ -97,15 +97,18 @@ def test_dsm_at_both_ends(sigma, precision):
 @pytest.mark.parametrize("sigma", ENDS)
 @pytest.mark.parametrize("estimator", jacobian.ESTIMATORS)
 def test_quasi_conservative_at_both_ends(estimator, sigma, precision):
-    estimator = jacobian.ESTIMATORS[estimator]
-    objective = losses.QuasiConservative(
-        Score(NETS[precision], VE), VE, EPS, balancing_fac=FACTOR, estimator=estimator
-    )
-    dsm, regulariser, scalar = objective.both(*draws(sigma))
+    def objective(net):
+        return losses.QuasiConservative(
+            Score(net, VE),
+            VE,
+            EPS,
+            balancing_fac=FACTOR,
+            estimator=jacobian.ESTIMATORS[estimator],
+        )
+
+    dsm, regulariser, scalar = objective(NETS[precision]).both(*draws(sigma))
     loss = dsm.mean() + FACTOR * regulariser.mean()
-    reference = test_qc.double_backward(
-        Score(NET64, VE), estimator, FACTOR, *draws(sigma, torch.float64)
-    )
+    reference = double_backward.quasi_conservative(objective(NET64), *draws(sigma, torch.float64))
     compare(loss, scalar, reference, precision)
 
 
@@ -141,5 +144,5 @@ def test_dlsm_at_both_ends(sigma, weighting, precision):
         return sum(dlsm(objective, x.to(dtype), labels, **cast))
 
     loss = terms(losses.DLSM.terms, classifier, torch.float32)
-    reference = terms(test_dlsm.double_backward, classifier64, torch.float64)
+    reference = terms(double_backward.dlsm, classifier64, torch.float64)
     compare(loss.detach(), loss, reference, precision, classifier, classifier64)

@@ -9,7 +9,7 @@ from test_losses import check_gradient_norms
 import jacobian
 import losses
 import sde_lib
-from models.compute import plain
+from benchmarks import double_backward
 from models.ema import EMA
 from models.scores import EnergyScore, Score
 
@@ -112,36 +112,17 @@ def draws(slices):
     return x, u, z, torch.randn(3, slices, 1, 2, 2, generator=generator).double()
 
 
-def double_backward(score, estimator, balancing_fac, x, u, z, v):
-    """DSM + balancing_fac·r with every derivative taken by create_graph."""
-    t = losses.draw_times(u, VE, 1e-5)
-    x_t, std = losses.perturb(VE, x, t, z)
-    x_t.requires_grad_()
-    with plain():
-        s = score(x_t, t)
-    dsm = losses.half_square(losses.dsm_residual(s, VE, t, std, z, False), False)
-    q, p = [], []
-    for sign in v.sign().transpose(0, 1):
-        q.append(torch.autograd.grad(s, x_t, sign, create_graph=True)[0])
-        dummy = torch.zeros_like(s, requires_grad=True)
-        (linear,) = torch.autograd.grad(s, x_t, dummy, create_graph=True)
-        p.append(torch.autograd.grad(linear, dummy, sign, create_graph=True)[0])
-    r = std**2 * estimator(torch.stack(p), torch.stack(q)).mean(0)
-    return dsm.mean() + balancing_fac * r.mean()
-
-
 @pytest.mark.parametrize("slices", [1, 3])
 @pytest.mark.parametrize("name", jacobian.ESTIMATORS)
 def test_the_gradient_is_that_of_double_backward(name, slices):
     net, conditioned = small_score()
     score = Score(conditioned, VE)
     x, u, z, v = draws(slices)
-    estimator = jacobian.ESTIMATORS[name]
-    loss = double_backward(score, estimator, 0.3, x, u, z, v)
-    expected = torch.autograd.grad(loss, net.parameters())
     objective = losses.QuasiConservative(
-        score, VE, 1e-5, balancing_fac=0.3, slices=slices, estimator=estimator
+        score, VE, 1e-5, balancing_fac=0.3, slices=slices, estimator=jacobian.ESTIMATORS[name]
     )
+    loss = double_backward.quasi_conservative(objective, x, u, z, v)
+    expected = torch.autograd.grad(loss, net.parameters())
     dsm, regulariser, surrogate = objective.both(x, u, z, v)
     torch.testing.assert_close(dsm.mean() + 0.3 * regulariser.mean(), loss.detach())
     ours = torch.autograd.grad(surrogate, net.parameters())
@@ -167,11 +148,11 @@ def test_every_pass_of_a_step_drops_out_the_same_units():
     net, conditioned = small_score(dropout=0.5)
     score = Score(conditioned, VE)
     x, u, z, v = draws(2)
+    objective = losses.QuasiConservative(score, VE, 1e-5, balancing_fac=0.3)
     torch.manual_seed(11)
-    loss = double_backward(score, jacobian.paper_asymmetry, 0.3, x, u, z, v)
+    loss = double_backward.quasi_conservative(objective, x, u, z, v)
     expected = torch.autograd.grad(loss, net.parameters())
     torch.manual_seed(11)
-    objective = losses.QuasiConservative(score, VE, 1e-5, balancing_fac=0.3)
     _, _, surrogate = objective.both(x, u, z, v)
     for a, b in zip(torch.autograd.grad(surrogate, net.parameters()), expected):
         torch.testing.assert_close(a, b)

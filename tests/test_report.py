@@ -176,10 +176,10 @@ def test_mistakes_get_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_json(Workdir("run").metrics, {})
     Workdir("run").metrics.write_text("{")
-    with pytest.raises(UserError, match=r"metrics\.json is not readable JSON"):
+    with pytest.raises(UserError, match=r"metrics\.json is damaged"):
         report.report(["run"])
     done = tiny.run("report.py", "--workdir=run", cwd=tmp_path)
-    tiny.check_sentence(done, "not readable JSON")
+    tiny.check_sentence(done, "metrics.json is damaged")
 
 
 def test_the_command(full):

@@ -1,6 +1,7 @@
 """What training, sampling and evaluation cost here, beside the way the published code took.
 
-python -m benchmarks.speed [--device cpu|cuda] [--size small|published] [--only NAME …]
+python -m benchmarks.speed [--device cpu|cuda] [--size small|published] [--only JOB …]
+    [--ways WAY …]
 
 Prints the machine and a Markdown table. Both sides of a row run in this process: the baseline in
 float32, channels first, not compiled, with create_graph double backward, two forward passes for a
@@ -343,7 +344,8 @@ def as_data_source(images, folder):
 
         def _info(self):
             features = {"image": tfds.features.Image(shape=images.shape[1:], encoding_format="png")}
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, manager):
             return {"train": self._generate_examples()}
@@ -364,15 +366,16 @@ HOST_JOBS = {"P/R/D/C, 10,000 × 2,048": prdc, "FID, 10,000 × 2,048": fid, "50 
 # ---------------------------------------------------------------- the table
 
 
-def rows(bench, meter, only):
+def rows(bench, meter, only, ways):
     """Yields (job, way, its measurement, the baseline's)."""
     for name, job in NETWORK_JOBS.items():
         if only and not any(text in name for text in only):
             continue
         baseline = meter(job(bench, BASELINE, baseline=True))
         for way, settings in bench.ways.items():
-            torch.compiler.reset()
-            yield name, way, meter(job(bench, settings, baseline=False)), baseline
+            if not ways or way in ways:
+                torch.compiler.reset()
+                yield name, way, meter(job(bench, settings, baseline=False)), baseline
     for name, job in HOST_JOBS.items():
         if only and not any(text in name for text in only):
             continue
@@ -413,6 +416,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", choices=SIZES)
     parser.add_argument("--only", nargs="*", help="parts of the jobs' names")
+    parser.add_argument("--ways", nargs="*", help="names of the ways to compute")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     size = arguments.size or ("published" if device.type == "cuda" else "small")
@@ -421,7 +425,8 @@ def main():
     print("; ".join(ceilings(device)))
     print("\n| job | ours | s | baseline s | times as fast | GB | baseline GB | share |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, way, ours, baseline in rows(bench, Meter(device), arguments.only):
+    found = rows(bench, Meter(device), arguments.only, arguments.ways)
+    for name, way, ours, baseline in found:
         print(
             f"| {name} | {way} | {ours.seconds:.3f} | {baseline.seconds:.3f} "
             f"| {baseline.seconds / ours.seconds:.2f} | {ours.gigabytes:.2f} "

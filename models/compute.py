@@ -1,7 +1,8 @@
-"""How networks compute, as ``config.compute`` says: precision, memory format, compiled blocks.
+"""How networks compute, as ``config.compute`` says: precision, memory format, compiled layers.
 
-A block is compiled once per shape and serves all blocks of that shape, so that a compilation costs
-as much for the published depth as for one block of each shape.
+What lies between the convolutions is compiled: there is nothing to gain in the convolutions, which
+are a library's, and small pieces compile in seconds. A piece is compiled once per shape, whatever
+the depth of the network, and gradients pass through it once.
 """
 
 import contextlib
@@ -9,16 +10,16 @@ import contextlib
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.layers import AttnBlock, ResnetBlock
-from models.resnet import BasicBlock
+from models.layers import GroupNorm, ResidualSum
+from models.resnet import BatchNorm2d
 from utils import lookup
 
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16}
 """``config.compute.precision`` -> the type that convolutions and matrix products compute in."""
 
-COMPILED = {ResnetBlock: "transform", AttnBlock: "forward", BasicBlock: "forward"}
+COMPILED = GroupNorm, ResidualSum, BatchNorm2d
 
-# The shapes of blocks, with and without gradients and tangents, that one network may have.
+# The shapes of layers, with and without gradients and tangents, that one network may have.
 SHAPES = 1024
 
 
@@ -42,19 +43,18 @@ def prepare(network, compute, device):
     if compute.channels_last:
         network.to(memory_format=torch.channels_last)
     if compute.compile:
-        compile_blocks(network)
+        compile_layers(network)
     if dtype is not None:
         network.forward = torch.autocast(device.type, dtype)(network.forward)
     return network
 
 
-def compile_blocks(network):
+def compile_layers(network):
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES
-    for block in network.modules():
-        name = COMPILED.get(type(block))
-        if name is not None:
-            setattr(block, name, torch.compile(getattr(block, name), dynamic=False))
+    for layer in network.modules():
+        if isinstance(layer, COMPILED):
+            layer.forward = torch.compile(layer.forward, dynamic=False)
 
 
 @contextlib.contextmanager

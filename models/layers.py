@@ -9,6 +9,7 @@ values and tangents together, which `torch.compile` can do and a second reverse 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -140,17 +141,21 @@ class Linear(nn.Linear):
 
 
 class GroupNorm(nn.GroupNorm):
-    """min(C/4, 32) groups, ε = 1e-6; then an `Activation`, if one is given."""
+    """min(C/4, 32) groups, ε = 1e-6; with an `Activation` behind it.
+
+    `shift` and `kept` are as in `pushed.NormAct`.
+    """
 
     def __init__(self, channels):
         super().__init__(min(channels // 4, 32), channels, eps=1e-6)
 
-    def forward(self, x, tangents=0, act=IDENTITY):
-        if not tangents:
-            return act(super().forward(x))
-        return pushed.NormAct.apply(
-            x, self.weight, self.bias, self.num_groups, self.eps, act, tangents
-        )
+    def forward(self, x, tangents=0, act=IDENTITY, shift=None, kept=None):
+        if tangents:
+            return pushed.NormAct.apply(
+                x, shift, kept, self.weight, self.bias, self.num_groups, self.eps, act, tangents
+            )
+        h = act(super().forward(x if shift is None else x + shift))
+        return h if kept is None else h * kept
 
 
 class NIN(nn.Module):
@@ -194,45 +199,40 @@ def positional_embedding(c, nf):
 # ---------------------------------------------------------------- resampling by 2
 
 
-def fir_matrix(kernel):
-    """outer(k, k) normalised to the sum 1, float32 (L, L)."""
-    k = torch.tensor(kernel, dtype=torch.float32)
-    matrix = torch.outer(k, k)
-    return matrix / matrix.sum()
+@functools.cache
+def fir_matrix(kernel, size, up, down, pads, device):
+    """The matrix (out, size) that resamples an axis of `size` pixels.
 
-
-def _per_channel(kernel, channels):
-    return kernel[None, None].expand(channels, 1, *kernel.shape)
-
-
-def fir_filter(x, kernel, pads, stride=1):
-    """Convolve every channel with `kernel` (L, L) after zero-padding by pads = (before, after)."""
+    Insert up − 1 zeros between the pixels, pad with zeros by pads = (before, after), filter with
+    `kernel`, a tuple normalised here to the sum `up`, and keep every `down`-th pixel.
+    """
     before, after = pads
-    x = F.pad(x, (before, after, before, after))
-    return F.conv2d(
-        x, _per_channel(kernel.flip(0, 1), x.shape[1]), stride=stride, groups=x.shape[1]
+    k = torch.tensor(kernel[::-1], dtype=torch.float64)
+    k *= up / k.sum()
+    count = (size * up + before + after - len(k)) // down + 1
+    taps = up * torch.arange(size) + before - down * torch.arange(count)[:, None]
+    there = (taps >= 0) & (taps < len(k))
+    return torch.where(there, k[taps.clamp(0, len(k) - 1)], 0).to(device, torch.float32)
+
+
+def fir_resample(x, kernel, pads, up=1, down=1):
+    """Resample both axes of x (B, C, H, W) as `fir_matrix` says: two matrix products."""
+    height, width = (
+        fir_matrix(kernel, size, up, down, pads, x.device).to(x.dtype) for size in x.shape[-2:]
     )
+    return height @ (x @ width.T)
 
 
 def fir_upsample(x, kernel):
-    """Insert zeros between pixels, then filter with 4 × `kernel`: twice the height and width."""
-    length = kernel.shape[0]
-    height, width = x.shape[-2:]
-    # Filtering an image with zeros inserted is a transposed convolution of stride 2.
-    y = F.conv_transpose2d(
-        x,
-        _per_channel(4 * kernel, x.shape[1]),
-        stride=2,
-        padding=length - 2 - (length - 1) // 2,
-        groups=x.shape[1],
-    )
-    return y[..., : 2 * height, : 2 * width]
+    """Twice the height and width."""
+    length = len(kernel)
+    return fir_resample(x, kernel, ((length + 1) // 2, (length - 2) // 2), up=2)
 
 
 def fir_downsample(x, kernel):
-    """Filter with `kernel` and keep every second pixel: half the height and width."""
-    surplus = kernel.shape[0] - 2
-    return fir_filter(x, kernel, ((surplus + 1) // 2, surplus // 2), stride=2)
+    """Half the height and width."""
+    surplus = len(kernel) - 2
+    return fir_resample(x, kernel, ((surplus + 1) // 2, surplus // 2), down=2)
 
 
 def nearest_upsample(x):
@@ -244,13 +244,12 @@ def average_downsample(x):
 
 
 class Resampler(nn.Module):
-    """Base of the layers that change resolution; holds the FIR kernel, or none for `fir` off."""
+    """Base of the layers that change resolution; holds the FIR kernel."""
 
     def __init__(self, fir, fir_kernel):
         super().__init__()
         self.fir = fir
-        if fir:
-            self.register_buffer("kernel", fir_matrix(fir_kernel), persistent=False)
+        self.kernel = tuple(fir_kernel)
 
     def up(self, x):
         return fir_upsample(x, self.kernel) if self.fir else nearest_upsample(x)
@@ -289,8 +288,8 @@ class ConvDownsample(Resampler):
 
     def forward(self, x, tangents=0):
         if self.fir:
-            surplus = self.kernel.shape[0]  # (L − 2) of the filter and 2 of the convolution
-            filtered = fir_filter(x, self.kernel, ((surplus + 1) // 2, surplus // 2))
+            surplus = len(self.kernel)  # (L − 2) of the filter and 2 of the convolution
+            filtered = fir_resample(x, self.kernel, ((surplus + 1) // 2, surplus // 2))
             return self.Conv2d_0(filtered, tangents)
         return self.Conv_0(F.pad(x, (0, 1, 0, 1)), tangents)
 
@@ -307,9 +306,9 @@ class ConvUpsample(Resampler):
         if self.fir:
             weight = self.Conv2d_0.weight.flip(2, 3).transpose(0, 1)
             y = F.conv_transpose2d(x, weight, stride=2)
-            surplus = self.kernel.shape[0] - 4
+            surplus = len(self.kernel) - 4
             pads = ((surplus + 1) // 2 + 1, surplus // 2 + 1)
-            y = fir_filter(y, 4 * self.kernel, pads)
+            y = 4 * fir_resample(y, self.kernel, pads)
             return add_to_values(y, self.Conv2d_0.bias[None, :, None, None], tangents)
         return self.Conv_0(nearest_upsample(x), tangents)
 
@@ -317,8 +316,15 @@ class ConvUpsample(Resampler):
 # ---------------------------------------------------------------- blocks
 
 
-def residual_sum(x, h, skip_rescale):
-    return (x + h) / SQRT2 if skip_rescale else x + h
+class ResidualSum(nn.Module):
+    """x + h, divided by √2 with `skip_rescale`."""
+
+    def __init__(self, skip_rescale):
+        super().__init__()
+        self.scale = 1 / SQRT2 if skip_rescale else 1.0
+
+    def forward(self, x, h):
+        return (x + h) * self.scale
 
 
 class Combine(nn.Module):
@@ -357,13 +363,13 @@ class AttnBlock(nn.Module):
         self.NIN_1 = NIN(channels, channels)
         self.NIN_2 = NIN(channels, channels)
         self.NIN_3 = NIN(channels, channels, init_scale=init_scale)
-        self.skip_rescale = skip_rescale
+        self.add = ResidualSum(skip_rescale)
 
     def forward(self, x, tangents=0):
         h = self.GroupNorm_0(x, tangents)
         q, k, v = (nin(h, tangents).flatten(2).mT for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
         h = attention(q, k, v, tangents).mT.reshape(x.shape)
-        return residual_sum(x, self.NIN_3(h, tangents), self.skip_rescale)
+        return self.add(x, self.NIN_3(h, tangents))
 
 
 class ResnetBlock(nn.Module):
@@ -389,7 +395,7 @@ class ResnetBlock(nn.Module):
         super().__init__()
         self.act = act
         self.resample = resample
-        self.skip_rescale = skip_rescale
+        self.add = ResidualSum(skip_rescale)
         self.dropout = dropout
         self.GroupNorm_0 = GroupNorm(channels_in)
         self.Conv_0 = conv3x3(channels_in, channels_out)
@@ -415,23 +421,19 @@ class ResnetBlock(nn.Module):
         if self.resample is not None:
             height, width = self.resample.size(height), self.resample.size(width)
         shape = (rows // (1 + tangents), self.Conv_0.out_channels, height, width)
-        return F.dropout(torch.ones(shape, dtype=x.dtype, device=x.device), self.dropout)
+        # Uniform numbers are drawn several times as fast as Bernoulli's.
+        kept = torch.rand(shape, device=x.device).ge_(self.dropout)
+        return kept.div_(1 - self.dropout).to(x.dtype)
 
     def transform(self, x, temb, kept, tangents):
         h = self.GroupNorm_0(x, tangents, self.act)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        if temb is None:
-            h = self.Conv_0(h, tangents)
-        else:
-            noise = self.Dense_0(self.act(temb))[:, :, None, None]
-            h = add_to_values(
-                self.Conv_0.linear(h), noise + self.Conv_0.bias[:, None, None], tangents
-            )
-        h = self.GroupNorm_1(h, tangents, self.act)
-        if kept is not None:
-            h = h * kept.repeat(1 + tangents, 1, 1, 1)
+        shift = self.Conv_0.bias[None, :, None, None]
+        if temb is not None:
+            shift = shift + self.Dense_0(self.act(temb))[:, :, None, None]
+        h = self.GroupNorm_1(self.Conv_0.linear(h), tangents, self.act, shift, kept)
         h = self.Conv_1(h, tangents)
         if self.shortcut is not None:
             x = getattr(self, self.shortcut)(x, tangents)
-        return residual_sum(x, h, self.skip_rescale)
+        return self.add(x, h)

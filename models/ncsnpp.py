@@ -85,7 +85,7 @@ class NCSNpp(nn.Module):
             raise UserError(f"config.model.nf is {nf}; expected a multiple of 4.")
         self.nf, self.levels, self.num_res_blocks = nf, len(ch_mult), num_res_blocks
         self.attn_resolutions = tuple(attn_resolutions)
-        self.conditional, self.skip_rescale = conditional, skip_rescale
+        self.conditional = conditional
         self.scale_by_sigma, self.centered = scale_by_sigma, centered
 
         temb_dim = 4 * nf
@@ -180,6 +180,7 @@ class NCSNpp(nn.Module):
         # The pyramids are resampled without parameters; outside `all_modules`, these two change
         # neither the names nor the order there.
         self.pyramid_up, self.pyramid_down = up, down
+        self.add = layers.ResidualSum(skip_rescale)
 
     def forward(self, x, cond, directions=None):
         """The network's output, and with `directions` v (m, B, C, H, W) its derivatives too.
@@ -266,7 +267,7 @@ class NCSNpp(nn.Module):
                 h = next(modules)(pyramid, h, tangents)
             elif self.progressive_input == "residual":
                 pyramid = next(modules)(pyramid, tangents)
-                pyramid = layers.residual_sum(pyramid, h, self.skip_rescale)
+                pyramid = self.add(pyramid, h)
                 h = pyramid
             skips.append(h)
         return h, skips
@@ -288,7 +289,7 @@ class NCSNpp(nn.Module):
                 pyramid = next(modules)(normalised, tangents)
             elif self.progressive == "residual":
                 pyramid = next(modules)(pyramid, tangents)
-                pyramid = layers.residual_sum(pyramid, h, self.skip_rescale)
+                pyramid = self.add(pyramid, h)
                 h = pyramid
             if level > 0:
                 h = self._resample(next(modules), h, temb, tangents)

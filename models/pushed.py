@@ -39,65 +39,78 @@ class AddToValues(Function):
 
 
 class NormAct(Function):
-    """f of group normalisation, y = w·n + b with n = (x − mean)/std, and f an `Activation`.
+    """kept·f(y), y = w·n + b with n = (x − mean)/std normalised by groups, and f an `Activation`.
 
     The tangents of n are h = P(dx)/std with P(d) = d − mean(d) − n·mean(n·d), the means over a
-    group, and those of the output f′(y)·w·h.
+    group, and those of the output kept·f′(y)·w·h.
+
+    Args:
+        shift: added to the values first, a constant without tangents (B or 1, C, 1, 1); or None.
+        kept: factors of the values and of every tangent (B, C, H, W), without gradient; or None.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, groups, eps, act, tangents):
-        ctx.save_for_backward(x, weight, bias)
+    def forward(ctx, x, shift, kept, weight, bias, groups, eps, act, tangents):
+        ctx.save_for_backward(x, shift, kept, weight, bias)
         ctx.groups, ctx.eps, ctx.act, ctx.tangents = groups, eps, act, tangents
-        normal, _, h, _ = _normalise(x, groups, eps, tangents)
+        normal, _, h, _ = _normalise(x, shift, groups, eps, tangents)
         weight, bias = _per_channel(weight, groups), _per_channel(bias, groups)
         y = normal * weight + bias
-        values = act.function(y).to(x.dtype)
-        d = h * (act.derivative(y) * weight)
-        return join_rows(values, d.to(x.dtype)).flatten(1, 2)
+        values, slope = act.function(y), act.derivative(y) * weight
+        if kept is not None:
+            kept = kept.view_as(y)
+            values, slope = values * kept, slope * kept
+        return join_rows(values.to(x.dtype), (h * slope).to(x.dtype)).flatten(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, weight, bias = ctx.saved_tensors
-        normal, scale, h, slope = _normalise(x, ctx.groups, ctx.eps, ctx.tangents)
+        x, shift, kept, weight, bias = ctx.saved_tensors
+        normal, scale, h, slope = _normalise(x, shift, ctx.groups, ctx.eps, ctx.tangents)
         weight, bias = _per_channel(weight, ctx.groups), _per_channel(bias, ctx.groups)
         y = normal * weight + bias
         over_out, over_d = split_rows(_wide(grad).unflatten(1, (ctx.groups, -1)), ctx.tangents)
+        if kept is not None:
+            kept = kept.view_as(y)
+            over_out, over_d = over_out * kept, over_d * kept
         derivative = ctx.act.derivative(y)
         products = _sum(over_d * h)
-        over_y = over_out * derivative
-        over_y.addcmul_(ctx.act.second(y) * weight, products)
-        products *= derivative
+        over_y = over_out * derivative + products * (ctx.act.second(y) * weight)
+        products = products * derivative
         over_bias = over_y.sum(CHANNEL)
-        over_weight = torch.addcmul(products, over_y, normal).sum(CHANNEL)
+        over_weight = (products + over_y * normal).sum(CHANNEL)
 
         a, e = over_y * weight, over_d * (derivative * weight)
         # With the means ν = mean(n·e) and μ = mean(n·dx) (`slope`): the values get
         # (P(a − Σ (μe + νdx)/std) − n·Σ mean(e·h))/std and every tangent P(e)/std. As P takes the
         # means and the part along n out of dx too, P(dx)/std = h serves in its place.
         along = _mean(normal * e)
-        a.addcmul_(_sum(slope * e), scale, value=-1)
-        over_values = a - _mean(a)
-        over_values.addcmul_(normal, _mean(normal * a) + _mean(products * weight), value=-1)
-        over_values -= _sum(along * h)
-        over_tangents = (e - _mean(e)).addcmul_(normal, along, value=-1)
-        rows = join_rows((over_values * scale).to(x.dtype), (over_tangents * scale).to(x.dtype))
-        return rows.flatten(1, 2), over_weight.flatten(), over_bias.flatten(), *4 * [None]
+        a = a - _sum(slope * e) * scale
+        over_values = a - _mean(a) - normal * (_mean(normal * a) + _mean(products * weight))
+        over_values = (over_values - _sum(along * h)) * scale
+        over_tangents = (e - _mean(e) - normal * along) * scale
+        over_shift = None
+        if shift is not None:
+            over_shift = over_values.sum((-2, -1)).view(len(y), -1, 1, 1).sum_to_size(shift.shape)
+        rows = join_rows(over_values.to(x.dtype), over_tangents.to(x.dtype)).flatten(1, 2)
+        parameters = over_weight.flatten(), over_bias.flatten()
+        return rows, over_shift, None, *parameters, None, None, None, None
 
 
 # Of maps (rows, groups, channels of a group, H, W): a group, and a channel of all rows.
 GROUP, CHANNEL = (-3, -2, -1), (0, -2, -1)
 
 
-def _normalise(x, groups, eps, tangents):
+def _normalise(x, shift, groups, eps, tangents):
     """n, 1/std, h and mean(n·dx) of rows (rows, C, H, W), in float32 or wider."""
     values, d = split_rows(_wide(x).unflatten(1, (groups, -1)), tangents)
+    if shift is not None:
+        values = values + _wide(shift).unflatten(1, (groups, -1))
     variance, mean = torch.var_mean(values, GROUP, correction=0, keepdim=True)
     scale = torch.rsqrt(variance + eps)
     normal = (values - mean) * scale
     slope = _mean(normal * d)
-    h = torch.addcmul(d - _mean(d), normal, slope, value=-1).mul_(scale)
+    h = (d - _mean(d) - normal * slope) * scale
     return normal, scale, h, slope
 
 

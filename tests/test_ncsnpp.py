@@ -4,6 +4,7 @@ import golden
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from ml_collections import ConfigDict
 
 import models
@@ -44,18 +45,24 @@ def test_any_channel_count(channels):
 
 @pytest.mark.parametrize("kernel", [(1, 1), (1, 2, 1), (1, 3, 3, 1), (1, 2, 3, 2, 5)])
 def test_fir_resampling_is_zero_insertion_then_convolution(kernel):
-    matrix = layers.fir_matrix(kernel)
-    x = torch.randn(2, 3, 6, 6)
-    zeros = torch.zeros(2, 3, 12, 12)
-    zeros[..., ::2, ::2] = x
+    matrix = torch.outer(torch.tensor(kernel), torch.tensor(kernel)).float()
+    matrix = (matrix / matrix.sum()).flip(0, 1)[None, None]
     length = len(kernel)
-    surplus = length - 2
-    pads = ((surplus + 1) // 2 + 1, surplus // 2)
-    expected = layers.fir_filter(zeros, 4 * matrix, pads)[..., :12, :12]
-    torch.testing.assert_close(layers.fir_upsample(x, matrix), expected)
-    # A constant image stays constant away from the border.
-    flat = layers.fir_downsample(torch.ones(1, 1, 16, 16), matrix)
-    torch.testing.assert_close(flat[..., 2:-2, 2:-2], torch.ones(1, 1, 4, 4))
+    x = torch.randn(2, 1, 6, 8)
+
+    zeros = torch.zeros(2, 1, 12, 16)
+    zeros[..., ::2, ::2] = x
+    before, after = (length + 1) // 2, (length - 2) // 2
+    padded = F.pad(zeros, (before, after, before, after))
+    torch.testing.assert_close(layers.fir_upsample(x, kernel), F.conv2d(padded, 4 * matrix))
+
+    before, after = (length - 1) // 2, (length - 2) // 2
+    padded = F.pad(x, (before, after, before, after))
+    expected = F.conv2d(padded, matrix, stride=2)
+    torch.testing.assert_close(layers.fir_downsample(x, kernel), expected)
+
+    flat = layers.fir_downsample(torch.ones(1, 1, 16, 16), kernel)
+    torch.testing.assert_close(flat[..., 3:-3, 3:-3], torch.ones(1, 1, 2, 2))
 
 
 def test_weights_are_initialised_as_specified():

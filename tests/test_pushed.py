@@ -24,11 +24,19 @@ def test_group_norm_and_activation(act):
     torch.nn.init.normal_(norm.bias)
     x = rows(8, 3, 2)
     check(functools.partial(norm, act=act), x)
+    shift, kept = torch.randn(B, 8, 1, 1).double(), torch.rand(B, 8, 3, 2).double()
+    check(functools.partial(norm, act=act, shift=shift, kept=kept), x)
 
-    def apply(x, weight, bias):
-        return pushed.NormAct.apply(x, weight, bias, norm.num_groups, norm.eps, act, TANGENTS)
+    shift = torch.randn(B, 8, 1, 1, dtype=torch.float64, requires_grad=True)
+    kept = torch.rand(B, 8, 3, 2, dtype=torch.float64)
 
-    assert torch.autograd.gradcheck(apply, (x, norm.weight, norm.bias))
+    def apply(x, shift, weight, bias):
+        settings = norm.num_groups, norm.eps, act, TANGENTS
+        return pushed.NormAct.apply(x, shift, kept, weight, bias, *settings)
+
+    assert torch.autograd.gradcheck(apply, (x, shift, norm.weight, norm.bias))
+    one_shift = shift[:1].detach().requires_grad_()
+    assert torch.autograd.gradcheck(apply, (x, one_shift, norm.weight, norm.bias))
 
 
 @pytest.mark.parametrize("name", layers.ACTIVATIONS)

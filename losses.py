@@ -339,6 +339,7 @@ def make_optimizer(parameters, optim):
         betas=(optim.beta1, 0.999),
         eps=optim.eps,
         weight_decay=optim.weight_decay,
+        fused=True,
     )
 
 

@@ -4,10 +4,11 @@ python -m benchmarks.speed [--device cpu|cuda] [--size small|published] [--only 
     [--ways WAY …]
 
 Prints the machine and a Markdown table. Both sides of a row run in this process: the baseline in
-float32, channels first, not compiled, with create_graph double backward, two forward passes for a
-likelihood, SciPy on the host and per-image decoding; ours as the row says. Times are medians of
-RUNS runs after a warm-up, in which compilations fall. Memory is the peak above what was in use
-before (of the process on a CPU, of PyTorch's allocator on a GPU).
+float32, channels first, not compiled, with convolutions for resampling, create_graph double
+backward, loops over parameters, two forward passes for a likelihood, SciPy on the host and
+per-image decoding; ours as the row says. Times are medians of RUNS runs in turns, after a warm-up
+in which compilations fall. Memory is the peak above what was in use before (of the process on a
+CPU, of PyTorch's allocator on a GPU).
 """
 
 import argparse
@@ -15,17 +16,20 @@ import ctypes
 import dataclasses
 import functools
 import gc
+import math
 import pathlib
 import platform
 import re
 import statistics
 import tempfile
 import time
+from unittest import mock
 
 import numpy as np
 import scipy.integrate
 import scipy.linalg
 import torch
+import torch.nn.functional as F
 
 import datasets
 import evaluation
@@ -39,6 +43,7 @@ import sde_lib
 from benchmarks import double_backward
 from benchmarks.parity_metrics import real_and_fake
 from configs import common
+from models import layers
 from models.compute import prepare
 from models.ema import EMA
 from models.scores import Score
@@ -50,7 +55,6 @@ BASELINE = {"precision": "fp32", "channels_last": False, "compile": False}
 WAYS = {
     "cpu": {
         "fp32": BASELINE,
-        "fp32 compiled": dict(BASELINE, compile=True),
         "bf16": dict(BASELINE, precision="bf16"),
         "bf16 compiled": dict(BASELINE, precision="bf16", compile=True),
     },
@@ -96,18 +100,28 @@ class Meter:
         status = pathlib.Path("/proc/self/status").read_text()
         return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
 
-    def __call__(self, call, warm_up=1):
-        for _ in range(warm_up):
-            call()
+    def memory(self, call):
+        """Gigabytes at the peak of a call, above what was in use before."""
         self.synchronise()
         before = self.peak(reset=True)
-        times = []
-        for _ in range(RUNS):
-            start = time.perf_counter()
+        call()
+        self.synchronise()
+        return (self.peak() - before) / 1e9
+
+    def seconds(self, call):
+        self.synchronise()
+        start = time.perf_counter()
+        call()
+        self.synchronise()
+        return time.perf_counter() - start
+
+    def __call__(self, *calls):
+        """A `Measurement` of each call; they take turns, so that all see the same machine."""
+        for call in calls:
             call()
-            self.synchronise()
-            times.append(time.perf_counter() - start)
-        return Measurement(statistics.median(times), (self.peak() - before) / 1e9)
+        memory = [self.memory(call) for call in calls]
+        times = zip(*([self.seconds(call) for call in calls] for _ in range(RUNS)))
+        return [Measurement(statistics.median(t), m) for t, m in zip(times, memory)]
 
 
 # ---------------------------------------------------------------- networks
@@ -164,7 +178,7 @@ def small(device):
     config.model.nf = 64
     config.model.ch_mult = (1, 2, 2)
     config.model.num_res_blocks = 1
-    return Bench(device, config, batch=8, slices=1, pc_steps=4)
+    return Bench(device, config, batch=16, slices=1, pc_steps=4)
 
 
 def published(device):
@@ -176,17 +190,65 @@ def published(device):
 SIZES = {"small": small, "published": published}
 
 
-def training_step(network, config, gradient):
+# ---------------------------------------------------------------- the published code's way
+
+
+def published_resample(x, kernel, pads, up=1, down=1):
+    """`layers.fir_resample`: put in zeros, convolve, keep every other pixel."""
+    rows, channels, height, width = x.shape
+    k = torch.tensor(kernel, device=x.device, dtype=x.dtype)
+    k = torch.outer(k, k).flip(0, 1) * (up / k.sum()) ** 2
+    x = x.reshape(-1, 1, height, 1, width, 1)
+    x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1)).reshape(-1, 1, height * up, width * up)
+    x = F.conv2d(F.pad(x, (*pads, *pads)), k[None, None])[..., ::down, ::down]
+    return x.reshape(rows, channels, *x.shape[-2:])
+
+
+def published_attention(q, k, v, tangents=0):
+    return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1) @ v
+
+
+def published_dropout(block, x, tangents):
+    if not (block.training and block.dropout):
+        return None
+    scale = block.resample.size(x.shape[-1]) if block.resample else x.shape[-1]
+    shape = (len(x), block.Conv_0.out_channels, scale, scale)
+    return F.dropout(torch.ones(shape, device=x.device), block.dropout)
+
+
+def published(call):
+    """`call` with the layers of the published code where ours compute otherwise."""
+
+    def wrapped():
+        with (
+            mock.patch.object(layers, "fir_resample", published_resample),
+            mock.patch.object(layers, "attention", published_attention),
+            mock.patch.object(layers.ResnetBlock, "kept_units", published_dropout),
+        ):
+            return call()
+
+    return wrapped
+
+
+def training_step(network, config, gradient, baseline):
     """A whole update: ``gradient()`` has the gradients added up, the rest is the optimiser's."""
-    parameters = list(network.parameters())
-    optimizer = losses.make_optimizer(parameters, config.optim)
+    parameters = [p for p in network.parameters() if p.requires_grad]
     ema = EMA(parameters, config.model.ema_rate)
+    if baseline:
+        optimizer = torch.optim.Adam(parameters, lr=config.optim.lr, foreach=False)
+    else:
+        optimizer = losses.make_optimizer(parameters, config.optim)
+
+    def average():
+        with torch.no_grad():
+            for shadow, parameter in zip(ema.shadow, parameters):
+                shadow.sub_((1 - config.model.ema_rate) * (shadow - parameter))
 
     def step():
         optimizer.zero_grad(set_to_none=True)
         gradient()
-        losses.optimize(optimizer, ema.parameters, 1, config.optim)
-        ema.update()
+        losses.optimize(optimizer, parameters, 1, config.optim)
+        average() if baseline else ema.update()
 
     return step
 
@@ -207,7 +269,7 @@ def dsm(bench, way, baseline):
     x, labels = bench.draw()
     score = bench.score(way)
     objective = losses.DSM(score, bench.sde, 1e-5)
-    return training_step(score.net, bench.config, backward(objective, x, labels))
+    return training_step(score.net, bench.config, backward(objective, x, labels), baseline)
 
 
 def qc(bench, way, baseline):
@@ -217,11 +279,11 @@ def qc(bench, way, baseline):
         score, bench.sde, 1e-5, balancing_fac=1e-4, slices=bench.slices
     )
 
-    def published():
+    def twice():
         double_backward.quasi_conservative(objective, x, **objective.draw(x)).backward()
 
-    gradient = published if baseline else backward(objective, x, labels)
-    return training_step(score.net, bench.config, gradient)
+    gradient = twice if baseline else backward(objective, x, labels)
+    return training_step(score.net, bench.config, gradient, baseline)
 
 
 def dlsm(bench, way, baseline):
@@ -229,12 +291,12 @@ def dlsm(bench, way, baseline):
     classifier = bench.network(models.create_classifier, way)
     objective = losses.DLSM(classifier, bench.score(way, train=False), bench.sde, 1e-5)
 
-    def published():
+    def twice():
         terms = double_backward.dlsm(objective, x, labels, **objective.draw(x))
         sum(terms).backward()
 
-    gradient = published if baseline else backward(objective, x, labels)
-    return training_step(classifier, bench.config, gradient)
+    gradient = twice if baseline else backward(objective, x, labels)
+    return training_step(classifier, bench.config, gradient, baseline)
 
 
 def pc_sampling(bench, way, baseline):
@@ -248,7 +310,7 @@ def pc_sampling(bench, way, baseline):
 
 def nll(bench, way, baseline):
     score = bench.score(way, train=False)
-    x, _ = bench.draw()
+    x = bench.draw()[0][: bench.batch // 4]
     epsilon = jacobian.rademacher(torch.randn_like(x))
     tolerances = {"rtol": 1e-3, "atol": 1e-5}
     if baseline:
@@ -292,10 +354,10 @@ NETWORK_JOBS = {
 
 def prdc(device):
     real, fake = real_and_fake(10_000, 10_000, 2048)
-    return {
-        "prdc": lambda: evaluation.prdc_package(real, fake),
-        "ours": lambda: evaluation.precision_recall_density_coverage(real, fake, device=device),
-    }
+    return (
+        lambda: evaluation.prdc_package(real, fake),
+        lambda: evaluation.precision_recall_density_coverage(real, fake, device=device),
+    )
 
 
 def fid(device):
@@ -307,7 +369,7 @@ def fid(device):
         difference = real.mean(0, dtype=np.float64) - fake.mean(0, dtype=np.float64)
         return difference @ difference + sum(map(np.trace, covariances)) - 2 * np.trace(root.real)
 
-    return {"sqrtm": published, "ours": lambda: evaluation.frechet_distance(real, fake)}
+    return published, lambda: evaluation.frechet_distance(real, fake)
 
 
 def batches(device):
@@ -332,7 +394,7 @@ def batches(device):
             x = np.stack(flipped).astype(np.float32) / 255
             torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(device)
 
-    return {"tfds": published, "ours": ours}
+    return published, ours
 
 
 def as_data_source(images, folder):
@@ -360,29 +422,29 @@ def as_data_source(images, folder):
     return builder.as_data_source("train")
 
 
-HOST_JOBS = {"P/R/D/C, 10,000 × 2,048": prdc, "FID, 10,000 × 2,048": fid, "50 batches": batches}
+HOST_JOBS = {
+    "P/R/D/C, 10,000 × 2,048": prdc,
+    "FID, 10,000 × 2,048": fid,
+    "50 batches of 128": batches,
+}
 
 
 # ---------------------------------------------------------------- the table
 
 
 def rows(bench, meter, only, ways):
-    """Yields (job, way, its measurement, the baseline's)."""
+    """Yields (job, way, the baseline's measurement, ours)."""
     for name, job in NETWORK_JOBS.items():
         if only and not any(text in name for text in only):
             continue
-        baseline = meter(job(bench, BASELINE, baseline=True))
         for way, settings in bench.ways.items():
             if not ways or way in ways:
                 torch.compiler.reset()
-                yield name, way, meter(job(bench, settings, baseline=False)), baseline
+                baseline = published(job(bench, BASELINE, baseline=True))
+                yield name, way, *meter(baseline, job(bench, settings, baseline=False))
     for name, job in HOST_JOBS.items():
-        if only and not any(text in name for text in only):
-            continue
-        calls = job(bench.device)
-        (_, theirs), (_, ours) = calls.items()
-        baseline = meter(theirs)
-        yield name, "ours", meter(ours), baseline
+        if not only or any(text in name for text in only):
+            yield name, "", *meter(*job(bench.device))
 
 
 def machine(device):
@@ -403,11 +465,11 @@ def ceilings(device):
     meter = Meter(device)
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(side, side, device=device).to(dtype)
-        seconds = meter(functools.partial(torch.mm, a, a)).seconds
+        seconds = meter(functools.partial(torch.mm, a, a))[0].seconds
         yield f"{str(dtype)[6:]} products: {2 * side**3 / seconds / 1e12:.3g} TFLOP/s"
     a = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
     b = torch.empty_like(a)
-    seconds = meter(lambda: b.copy_(a)).seconds
+    seconds = meter(lambda: b.copy_(a))[0].seconds
     yield f"copy: {2 * a.numel() * 4 / seconds / 1e9:.3g} GB/s"
 
 
@@ -426,7 +488,7 @@ def main():
     print("\n| job | ours | s | baseline s | times as fast | GB | baseline GB | share |")
     print("|---|---|---|---|---|---|---|---|")
     found = rows(bench, Meter(device), arguments.only, arguments.ways)
-    for name, way, ours, baseline in found:
+    for name, way, baseline, ours in found:
         print(
             f"| {name} | {way} | {ours.seconds:.3f} | {baseline.seconds:.3f} "
             f"| {baseline.seconds / ours.seconds:.2f} | {ours.gigabytes:.2f} "

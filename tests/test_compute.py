@@ -1,0 +1,99 @@
+"""config.compute: compiled and eager training agree, bfloat16 is near, mistakes get sentences."""
+
+import pytest
+import tiny
+import tiny_classifier
+import torch
+
+import checkpoints
+import datasets
+import distributed
+import losses
+import models
+import run_lib
+from classifier_training import ClassifierTraining
+from models import compute
+from models.ema import EMA
+from provenance import config_hash
+from utils import UserError
+
+CPU = torch.device("cpu")
+
+
+def ten_losses(make_job, config):
+    """The losses of the first ten training steps."""
+    torch.manual_seed(0)
+    job = make_job(config, CPU)
+    parameters = list(job.model.parameters())
+    optimizer = losses.make_optimizer(parameters, config.optim)
+    state = checkpoints.TrainState(job.model, EMA(parameters, 0.9), optimizer)
+    batches = datasets.TrainBatches(job.splits()[0], config.training.batch_size, config.seed)
+    world = distributed.World(job.objective)
+    values = [run_lib.training_step(state, job, batches, config, world) for _ in range(10)]
+    return torch.tensor([float(value["loss"]) for value in values])
+
+
+@pytest.mark.parametrize("slices", [0, 2])
+def test_compiled_training_is_eager_training(tmp_path, slices):
+    """DSM, and QC with dropout and two slices, whose Jᵀv run as plain operations."""
+    fields = {"loss__balancing_fac": 0.01, "loss__slices": slices} if slices else {}
+    eager, compiled = (
+        ten_losses(run_lib.ScoreTraining, tiny.config(tmp_path, compute__compile=on, **fields))
+        for on in (False, True)
+    )
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=0)
+
+
+def test_a_compiled_classifier_is_the_eager_one(tmp_path, monkeypatch):
+    """DLSM against a score model that is compiled too."""
+    monkeypatch.chdir(tmp_path)
+    tiny_classifier.train_score(tmp_path / "cache")
+    eager, compiled = (
+        ten_losses(
+            ClassifierTraining,
+            tiny_classifier.config("classifier", tmp_path / "cache", compute__compile=on),
+        )
+        for on in (False, True)
+    )
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=0)
+
+
+def outputs(config, x, cond, directions):
+    """What a network gives that computes as ``config.compute`` says."""
+    torch.manual_seed(0)
+    network = models.create_model(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.1)
+        return compute.prepare(network, config.compute, CPU)(x, cond, directions)
+
+
+def test_every_way_to_compute_gives_the_same_output():
+    x, cond = torch.rand(3, 1, 8, 8), torch.tensor([0.05, 0.5, 5.0])
+    directions = torch.randn(2, *x.shape)
+    fields = {"model__attn_resolutions": (8,), "model__ch_mult": (1, 2)}
+
+    def output(**more):
+        return outputs(tiny.config("cache", **fields, **more), x, cond, directions)
+
+    exact = output()
+    for more in ({"compute__channels_last": True}, {"compute__compile": True}):
+        for ours, expected in zip(output(**more), exact):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    for ours, expected in zip(output(compute__precision="bf16"), exact):
+        assert ours.dtype == torch.float32
+        assert 0 < (ours - expected).norm() / expected.norm() < 0.03
+
+
+def test_an_unknown_precision_gets_a_sentence():
+    config = tiny.config("cache", compute__precision="fp8")
+    with pytest.raises(UserError, match=r"config\.compute\.precision.*fp8"):
+        compute.prepare(models.create_model(config), config.compute, CPU)
+
+
+def test_results_of_another_precision_are_others():
+    known = config_hash(tiny.config("cache"))
+    assert config_hash(tiny.config("cache", compute__compile=True)) == known
+    assert config_hash(tiny.config("cache", compute__channels_last=True)) == known
+    assert config_hash(tiny.config("cache", compute__precision="bf16")) != known

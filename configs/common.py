@@ -17,7 +17,7 @@ def base(dataset):
     config.device = "auto"  # CUDA where there is one
 
     config.compute = compute = ml_collections.ConfigDict()
-    compute.precision = "fp32"  # or tf32, bf16
+    compute.precision = "fp32"  # or tf32, bf16, see models/compute.py
     compute.channels_last = False
     compute.compile = False
 
@@ -77,7 +77,7 @@ def base(dataset):
     training.eps = 1e-5
     training.batch_size = 128  # of all processes together
     training.microbatch = placeholder(int)  # images of a process at a time; none: all of its own
-    training.checkpoint_activations = False  # of NCSN++: less memory, a third more time
+    training.checkpoint_activations = False  # of NCSN++: less memory, one more forward pass
     training.log_freq = 50
     training.eval_freq = 100
     training.snapshot_sampling = True

@@ -29,7 +29,7 @@ class NCSNpp(nn.Module):
     The condition is σ for Fourier embeddings and a time label for positional ones.
 
     With the attribute `checkpoint_activations` the residual and attention blocks keep their inputs
-    alone for the backward pass, which computes the rest anew: less memory, a third more time.
+    alone for the backward pass, which computes the rest anew: less memory, one more forward pass.
 
     Args:
         image_size: height and width.

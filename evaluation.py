@@ -41,9 +41,11 @@ def _checked(features, name, at_least=1):
         raise UserError(f"The {name} have shape {features.shape}; expected (samples, width).")
     if len(features) < at_least:
         raise UserError(f"There are {len(features)} {name}; this metric needs {at_least} or more.")
-    with np.errstate(over="ignore"):
-        # The squares, because a covariance or a distance overflows where they do.
-        finite = all(np.isfinite(np.vdot(chunk, chunk)) for chunk in _float64_chunks(features))
+    # The squares, because a covariance or a distance overflows where they do.
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(np.vdot(features, features)) or all(
+            np.isfinite(np.vdot(chunk, chunk)) for chunk in _float64_chunks(features)
+        )
     if not finite:
         raise UserError(
             f"The {name} hold NaN, infinite or overflowing values; encode the images again, and "

@@ -79,11 +79,8 @@ class Distances:
         self.side, self.device = side, device
         # Around the centre bounds are tightest, and at the scale 1 no square overflows.
         self.centre = np.mean(sets[0], axis=0, dtype=np.float64)
-        self.scale = TINY + max(
-            float(np.abs(x[part] - self.centre).max())
-            for x in sets
-            for part in slices(len(x), CHUNK)
-        )
+        extremes = np.stack([extreme(x, axis=0) for x in sets for extreme in (np.min, np.max)])
+        self.scale = TINY + float(np.abs(extremes - self.centre).max())
         self.type = filter_type(torch.device(device))
         # The sum of n products is right to n·u·(|x̃|² + |ỹ|²)/2, u being float32's unit of rounding,
         # and to bfloat16's when it is rounded; the squares are right to n·u. Twice that.

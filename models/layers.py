@@ -155,7 +155,8 @@ class GroupNorm(nn.GroupNorm):
                 x, shift, kept, self.weight, self.bias, self.num_groups, self.eps, act, tangents
             )
         h = act(super().forward(x if shift is None else x + shift))
-        return h if kept is None else h * kept
+        # Autocast leaves float32 here, which the next convolution would only round.
+        return (h if kept is None else h * kept).to(x.dtype)
 
 
 class NIN(nn.Module):

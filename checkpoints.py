@@ -268,4 +268,8 @@ def _load_moments(optimizer, content, path):
         index: {sys.intern(name): value for name, value in moments.items()}
         for index, moments in content["state"].items()
     }
+    for index, moments in state.items():
+        # A fused Adam wants them laid out as the parameter is, channels last or not.
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = torch.empty_like(parameters[index]).copy_(moments[name])
     optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})

@@ -92,15 +92,16 @@ def _mean_and_covariance(features):
 def _trace_of_root(covariance, other):
     """tr (Σ_r Σ_g)^½, or None where rounding could show in its ninth digit.
 
-    With Σ_r = LLᵀ it is Σ√λ over the eigenvalues of Lᵀ Σ_g L. Those are right to ε·max λ, and so
-    the root of one to ε·max λ/√λ.
+    With Σ_r = LLᵀ it is Σ√λ over the eigenvalues of Lᵀ Σ_g L. Those are taken to be right to
+    ε·‖Σ_r‖·‖Σ_g‖ (Frobenius), and so the root of one to that over √λ; roundings that accumulate
+    and those that cancel are left out of this estimate.
     """
     try:
         lower = np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError:
         return None
     eigenvalues = np.linalg.eigvalsh(lower.T @ other @ lower)
-    error = np.finfo(np.float64).eps * eigenvalues[-1]
+    error = np.finfo(np.float64).eps * np.linalg.norm(covariance) * np.linalg.norm(other)
     roots = np.sqrt(np.maximum(eigenvalues, error))
     return roots.sum() if (error / roots).sum() < 1e-8 * roots.sum() else None
 
@@ -184,16 +185,20 @@ def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**28
     real = _checked(real, "real features", at_least=nearest_k + 1)
     fake = _checked(fake, "generated features", at_least=nearest_k + 1)
     _require_one_width(real, fake)
+    precision = torch.get_float32_matmul_precision()
     # A matrix product of TF32 factors would be further off than the bounds allow for.
     torch.set_float32_matmul_precision("highest")
-    side = neighbours.block_side(real.shape[1], block_bytes)
-    distances = neighbours.Distances((real, fake), side, device)
-    near_real, near_fake = distances.round(real), distances.round(fake)
-    real_radii = distances.radii(real, near_real, nearest_k, "real–real")
-    fake_radii = distances.radii(fake, near_fake, nearest_k, "generated–generated")
-    around_fake, covered, recalled = distances.spheres(
-        real, fake, near_real, near_fake, real_radii, fake_radii
-    )
+    try:
+        side = neighbours.block_side(real.shape[1], block_bytes)
+        distances = neighbours.Distances((real, fake), side, device)
+        near_real, near_fake = distances.round(real), distances.round(fake)
+        real_radii = distances.radii(real, near_real, nearest_k, "real–real")
+        fake_radii = distances.radii(fake, near_fake, nearest_k, "generated–generated")
+        around_fake, covered, recalled = distances.spheres(
+            real, fake, near_real, near_fake, real_radii, fake_radii
+        )
+    finally:
+        torch.set_float32_matmul_precision(precision)
     return {
         "precision": (around_fake > 0).double().mean().item(),
         "recall": recalled.double().mean().item(),

@@ -121,14 +121,14 @@ class Distances:
         squared.masked_fill_(squared < rounding_bound, 0)
         return squared.to(self.rounded).sqrt_().double()
 
-    def pairs(self, a, b, columns):
-        """The distances (n, k) of each row of `a` (n, D) to the rows ``columns`` (n, k) of `b`."""
+    def pairs(self, a, b, rows, columns):
+        """The distances (n, k) of ``a[rows]``, rows (n,), to ``b[columns]``, columns (n, k)."""
         count, each = columns.shape
         found = torch.empty((count, each), dtype=torch.float64, device=self.device)
-        columns = columns.cpu().numpy()
+        rows, columns = rows.cpu().numpy(), columns.cpu().numpy()
         for part in slices(count, max(1, CHUNK // each)):
             others = torch.from_numpy(b[columns[part]]).to(self.device)
-            difference = self.float64(a[part])[:, None] - others
+            difference = self.float64(a[rows[part]])[:, None] - others
             squares = torch.linalg.vecdot(difference, difference)
             found[part] = squares.to(self.rounded).sqrt().double()
         return found
@@ -152,7 +152,7 @@ class Distances:
                     if rows != columns:
                         keep_smallest(bounds, indices, columns, block.T, rows.start)
                     bar.update()
-        distances = self.pairs(x, x, indices)
+        distances = self.pairs(x, x, torch.arange(count), indices)
         radii = distances.sort(1).values[:, nearest_k].contiguous()
         if kept == count:
             return radii
@@ -190,7 +190,7 @@ class Distances:
                 if CROWDED * len(i) > is_open.numel():
                     distances = self.block(a[rows], b[columns])[i, j]
                 else:
-                    distances = self.pairs(a[rows][i.cpu().numpy()], b[columns], j[:, None])[:, 0]
+                    distances = self.pairs(a[rows], b[columns], i, j[:, None])[:, 0]
                 i, j = i + rows.start, j + columns.start
                 in_a, in_b = distances < radii_a[i], distances < radii_b[j]
                 around_b += torch.bincount(j[in_a], minlength=len(b))

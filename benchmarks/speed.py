@@ -12,6 +12,8 @@ CPU, of PyTorch's allocator on a GPU).
 """
 
 import argparse
+import atexit
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -20,6 +22,7 @@ import math
 import pathlib
 import platform
 import re
+import shutil
 import statistics
 import tempfile
 import time
@@ -134,6 +137,7 @@ class Bench:
     Attributes:
         config: of a score model and, in `classifier`, of a classifier.
         batch, slices: images of a step, and the QC regulariser's random vectors for each.
+        pc_steps: steps of the PC sampler.
     """
 
     device: torch.device
@@ -216,6 +220,17 @@ def published_dropout(block, x, tangents):
     return F.dropout(torch.ones(shape, device=x.device), block.dropout)
 
 
+@contextlib.contextmanager
+def exact_products():
+    """Within the context CUDA's float32 products keep all bits of their factors."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 def published(call, device):
     """`call` with the layers of the published code where ours compute otherwise."""
     # On a GPU the published code resamples by a CUDA kernel of its own, which is not at hand.
@@ -223,6 +238,8 @@ def published(call, device):
 
     def wrapped():
         with (
+            torch.backends.cudnn.flags(allow_tf32=False),
+            exact_products(),
             mock.patch.object(layers, "fir_resample", resample),
             mock.patch.object(layers, "attention", published_attention),
             mock.patch.object(layers.ResnetBlock, "kept_units", published_dropout),
@@ -378,6 +395,7 @@ def batches(device):
     """50 training batches of 128 CIFAR-10-like images in the model's range, on the device."""
     count, size = 50, 128
     folder = tempfile.mkdtemp(prefix="batches-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     images = np.random.default_rng(0).integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8)
     source = as_data_source(images, folder)
     data = common.base(common.CIFAR10).data

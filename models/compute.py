@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.layers import GroupNorm, ResidualSum
 from models.resnet import BatchNorm2d
-from utils import lookup
+from utils import lookup, rank_and_size
 
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16}
 """``config.compute.precision`` -> the type that convolutions and matrix products compute in."""
@@ -27,7 +27,7 @@ def prepare(network, compute, device):
     """Move `network` to `device` and let it compute as `compute` (``config.compute``) says.
 
     Its inputs and outputs stay float32. tf32 holds for the whole process: with it, CUDA's float32
-    products keep 10 bits of their factors; with fp32 they keep all, convolutions too.
+    products keep 10 bits of their factors; otherwise they keep all, convolutions too.
 
     Returns:
         The network.
@@ -36,7 +36,7 @@ def prepare(network, compute, device):
         UserError: an unknown precision.
     """
     dtype = lookup(AUTOCAST, compute.precision, "config.compute.precision")
-    exact = compute.precision == "fp32"
+    exact = compute.precision != "tf32"
     torch.set_float32_matmul_precision("highest" if exact else "high")
     torch.backends.cudnn.allow_tf32 = not exact
     network.to(device)
@@ -52,8 +52,11 @@ def prepare(network, compute, device):
 def compile_layers(network):
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES
+    _, processes = rank_and_size()
     for layer in network.modules():
-        if isinstance(layer, COMPILED):
+        # With several processes a batch norm speaks to the others, which is nothing to compile.
+        alone = processes == 1 or not isinstance(layer, BatchNorm2d)
+        if isinstance(layer, COMPILED) and alone:
             layer.forward = torch.compile(layer.forward, dynamic=False)
 
 

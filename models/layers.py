@@ -344,7 +344,7 @@ class Combine(nn.Module):
 def attention(q, k, v, tangents=0):
     """softmax(q kᵀ/√C) v of queries, keys and values (rows, pixels, C)."""
     if not tangents:
-        # PyTorch's fused kernels take batches of heads.
+        # PyTorch's fused kernels take batches of heads, and adjacent channels (channels last).
         return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
     (q, dq), (k, dk), (v, dv) = (split_rows(x, tangents) for x in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1])
@@ -424,7 +424,7 @@ class ResnetBlock(nn.Module):
         shape = (rows // (1 + tangents), self.Conv_0.out_channels, height, width)
         # Uniform numbers are drawn several times as fast as Bernoulli's.
         kept = torch.rand(shape, device=x.device).ge_(self.dropout)
-        return kept.div_(1 - self.dropout).to(x.dtype)
+        return kept.div_(1 - self.dropout)
 
     def transform(self, x, temb, kept, tangents):
         h = self.GroupNorm_0(x, tangents, self.act)

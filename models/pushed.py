@@ -60,7 +60,9 @@ class NormAct(Function):
         if kept is not None:
             kept = kept.view_as(y)
             values, slope = values * kept, slope * kept
-        return join_rows(values.to(x.dtype), (h * slope).to(x.dtype)).flatten(1, 2)
+        values, d = values.to(x.dtype), (h * slope).to(x.dtype)
+        # Flattened before they are joined, maps keep their channels last where they are.
+        return join_rows(values.flatten(1, 2), d.flatten(2, 3))
 
     @staticmethod
     @once_differentiable
@@ -82,8 +84,8 @@ class NormAct(Function):
 
         a, e = over_y * weight, over_d * (derivative * weight)
         # With the means ν = mean(n·e) and μ = mean(n·dx) (`slope`): the values get
-        # (P(a − Σ (μe + νdx)/std) − n·Σ mean(e·h))/std and every tangent P(e)/std. As P takes the
-        # means and the part along n out of dx too, P(dx)/std = h serves in its place.
+        # (P(a − Σ (μe + νdx)/std) − n·Σ mean(e·h))/std and every tangent P(e)/std. Here P(dx)/std
+        # is h.
         along = _mean(normal * e)
         a = a - _sum(slope * e) * scale
         over_values = a - _mean(a) - normal * (_mean(normal * a) + _mean(products * weight))
@@ -92,7 +94,8 @@ class NormAct(Function):
         over_shift = None
         if shift is not None:
             over_shift = over_values.sum((-2, -1)).view(len(y), -1, 1, 1).sum_to_size(shift.shape)
-        rows = join_rows(over_values.to(x.dtype), over_tangents.to(x.dtype)).flatten(1, 2)
+        over_values, over_tangents = over_values.to(x.dtype), over_tangents.to(x.dtype)
+        rows = join_rows(over_values.flatten(1, 2), over_tangents.flatten(2, 3))
         parameters = over_weight.flatten(), over_bias.flatten()
         return rows, over_shift, None, *parameters, None, None, None, None
 

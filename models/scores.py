@@ -63,7 +63,7 @@ class EnergyScore:
 
     def jvp(self, x, t, v):
         """s and J v, shaped as `v` (m, B, C, H, W): J v is the gradient of v·∇ₓE."""
-        with torch.enable_grad():
+        with torch.enable_grad(), plain():
             x = x.detach().requires_grad_()
             slopes = self.slopes(x, t, v).sum(1)
             Jv = [torch.autograd.grad(slope, x, retain_graph=True)[0] for slope in slopes]

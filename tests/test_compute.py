@@ -11,9 +11,12 @@ import distributed
 import losses
 import models
 import run_lib
+import sde_lib
 from classifier_training import ClassifierTraining
+from jacobian import vjp
 from models import compute
 from models.ema import EMA
+from models.scores import EnergyScore
 from provenance import config_hash
 from utils import UserError
 
@@ -97,3 +100,35 @@ def test_results_of_another_precision_are_others():
     assert config_hash(tiny.config("cache", compute__compile=True)) == known
     assert config_hash(tiny.config("cache", compute__channels_last=True)) == known
     assert config_hash(tiny.config("cache", compute__precision="bf16")) != known
+
+
+def test_training_continues_in_another_memory_format(tmp_path, monkeypatch):
+    """Adam's moments of a channels-last run serve one that is not, and the other way round."""
+    monkeypatch.chdir(tmp_path)
+    kept = {}
+    for first, second in ((False, False), (False, True), (True, False)):
+        name = f"run-{first}-{second}"
+        for last, steps in ((first, 3), (second, 6)):
+            config = tiny.config(
+                "cache", compute__channels_last=last, training__n_iters=steps, optim__warmup=0
+            )
+            kept[name] = run_lib.train(config, name).model.state_dict()
+    expected, *others = kept.values()
+    for other in others:
+        for name, value in expected.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiled_constrained_model_has_the_same_products():
+    config = tiny.config("cache", model__energy=True)
+    x, t = torch.rand(2, 1, 8, 8), torch.tensor([0.3, 0.7])
+    v = torch.randn(2, *x.shape)
+    products = []
+    for on in (False, True):
+        config.compute.compile = on
+        torch.manual_seed(0)
+        network = compute.prepare(models.create_model(config), config.compute, CPU).eval()
+        score = EnergyScore(network, sde_lib.from_config(config))
+        products.append((*score.jvp(x, t, v), vjp(lambda x, score=score: score(x, t), x, v)))
+    for ours, expected in zip(products[1], products[0]):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)

@@ -119,7 +119,7 @@ def _create_beside(path, mode):
 def _remove_abandoned(path):
     """Remove what killed processes left of `path`; its size may be that of a checkpoint."""
     for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError), open(other, "rb") as file:
+        with contextlib.suppress(OSError), open(other, "rb") as file:
             if lock(file):
                 other.unlink()
 
@@ -224,6 +224,8 @@ def stands(path, meta, advice, **shapes):
     Raises:
         UserError: the file is whole, but was made otherwise; ends with `advice`.
     """
+    # A process may have been killed at a file that another has written meanwhile.
+    _remove_abandoned(pathlib.Path(path))
     if not pathlib.Path(path).exists():
         return False
     try:

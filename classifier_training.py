@@ -36,8 +36,7 @@ class ClassifierTraining:
         self.device = device
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
-        self.model = models.create_classifier(config)
-        compute.prepare(self.model, config.compute, device)
+        self.model = compute.prepare(models.create_classifier(config), config.compute, device)
         self.score, _ = load_score(config, config.model.score_restore_path, self.sde, device)
         self.objective = losses.classifier_objective(config, self.model, self.score, self.sde)
 

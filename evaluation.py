@@ -26,7 +26,7 @@ ROWS = 4096  # samples taken to float64 at a time
 def _float64_chunks(features):
     """Yield the rows of `features` (N, D) as float64 pieces of at most ROWS rows."""
     for start in range(0, len(features), ROWS):
-        yield np.array(features[start : start + ROWS], dtype=np.float64)
+        yield np.asarray(features[start : start + ROWS], dtype=np.float64)
 
 
 def _checked(features, name, at_least=1):
@@ -84,8 +84,8 @@ def _mean_and_covariance(features):
     mean = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((len(mean), len(mean)))
     for chunk in _float64_chunks(features):
-        chunk -= mean
-        covariance += chunk.T @ chunk
+        centred = chunk - mean
+        covariance += centred.T @ centred
     return mean, covariance / (len(features) - 1)
 
 
@@ -177,18 +177,14 @@ def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**28
         UserError: fewer than nearest_k + 1 samples in a set, unequal widths, values that are not
             finite, a `nearest_k` below 1, or too small a `block_bytes`.
     """
-    import torch
-
     import neighbours
+    from models.compute import exact_products
 
     require_positive(nearest_k, "nearest_k")
     real = _checked(real, "real features", at_least=nearest_k + 1)
     fake = _checked(fake, "generated features", at_least=nearest_k + 1)
     _require_one_width(real, fake)
-    precision = torch.get_float32_matmul_precision()
-    # A matrix product of TF32 factors would be further off than the bounds allow for.
-    torch.set_float32_matmul_precision("highest")
-    try:
+    with exact_products():  # those of TF32 are further off than the bounds allow for
         side = neighbours.block_side(real.shape[1], block_bytes)
         distances = neighbours.Distances((real, fake), side, device)
         near_real, near_fake = distances.round(real), distances.round(fake)
@@ -197,8 +193,6 @@ def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**28
         around_fake, covered, recalled = distances.spheres(
             real, fake, near_real, near_fake, real_radii, fake_radii
         )
-    finally:
-        torch.set_float32_matmul_precision(precision)
     return {
         "precision": (around_fake > 0).double().mean().item(),
         "recall": recalled.double().mean().item(),

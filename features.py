@@ -178,9 +178,11 @@ class InceptionFeatures:
     def __call__(self, images):
         import torch
 
+        from models.compute import exact_products
+
         batch = _channels_first(_in_colour(images), self.device)
         # cuDNN's default, TF32, keeps ten bits of each factor; the published features kept all.
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.inference_mode(), exact_products():
             pool, logits = self.network(batch)
         return pool.cpu().numpy(), logits.cpu().numpy()
 

@@ -13,7 +13,6 @@ CPU, of PyTorch's allocator on a GPU).
 
 import argparse
 import atexit
-import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -47,7 +46,7 @@ from benchmarks import double_backward
 from benchmarks.parity_metrics import real_and_fake
 from configs import common
 from models import layers
-from models.compute import prepare
+from models.compute import exact_products, prepare
 from models.ema import EMA
 from models.scores import Score
 
@@ -220,17 +219,6 @@ def published_dropout(block, x, tangents):
     return F.dropout(torch.ones(shape, device=x.device), block.dropout)
 
 
-@contextlib.contextmanager
-def exact_products():
-    """Within the context CUDA's float32 products keep all bits of their factors."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
 def published(call, device):
     """`call` with the layers of the published code where ours compute otherwise."""
     # On a GPU the published code resamples by a CUDA kernel of its own, which is not at hand.
@@ -238,7 +226,6 @@ def published(call, device):
 
     def wrapped():
         with (
-            torch.backends.cudnn.flags(allow_tf32=False),
             exact_products(),
             mock.patch.object(layers, "fir_resample", resample),
             mock.patch.object(layers, "attention", published_attention),

@@ -61,6 +61,18 @@ def compile_layers(network):
 
 
 @contextlib.contextmanager
+def exact_products():
+    """Within the context CUDA's float32 products, convolutions too, keep all bits of factors."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@contextlib.contextmanager
 def plain():
     """Within the context networks are plain operations: no compiled code, no fused attention.
 

@@ -17,7 +17,6 @@ import ctypes
 import dataclasses
 import functools
 import gc
-import math
 import pathlib
 import platform
 import re
@@ -25,13 +24,10 @@ import shutil
 import statistics
 import tempfile
 import time
-from unittest import mock
 
 import numpy as np
-import scipy.integrate
 import scipy.linalg
 import torch
-import torch.nn.functional as F
 
 import datasets
 import evaluation
@@ -42,11 +38,10 @@ import models
 import readers
 import sampling
 import sde_lib
-from benchmarks import double_backward
+from benchmarks import double_backward, published_way
 from benchmarks.parity_metrics import real_and_fake
 from configs import common
-from models import layers
-from models.compute import exact_products, prepare
+from models.compute import prepare
 from models.ema import EMA
 from models.scores import Score
 
@@ -193,47 +188,7 @@ def published(device):
 SIZES = {"small": small, "published": published}
 
 
-# ---------------------------------------------------------------- the published code's way
-
-
-def published_resample(x, kernel, pads, up=1, down=1):
-    """`layers.fir_resample`: put in zeros, convolve, keep every other pixel."""
-    rows, channels, height, width = x.shape
-    k = torch.tensor(kernel, device=x.device, dtype=x.dtype)
-    k = torch.outer(k, k).flip(0, 1) * (up / k.sum()) ** 2
-    x = x.reshape(-1, 1, height, 1, width, 1)
-    x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1)).reshape(-1, 1, height * up, width * up)
-    x = F.conv2d(F.pad(x, (*pads, *pads)), k[None, None])[..., ::down, ::down]
-    return x.reshape(rows, channels, *x.shape[-2:])
-
-
-def published_attention(q, k, v, tangents=0):
-    return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1) @ v
-
-
-def published_dropout(block, x, tangents):
-    if not (block.training and block.dropout):
-        return None
-    scale = block.resample.size(x.shape[-1]) if block.resample else x.shape[-1]
-    shape = (len(x), block.Conv_0.out_channels, scale, scale)
-    return F.dropout(torch.ones(shape, device=x.device), block.dropout)
-
-
-def published(call, device):
-    """`call` with the layers of the published code where ours compute otherwise."""
-    # On a GPU the published code resamples by a CUDA kernel of its own, which is not at hand.
-    resample = published_resample if device.type == "cpu" else layers.fir_resample
-
-    def wrapped():
-        with (
-            exact_products(),
-            mock.patch.object(layers, "fir_resample", resample),
-            mock.patch.object(layers, "attention", published_attention),
-            mock.patch.object(layers.ResnetBlock, "kept_units", published_dropout),
-        ):
-            return call()
-
-    return wrapped
+# ---------------------------------------------------------------- the jobs
 
 
 def training_step(network, config, gradient, baseline):
@@ -266,9 +221,6 @@ def backward(objective, x, labels):
         objective(x, labels, objective.draw(x))[0].backward()
 
     return call
-
-
-# ---------------------------------------------------------------- the jobs
 
 
 def dsm(bench, way, baseline):
@@ -306,7 +258,7 @@ def dlsm(bench, way, baseline):
 
 
 def pc_sampling(bench, way, baseline):
-    """Both sides take the same steps; the published code's are those of the baseline's way."""
+    """Both sides take the same steps."""
     sde = dataclasses.replace(bench.sde, N=bench.pc_steps)
     score = bench.score(way, train=False)
     sampler = sampling.from_config(bench.config.sampling, sde)
@@ -320,33 +272,8 @@ def nll(bench, way, baseline):
     epsilon = jacobian.rademacher(torch.randn_like(x))
     tolerances = {"rtol": 1e-3, "atol": 1e-5}
     if baseline:
-        return lambda: published_nll(bench.sde, score, x, epsilon, **tolerances)
+        return lambda: published_way.bits_ode(bench.sde, score, x, epsilon, **tolerances)
     return lambda: likelihood.bits_per_dim(score, bench.sde, x, epsilon, **tolerances, offset=8)
-
-
-def published_nll(sde, score, x, epsilon, rtol, atol):
-    """RK45 on the host, with one pass for the drift and another, with its backward, for div."""
-    reverse = sde_lib.ReverseSDE(sde, score, probability_flow=True)
-
-    def drift(x, t):
-        return reverse.sde(x, t)[0]
-
-    def field(time, state):
-        state = torch.from_numpy(state).to(x.device, torch.float32)
-        at = state[: x.numel()].view(x.shape)
-        t = torch.full((len(x),), time, device=x.device)
-        with torch.no_grad():
-            velocity = drift(at, t)
-        at.requires_grad_()
-        (vjp,) = torch.autograd.grad((drift(at, t) * epsilon).sum(), at)
-        divergence = (vjp * epsilon).flatten(1).sum(1)
-        return torch.cat([velocity.flatten(), divergence]).double().cpu().numpy()
-
-    start = np.concatenate([x.cpu().numpy().ravel(), np.zeros(len(x))])
-    times = (sde.likelihood_eps, sde.T)
-    end = scipy.integrate.solve_ivp(field, times, start, rtol=rtol, atol=atol, method="RK45")
-    z = torch.from_numpy(end.y[: x.numel(), -1]).view(x.shape)
-    return sde.prior_logp(z) + end.y[x.numel() :, -1]
 
 
 NETWORK_JOBS = {
@@ -439,6 +366,11 @@ HOST_JOBS = {
 # ---------------------------------------------------------------- the table
 
 
+def as_published(bench, call):
+    with published_way.published_layers(bench.device):
+        call()
+
+
 def rows(bench, meter, only, ways):
     """Yields (job, way, the baseline's measurement, ours)."""
     for name, job in NETWORK_JOBS.items():
@@ -447,8 +379,9 @@ def rows(bench, meter, only, ways):
         for way, settings in bench.ways.items():
             if not ways or way in ways:
                 torch.compiler.reset()
-                baseline = published(job(bench, BASELINE, baseline=True), bench.device)
-                yield name, way, *meter(baseline, job(bench, settings, baseline=False))
+                baseline = job(bench, BASELINE, baseline=True)
+                ours = job(bench, settings, baseline=False)
+                yield name, way, *meter(functools.partial(as_published, bench, baseline), ours)
     for name, job in HOST_JOBS.items():
         if not only or any(text in name for text in only):
             yield name, "", *meter(*job(bench.device))

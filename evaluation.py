@@ -187,12 +187,10 @@ def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**28
     with exact_products():  # those of TF32 are further off than the bounds allow for
         side = neighbours.block_side(real.shape[1], block_bytes)
         distances = neighbours.Distances((real, fake), side, device)
-        near_real, near_fake = distances.round(real), distances.round(fake)
-        real_radii = distances.radii(real, near_real, nearest_k, "real–real")
-        fake_radii = distances.radii(fake, near_fake, nearest_k, "generated–generated")
-        around_fake, covered, recalled = distances.spheres(
-            real, fake, near_real, near_fake, real_radii, fake_radii
-        )
+        real, fake = distances.features(real), distances.features(fake)
+        real_radii = distances.radii(real, nearest_k, "real–real")
+        fake_radii = distances.radii(fake, nearest_k, "generated–generated")
+        around_fake, covered, recalled = distances.spheres(real, fake, real_radii, fake_radii)
     return {
         "precision": (around_fake > 0).double().mean().item(),
         "recall": recalled.double().mean().item(),

@@ -10,6 +10,7 @@ those between float64 features are not.
 import dataclasses
 import itertools
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -47,21 +48,26 @@ def slices(count, side):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rounded:
-    """Rows x (N, D) centred, scaled and rounded to x̃.
+class Features:
+    """Features x (N, D), beside them centred, scaled and rounded to x̃.
 
     Attributes:
+        exact: x (N, D), in host memory.
         rows: x̃ (N, D).
         squares: |x̃|² (N,), shrunk by the error of a bound.
         slack: at least |x̃ − x| (N,).
     """
 
+    exact: torch.Tensor
     rows: torch.Tensor
     squares: torch.Tensor
     slack: torch.Tensor
 
+    def __len__(self):
+        return len(self.exact)
+
     def __getitem__(self, part):
-        return Rounded(self.rows[part], self.squares[part], self.slack[part])
+        return Features(self.exact[part], self.rows[part], self.squares[part], self.slack[part])
 
     def bounds(self, other):
         """Lower bounds (N, M) of |x̃ − ỹ|² = |x̃|² + |ỹ|² − 2x̃ỹ."""
@@ -72,7 +78,7 @@ class Rounded:
 class Distances:
     """Distances between the rows of feature sets (N, D), in blocks of `side` rows on `device`.
 
-    They are decided by |x − y| ≥ |x̃ − ỹ| − |x̃ − x| − |ỹ − y| with the rows of `Rounded`.
+    They are decided by |x − y| ≥ |x̃ − ỹ| − |x̃ − x| − |ỹ − y| with the rounded rows of `Features`.
     """
 
     def __init__(self, sets, side, device):
@@ -89,32 +95,31 @@ class Distances:
         float32 = all(x.dtype == np.float32 for x in sets)
         self.rounded = torch.float32 if float32 else torch.float64
 
-    def round(self, x):
-        """The `Rounded` rows of `x` (N, D)."""
+    def features(self, x):
+        """The `Features` of the array `x` (N, D)."""
         parts = []
         for part in slices(len(x), CHUNK):
-            exact = torch.from_numpy((x[part] - self.centre) / self.scale).to(self.device)
-            rows = exact.to(self.type)
+            scaled = torch.from_numpy((x[part] - self.centre) / self.scale).to(self.device)
+            rows = scaled.to(self.type)
             squares = self.shrink * rows.float().square().sum(1) - TINY
-            slack = torch.linalg.vector_norm(rows - exact, dim=1).float()
+            slack = torch.linalg.vector_norm(rows - scaled, dim=1).float()
             parts.append((rows, squares, slack))
-        return Rounded(*(torch.cat(values) for values in zip(*parts)))
+        with warnings.catch_warnings():  # a memory map cannot be written, and is not
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            exact = torch.from_numpy(np.ascontiguousarray(x))
+        return Features(exact, *(torch.cat(values) for values in zip(*parts)))
 
     def limit(self, radii, slack):
         """What |x̃ − ỹ|² must be below for |x − y| to be below one of `radii`."""
         return ((radii / self.scale + slack) * (1 + 1e-6)).square().float()
 
-    def float64(self, x):
-        # np.array copies: torch wants writable memory, and a memory map is not.
-        return torch.from_numpy(np.array(x)).to(self.device).double()
-
     def block(self, a, b):
-        """All distances (n, m) between the rows of `a` (n, D) and `b` (m, D).
+        """All distances (n, m) between the features `a` (n, D) and `b` (m, D) on the host.
 
         |a|² + |b|² − 2ab in float64. What cannot be told from 0 there is 0, so that copies of one
         sample are at no distance whatever the BLAS.
         """
-        a, b = self.float64(a), self.float64(b)
+        a, b = a.to(self.device).double(), b.to(self.device).double()
         squares = a.square().sum(1)[:, None] + b.square().sum(1)
         squared = (a @ b.T).mul_(-2).add_(squares)
         rounding_bound = squares.mul_((a.shape[1] + 1) * np.finfo(np.float64).eps)
@@ -122,22 +127,23 @@ class Distances:
         return squared.to(self.rounded).sqrt_().double()
 
     def pairs(self, a, b, rows, columns):
-        """The distances (n, k) of ``a[rows]``, rows (n,), to ``b[columns]``, columns (n, k)."""
+        """The distances (n, k) of ``a[rows]``, rows (n,), to ``b[columns]``, columns (n, k).
+
+        `a` and `b` are features (N, D) and (M, D) on the host.
+        """
         count, each = columns.shape
         found = torch.empty((count, each), dtype=torch.float64, device=self.device)
-        rows, columns = rows.cpu().numpy(), columns.cpu().numpy()
+        rows, columns = rows.cpu(), columns.cpu()
         for part in slices(count, max(1, CHUNK // each)):
-            others = torch.from_numpy(b[columns[part]]).to(self.device)
-            difference = self.float64(a[rows[part]])[:, None] - others
+            x = a.index_select(0, rows[part]).to(self.device).double()
+            y = b.index_select(0, columns[part].flatten()).to(self.device).double()
+            difference = y.view(-1, each, b.shape[1]).sub_(x[:, None])
             squares = torch.linalg.vecdot(difference, difference)
             found[part] = squares.to(self.rounded).sqrt().double()
         return found
 
-    def radii(self, x, near, nearest_k, name):
-        """Distance (N,) of each row of `x` (N, D) to its k-th nearest neighbour in `x`.
-
-        `near` is `x` as `Rounded`.
-        """
+    def radii(self, x, nearest_k, name):
+        """Distance (N,) of each of the `Features` `x` (N, D) to its k-th nearest neighbour."""
         count = len(x)
         # One more than k, because every sample is its own nearest.
         kept = min(nearest_k + 1 + SPARE, count)
@@ -147,30 +153,30 @@ class Distances:
         with progress(f"distances, {name}", len(blocks) * (len(blocks) + 1) // 2) as bar:
             for number, rows in enumerate(blocks):
                 for columns in blocks[number:]:
-                    block = near[rows].bounds(near[columns])
+                    block = x[rows].bounds(x[columns])
                     keep_smallest(bounds, indices, rows, block, columns.start)
                     if rows != columns:
                         keep_smallest(bounds, indices, columns, block.T, rows.start)
                     bar.update()
-        distances = self.pairs(x, x, torch.arange(count), indices)
+        distances = self.pairs(x.exact, x.exact, torch.arange(count), indices)
         radii = distances.sort(1).values[:, nearest_k].contiguous()
         if kept == count:
             return radii
         # What was not kept is no nearer than the largest bound that was; a radius of 0 is certain.
-        limits = self.limit(radii, near.slack + near.slack.max())
+        limits = self.limit(radii, x.slack + x.slack.max())
         is_open = (bounds.amax(1) < limits) & (radii > 0)
         for chosen in is_open.nonzero().squeeze(1).split(self.side):
             best = torch.full((len(chosen), nearest_k + 1), math.inf, device=self.device).double()
             for columns in blocks:
-                block = self.block(x[chosen.cpu().numpy()], x[columns])
+                block = self.block(x.exact[chosen.cpu()], x.exact[columns])
                 best = torch.cat([best, block], 1).topk(nearest_k + 1, 1, largest=False).values
             radii[chosen] = best.amax(1)
         return radii
 
-    def spheres(self, a, b, near_a, near_b, radii_a, radii_b):
-        """Which rows of `a` (N, D) and `b` (M, D) lie within each other's radii (N,), (M,).
+    def spheres(self, a, b, radii_a, radii_b):
+        """Which of the `Features` `a` (N, D) and `b` (M, D) lie within each other's radii.
 
-        `near_a` and `near_b` are the sets as `Rounded`.
+        The radii are (N,) and (M,), one for each sample.
 
         Returns:
             For each of `b` the number of a's spheres around it (M,); whether each of `a` has one of
@@ -179,18 +185,18 @@ class Distances:
         around_b = torch.zeros(len(b), dtype=torch.int64, device=self.device)
         covered = torch.zeros(len(a), dtype=torch.bool, device=self.device)
         recalled = torch.zeros_like(covered)
-        limits_a = self.limit(radii_a, near_a.slack + near_b.slack.max())
-        limits_b = self.limit(radii_b, near_b.slack + near_a.slack.max())
+        limits_a = self.limit(radii_a, a.slack + b.slack.max())
+        limits_b = self.limit(radii_b, b.slack + a.slack.max())
         blocks_a, blocks_b = slices(len(a), self.side), slices(len(b), self.side)
         with progress("distances, real–generated", len(blocks_a) * len(blocks_b)) as bar:
             for rows, columns in itertools.product(blocks_a, blocks_b):
-                bounds = near_a[rows].bounds(near_b[columns])
+                bounds = a[rows].bounds(b[columns])
                 is_open = bounds < torch.maximum(limits_a[rows, None], limits_b[columns])
                 i, j = is_open.nonzero(as_tuple=True)
                 if CROWDED * len(i) > is_open.numel():
-                    distances = self.block(a[rows], b[columns])[i, j]
+                    distances = self.block(a.exact[rows], b.exact[columns])[i, j]
                 else:
-                    distances = self.pairs(a[rows], b[columns], i, j[:, None])[:, 0]
+                    distances = self.pairs(a.exact[rows], b.exact[columns], i, j[:, None])[:, 0]
                 i, j = i + rows.start, j + columns.start
                 in_a, in_b = distances < radii_a[i], distances < radii_b[j]
                 around_b += torch.bincount(j[in_a], minlength=len(b))

@@ -344,8 +344,9 @@ class Combine(nn.Module):
 def attention(q, k, v, tangents=0):
     """softmax(q kᵀ/√C) v of queries, keys and values (rows, pixels, C)."""
     if not tangents:
-        # PyTorch's fused kernels take batches of heads, and adjacent channels (channels last).
-        return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        # PyTorch's fused kernels take batches of heads, and adjacent channels.
+        q, k, v = (x.contiguous()[:, None] for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v)[:, 0]
     (q, dq), (k, dk), (v, dv) = (split_rows(x, tangents) for x in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1])
     weights = torch.softmax(q @ k.mT * scale, dim=-1)

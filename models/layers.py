@@ -355,6 +355,12 @@ def attention(q, k, v, tangents=0):
     return join_rows(weights @ v, d @ v + weights @ dv)
 
 
+def dropout_factors(shape, probability, device):
+    """0 with `probability`, otherwise 1 / (1 − probability)."""
+    # Uniform numbers are drawn several times as fast as Bernoulli's.
+    return torch.rand(shape, device=device).ge_(probability).div_(1 - probability)
+
+
 class AttnBlock(nn.Module):
     """One head of self-attention over all pixels, q·k/√C, with a residual connection."""
 
@@ -423,9 +429,7 @@ class ResnetBlock(nn.Module):
         if self.resample is not None:
             height, width = self.resample.size(height), self.resample.size(width)
         shape = (rows // (1 + tangents), self.Conv_0.out_channels, height, width)
-        # Uniform numbers are drawn several times as fast as Bernoulli's.
-        kept = torch.rand(shape, device=x.device).ge_(self.dropout)
-        return kept.div_(1 - self.dropout)
+        return dropout_factors(shape, self.dropout, x.device)
 
     def transform(self, x, temb, kept, tangents):
         h = self.GroupNorm_0(x, tangents, self.act)

@@ -12,7 +12,9 @@ and the Inception score need NumPy and SciPy alone, so that they also run in the
 ``requirements-tfgan.txt``; only the distances (`neighbours`) import torch.
 """
 
+import contextlib
 import math
+import sys
 
 import numpy as np
 from scipy.special import entr, log_softmax
@@ -282,5 +284,6 @@ def prdc_package(real, fake, nearest_k=3):
     real = _checked(real, "real features", at_least=nearest_k + 1)
     fake = _checked(fake, "generated features", at_least=nearest_k + 1)
     _require_one_width(real, fake)
-    values = prdc.compute_prdc(real, fake, nearest_k)
+    with contextlib.redirect_stdout(sys.stderr):  # it prints
+        values = prdc.compute_prdc(real, fake, nearest_k)
     return {name: float(value) for name, value in values.items()}

@@ -10,6 +10,8 @@ Jv comes from a score's method `jvp`, Jᵀv from `vjp` here. Random vectors come
 (K, B, C, H, W): K of them for each of B images.
 """
 
+import contextlib
+
 import torch
 
 from models.compute import plain
@@ -23,12 +25,11 @@ def rademacher(normal):
 def vjp(f, x, v):
     """Jᵀv (K, B, …) for K cotangents v of a function f at x (B, …)."""
     x = x.detach().requires_grad_()
-    if len(v) == 1:
-        with torch.enable_grad():
-            out = f(x)
-        return torch.autograd.grad(out, x, v[0])[0][None]
-    with torch.enable_grad(), plain():
-        return torch.autograd.grad(f(x), x, v, is_grads_batched=True)[0]
+    again = len(v) > 1
+    # In turns: autograd's batched mode is no faster, and in PyTorch 2.11 fails for energies.
+    with torch.enable_grad(), plain() if again else contextlib.nullcontext():
+        out = f(x)
+        return torch.stack([torch.autograd.grad(out, x, w, retain_graph=again)[0] for w in v])
 
 
 def dot(a, b):

@@ -38,7 +38,7 @@ def test_dsm_is_the_published_one(name):
     )
     loss = objective.loss(data["x"], data["u_t"], data["z"]).mean()
     loss.backward()
-    assert float(loss) == pytest.approx(float(data["loss"]), rel=1e-5)
+    assert loss.item() == pytest.approx(data["loss"].item(), rel=1e-5)
     check_gradient_norms(net, entry["grad_norm"])
 
 

@@ -125,6 +125,7 @@ def caller():
 
 
 def wait(what):
+    """Write one line to ``waits.txt`` in the working directory."""
     with open("waits.txt", "a") as file:
         print(f"{what} {caller()}", file=file)
 

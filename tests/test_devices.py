@@ -101,15 +101,17 @@ def test_waits_do_not_grow_with_the_steps(tmp_path, kind):
     assert sampling[0] == sampling[1]
 
 
-def test_distances():
+def test_distances(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     real, fake = real_and_fake(300, 200, 64)
     with elsewhere.Dispatch():
         there = evaluation.precision_recall_density_coverage(real, fake, device=elsewhere.DEVICE)
     assert there == evaluation.precision_recall_density_coverage(real, fake)
 
 
-def test_the_device_is_another_one():
+def test_the_device_is_another_one(tmp_path, monkeypatch):
     """What fails on a GPU fails on it."""
+    monkeypatch.chdir(tmp_path)
     with elsewhere.Dispatch():
         there, here = torch.ones(2, device=elsewhere.DEVICE), torch.ones(2)
         with pytest.raises(AssertionError, match="mixes devices"):

@@ -228,6 +228,13 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, 
 # ---------------------------------------------------------------- pixels and the model's range
 
 
+def upload(x, device):
+    """`x`, a tensor of the host, on `device`; the host does not wait for a GPU to have taken it."""
+    if device.type == "cuda":
+        x = x.pin_memory()  # a GPU copies by itself from nothing else
+    return x.to(device, non_blocking=True)
+
+
 def to_model(images: torch.Tensor, data, *, train: bool) -> torch.Tensor:
     """A batch in the model's range, on the device of `images`.
 

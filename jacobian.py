@@ -14,8 +14,6 @@ import contextlib
 
 import torch
 
-from models.compute import plain
-
 
 def rademacher(normal):
     """±1 from standard normal draws."""
@@ -27,7 +25,8 @@ def vjp(f, x, v):
     x = x.detach().requires_grad_()
     again = len(v) > 1
     # In turns: autograd's batched mode is no faster, and in PyTorch 2.11 fails for energies.
-    with torch.enable_grad(), plain() if again else contextlib.nullcontext():
+    kept = torch.compiler.set_stance("force_eager") if again else contextlib.nullcontext()
+    with torch.enable_grad(), kept:  # what is compiled cannot keep its graph
         out = f(x)
         return torch.stack([torch.autograd.grad(out, x, w, retain_graph=again)[0] for w in v])
 

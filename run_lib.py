@@ -271,8 +271,8 @@ def training_step(state, job, batches, config, world):
     # cut anywhere and continued draws what an uninterrupted one draws.
     torch.manual_seed(seed_for(config.seed, 1, state.step))
     images, labels = next(batches)
-    x = datasets.to_model(images.to(job.device, non_blocking=True), config.data, train=True)
-    labels = labels.to(job.device, non_blocking=True)
+    images, labels = (datasets.upload(part, job.device) for part in (images, labels))
+    x = datasets.to_model(images, config.data, train=True)
     draws = job.objective.draw(x)
     part = rows_of(x, labels, draws, world.rows(len(x)))
     if world.size > 1:

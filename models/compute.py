@@ -76,7 +76,7 @@ def exact_products():
 def plain():
     """Within the context networks are plain operations: no compiled code, no fused attention.
 
-    What is differentiated a second time, or from a graph that is kept, has to be.
+    What is differentiated a second time has to be.
     """
     with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
         yield

@@ -1,8 +1,8 @@
 """A device that is not the CPU, for machines that have no other.
 
 Its tensors hold CPU memory and say that they lie on ``meta``, the one device that PyTorch lets be
-named without a driver. An operation that mixes them with the CPU's fails, as on a GPU, and what
-would make the host wait for a GPU is written down with the line of this repository that asked.
+named without a driver. Most operations that mix them with the CPU's fail, as on a GPU, and most
+that would make the host wait for a GPU are written down with the line of ours that asked.
 """
 
 import functools
@@ -19,9 +19,19 @@ DEVICE = torch.device("meta")
 aten = torch.ops.aten
 
 MOVES = {aten._to_copy.default, aten.copy_.default}
-WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default}
-# A GPU's tensor takes indices that lie on the CPU.
+# A GPU's tensor takes indices, and other operations than these scalars, that lie on the CPU.
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+JOINING = {aten.cat.default, aten.stack.default}
+# Their results' sizes or values are needed on the host.
+WAITS = {
+    aten._local_scalar_dense.default,
+    aten._unique2.default,
+    aten.bincount.default,
+    aten.equal.default,
+    aten.masked_select.default,
+    aten.nonzero.default,
+    aten.repeat_interleave.Tensor,
+}
 
 
 class Elsewhere(torch.Tensor):
@@ -85,18 +95,26 @@ class Dispatch(TorchDispatchMode):
 def perform(function, args, kwargs):
     if function is torch.ops.prim.device.default:
         return DEVICE
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    tensors = tensors_of((args, kwargs))
     here = any(isinstance(x, Elsewhere) for x in tensors)
     there = here
-    if here and function not in MOVES | INDEXING:
-        strangers = [x for x in tensors if not isinstance(x, Elsewhere) and x.dim()]
+    if here and function not in MOVES:
+        bound = tensors_of((args[0], args[2:])) if function in INDEXING else tensors
+        strangers = [x for x in bound if not isinstance(x, Elsewhere)]
+        strangers = [x for x in strangers if x.dim() or function in JOINING]
         assert not strangers, f"{function} mixes devices at {caller()}"
     if kwargs.get("device") is not None:
         there = torch.device(kwargs["device"]) == DEVICE
         kwargs = dict(kwargs, device=torch.device("cpu"))
     if function is aten.copy_.default:
         there = isinstance(args[0], Elsewhere)
-    if here and (function in WAITS or not there):
+    masks = function in INDEXING and any(x.dtype == torch.bool for x in tensors_of(args[1]))
+    upload = function in MOVES and there and not all(isinstance(x, Elsewhere) for x in tensors)
+    if upload:
+        waits = not kwargs.get("non_blocking")
+    else:
+        waits = here and (function in WAITS or masks or not there)
+    if waits:
         wait(function)
     result = function(*tree_map(inner, args), **tree_map(inner, kwargs))
     if not there:
@@ -105,6 +123,10 @@ def perform(function, args, kwargs):
     if any(value.alias_info for value in function._schema.returns):
         return return_and_correct_aliasing(function, args, kwargs, result)
     return result
+
+
+def tensors_of(tree):
+    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
 def inner(x):
@@ -119,7 +141,8 @@ def caller():
     """The innermost line of this repository, tests aside, that is being run."""
     for frame in reversed(traceback.extract_stack()):
         path = pathlib.Path(frame.filename)
-        if ROOT in path.parents and path.parent.name != "tests":
+        ours = ROOT in path.parents and "site-packages" not in path.parts
+        if ours and path.parent.name != "tests":
             return f"{path.relative_to(ROOT)}: {frame.line}"
     return "?"
 

@@ -30,7 +30,7 @@ def attention(q, k, v, tangents=0):
 
 
 def dropout_factors(shape, probability, device):
-    # As PyTorch's own on a CPU; on a GPU that is one kernel, which this costs a little more than.
+    # The steps of PyTorch's own on a CPU. On a GPU it has one kernel for them.
     return torch.empty(shape, device=device).bernoulli_(1 - probability).div_(1 - probability)
 
 

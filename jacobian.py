@@ -24,7 +24,7 @@ def vjp(f, x, v):
     """Jᵀv (K, B, …) for K cotangents v of a function f at x (B, …)."""
     x = x.detach().requires_grad_()
     again = len(v) > 1
-    # In turns: autograd's batched mode is no faster on CPUs, and fails for energies in PyTorch 2.11.
+    # In turns: autograd's batched mode, no faster on a CPU, fails for energies in PyTorch 2.11.
     kept = torch.compiler.set_stance("force_eager") if again else contextlib.nullcontext()
     with torch.enable_grad(), kept:  # what is compiled cannot keep its graph
         out = f(x)

@@ -74,7 +74,7 @@ class ClassifierTraining:
 
     def pictures(self, step):
         """Guided samples as uint8 (N, H, W, C), a row for each class, and the rows' length."""
-        noise = sampling.SeededNoise(self.device, self.config.seed, step)
+        noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
         classes, data = self.config.classifier.classes, self.config.data
         columns = max(1, self.config.sampling.batch_size // classes)
         labels = torch.arange(classes, device=self.device).repeat_interleave(columns)

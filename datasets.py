@@ -207,7 +207,7 @@ class TrainBatches:
         while missing:
             epoch, offset = divmod(self.position, len(self.split))
             if epoch != self._epoch:
-                rng = np.random.default_rng(seed_for(self.seed, epoch))
+                rng = np.random.default_rng(seed_for("epoch", self.seed, epoch))
                 self._epoch, self._order = epoch, rng.permutation(len(self.split))
             part = self._order[offset : offset + missing]
             indices.append(part)

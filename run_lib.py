@@ -72,7 +72,7 @@ class ScoreTraining:
 
     def pictures(self, step):
         """Samples as uint8 (N, H, W, C), and the columns of their grid."""
-        noise = sampling.SeededNoise(self.device, self.config.seed, step)
+        noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
         data = self.config.data
         shape = (
             self.config.sampling.batch_size,
@@ -146,7 +146,7 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     config_ranges.check(config)
     training = config.training
     device = get_device(config.device)
-    torch.manual_seed(seed_for(config.seed))  # of the initial weights
+    torch.manual_seed(seed_for("weights", config.seed))
     job = make_job(config, device)
     require_divisible(job.model, training)
     parameters = list(job.model.parameters())
@@ -269,7 +269,7 @@ def training_step(state, job, batches, config, world):
     """One update; returns the detached values of the objective and the gradient norm."""
     # Seeding each step by its number makes its draws a function of (seed, step): a run that is
     # cut anywhere and continued draws what an uninterrupted one draws.
-    torch.manual_seed(seed_for(config.seed, 1, state.step))
+    torch.manual_seed(seed_for("training step", config.seed, state.step))
     images, labels = next(batches)
     images, labels = (datasets.upload(part, job.device) for part in (images, labels))
     x = datasets.to_model(images, config.data, train=True)
@@ -277,7 +277,7 @@ def training_step(state, job, batches, config, world):
     part = rows_of(x, labels, draws, world.rows(len(x)))
     if world.size > 1:
         # Unlike the draws above, dropout's masks depend on the number of processes.
-        torch.manual_seed(seed_for(config.seed, 3, state.step, world.rank))
+        torch.manual_seed(seed_for("dropout", config.seed, state.step, world.rank))
     job.model.train()
     state.optimizer.zero_grad(set_to_none=True)
     values = accumulate_gradients(world.objective, *part, config.training.microbatch)
@@ -315,7 +315,7 @@ def accumulate_gradients(objective, x, labels, draws, microbatch):
 
 def validate(state, job, batches, config, writer):
     """Write the job's validation values, with averaged weights, to the log and TensorBoard."""
-    torch.manual_seed(seed_for(config.seed, 2, state.step))
+    torch.manual_seed(seed_for("validation", config.seed, state.step))
     job.model.eval()
     with state.ema.applied():
         numbers = {name: float(value) for name, value in job.validate(batches).items()}

@@ -87,7 +87,7 @@ def sample(config, workdir, division_idx=None):
             device,
             folder=place.division(division, ode),
             rounds=own,
-            stream=division,
+            stream=("division", config.seed, division),
             provenance=provenance,
         )
     log.info("The samples are in %s.", place.division(0, ode).parent)
@@ -163,7 +163,7 @@ def sample_classes(config, workdir, classes, division_idx=None):
             device,
             folder=place.class_samples(label, ode),
             rounds=own,
-            stream=label,
+            stream=("class", config.seed, label),
             provenance=provenance,
         )
     log.info("The samples are in %s.", place.class_samples(0, ode).parent)
@@ -244,7 +244,7 @@ def own_rounds(rounds):
 def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, provenance):
     """Draw the missing ones of `rounds`, (number, size), into ``folder/samples_{number}.npz``.
 
-    `stream` sets these rounds' noise apart from that of other folders.
+    `stream`, of `seed_for`, sets these rounds' noise apart from that of other folders.
     """
     data = config.data
     image = (data.num_channels, data.image_size, data.image_size)
@@ -261,7 +261,7 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
             path = folder / f"samples_{index}.npz"
             meta = dict(provenance, stream=stream, round=index)
             if not stands(path, meta, advice, samples=(count, *image[1:], image[0]), nfe=()):
-                noise = sampling.SeededNoise(device, config.seed, stream, index)
+                noise = sampling.SeededNoise(device, *stream, index)
                 step = count / sampler.steps if sampler.steps else 0
                 x, nfe = sampler(
                     score,

@@ -228,14 +228,14 @@ def from_config(sampling, sde):
 
 
 class SeededNoise:
-    """Standard normal noise from a generator of its own: equal seeds, equal samples.
+    """Noise from a generator of its own, seeded by `seed_for`: equal seeds, equal samples.
 
     The stream belongs to the device it is drawn on, so the same bytes are promised there only.
     """
 
-    def __init__(self, device, *entropy):
+    def __init__(self, device, purpose, *numbers):
         self.generator = torch.Generator(device)
-        self.generator.manual_seed(seed_for(*entropy))
+        self.generator.manual_seed(seed_for(purpose, *numbers))
 
     def randn(self, shape):
         return torch.randn(shape, generator=self.generator, device=self.generator.device)

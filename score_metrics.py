@@ -34,9 +34,6 @@ from utils import (
 )
 from workdir import Workdir
 
-# Streams of noise, set apart from each other by the first number of their seed.
-NLL_STREAM, ASYM_STREAM = 101, 102
-
 
 @dataclasses.dataclass(frozen=True)
 class TestRun:
@@ -115,7 +112,7 @@ def calculate_nll(config, workdir, use_ema=False):
         for batch in range(run.batches):
             path = run.place.nll(batch)
             if not stands(path, meta, advice, bpd=(run.size(batch),), nfe=()):
-                noise = sampling.SeededNoise(run.device, config.seed, NLL_STREAM, batch)
+                noise = sampling.SeededNoise(run.device, "nll", config.seed, batch)
                 x = run.images(batch)
                 x = likelihood.dequantise(x, noise.rand(x.shape))
                 bits, _, nfe = likelihood.bits_per_dim(
@@ -225,7 +222,8 @@ def _asym_of_batch(run, times, slices, estimator, repeat, batch, bar):
     x = datasets.scaler(run.images(batch), run.config.data)
     values = []
     for level, t in enumerate(times.to(run.device)):
-        noise = sampling.SeededNoise(run.device, run.config.seed, ASYM_STREAM, repeat, batch, level)
+        numbers = (run.config.seed, repeat, batch, level)
+        noise = sampling.SeededNoise(run.device, "asymmetry", *numbers)
         z = noise.randn(x.shape)
         v = jacobian.rademacher(noise.randn((slices, *x.shape)))
         values.append(

@@ -45,7 +45,7 @@ def main():
     print("| t | σ | mean, paper | mean, skew | variance, paper | variance, skew | ratio |")
     print("|---|---|---|---|---|---|---|")
     for index, t in enumerate(LEVELS):
-        noise = sampling.SeededNoise(run.device, run.config.seed, index)
+        noise = sampling.SeededNoise(run.device, "asymmetry", run.config.seed, index)
         (paper, skew), (paper_variance, skew_variance) = variances(run, t, noise)
         _, std = run.sde.marginal_prob(torch.zeros(1, 1), torch.tensor([t]))
         print(

@@ -145,13 +145,13 @@ def test_the_callback_is_called_for_every_step():
 
 
 def test_seeded_noise_is_a_stream_of_its_own():
-    first = sampling.SeededNoise("cpu", 1, 2, 3)
+    first = sampling.SeededNoise("cpu", "test", 1, 2, 3)
     a, b = first.randn((3,)), first.randn((3,))
-    again = sampling.SeededNoise("cpu", 1, 2, 3)
+    again = sampling.SeededNoise("cpu", "test", 1, 2, 3)
     torch.manual_seed(0)
     assert torch.equal(a, again.randn((3,)))
     assert torch.equal(b, again.randn_like(b))
-    assert not torch.equal(a, sampling.SeededNoise("cpu", 1, 3, 2).randn((3,)))
+    assert not torch.equal(a, sampling.SeededNoise("cpu", "test", 1, 3, 2).randn((3,)))
 
 
 @pytest.mark.parametrize("field", ["method", "predictor", "corrector"])

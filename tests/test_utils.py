@@ -1,5 +1,6 @@
 """Files that are whole or not there, and what a workdir remembers."""
 
+import itertools
 import json
 
 import numpy as np
@@ -71,10 +72,20 @@ def test_checking_a_workdir_leaves_nothing(tmp_path, monkeypatch):
         Workdir("a/b").check()
 
 
-def test_seeds_of_distinct_tuples_differ():
-    seeds = {seed_for(a, b) for a in range(30) for b in range(30)}
-    assert len(seeds) == 900
-    assert seed_for(1, 2) == seed_for(1, 2)
+def test_seeds_of_distinct_streams_differ():
+    """Of every purpose, and of tuples that differ in a number or only in their length."""
+    purposes = ["weights", "epoch", "training step", "dropout", "validation", "pictures"]
+    purposes += ["division", "class", "nll", "asymmetry"]
+    values = [0, 1, 2, 42, 2**32, 2**63 - 1]
+    tuples = [
+        (purpose, *numbers)
+        for purpose in purposes
+        for length in range(4)
+        for numbers in itertools.product(values, repeat=length)
+    ]
+    seeds = {seed_for(*entropy) for entropy in tuples}
+    assert len(seeds) == len(set(tuples))
+    assert seed_for("class", 1, 2) == seed_for("class", np.int64(1), 2)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 

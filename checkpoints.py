@@ -75,15 +75,20 @@ def content_of(state, config):
     }
 
 
-def publish_newest(path, newest):
-    """Make `newest` another name of the checkpoint at `path`, atomically."""
-    temporary = newest.with_name(f".{newest.name}.tmp")
+def publish(path, name):
+    """Make `name` another name of the checkpoint at `path`, atomically."""
+    if name.exists() and name.samefile(path):
+        return
+    name.parent.mkdir(parents=True, exist_ok=True)
+    temporary = name.with_name(f".{name.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         os.link(path, temporary)
     except OSError:  # a file system without hard links
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, newest)
+        with open(path, "rb") as source, atomic_write(name) as file:
+            shutil.copyfileobj(source, file)
+    else:
+        os.replace(temporary, name)
 
 
 def read(path):

@@ -13,7 +13,7 @@ import sampling
 import sde_lib
 from models import compute
 from models.scores import GuidedScore
-from run_lib import LoadedFrom, load_score
+from score_training import LoadedFrom, load_score, validation_means
 from utils import UserError
 
 
@@ -57,15 +57,16 @@ class ClassifierTraining:
         return splits
 
     @torch.no_grad()
-    def validate(self, batches):
-        """The objective's values on the next of `batches`; the accuracy on their whole split."""
-        images, labels = next(batches)
-        x = datasets.to_model(images.to(self.device), self.config.data, train=False)
-        _, values = self.objective(x, labels.to(self.device), self.objective.draw(x))
-        right = accuracy(
-            self.logits, batches.split, batches.batch_size, self.config.data, self.device
-        )
+    def validate(self, images, labels, split):
+        """The objective's values on a fixed batch; the accuracy on the whole test `split`."""
+        values = validation_means(self, self.values, images, labels)
+        size = self.config.training.batch_size
+        right = accuracy(self.logits, split, size, self.config.data, self.device)
         return dict(values, accuracy=right)
+
+    def values(self, x, labels, draws):
+        """What the objective reports."""
+        return self.objective(x, labels, draws)[1]
 
     def logits(self, x):
         """Logits (B, classes) of images x (B, C, H, W) perturbed to the smallest time."""

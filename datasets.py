@@ -217,6 +217,13 @@ class TrainBatches:
         return torch.from_numpy(self._images[indices]), torch.from_numpy(self.split.labels[indices])
 
 
+def fixed_batch(split: Split, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every call the same `count` images (all, where there are fewer) and their labels."""
+    rng = np.random.default_rng(seed_for("fixed batch", seed))
+    chosen = np.sort(rng.permutation(len(split))[:count])
+    return torch.from_numpy(split.images[chosen]), torch.from_numpy(split.labels[chosen])
+
+
 def eval_batches(split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every image once, in order: uint8 (B, C, H, W) and int64 (B,); the last may be smaller."""
     require_positive(batch_size, "The batch size")

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils import rank_and_size
+from utils import UserError, rank_and_size
 
 # How long processes wait while the first one validates and draws pictures. If one dies, torchrun
 # ends them all at once, whatever this is.
@@ -72,8 +72,12 @@ class World:
 
 
 @contextlib.contextmanager
-def join(job):
-    """Within the context the processes train `job` together; yields their `World`."""
+def join(job, agreed):
+    """Within the context the processes train `job` together; yields their `World`.
+
+    Raises:
+        UserError: the processes have other values of `agreed`, a dict; names the first.
+    """
     rank, size = rank_and_size()
     if size == 1:
         yield World(job.objective)
@@ -83,6 +87,8 @@ def join(job):
         torch.cuda.set_device(device)
     dist.init_process_group("gloo" if device is None else "nccl", device_id=device)
     try:
+        waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
+        require_agreement(agreed, waiting)
         step = DistributedDataParallel(
             Step(job.model, job.objective),
             device_ids=None if device is None else [device],
@@ -90,9 +96,24 @@ def join(job):
             # first differs), so that of three processes, too, a run continues bit for bit.
             find_unused_parameters=True,
         )
-        yield World(step, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
+        yield World(step, rank, size, waiting)
     finally:
         dist.destroy_process_group()
+
+
+def require_agreement(agreed, group):
+    """Raise a UserError if a value of the dict `agreed` differs between the processes."""
+    every = [None] * dist.get_world_size(group)
+    dist.all_gather_object(every, agreed, group)
+    for rank, other in enumerate(every):
+        for name in every[0] | other:
+            first, value = every[0].get(name), other.get(name)
+            if first != value:
+                raise UserError(
+                    f"The processes disagree: {name} is {first} in the first and {value} in "
+                    f"number {rank}. Start them with one command, on machines that share the "
+                    "workdir."
+                )
 
 
 def size():

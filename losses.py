@@ -30,9 +30,29 @@ from sde_lib import SDE, expand
 from utils import UserError, lookup, require_positive
 
 
+def rows_of(x, labels, draws, rows):
+    """A part of a batch, as an objective takes it."""
+    return x[rows], labels[rows], {name: draw[rows] for name, draw in draws.items()}
+
+
+def parts_of(x, labels, draws, size):
+    """Yields a batch in parts of `size` images: each part's share of it, and the part."""
+    for start in range(0, len(x), size):
+        part = rows_of(x, labels, draws, slice(start, start + size))
+        yield len(part[0]) / len(x), part
+
+
 def draw_times(u, sde, eps):
     """Times t = u·(T − eps) + eps (B,) from uniform draws `u` (B,)."""
     return u * (sde.T - eps) + eps
+
+
+def stratified(u):
+    """Uniform draws (B,), one in each of B equal parts of [0, 1), in random order, from `u` (B,).
+
+    A mean over them varies less than one over `u`: it misses no part of the times.
+    """
+    return (torch.randperm(len(u), device=u.device) + u) / len(u)
 
 
 def perturb(sde, x, t, z):
@@ -87,10 +107,9 @@ class DSM:
         loss = self.loss(x, **draws).mean()
         return loss, {"loss": loss.detach()}
 
-    def evaluate(self, x, labels):
+    def evaluate(self, x, labels, draws):
         """The DSM loss of a batch, for validation; nothing is differentiated."""
-        draws = DSM.draw(self, x)
-        return {"loss": self.loss(x, **draws).mean()}
+        return {"loss": self.loss(x, draws["u"], draws["z"]).mean()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,6 @@ objective, its images, its validation and its pictures; `ScoreTraining` is one s
 """
 
 import contextlib
-import dataclasses
-import os
 import signal
 import sys
 
@@ -20,13 +18,11 @@ import config_ranges
 import datasets
 import distributed
 import losses
-import models
-import sampling
-import sde_lib
-from models import compute
+import resuming
 from models.ema import EMA
-from models.scores import EnergyScore, Score
+from safeguards import FiniteWatch, StopRequest, heed_signals
 from scalars import ScalarWriter
+from score_training import ScoreTraining
 from utils import (
     UserError,
     atomic_write,
@@ -40,90 +36,7 @@ from utils import (
 )
 from workdir import Workdir
 
-
-class ScoreTraining:
-    """A score network with its denoising score matching objective.
-
-    Raises:
-        UserError: the configuration names an unknown network, SDE or sampler.
-    """
-
-    def __init__(self, config, device):
-        self.config = config
-        self.device = device
-        self.ema_rate = config.model.ema_rate
-        self.sde = sde_lib.from_config(config)
-        self.sampler = sampling.from_config(config.sampling, self.sde)
-        self.model = compute.prepare(models.create_model(config), config.compute, device)
-        self.model.checkpoint_activations = config.training.checkpoint_activations
-        self.score = make_score(config, self.model, self.sde)
-        self.objective = losses.score_objective(config, self.score, self.sde)
-
-    def splits(self):
-        """The training and the test images."""
-        return datasets.load(self.config.data, "train"), datasets.load(self.config.data, "test")
-
-    @torch.no_grad()
-    def validate(self, batches):
-        """The DSM loss on the next batch of `batches` (images, labels)."""
-        images, labels = next(batches)
-        x = datasets.to_model(images.to(self.device), self.config.data, train=False)
-        return self.objective.evaluate(x, labels.to(self.device))
-
-    def pictures(self, step):
-        """Samples as uint8 (N, H, W, C), and the columns of their grid."""
-        noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
-        data = self.config.data
-        shape = (
-            self.config.sampling.batch_size,
-            data.num_channels,
-            data.image_size,
-            data.image_size,
-        )
-        x, _ = self.sampler(self.score, noise.randn(shape), noise.randn_like)
-        return datasets.to_uint8(datasets.inverse_scaler(x, data)), None
-
-
-def make_score(config, network, sde):
-    """The score that ``config.model`` describes, of a network that takes x and a condition."""
-    if not config.model.energy:
-        return Score(network, sde, config.training.continuous)
-    if not (isinstance(sde, sde_lib.VESDE) and config.training.continuous):
-        raise UserError("config.model.energy needs the continuous VE SDE (training.sde=vesde).")
-    return EnergyScore(network, sde)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedFrom:
-    """Which weights a network was loaded from: their step and their fingerprint."""
-
-    step: int
-    fingerprint: str
-
-
-def load_score(config, path, sde, device, use_ema=True):
-    """The score of the checkpoint at `path`, in eval mode, with averaged or raw weights.
-
-    Returns:
-        The score and a `LoadedFrom`.
-
-    Raises:
-        UserError: the checkpoint is missing or does not fit the configuration.
-    """
-    network = models.create_model(config)
-    content = checkpoints.read(path)
-    checkpoints.require_kind(content, path, "score model")
-    checkpoints.load_model(network, content, path)
-    if use_ema:
-        ema = EMA(network.parameters(), config.model.ema_rate)
-        checkpoints.load_ema(ema, content, path)
-        ema.copy_to_parameters()
-    compute.prepare(network, config.compute, device).eval().requires_grad_(False)
-    step = checkpoints.read_count(content, "step", path, 0)
-    return (
-        make_score(config, network, sde),
-        LoadedFrom(step, checkpoints.fingerprint(network.parameters())),
-    )
+VALIDATION_IMAGES = 128
 
 
 def train(config, workdir, restore=None, make_job=ScoreTraining):
@@ -150,6 +63,7 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     job = make_job(config, device)
     require_divisible(job.model, training)
     parameters = list(job.model.parameters())
+    heed_signals(parameters)
     state = checkpoints.TrainState(
         model=job.model,
         ema=EMA(parameters, job.ema_rate),
@@ -172,50 +86,36 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
         training.batch_size,
         training.n_iters,
     )
-    log.info(origin)
-    if state.step >= training.n_iters:
+    for sentence in origin:
+        log.info("%s", sentence)
+    unfinished = state.step < training.n_iters or pictures_are_missing(state, training, place)
+    if not unfinished:
         log.info("Step %d is not before the last, %d: nothing to do.", state.step, training.n_iters)
         return job
     batches = datasets.TrainBatches(
         train_split, training.batch_size, config.seed, position=state.position
     )
-    test_batches = datasets.TrainBatches(test_split, training.batch_size, config.seed)
+    images, labels = datasets.fixed_batch(test_split, VALIDATION_IMAGES, config.seed)
 
     # Train.
     watch = FiniteWatch(device)
     with contextlib.ExitStack() as stack:
         if is_first():
             stack.enter_context(place.sole_trainer())
-            writer = ScalarWriter(place.tensorboard, purge_step=state.step)
+            writer = ScalarWriter(place.tensorboard, purge_step=state.step + 1)
             stack.callback(writer.close)
-        world = stack.enter_context(distributed.join(job))
+        world = stack.enter_context(distributed.join(job, agreed(state, config)))
         stop = stack.enter_context(StopRequest())
         stack.enter_context(logging_redirect_tqdm([log]))
         bar = stack.enter_context(progress_bar(state, training))
-        while state.step < training.n_iters:
-            values = training_step(state, job, batches, config, world)
-            watch.see(state.step, values["loss"], values["grad_norm"])
-            bar.update(training.batch_size)
-
-            if state.step % training.log_freq == 0:
-                watch.check()
-                numbers = {name: float(value) for name, value in values.items()}
-                bar.set_postfix(step=state.step, loss=f"{numbers['loss']:.4g}")
-                if is_first():
-                    write_scalars(writer, "train", numbers, state.step)
-            if state.step % training.eval_freq == 0 and is_first():
-                validate(state, job, test_batches, config, writer)
-            last = state.step == training.n_iters
-            if last or state.step % training.snapshot_freq == 0:
-                watch.check()
-                if is_first():
-                    snapshot(state, job, config, place)
+        saved = state.step
+        if is_first() and pictures_are_missing(state, training, place):
+            draw_pictures(state, job, place, stop)  # a kill came before they were drawn
+        while True:
             stopped_by = world.largest(stop.signal)
-            if stopped_by or last or state.step % training.snapshot_freq_for_preemption == 0:
-                watch.check()
-                if is_first():
-                    checkpoints.save(place.resume_point, state, config)
-            if stopped_by and not last:
+            if stopped_by:
+                if saved != state.step:
+                    save(state, config, place, watch)
                 log.info(
                     "Stopped by %s after step %d; the same command continues from there.",
                     signal.Signals(stopped_by).name,
@@ -223,6 +123,29 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
                 )
                 world.largest(0)  # torchrun ends all processes when the first of them exits
                 sys.exit(128 + stopped_by)
+            if state.step >= training.n_iters:
+                break
+
+            values = training_step(state, job, batches, config, world, stop)
+            if values is None:  # a stop cut the step short: the state is that of before it
+                continue
+            watch.see(state.step, values["loss"], values["grad_norm"])
+            bar.update(training.batch_size)
+            if state.step % training.log_freq == 0:
+                watch.check()
+                numbers = {name: float(value) for name, value in values.items()}
+                bar.set_postfix(step=state.step, loss=f"{numbers['loss']:.4g}")
+                if is_first():
+                    write_scalars(writer, "train", numbers, state.step)
+            # What could be lost is saved before anything that takes long.
+            due = state.step % training.snapshot_freq_for_preemption == 0
+            if due or is_snapshot(state, training):
+                save(state, config, place, watch)
+                saved = state.step
+            if is_first() and state.step % training.eval_freq == 0:
+                validate(state, job, images, labels, test_split, writer, stop)
+            if is_first() and pictures_are_missing(state, training, place):
+                draw_pictures(state, job, place, stop)
     log.info("Trained to step %d; checkpoints are in %s.", state.step, place.checkpoints)
     return job
 
@@ -252,35 +175,51 @@ def require_divisible(model, training):
 
 
 def restore_state(state, config, place, restore):
-    """Fill `state` from the resume point, else from `restore`; says in a sentence from where."""
-    if place.resume_point.exists():
-        content = checkpoints.read(place.resume_point)
-        checkpoints.load_training(state, content, place.resume_point)
+    """Fill `state` from the workdir, else from `restore`; says in sentences, a list, from where.
+
+    Raises:
+        UserError: a file does not fit, or the workdir's state is that of another run.
+    """
+    path, content, notes = resuming.newest_state(place)
+    if path is not None:
+        notes += resuming.require_same_run(content, config, path)
+        checkpoints.load_training(state, content, path)
+        if is_first() and path != place.resume_point:
+            publish(path, place)
         note = "; --restore is ignored" if restore else ""
-        return f"Continuing from the resume point at step {state.step}{note}."
+        return [*notes, f"Continuing from {path} at step {state.step}{note}."]
     if restore is None:
-        return "Starting from new weights."
+        return ["Starting from new weights."]
     content = checkpoints.read(restore)
     checkpoints.load_training(state, content, restore, config.training.get("init_step", 0))
-    return f"Restored {restore} at step {state.step}."
+    return [f"Restored {restore} at step {state.step}."]
 
 
-def training_step(state, job, batches, config, world):
-    """One update; returns the detached values of the objective and the gradient norm."""
+def agreed(state, config):
+    """What the processes of a run must have in common, by name."""
+    fields = resuming.flatten(config.to_dict())
+    elsewhere = ("device", *resuming.PLACES)
+    fields = {f"config.{name}": fields[name] for name in fields if name not in elsewhere}
+    return {"the step": state.step, "the position": state.position, **fields}
+
+
+def training_step(state, job, batches, config, world, stop):
+    """One update; returns the detached values of the objective and the gradient norm.
+
+    None, and nothing has changed, if a stop cut it short; several processes, which wait for each
+    other within the step, finish it.
+    """
     # Seeding each step by its number makes its draws a function of (seed, step): a run that is
     # cut anywhere and continued draws what an uninterrupted one draws.
     torch.manual_seed(seed_for("training step", config.seed, state.step))
-    images, labels = next(batches)
-    images, labels = (datasets.upload(part, job.device) for part in (images, labels))
-    x = datasets.to_model(images, config.data, train=True)
-    draws = job.objective.draw(x)
-    part = rows_of(x, labels, draws, world.rows(len(x)))
-    if world.size > 1:
-        # Unlike the draws above, dropout's masks depend on the number of processes.
-        torch.manual_seed(seed_for("dropout", config.seed, state.step, world.rank))
-    job.model.train()
-    state.optimizer.zero_grad(set_to_none=True)
-    values = accumulate_gradients(world.objective, *part, config.training.microbatch)
+    buffers = [buffer.clone() for buffer in job.model.buffers()]
+    if world.size == 1:
+        values = stop.attempt(gradients, state, job, batches, config, world)
+    else:
+        values = gradients(state, job, batches, config, world)
+    if values is None:
+        torch._foreach_copy_(list(job.model.buffers()), buffers)
+        return None
     norm = losses.optimize(state.optimizer, state.ema.parameters, state.step, config.optim)
     state.ema.update()
     state.step += 1
@@ -288,9 +227,19 @@ def training_step(state, job, batches, config, world):
     return dict(world.means(values), grad_norm=norm)
 
 
-def rows_of(x, labels, draws, rows):
-    """A part of a batch, as an objective takes it."""
-    return x[rows], labels[rows], {name: draw[rows] for name, draw in draws.items()}
+def gradients(state, job, batches, config, world):
+    """Leave the gradients of the next batch in the parameters; returns the objective's values."""
+    images, labels = next(batches)
+    images, labels = (datasets.upload(part, job.device) for part in (images, labels))
+    x = datasets.to_model(images, config.data, train=True)
+    draws = job.objective.draw(x)
+    part = losses.rows_of(x, labels, draws, world.rows(len(x)))
+    if world.size > 1:
+        # Unlike the draws above, dropout's masks depend on the number of processes.
+        torch.manual_seed(seed_for("dropout", config.seed, state.step, world.rank))
+    job.model.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    return accumulate_gradients(world.objective, *part, config.training.microbatch)
 
 
 def accumulate_gradients(objective, x, labels, draws, microbatch):
@@ -299,12 +248,10 @@ def accumulate_gradients(objective, x, labels, draws, microbatch):
     Returns:
         The objective's values, means over the batch.
     """
-    size = microbatch or len(x)
+    parts = list(losses.parts_of(x, labels, draws, microbatch or len(x)))
     means = {}
-    for start in range(0, len(x), size):
-        last = start + size >= len(x)
-        part = rows_of(x, labels, draws, slice(start, start + size))
-        share = len(part[0]) / len(x)
+    for number, (share, part) in enumerate(parts, start=1):
+        last = number == len(parts)
         with contextlib.nullcontext() if last else distributed.accumulating(objective):
             loss, values = objective(*part)
             (share * loss).backward()
@@ -313,12 +260,18 @@ def accumulate_gradients(objective, x, labels, draws, microbatch):
     return means
 
 
-def validate(state, job, batches, config, writer):
-    """Write the job's validation values, with averaged weights, to the log and TensorBoard."""
-    torch.manual_seed(seed_for("validation", config.seed, state.step))
+def validate(state, job, images, labels, split, writer, stop):
+    """Write the job's validation values, with averaged weights, to the log and TensorBoard.
+
+    The images and all that is drawn are the same at every step: what changes is the model.
+    """
+    torch.manual_seed(seed_for("validation", job.config.seed))
     job.model.eval()
     with state.ema.applied():
-        numbers = {name: float(value) for name, value in job.validate(batches).items()}
+        values = stop.attempt(job.validate, images, labels, split)
+        if values is None:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
     write_scalars(writer, "test", numbers, state.step)
     text = ", ".join(f"{name} {value:.6g}" for name, value in numbers.items())
     log.info("Step %d, test: %s.", state.step, text)
@@ -329,22 +282,54 @@ def write_scalars(writer, split, numbers, step):
         writer.add_scalar(f"{split}/{name}", value, step)
 
 
-def snapshot(state, job, config, place):
-    """Write ``checkpoint_{step // snapshot_freq}.pth``, its newest name, and sample pictures."""
+def is_snapshot(state, training):
+    """Whether the step is one of which a snapshot and pictures are kept."""
+    return state.step == training.n_iters or state.step % training.snapshot_freq == 0
+
+
+def save(state, config, place, watch):
+    """Write a snapshot if the step is one of theirs, else the resume point alone."""
+    watch.check()
+    if not is_first():
+        return
+    if not is_snapshot(state, config.training):
+        checkpoints.save(place.resume_point, state, config)
+        return
     path = place.checkpoint(state.step // config.training.snapshot_freq)
     checkpoints.save(path, state, config)
-    checkpoints.publish_newest(path, place.checkpoint())
+    publish(path, place)
     log.info("Step %d: wrote %s.", state.step, path)
-    if not config.training.snapshot_sampling:
-        return
+
+
+def publish(path, place):
+    """Let the newest snapshot and the resume point be other names of a snapshot."""
+    for name in (place.checkpoint(), place.resume_point):
+        checkpoints.publish(path, name)
+
+
+def pictures_are_missing(state, training, place):
+    wanted = training.snapshot_sampling and state.step > 0 and is_snapshot(state, training)
+    return wanted and not all(path.exists() for path in picture_files(state, place))
+
+
+def picture_files(state, place):
+    folder = place.snapshot_samples(state.step)
+    return folder / "sample.png", folder / "sample.np"
+
+
+def draw_pictures(state, job, place, stop):
+    """Write the job's pictures, if it has any, drawn with averaged weights."""
     job.model.eval()
     with state.ema.applied():
-        images, columns = job.pictures(state.step)
-    folder = place.snapshot_samples(state.step)
-    save_image_grid(folder / "sample.png", images, columns)
-    with atomic_write(folder / "sample.np") as file:
+        drawn = stop.attempt(job.pictures, state.step)
+    if drawn is None:
+        return
+    images, columns = drawn
+    picture, array = picture_files(state, place)
+    save_image_grid(picture, images, columns)
+    with atomic_write(array) as file:
         np.save(file, images)
-    log.info("Step %d: drew %d samples in %s.", state.step, len(images), folder)
+    log.info("Step %d: drew %d samples in %s.", state.step, len(images), picture.parent)
 
 
 def progress_bar(state, training):
@@ -358,51 +343,3 @@ def progress_bar(state, training):
         # A log file needs no line every tenth of a second.
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
-
-
-class FiniteWatch:
-    """Finds the first step with a non-finite loss or gradient without a transfer every step."""
-
-    NONE = 2**62
-    NAMES = ("loss", "gradient")
-
-    def __init__(self, device):
-        self.first_bad = torch.full((len(self.NAMES),), self.NONE, device=device)
-
-    def see(self, step, loss, grad_norm):
-        finite = torch.isfinite(torch.stack([loss, grad_norm]))
-        self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step))
-
-    def check(self):
-        """Raise a UserError that names the first step, if there was one, and what went wrong."""
-        steps = self.first_bad.tolist()
-        step = min(steps)
-        if step != self.NONE:
-            raise UserError(
-                f"The {self.NAMES[steps.index(step)]} stopped being finite at step {step}; the "
-                "last checkpoint is from before. Lower --config.optim.lr or look at the data."
-            )
-
-
-@dataclasses.dataclass
-class StopRequest:
-    """While active, SIGTERM and Ctrl-C only leave a note; the loop stops at the end of a step."""
-
-    signal: int = 0
-
-    def __enter__(self):
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def __exit__(self, *exception):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number, frame):
-        # A second Ctrl-C leaves at once. SIGTERM may come twice unasked: from a scheduler, to all
-        # processes, and once more from torchrun.
-        if self.signal and number == signal.SIGINT:
-            os._exit(128 + number)
-        self.signal = number

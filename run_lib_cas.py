@@ -65,12 +65,10 @@ class CASTraining:
             save_json(self.record, self.fingerprint)
         return self.train_split, self.test_split
 
-    def validate(self, batches):
-        """The accuracy on the whole split of `batches`."""
-        right = accuracy(
-            self.model, batches.split, batches.batch_size, self.config.data, self.device
-        )
-        return {"accuracy": right}
+    def validate(self, images, labels, split):
+        """The accuracy on the whole test `split`."""
+        size = self.config.training.batch_size
+        return {"accuracy": accuracy(self.model, split, size, self.config.data, self.device)}
 
 
 def cas(config, workdir, setup=None, samples=None):

@@ -7,7 +7,7 @@ A configuration that describes a classifier draws class by class, guided by it. 
 the processes share the rounds out among themselves.
 """
 
-import functools
+import dataclasses
 
 import torch
 from absl import flags
@@ -22,7 +22,7 @@ import sde_lib
 from classifier_training import load_classifier
 from models.scores import GuidedScore
 from provenance import config_hash
-from run_lib import load_score
+from score_training import load_score
 from utils import (
     UserError,
     get_device,
@@ -241,6 +241,25 @@ def own_rounds(rounds):
         dealt += len(every)
 
 
+@dataclasses.dataclass
+class RoundProgress:
+    """A sampler's callback: moves `bar` from `done` on by `count` images in `steps` calls.
+
+    Whole images; with `steps` None, where the number of calls is not known, none.
+    """
+
+    bar: tqdm
+    done: int
+    count: int
+    steps: int | None
+    calls: int = 0
+
+    def __call__(self):
+        self.calls += 1
+        if self.steps:
+            self.bar.update(self.done + self.count * self.calls // self.steps - self.bar.n)
+
+
 def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, provenance):
     """Draw the missing ones of `rounds`, (number, size), into ``folder/samples_{number}.npz``.
 
@@ -262,12 +281,11 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
             meta = dict(provenance, stream=stream, round=index)
             if not stands(path, meta, advice, samples=(count, *image[1:], image[0]), nfe=()):
                 noise = sampling.SeededNoise(device, *stream, index)
-                step = count / sampler.steps if sampler.steps else 0
                 x, nfe = sampler(
                     score,
                     noise.randn((count, *image)),
                     noise.randn_like,
-                    callback=functools.partial(bar.update, step),
+                    callback=RoundProgress(bar, done, count, sampler.steps),
                 )
                 if not x.isfinite().all():
                     raise UserError(

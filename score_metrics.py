@@ -18,7 +18,7 @@ import likelihood
 import sampling
 import sde_lib
 from provenance import config_hash, differences
-from run_lib import LoadedFrom, load_score
+from score_training import LoadedFrom, load_score
 from utils import (
     UserError,
     atomic_write,

@@ -93,11 +93,11 @@ def assert_equal(a, b):
         assert a == b
 
 
-def test_the_newest_is_another_name(tmp_path):
-    for content in (b"one", b"two"):
+def test_a_published_checkpoint_has_another_name(tmp_path):
+    for content in (b"one", b"two", b"two"):
         (tmp_path / "checkpoint_1.pth").unlink(missing_ok=True)
         (tmp_path / "checkpoint_1.pth").write_bytes(content)
-        checkpoints.publish_newest(tmp_path / "checkpoint_1.pth", tmp_path / "checkpoint.pth")
+        checkpoints.publish(tmp_path / "checkpoint_1.pth", tmp_path / "checkpoint.pth")
         assert (tmp_path / "checkpoint.pth").read_bytes() == content
     assert len(list(tmp_path.iterdir())) == 2
 

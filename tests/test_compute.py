@@ -18,6 +18,7 @@ from models import compute
 from models.ema import EMA
 from models.scores import EnergyScore
 from provenance import config_hash
+from safeguards import StopRequest
 from utils import UserError
 
 CPU = torch.device("cpu")
@@ -32,7 +33,9 @@ def ten_losses(make_job, config):
     state = checkpoints.TrainState(job.model, EMA(parameters, 0.9), optimizer)
     batches = datasets.TrainBatches(job.splits()[0], config.training.batch_size, config.seed)
     world = distributed.World(job.objective)
-    values = [run_lib.training_step(state, job, batches, config, world) for _ in range(10)]
+    values = [
+        run_lib.training_step(state, job, batches, config, world, StopRequest()) for _ in range(10)
+    ]
     return torch.tensor([float(value["loss"]) for value in values])
 
 

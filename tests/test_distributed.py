@@ -36,6 +36,10 @@ for name, more in test_distributed.RUNS.items():
 config = tiny_classifier.config("classifier", cache, **test_distributed.STEPS)
 train(config, "two/classifier", make_job=ClassifierTraining)
 train(tiny.config(cache), "two/whole")
+try:
+    train(tiny.config(cache, seed=int(os.environ["RANK"])), "two/disagreeing")
+except UserError as error:
+    print(error)
 
 train_one, events = run_lib.training_step, {4: signal.SIGTERM}
 def training_step(state, *arguments):
@@ -65,6 +69,7 @@ import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import run_lib, test_distributed, tiny, tiny_classifier
 from classifier_training import ClassifierTraining
+from utils import UserError
 cache, *ports = sys.argv[1:]
 del os.environ["TORCHELASTIC_USE_AGENT_STORE"]
 def train(*arguments, **options):
@@ -87,7 +92,7 @@ def torchrun(script, cache):
     path.write_text(PRELUDE.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests")) + script)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.run(
-        [sys.executable, *launcher, str(path), str(cache), *free_ports(8)],
+        [sys.executable, *launcher, str(path), str(cache), *free_ports(9)],
         cwd=cache.parent,
         env=dict(os.environ, OMP_NUM_THREADS="1"),
         capture_output=True,
@@ -126,8 +131,9 @@ def cache(tmp_path_factory):
             run_lib.train(tiny.config(cache, **more), f"one/{name}")
         tiny_classifier.train(cache, "one/classifier", **STEPS)
         done = torchrun(TRAINING, cache)
+        (here / "stdout.txt").write_text(done.stdout)
         assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr
-        assert checkpoints.read(Workdir("two/killed").resume_point)["step"] == 3
+        assert checkpoints.read(Workdir("two/killed").resume_point)["step"] == 4
         done = torchrun(AGAIN, cache)
         assert done.returncode == 0, done.stderr
         yield cache
@@ -156,6 +162,13 @@ def test_ten_steps_are_those_of_one_process(cache, name):
 def test_a_run_continues_bit_for_bit(cache, name):
     """After SIGTERM to one of the processes, and after SIGKILL; with dropout."""
     assert_equal(newest("two/whole"), newest(f"two/{name}"))
+
+
+def test_processes_that_disagree_say_so(cache):
+    """Each of them, and nothing is trained."""
+    said = "The processes disagree: config.seed is 0 in the first and 1 in number 1."
+    assert (cache.parent / "stdout.txt").read_text().count(said) == 2
+    assert not Workdir("two/disagreeing").resume_point.exists()
 
 
 def test_one_process_writes(cache):

@@ -157,3 +157,24 @@ def test_a_missing_checkpoint_gets_a_sentence(config, run):
     with pytest.raises(UserError, match=r"other/checkpoints/checkpoint.pth does not exist"):
         sample(config, "other")
     assert not (run / "results/other").exists()
+
+
+def test_progress_is_counted_in_whole_images():
+    """Of two rounds of ten images in seven steps; the bar ends where the images do."""
+    seen = []
+
+    class Bar(tqdm):
+        def update(self, n=1):
+            super().update(n)
+            seen.append(self.n)
+
+    bar = Bar(total=20, file=io.StringIO())
+    for done in (0, 10):
+        progress = run_lib_sampling.RoundProgress(bar, done, 10, 7)
+        for _ in range(7):
+            progress()
+        assert bar.n == done + 10
+    assert all(isinstance(n, int) for n in seen)
+    assert seen == sorted(seen)
+    run_lib_sampling.RoundProgress(bar, 20, 10, None)()
+    assert bar.n == 20

@@ -1,15 +1,17 @@
 """Sampling in divisions: exact counts, reproducible bytes, resumption, refusals."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 import tiny
+from tqdm import tqdm
 
 import checkpoints
 import run_lib
 from provenance import code_version, config_hash
-from run_lib_sampling import sample, split_rounds
+from run_lib_sampling import RoundProgress, sample, split_rounds
 from utils import UserError, load_npz, shares, to_json
 from workdir import Workdir
 
@@ -170,11 +172,11 @@ def test_progress_is_counted_in_whole_images():
 
     bar = Bar(total=20, file=io.StringIO())
     for done in (0, 10):
-        progress = run_lib_sampling.RoundProgress(bar, done, 10, 7)
+        progress = RoundProgress(bar, done, 10, 7)
         for _ in range(7):
             progress()
         assert bar.n == done + 10
     assert all(isinstance(n, int) for n in seen)
     assert seen == sorted(seen)
-    run_lib_sampling.RoundProgress(bar, 20, 10, None)()
+    RoundProgress(bar, 20, 10, None)()
     assert bar.n == 20

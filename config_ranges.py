@@ -91,6 +91,7 @@ RANGES = {
     "loss.slices": _whole(1, 10**4),
     "loss.balancing_fac": NOT_NEGATIVE,
     "sampling.batch_size": BATCH,
+    "sampling.num_scales": _optional(_whole(2, 10**6)),
     "sampling.snr": NOT_NEGATIVE,
     "sampling.n_steps_each": _whole(1, 1000),
     "sampling.last_step_snr": NOT_NEGATIVE,

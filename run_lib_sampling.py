@@ -311,7 +311,7 @@ def main():
         eval__num_samples=FLAGS.num_samples,
         eval__num_divisions=FLAGS.num_divisions,
         eval__checkpoint_idx=FLAGS.checkpoint_idx,
-        model__num_scales=FLAGS.num_scales,
+        sampling__num_scales=FLAGS.num_scales,
         model__score_restore_path=score_path,
         model__classifier_restore_path=classifier_path,
         sampling__method="ode" if FLAGS.ode else None,

@@ -219,11 +219,15 @@ SAMPLERS = {"pc": _pc_sampler, "ode": _ode_sampler}
 
 
 def from_config(sampling, sde):
-    """The sampler that ``config.sampling`` describes.
+    """The sampler that ``config.sampling`` describes, for a score that was trained with `sde`.
+
+    With ``sampling.num_scales`` it takes so many steps; the score's own are the SDE's.
 
     Raises:
         UserError: an unknown method, predictor or corrector.
     """
+    if sampling.num_scales is not None:
+        sde = dataclasses.replace(sde, N=sampling.num_scales)
     return lookup(SAMPLERS, sampling.method, "config.sampling.method")(sampling, sde)
 
 

@@ -91,6 +91,7 @@ def base(dataset):
     sampling.probability_flow = False
     sampling.noise_removal = True
     sampling.last_step_snr = 0.036
+    sampling.num_scales = placeholder(int)  # steps of the sampler; none: model.num_scales
     sampling.batch_size = 36  # of the sample grids drawn during training
 
     config.eval = evaluation = ml_collections.ConfigDict()

@@ -2,14 +2,18 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tiny
+import torch
+from commands import command
 from tqdm import tqdm
 
 import checkpoints
 import run_lib
+from models.ncsnpp import NCSNpp
 from provenance import code_version, config_hash
 from run_lib_sampling import RoundProgress, sample, split_rounds
 from utils import UserError, load_npz, shares, to_json
@@ -29,8 +33,6 @@ def run(tmp_path_factory):
 @pytest.fixture
 def config(run, monkeypatch):
     """The tiny configuration, in the trained run's directory; samples are removed afterwards."""
-    import shutil
-
     monkeypatch.chdir(run)
     yield tiny.config(run / "cache")
     for name in ("eval_sampling", "eval_sampling_ode"):
@@ -180,3 +182,35 @@ def test_progress_is_counted_in_whole_images():
     assert seen == sorted(seen)
     RoundProgress(bar, 20, 10, None)()
     assert bar.n == 20
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+def test_the_sampler_has_its_own_number_of_steps(run, monkeypatch, continuous):
+    """--num_scales leaves the network, and what it is conditioned on, as they were trained."""
+    monkeypatch.chdir(run)
+    more = {"training__continuous": continuous, "model__num_scales": 20}
+    if not continuous:
+        more["model__embedding_type"] = "positional"
+    name = f"steps-{continuous}"
+    run_lib.train(tiny.config(run / "cache", training__n_iters=1, **more), name)
+    few = {**more, "eval__num_samples": 2, "eval__num_divisions": 1}
+    arguments = tiny.arguments(run / "cache", **few)
+    done = command(f"run_lib_sampling.py --workdir {name} --num_scales 5", run, arguments)
+    assert done.returncode == 0, done.stderr
+    file = load_npz(run / "results" / name / "eval_sampling/0/samples_0.npz", "nfe", "meta")
+    assert int(file["nfe"]) == 10
+    assert json.loads(str(file["meta"]))["sampling"]["num_scales"] == 5
+
+    conditions, forward = [], NCSNpp.forward
+
+    def spy(network, x, cond, directions=None):
+        conditions.append(float(cond[0]))
+        return forward(network, x, cond, directions)
+
+    monkeypatch.setattr(NCSNpp, "forward", spy)
+    shutil.rmtree(run / "results" / name / "eval_sampling")
+    sample(tiny.config(run / "cache", **few, sampling__num_scales=5), name)
+    # Corrector and predictor at each of five times from 1 down; labels rise from 0 to 19.
+    times = torch.linspace(1, 1e-5, 5).repeat_interleave(2)
+    expected = 0.03 * (6.0 / 0.03) ** times if continuous else torch.round((1 - times) * 19)
+    torch.testing.assert_close(torch.tensor(conditions), expected, rtol=1e-4, atol=0)

@@ -10,11 +10,15 @@ from utils import UserError, log_to
 
 
 def define_common_flags():
-    """Define ``--config FILE.py`` with its ``--config.field=value`` overrides, and --workdir."""
+    """Define ``--config FILE.py`` with its ``--config.field=value`` overrides, and what all share.
+
+    That is --workdir and --deterministic.
+    """
     config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
     flags.DEFINE_string(
         "workdir", None, "Directory of the run; a relative one lies under results/."
     )
+    flags.DEFINE_bool("deterministic", False, "Allow PyTorch deterministic algorithms only.")
     flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -75,6 +79,8 @@ def _last_line(error):
 def _guarded(main):
     log_to()
     try:
+        if "deterministic" in flags.FLAGS and flags.FLAGS.deterministic:
+            make_deterministic()
         main()
     except UserError as error:
         fail(error)

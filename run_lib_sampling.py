@@ -317,8 +317,6 @@ def main():
         sampling__method="ode" if FLAGS.ode else None,
         sampling__scaling_factor=FLAGS.scale,
     )
-    if FLAGS.deterministic:
-        cli.make_deterministic()
     if "classifier" in config:
         count = require_positive(config.classifier.classes, "config.classifier.classes")
         classes = chosen_classes(count, FLAGS.mode, FLAGS.classid, FLAGS.classidend)
@@ -361,5 +359,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_scales", None, "Steps of the PC sampler.")
     flags.DEFINE_bool("ode", False, "Sample with the probability-flow ODE.")
     flags.DEFINE_integer("seed", None, "Seed of the samples.")
-    flags.DEFINE_bool("deterministic", False, "Allow PyTorch deterministic algorithms only.")
     cli.launch(main)

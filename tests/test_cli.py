@@ -6,6 +6,10 @@ import pathlib
 import golden
 import pytest
 import tiny
+import tiny_classifier
+import torch
+from commands import start
+from faults import brief_features
 from test_run_lib import cache  # noqa: F401 (a fixture)
 
 CONFIGS = sorted(
@@ -165,3 +169,40 @@ def test_the_published_size_is_configured():
             assert f"{kind}/evaluation/eval_{data}_config.py" in names
             assert f"{kind}/evaluation/eval_{data}_config_ode.py" in names
     assert {"score/cifar10_score_configs.py", "score/cifar100_score_configs.py"} <= names
+
+
+def test_every_command_can_be_deterministic(tmp_path, cache):  # noqa: F811
+    """--deterministic holds in training, sampling and evaluation."""
+    mark = tmp_path / "mark"
+
+    def prepare():
+        use = torch.use_deterministic_algorithms
+
+        def spy(mode, **options):
+            use(mode, **options)
+            mark.write_text(f"{torch.are_deterministic_algorithms_enabled()}")
+
+        torch.use_deterministic_algorithms = spy
+        brief_features()
+
+    loose = "--atol 0.5 --rtol 0.5"
+    lines = [
+        "main.py",
+        "run_lib_sampling.py --num_samples 4 --num_divisions 1",
+        f"run_lib_evaluation_nll.py --calculate --bs 180 {loose}",
+        "run_lib_evaluation_asym.py --calculate --bs 180 --nl 1",
+        "run_lib_evaluation_fidis.py --encode",
+    ]
+    fields = {"training__n_iters": 1, "eval__num_samples": 4, "eval__num_divisions": 1}
+    for line in lines:
+        extra = [*tiny.arguments(cache, **fields), "--workdir=run", "--deterministic"]
+        done = start(line, tmp_path, extra, prepare).wait()
+        assert done.returncode == 0, done.stderr
+        assert mark.read_text() == "True"
+        mark.unlink()
+    fields = tiny_classifier.changes("cas", cache)
+    extra = [f"--config={tiny.ROOT}/configs/demo/digits_cas.py", "--workdir=run", "--deterministic"]
+    extra += [f"--config.{name}={value}" for name, value in fields.items()]
+    done = start("run_lib_evaluation_cas.py --setup real", tmp_path, extra, prepare).wait()
+    assert done.returncode == 0, done.stderr
+    assert mark.read_text() == "True"

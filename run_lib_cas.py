@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import datasets
 import run_lib
 from classifier_training import accuracy
+from models import compute
 from models.cas import create_cas_classifier
 from sample_files import check_images, numbered_rounds
 from utils import UserError, is_first, load_npz, log, require_positive, save_json, shares
@@ -35,7 +36,7 @@ class CrossEntropy:
         return {}
 
     def __call__(self, x, labels, draws):
-        loss = F.cross_entropy(self.classifier(x), labels)
+        loss = F.cross_entropy(self.classifier(x).float(), labels)
         return loss, {"loss": loss.detach()}
 
 
@@ -56,7 +57,8 @@ class CASTraining:
         self.train_split, self.test_split = train_split, test_split
         self.record = record
         self.fingerprint = require_same_images(record, train_split)
-        self.model = create_cas_classifier(config, test_split.classes).to(device)
+        network = create_cas_classifier(config, test_split.classes)
+        self.model = compute.prepare(network, config.compute, device)
         self.objective = CrossEntropy(self.model)
 
     def splits(self):
@@ -69,6 +71,9 @@ class CASTraining:
         """The accuracy on the whole test `split`."""
         size = self.config.training.batch_size
         return {"accuracy": accuracy(self.model, split, size, self.config.data, self.device)}
+
+    def pictures(self, step):
+        """None: it draws no samples."""
 
 
 def cas(config, workdir, setup=None, samples=None):
@@ -103,6 +108,7 @@ def cas(config, workdir, setup=None, samples=None):
         "steps": config.training.n_iters,
         "batch_size": config.training.batch_size,
         "optim": config.optim.to_dict(),
+        "precision": config.compute.precision,
         "seed": config.seed,
     }
     place = Workdir(workdir)

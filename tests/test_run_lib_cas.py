@@ -15,6 +15,7 @@ import torch
 from test_checkpoints import assert_equal
 
 import datasets
+import run_lib
 from models.cas import create_cas_classifier
 from run_lib_cas import cas, read_samples
 from utils import UserError, save_npz
@@ -210,3 +211,28 @@ def test_networks(config, name, size, channels):
     config.cas.model, config.data.num_channels = name, channels
     network = create_cas_classifier(config, 7)
     assert network(torch.rand(2, channels, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_configs_way_to_compute_and_pictures(config, cache, here, monkeypatch, precision):
+    """Convolutions compute in the precision asked for; a run that wants pictures draws none."""
+    write_samples(here / "samples", cache)
+    config.compute.precision = precision
+    config.training.snapshot_sampling = True
+    seen = set()
+    step = run_lib.training_step
+
+    def spy(state, job, *arguments):
+        hook = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, inputs, output: seen.add((type(module).__name__, output.dtype))
+        )
+        with hook:
+            return step(state, job, *arguments)
+
+    monkeypatch.setattr(run_lib, "training_step", spy)
+    cas(config, "run", samples="samples")
+    dtypes = {dtype for name, dtype in seen if name in ("Conv2d", "Linear")}
+    assert dtypes == {torch.float32 if precision == "fp32" else torch.bfloat16}
+    settings = json.loads(Workdir("run").metrics.read_text())["cas_samples"]["settings"]
+    assert settings["precision"] == precision
+    assert not Workdir("run").cas("samples").snapshot_samples(8).exists()

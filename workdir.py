@@ -6,7 +6,7 @@ import json
 import pathlib
 import tempfile
 
-from utils import UserError, is_first, lock, save_json
+from utils import UserError, is_first, lock, save_json, turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,13 @@ class Workdir:
         return folder / f"{name}.npz" if batch is None else folder / name / f"batch_{batch}.npz"
 
     def record(self, **results):
-        """Add named results (values with the settings that made them) to ``metrics.json``."""
-        save_json(self.metrics, {**self.recorded(), **results})
+        """Add named results (values with the settings that made them) to ``metrics.json``.
+
+        Processes that record at once wait for each other, and none loses another's.
+        """
+        self.metrics.parent.mkdir(parents=True, exist_ok=True)
+        with turn(self.root / ".metrics.lock"):
+            save_json(self.metrics, {**self.recorded(), **results})
 
     def recorded(self):
         """The content of ``metrics.json``, a dict; empty where there is none.

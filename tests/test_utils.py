@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -92,3 +93,22 @@ def test_seeds_of_distinct_streams_differ():
 def test_lookup_names_field_and_choices():
     with pytest.raises(UserError, match=r"config\.x is 'c'; expected one of: a, b\."):
         lookup({"a": 1, "b": 2}, "c", "config.x")
+
+
+def test_processes_that_record_at_once_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Barrier(4)
+
+    def record(process):
+        ready.wait()
+        for number in range(25):
+            Workdir("run").record(**{f"{process}-{number}": number})
+
+    processes = [fork.Process(target=record, args=(i,)) for i in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len(Workdir("run").recorded()) == 100

@@ -1,6 +1,6 @@
 # make demo   set up, train on the embedded digits and draw samples (results/demo)
 # make test   set up and run the tests
-# make test-tfgan   set up TF-GAN's environment and run its tests (Python 3.9 to 3.11)
+# make test-tfgan   set up TF-GAN's environment and run its tests (Python 3.10 or 3.11)
 # make soak   hostile files, random kills and 50,000 samples: under half an hour
 # The virtual environments are made once; nothing is done about them when they stand.
 

@@ -258,7 +258,7 @@ def tfgan_fid_and_is(real, fake, fake_logits):
     except ImportError as error:
         raise UserError(
             f"TF-GAN does not import here ({error}); it needs an environment of its own, with "
-            "Python 3.9 to 3.11 and requirements-tfgan.txt."
+            "Python 3.10 or 3.11 and requirements-tfgan.txt."
         ) from None
     real = _checked(real, "real features", at_least=2)
     fake = _checked(fake, "generated features", at_least=2)

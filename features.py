@@ -212,7 +212,7 @@ class TFHubFeatures:
         except ImportError as error:
             raise UserError(
                 f"TensorFlow Hub does not import here ({error}); it needs an environment of its "
-                "own, with Python 3.9 to 3.11 and requirements-tfgan.txt."
+                "own, with Python 3.10 or 3.11 and requirements-tfgan.txt."
             ) from None
         try:
             self.module = tensorflow_hub.load(module)

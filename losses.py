@@ -22,10 +22,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jacobian
-from models.resnet import repeated_pass
-from models.scores import class_log_likelihood, input_gradient
+from models.scores import class_log_likelihood
 from sde_lib import SDE, expand
 from utils import UserError, lookup, require_positive
 
@@ -256,14 +256,12 @@ class DLSM:
     score s and w = weighting_dlsm, DLSM is the mean over all M elements of ½r², with the residual
     r = σ^w ∇ₓℓ + σ^w s + σ^(w−1) z.
 
-    Its gradient goes reverse over forward. With r held constant, ∇_θ DLSM = ∇_θ D_a ℓ: the
-    derivative of the batch's ℓ along a = σ^w r / M, pushed through the pass that the cross-entropy
-    needs, and one ordinary backward. ∇ₓℓ itself costs a pass before it, whose graph is gone by
-    then. Batch statistics are the same in both passes; the first one counts them.
+    The pass that gives the logits of the cross-entropy gives ∇ₓℓ too, and DLSM's gradient goes
+    backward through both: twice through the classifier, whose layers have their second derivatives
+    written out (`models.twice`). Any classifier will do that can be differentiated twice.
 
     Args:
-        classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes); given directions
-            v (m, B, C, H, W) too, it returns the logits and J v (m, B, classes).
+        classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes).
         score: the frozen score s(x, t).
         eps: smallest training time.
         weighting_dlsm, weighting_ce, coef: as above and in `weighted_cross_entropy`.
@@ -279,27 +277,28 @@ class DLSM:
 
     draw = DSM.draw
 
-    def residual(self, x_t, t, std, z, labels):
-        """r, shaped as `z`, without a graph."""
-        with torch.no_grad():
-            likelihood_score = input_gradient(
-                lambda x: class_log_likelihood(self.classifier(x, std), labels), x_t
-            )
-            weight = expand(std**self.weighting_dlsm, z)
-            return weight * (likelihood_score + self.score(x_t, t) + z / expand(std, z))
+    def likelihood_score(self, x_t, std, labels):
+        """Logits (B, classes) and ∇ₓℓ, shaped as `x_t`; with a graph where gradients are enabled.
+
+        The network sees the batch once, so that batch norms count it once.
+        """
+        keep_graph = torch.is_grad_enabled()
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused ones have one backward
+            x_t = x_t.detach().requires_grad_()
+            logits = self.classifier(x_t, std)
+            total = class_log_likelihood(logits, labels).sum()
+            (gradient,) = torch.autograd.grad(total, x_t, create_graph=keep_graph)
+        return logits if keep_graph else logits.detach(), gradient
 
     def terms(self, x, labels, u, z):
-        """DLSM and CE, scalars whose gradients are right, of images x (B, C, H, W), labels (B,)."""
+        """DLSM and CE, scalars, of images x (B, C, H, W) and labels (B,)."""
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
-        residual = self.residual(x_t, t, std, z, labels)
-        direction = expand(std**self.weighting_dlsm, z) * residual / residual.numel()
-        with repeated_pass(self.classifier):
-            logits, derivatives = self.classifier(x_t, std, direction[None])
-        slope = input_gradient(lambda logits: class_log_likelihood(logits, labels), logits)
-        derivative = (slope * derivatives[0]).sum()
-        value = 0.5 * residual.square().mean()
-        dlsm = derivative + (value - derivative).detach()
+        with torch.no_grad():
+            prior = self.score(x_t, t) + z / expand(std, z)
+        logits, likelihood_score = self.likelihood_score(x_t, std, labels)
+        residual = expand(std**self.weighting_dlsm, z) * (likelihood_score + prior)
+        dlsm = 0.5 * residual.square().mean()
         return dlsm, weighted_cross_entropy(logits, labels, std, self.weighting_ce)
 
     def __call__(self, x, labels, draws):

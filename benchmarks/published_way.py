@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 import sde_lib
-from models import layers
+from models import layers, twice
 from models.compute import exact_products
+from models.resnet import BatchNorm2d
 
 
 def resample(x, kernel, pads, up=1, down=1):
@@ -34,6 +35,16 @@ def dropout_factors(shape, probability, device):
     return torch.empty(shape, device=device).bernoulli_(1 - probability).div_(1 - probability)
 
 
+def convolve(x, weight, stride, padding):
+    return F.conv2d(x, weight, None, stride, padding)
+
+
+def normalise(norm, x, shortcut=None, relu=True):
+    y = torch.nn.BatchNorm2d.forward(norm, x)
+    y = y if shortcut is None else y + shortcut
+    return F.relu(y) if relu else y
+
+
 @contextlib.contextmanager
 def published_layers(device):
     """Within the context networks have the published code's layers where ours compute otherwise."""
@@ -44,6 +55,8 @@ def published_layers(device):
         mock.patch.object(layers, "fir_resample", resampler),
         mock.patch.object(layers, "attention", attention),
         mock.patch.object(layers, "dropout_factors", dropout_factors),
+        mock.patch.object(twice, "convolve", convolve),
+        mock.patch.object(BatchNorm2d, "normalise", normalise),
     ):
         yield
 

@@ -11,7 +11,6 @@ level σ takes g, E σ²‖ĝ − g‖² / E σ²‖g‖².
 """
 
 import dataclasses
-import functools
 import pathlib
 import sys
 
@@ -54,10 +53,7 @@ class TwoGaussians:
 
 
 class Classifier(nn.Module):
-    """A multilayer perceptron of points (B, 2) and σ (B,) to logits (B, 2).
-
-    Given directions (m, B, 2) it returns the logits and their derivatives (m, B, 2) too.
-    """
+    """A multilayer perceptron of points (B, 2) and σ (B,) to logits (B, 2)."""
 
     def __init__(self, width=64):
         super().__init__()
@@ -69,17 +65,9 @@ class Classifier(nn.Module):
             nn.Linear(width, 2),
         )
 
-    def forward(self, x, sigma, directions=None):
-        if directions is not None:
-            return self.push(x, sigma, directions)
+    def forward(self, x, sigma):
         scale = torch.sqrt(1 + sigma**2)[:, None]
         return self.layers(torch.cat([x / scale, torch.log(sigma)[:, None]], dim=1))
-
-    def push(self, x, sigma, directions):
-        pairs = [
-            torch.func.jvp(functools.partial(self, sigma=sigma), (x,), (v,)) for v in directions
-        ]
-        return pairs[0][0], torch.stack([derivative for _, derivative in pairs])
 
 
 def train(problem, name, seed, steps, batch):

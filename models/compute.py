@@ -10,14 +10,15 @@ import contextlib
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models import twice
 from models.layers import GroupNorm, ResidualSum
 from models.resnet import BatchNorm2d
-from utils import lookup, rank_and_size
+from utils import lookup
 
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16}
 """``config.compute.precision`` -> the type that convolutions and matrix products compute in."""
 
-COMPILED = GroupNorm, ResidualSum, BatchNorm2d
+COMPILED = GroupNorm, ResidualSum
 
 # The shapes of layers, with and without gradients and tangents, that one network may have.
 SHAPES = 1024
@@ -52,12 +53,16 @@ def prepare(network, compute, device):
 def compile_layers(network):
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES
-    _, processes = rank_and_size()
+    kernels = {name: compiled(kernel) for name, kernel in twice.KERNELS.items()}
     for layer in network.modules():
-        # With several processes a batch norm speaks to the others, which is nothing to compile.
-        alone = processes == 1 or not isinstance(layer, BatchNorm2d)
-        if isinstance(layer, COMPILED) and alone:
-            layer.forward = torch.compile(layer.forward, dynamic=False)
+        if isinstance(layer, COMPILED):
+            layer.forward = compiled(layer.forward)
+        if isinstance(layer, BatchNorm2d):
+            layer.kernels = kernels
+
+
+def compiled(function):
+    return torch.compile(function, dynamic=False)
 
 
 @contextlib.contextmanager

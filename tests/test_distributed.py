@@ -22,6 +22,7 @@ from workdir import Workdir
 
 # Ten steps of each kind; dropout's masks depend on the number of processes.
 STEPS = {"training__n_iters": 10, "model__dropout": 0.0}
+BF16 = {"compute__precision": "bf16", "training__n_iters": 2}
 RUNS = {
     "dsm": STEPS,
     "qc": {**STEPS, "loss__balancing_fac": 0.1, "loss__slices": 2},
@@ -35,6 +36,8 @@ for name, more in test_distributed.RUNS.items():
     train(tiny.config(cache, **more), "two/" + name)
 config = tiny_classifier.config("classifier", cache, **test_distributed.STEPS)
 train(config, "two/classifier", make_job=ClassifierTraining)
+config = tiny_classifier.config("classifier", cache, **test_distributed.BF16)
+train(config, "two/bf16", make_job=ClassifierTraining)
 train(tiny.config(cache), "two/whole")
 try:
     train(tiny.config(cache, seed=int(os.environ["RANK"])), "two/disagreeing")
@@ -162,6 +165,15 @@ def test_ten_steps_are_those_of_one_process(cache, name):
 def test_a_run_continues_bit_for_bit(cache, name):
     """After SIGTERM to one of the processes, and after SIGKILL; with dropout."""
     assert_equal(newest("two/whole"), newest(f"two/{name}"))
+
+
+def test_processes_train_a_classifier_in_bfloat16(cache):
+    """Statistics of bfloat16 maps, over all processes, go into running ones in float32."""
+    content = newest("two/bf16")
+    assert content["step"] == 2
+    statistics = [v for name, v in content["model"].items() if "running" in name]
+    assert {v.dtype for v in statistics} == {torch.float32}
+    assert all(v.isfinite().all() for v in statistics)
 
 
 def test_processes_that_disagree_say_so(cache):

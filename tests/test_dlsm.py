@@ -1,11 +1,13 @@
 """DLSM: parity, its gradient against double backward, and two Gaussian classes."""
 
 import copy
+import dataclasses
+import functools
 
-import forward_mode
 import golden
 import pytest
 import torch
+import torch.nn.functional as F
 from ml_collections import ConfigDict
 from test_losses import check_gradient_norms
 
@@ -13,10 +15,13 @@ import losses
 import models
 import sde_lib
 from benchmarks import double_backward, two_gaussians
+from benchmarks.published_way import published_layers
+from models import compute
 from models.scores import Score
 from utils import UserError
 
 VE = sde_lib.VESDE()
+COMPUTE = {"precision": "fp32", "channels_last": False, "compile": False}
 
 
 def objective(entry, classifier, score, sde=VE):
@@ -71,8 +76,9 @@ def test_the_gradient_is_double_backwards(dtype, w, w_ce, coef):
 
     dlsm, ce = objective(network).terms(x, labels, **draws)
     (dlsm + coef * ce).backward()
-    expected_dlsm, expected_ce = double_backward.dlsm(objective(twin), x, labels, **draws)
-    (expected_dlsm + coef * expected_ce).backward()
+    with published_layers(x.device):
+        expected_dlsm, expected_ce = double_backward.dlsm(objective(twin), x, labels, **draws)
+        (expected_dlsm + coef * expected_ce).backward()
 
     torch.testing.assert_close(dlsm, expected_dlsm, rtol=1e-5, atol=0)
     torch.testing.assert_close(ce, expected_ce, rtol=1e-5, atol=0)
@@ -88,6 +94,52 @@ def test_the_gradient_is_double_backwards(dtype, w, w_ce, coef):
         plain(*losses.perturb(sde, x, t, draws["z"]))
     for (name, ours), once in zip(network.named_buffers(), plain.buffers()):
         assert torch.equal(ours, once), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_residual_and_derivative_are_of_one_pass(precision):
+    """The classifier sees the batch once: one precision, one set of statistics for both."""
+    network, score, x, labels, draws = small_problem(torch.float32)
+    compute.prepare(network, ConfigDict(dict(COMPUTE, precision=precision)), x.device)
+    passes = []
+    network.register_forward_hook(lambda *_: passes.append(1))
+    dlsm, ce = losses.DLSM(network, score, sde_lib.VESDE(0.1, 8.0), 1e-5).terms(x, labels, **draws)
+    assert len(passes) == 1
+    (dlsm + ce).backward()
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {int(norm.num_batches_tracked) for norm in norms} == {1}
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
+
+
+def test_any_classifier_will_do():
+    """One of PyTorch's own layers, attention among them."""
+    torch.manual_seed(0)
+
+    class Attentive(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inward = torch.nn.Linear(4, 8)
+            self.outward = torch.nn.Linear(8, 3)
+
+        def forward(self, x, sigma):
+            h = torch.tanh(self.inward(x.flatten(2).unflatten(2, (-1, 4)).flatten(1, 2)))
+            h = F.scaled_dot_product_attention(h, h, h) / sigma[:, None, None]
+            return self.outward(h.mean(1))
+
+    network, x, labels = Attentive().double(), torch.rand(5, 1, 4, 4).double(), torch.arange(5) % 3
+    objective = losses.DLSM(network, lambda x, t: -x, sde_lib.VESDE(0.1, 8.0), 1e-5)
+    draws = {"u": torch.rand(5).double(), "z": torch.randn_like(x)}
+    parameters = list(network.parameters())
+
+    def loss(*parameters):
+        values = dict(zip(dict(network.named_parameters()), parameters))
+        stateful = functools.partial(torch.func.functional_call, network, values)
+        dlsm, ce = dataclasses.replace(
+            objective, classifier=lambda x, sigma: stateful((x, sigma))
+        ).terms(x, labels, **draws)
+        return dlsm + ce
+
+    assert torch.autograd.gradcheck(loss, parameters)
 
 
 def test_validation_needs_no_gradients_and_counts_nothing():
@@ -161,17 +213,14 @@ def test_the_exact_classifier_is_dlsms_minimum():
     problem = two_gaussians.TwoGaussians(sde)
 
     class Tilted(torch.nn.Module):
-        """The exact classifier with its logits multiplied, which pushes directions."""
+        """The exact classifier with its logits multiplied."""
 
         def __init__(self, factor):
             super().__init__()
             self.factor = torch.nn.Parameter(torch.tensor(factor))
 
-        def forward(self, x, sigma, directions=None):
-            def logits(x):
-                return self.factor * problem.classifier(x, sigma)
-
-            return logits(x) if directions is None else forward_mode.jvp(logits, x, directions)
+        def forward(self, x, sigma):
+            return self.factor * problem.classifier(x, sigma)
 
     x, labels = problem.sample(200_000)
     u, z = torch.rand(len(x)), torch.randn_like(x)

@@ -1,4 +1,4 @@
-"""The noise-conditioned classifiers: parity, pushed derivatives, their batch norms."""
+"""The noise-conditioned classifiers: parity, and their batch norms."""
 
 import copy
 
@@ -8,7 +8,7 @@ import torch
 from ml_collections import ConfigDict
 
 import models
-from models.resnet import BatchNorm2d, repeated_pass
+from benchmarks.published_way import published_layers
 from utils import UserError
 
 
@@ -52,55 +52,15 @@ def network():
     return models.create_classifier(config()).double()
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_pushing_is_the_transpose_of_reverse_mode(network, train):
-    """v·(J w) of each of two directions w equals (Jᵀv)·w, batch statistics included."""
-    network.train(train)
-    x, sigma = torch.rand(6, 1, 8, 8).double(), torch.rand(6).double() + 0.1
-    w, v = torch.randn(2, *x.shape).double(), torch.randn(6, 4).double()
-    before = copy.deepcopy(network.state_dict())
-    with repeated_pass(network):
-        logits, derivatives = network(x, sigma, w)
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    x.requires_grad_()
-    plain = network(x, sigma)
-    (vjp,) = torch.autograd.grad(plain, x, v)
-    torch.testing.assert_close(logits, plain)
-    torch.testing.assert_close((v * derivatives).sum((1, 2)), (vjp * w).flatten(1).sum(1))
-
-
-def test_a_pass_that_pushes_counts_the_batch(network):
-    """The running statistics are those after a plain pass."""
+def test_a_pass_counts_the_batch_once(network):
+    """The running statistics are those of PyTorch's batch norms."""
     twin = copy.deepcopy(network)
     x, sigma = torch.rand(6, 1, 8, 8).double(), torch.rand(6).double() + 0.1
-    network(x, sigma, torch.randn(1, *x.shape).double())
-    twin(x, sigma)
-    torch.testing.assert_close(network.state_dict(), twin.state_dict())
-
-
-def test_a_repeated_pass_repeats(network):
-    """The same output, and the running statistics of one pass, bit for bit."""
-    x, sigma = torch.rand(6, 1, 8, 8).double(), torch.rand(6).double() + 0.1
-    first = network(x, sigma)
-    counted = {name: value.clone() for name, value in network.named_buffers()}
-    with repeated_pass(network):
-        torch.testing.assert_close(network(x, sigma), first)
-    for name, value in network.named_buffers():
-        assert torch.equal(value, counted[name]), name
-    assert int(network.classifier["classifier"].bn1.num_batches_tracked) == 1
     network(x, sigma)
-    assert int(network.classifier["classifier"].bn1.num_batches_tracked) == 2
-
-
-@pytest.mark.parametrize(
-    "strange", [torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.1), torch.nn.BatchNorm1d(3)]
-)
-def test_what_would_not_repeat_itself_is_refused(strange):
-    network = torch.nn.Sequential(BatchNorm2d(3), strange)
-    with pytest.raises(TypeError, match=type(strange).__name__), repeated_pass(network):
-        pass
-    assert not network[0].repeating
+    with published_layers(torch.device("cpu")):
+        twin(x, sigma)
+    torch.testing.assert_close(network.state_dict(), twin.state_dict())
+    assert int(network.classifier["classifier"].bn1.num_batches_tracked) == 1
 
 
 def test_the_noise_level_matters(network):

@@ -1,0 +1,229 @@
+"""Convolutions and batch norms that are differentiated twice, all derivatives written out.
+
+DLSM differentiates the input gradient of a classifier once more. PyTorch derives that for these two
+layers as well, but for a convolution's weight by a convolution with kernels as large as the maps,
+and for a batch norm in dozens of passes over memory, all of which it keeps. Written out, the second
+derivative costs what the first one does, and every piece can be compiled, since nothing asks the
+compiler for a derivative. Maps are (B, C, H, W).
+
+Batch norm. With n = (x − mean)/std over the batch, all processes' images, and ⟨·⟩ the mean over it,
+    y = relu(γ n + β + shortcut).
+The gradient a of what is in the brackets gives x the gradient
+    G = γ/std · P a,    P a = a − ⟨a⟩ − n ⟨n a⟩.
+P is symmetric, so a cotangent u of G gives a the gradient T = γ/std · P u, and x
+    −(⟨n a⟩ T + ⟨n u⟩ G)/std − γ s n/std²,    s = ⟨u a⟩ − ⟨u⟩⟨a⟩ − ⟨n u⟩⟨n a⟩.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+import distributed
+
+# ---------------------------------------------------------------- convolution
+
+
+def convolve(x, weight, stride, padding):
+    """The convolution of x (B, C, H, W) without bias, in autocast's precision."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+    # A view, because the engine is not asked about leaves, see `_Convolution.backward`.
+    return _Convolution.apply(x, weight.view_as(weight), stride, padding)
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(ctx, x, weight, stride, padding):
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = stride, padding
+        return F.conv2d(x, weight, None, stride, padding)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        over_x = over_weight = None
+        if ctx.needs_input_grad[0]:
+            over_x = _InputGradient.apply(grad, weight, x.shape, *ctx.geometry)
+        # `needs_input_grad` is also true where ``autograd.grad`` asks for the input's alone.
+        node, _ = ctx.next_functions[1]
+        if ctx.needs_input_grad[1] and torch._C._will_engine_execute_node(node):
+            over_weight = conv2d_weight(x, weight.shape, grad, *ctx.geometry)
+        return over_x, over_weight, None, None
+
+
+class _InputGradient(Function):
+    @staticmethod
+    def forward(ctx, grad, weight, shape, stride, padding):
+        ctx.save_for_backward(grad, weight)
+        ctx.geometry = stride, padding
+        return conv2d_input(shape, weight, grad, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, u):
+        grad, weight = ctx.saved_tensors
+        over_grad = F.conv2d(u, weight, None, *ctx.geometry)
+        over_weight = conv2d_weight(u, weight.shape, grad, *ctx.geometry)
+        return over_grad, over_weight, None, None, None
+
+
+# ---------------------------------------------------------------- batch norm
+
+
+def normalise(x, weight, bias, eps, shortcut, relu, kernels):
+    """y = relu(γ n + β + shortcut) of x (B, C, H, W) by the statistics of the batch.
+
+    Args:
+        weight, bias: γ and β (C,).
+        shortcut: shaped as x, or None.
+        relu: False leaves the relu out.
+        kernels: `KERNELS`, or compiled ones.
+
+    Returns:
+        y, and the batch's mean and biased variance (C,), without gradients.
+    """
+    return _Normalise.apply(x, weight, bias, shortcut, eps, relu, kernels)
+
+
+class _Normalise(Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, shortcut, eps, relu, kernels):
+        mean, variance = _statistics(x)
+        rstd = torch.rsqrt(variance + eps)
+        y = kernels["values"](x, weight, bias, mean, rstd, shortcut, relu)
+        ctx.save_for_backward(x, y if relu else None, weight, mean, rstd)
+        ctx.kernels, ctx.has_shortcut = kernels, shortcut is not None
+        ctx.mark_non_differentiable(mean, variance)
+        ctx.set_materialize_grads(False)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        x, y, weight, mean, rstd = ctx.saved_tensors
+        over_x, a, over_weight, over_bias = _NormaliseGradient.apply(
+            grad, x, y, weight, mean, rstd, ctx.kernels
+        )
+        over_shortcut = a if ctx.has_shortcut else None
+        return over_x, over_weight, over_bias, over_shortcut, None, None, None
+
+
+class _NormaliseGradient(Function):
+    """From the gradient of y those of x, the shortcut, γ and β; of the first two once more."""
+
+    @staticmethod
+    def forward(ctx, grad, x, y, weight, mean, rstd, kernels):
+        a, sums = kernels["sums"](grad, x, y, mean, rstd)
+        means = _mean_over_processes(sums, x)
+        over_x = kernels["gradient"](a, x, weight, mean, rstd, means)
+        ctx.save_for_backward(a, x, y, weight, mean, rstd, means)
+        ctx.kernels = kernels
+        ctx.set_materialize_grads(False)
+        over_bias, over_weight = sums
+        # The weights' gradients are ends: nothing differentiates them.
+        ctx.mark_non_differentiable(over_weight, over_bias)
+        return over_x, a, over_weight, over_bias
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, u, over_shortcut, *_):
+        a, x, y, weight, mean, rstd, means = ctx.saved_tensors
+        if u is None:
+            return over_shortcut, *[None] * 6
+        sums = ctx.kernels["second sums"](u, a, x, mean, rstd)
+        u_means = _mean_over_processes(sums, x)
+        over_grad, over_x = ctx.kernels["second"](
+            u, a, x, y, weight, mean, rstd, means, u_means, over_shortcut
+        )
+        (a_mean, na), (sum_u, sum_nu, sum_ua) = means, sums
+        over_weight = rstd * (sum_ua - a_mean * sum_u - na * sum_nu)
+        return over_grad, over_x, None, over_weight, None, None, None
+
+
+BATCH = (0, 2, 3)
+
+
+def _statistics(x):
+    """Mean and biased variance (C,) over the images of all processes."""
+    variance, mean = torch.var_mean(_wide(x), BATCH, correction=0)
+    if distributed.size() == 1:
+        return mean, variance
+    whole = distributed.mean(mean)
+    return whole, distributed.mean(variance + (mean - whole).square())
+
+
+def _mean_over_processes(sums, x):
+    return distributed.mean(sums) / (x.numel() // x.shape[1])
+
+
+def _wide(x):
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _of(channels):
+    return channels[:, None, None]
+
+
+def _values(x, weight, bias, mean, rstd, shortcut, relu):
+    scale = weight * rstd
+    y = torch.addcmul(_of(bias - mean * scale), _wide(x), _of(scale))
+    if shortcut is not None:
+        y += shortcut
+    return (y.relu_() if relu else y).to(x.dtype)
+
+
+def _sums(grad, x, y, mean, rstd):
+    """a, and Σa and Σna (2, C)."""
+    a = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
+    normal = (_wide(x) - _of(mean)) * _of(rstd)
+    wide = _wide(a)
+    return a, torch.stack([wide.sum(BATCH), (wide * normal).sum(BATCH)])
+
+
+def _gradient(a, x, weight, mean, rstd, means):
+    """G, as a combination of a, x and 1."""
+    a_mean, na = means
+    scale = weight * rstd
+    slope = -scale * na * rstd
+    over_x = torch.addcmul(_of(-scale * a_mean - slope * mean), _wide(a), _of(scale))
+    return over_x.addcmul_(_wide(x), _of(slope)).to(x.dtype)
+
+
+def _second_sums(u, a, x, mean, rstd):
+    """Σu, Σnu and Σua (3, C)."""
+    normal = (_wide(x) - _of(mean)) * _of(rstd)
+    u = _wide(u)
+    return torch.stack([u.sum(BATCH), (u * normal).sum(BATCH), (u * a).sum(BATCH)])
+
+
+def _second(u, a, x, y, weight, mean, rstd, means, u_means, over_shortcut):
+    """The gradients of `grad` and of x, as combinations of u, a, x and 1."""
+    (a_mean, na), (u_mean, nu, ua) = means, u_means
+    scale = weight * rstd
+    slope = -scale * nu * rstd
+    over_grad = torch.addcmul(_of(-scale * u_mean - slope * mean), _wide(u), _of(scale))
+    over_grad.addcmul_(_wide(x), _of(slope))
+    if over_shortcut is not None:
+        over_grad += over_shortcut
+    over_grad = over_grad.to(u.dtype)
+    if y is not None:
+        over_grad = torch.ops.aten.threshold_backward(over_grad, y, 0)
+
+    over_u, over_a = -rstd * scale * na, -rstd * scale * nu
+    over_n = -2 * na * over_a - rstd * scale * (ua - u_mean * a_mean - nu * na)
+    offset = -over_u * u_mean - over_a * a_mean - over_n * rstd * mean
+    over_x = torch.addcmul(_of(offset), _wide(u), _of(over_u))
+    over_x.addcmul_(_wide(a), _of(over_a)).addcmul_(_wide(x), _of(over_n * rstd))
+    return over_grad, over_x.to(x.dtype)
+
+
+KERNELS = {
+    "values": _values,
+    "sums": _sums,
+    "gradient": _gradient,
+    "second sums": _second_sums,
+    "second": _second,
+}

@@ -20,20 +20,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import image_folder
-import readers
-from utils import UserError, atomic_write, log, lookup, require_positive, seed_for
+from readers.digits import digits
+from readers.folder import folder
+from readers.idx import idx_or_tfds
+from readers.imagenet32 import imagenet32
+from readers.tfds import tfds
+from storage.files import atomic_write
+from utils import UserError, log, lookup, require_positive, seed_for
 
 # The name in `config.data.dataset` -> its reader. A new data set is added here.
 DATASETS = {
-    "CIFAR10": functools.partial(readers.tfds, name="cifar10", shape=(3, 32, 32), classes=10),
-    "CIFAR100": functools.partial(readers.tfds, name="cifar100", shape=(3, 32, 32), classes=100),
-    "SVHN": functools.partial(readers.tfds, name="svhn_cropped", shape=(3, 32, 32), classes=10),
-    "imagenet": readers.imagenet32,
-    "MNIST": functools.partial(readers.idx_or_tfds, name="mnist"),
-    "FashionMNIST": functools.partial(readers.idx_or_tfds, name="fashion_mnist"),
-    "digits": readers.digits,
-    "folder": image_folder.folder,
+    "CIFAR10": functools.partial(tfds, name="cifar10", shape=(3, 32, 32), classes=10),
+    "CIFAR100": functools.partial(tfds, name="cifar100", shape=(3, 32, 32), classes=100),
+    "SVHN": functools.partial(tfds, name="svhn_cropped", shape=(3, 32, 32), classes=10),
+    "imagenet": imagenet32,
+    "MNIST": functools.partial(idx_or_tfds, name="mnist"),
+    "FashionMNIST": functools.partial(idx_or_tfds, name="fashion_mnist"),
+    "digits": digits,
+    "folder": folder,
 }
 
 

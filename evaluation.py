@@ -179,7 +179,7 @@ def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**28
         UserError: fewer than nearest_k + 1 samples in a set, unequal widths, values that are not
             finite, a `nearest_k` below 1, or too small a `block_bytes`.
     """
-    import neighbours
+    from metrics import neighbours
     from models.compute import exact_products
 
     require_positive(nearest_k, "nearest_k")

@@ -9,8 +9,8 @@ import math
 
 import torch
 
-import jacobian
 from losses import perturb
+from models import jacobian
 from sampling import integrate
 from sde_lib import ReverseSDE
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import jacobian
+from models import jacobian
 from models.scores import class_log_likelihood
 from sde_lib import SDE, expand
 from utils import UserError, lookup, require_positive

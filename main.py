@@ -21,7 +21,7 @@ flags.DEFINE_integer("slices", None, "Random vectors per image of the QC regular
 
 def main():
     import run_lib
-    from classifier_training import ClassifierTraining
+    from training.classifier import ClassifierTraining
 
     config = FLAGS.config
     cli.override(

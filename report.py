@@ -17,9 +17,11 @@ import numpy as np
 from absl import flags
 
 import cli
-from sample_files import numbered_rounds
-from utils import UserError, atomic_write, image_grid, load_npz, log
-from workdir import Workdir
+from metrics.sample_sets import numbered_rounds
+from storage.files import atomic_write, load_npz
+from storage.pictures import image_grid
+from storage.workdir import Workdir
+from utils import UserError, log
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn

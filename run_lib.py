@@ -13,28 +13,20 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import checkpoints
-import config_ranges
 import datasets
 import distributed
 import losses
-import resuming
+from configs import ranges
 from models.ema import EMA
-from safeguards import FiniteWatch, StopRequest, heed_signals
-from scalars import ScalarWriter
-from score_training import ScoreTraining
-from utils import (
-    UserError,
-    atomic_write,
-    get_device,
-    is_first,
-    log,
-    log_to,
-    rank_and_size,
-    save_image_grid,
-    seed_for,
-)
-from workdir import Workdir
+from storage import checkpoints
+from storage.files import atomic_write
+from storage.pictures import save_image_grid
+from storage.scalars import ScalarWriter
+from storage.workdir import Workdir
+from training import resuming
+from training.safeguards import FiniteWatch, StopRequest, heed_signals
+from training.score import ScoreTraining
+from utils import UserError, get_device, is_first, log, log_to, rank_and_size, seed_for
 
 VALIDATION_IMAGES = 128
 
@@ -56,7 +48,7 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
         UserError: something that was asked for does not exist or does not fit.
     """
     # Check everything that can be checked before the first file is written.
-    config_ranges.check(config)
+    ranges.check(config)
     training = config.training
     device = get_device(config.device)
     torch.manual_seed(seed_for("weights", config.seed))

@@ -4,76 +4,21 @@ A classifier is trained on generated samples alone and tested on the real test i
 lack what tells the classes apart, or part of a class, teach it less than real images would.
 """
 
-import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 import datasets
 import run_lib
-from classifier_training import accuracy
-from models import compute
-from models.cas import create_cas_classifier
-from sample_files import check_images, numbered_rounds
-from utils import UserError, is_first, load_npz, log, require_positive, save_json, shares
-from workdir import Workdir
+from metrics.sample_sets import check_images, numbered_rounds
+from storage.files import load_npz
+from storage.workdir import Workdir
+from training.cas import CASTraining
+from training.classifier import accuracy
+from utils import UserError, is_first, log, require_positive, shares
 
 REAL = "real"  # the set-up of the reference line
-
-
-@dataclasses.dataclass(frozen=True)
-class CrossEntropy:
-    """The cross-entropy of a classifier of images (B, C, H, W); nothing is random."""
-
-    classifier: torch.nn.Module
-
-    def draw(self, x):
-        return {}
-
-    def __call__(self, x, labels, draws):
-        loss = F.cross_entropy(self.classifier(x).float(), labels)
-        return loss, {"loss": loss.detach()}
-
-
-class CASTraining:
-    """A classifier with cross-entropy on the images of `train_split`, tested on real ones.
-
-    `record` is the file that notes the images that the run was begun with.
-
-    Raises:
-        UserError: the configuration names an unknown network, or the run has other images.
-    """
-
-    ema_rate = 0.0  # it is tested with its last weights
-
-    def __init__(self, config, device, train_split, test_split, record):
-        self.config = config
-        self.device = device
-        self.train_split, self.test_split = train_split, test_split
-        self.record = record
-        self.fingerprint = require_same_images(record, train_split)
-        network = create_cas_classifier(config, test_split.classes)
-        self.model = compute.prepare(network, config.compute, device)
-        self.objective = CrossEntropy(self.model)
-
-    def splits(self):
-        """The training and the test images; from now on the run is theirs."""
-        if is_first():
-            save_json(self.record, self.fingerprint)
-        return self.train_split, self.test_split
-
-    def validate(self, images, labels, split):
-        """The accuracy on the whole test `split`."""
-        size = self.config.training.batch_size
-        return {"accuracy": accuracy(self.model, split, size, self.config.data, self.device)}
-
-    def pictures(self, step):
-        """None: it draws no samples."""
 
 
 def cas(config, workdir, setup=None, samples=None):
@@ -186,27 +131,6 @@ def read_samples(config, folder, classes):
             "run_lib_sampling.py, or ask for fewer with --config.eval.num_samples_all."
         )
     return datasets.Split(np.concatenate(images), np.array(labels), classes)
-
-
-def require_same_images(record, split):
-    """Refuse to continue a CAS run on other images than it began with; returns their fingerprint.
-
-    Raises:
-        UserError: `record` names other images than `split`.
-    """
-    digest = hashlib.sha256(np.ascontiguousarray(split.images))
-    digest.update(np.ascontiguousarray(split.labels))
-    fingerprint = {"images": len(split), "sha256": digest.hexdigest()}
-    try:
-        known = json.loads(record.read_text()) if record.exists() else fingerprint
-    except ValueError:
-        known = None
-    if known != fingerprint:
-        raise UserError(
-            f"{record.parent} was trained on other images than those given now; remove it to "
-            "train anew, or use another --workdir."
-        )
-    return fingerprint
 
 
 def report(place, name, right, settings):

@@ -10,7 +10,7 @@ import itertools
 from absl import flags
 
 import cli
-import config_ranges
+from configs import ranges
 from utils import UserError
 
 METRICS = ("nll", "asym")
@@ -60,7 +60,7 @@ def main():
         loss__slices=FLAGS.slices,
         sampling__method="ode" if FLAGS.ode else None,
     )
-    config_ranges.check(config)
+    ranges.check(config)
     of_score = FLAGS.calculate or FLAGS.read
     by_class = FLAGS.stat or FLAGS.latent
     whole = FLAGS.encode or FLAGS.encode_dataset
@@ -92,11 +92,11 @@ def main():
 
 def score_metric(config, FLAGS):
     """NLL or asymmetry of a score model."""
-    import score_metrics
+    from metrics import nll_and_asym
 
     calculate, read = {
-        "nll": (score_metrics.calculate_nll, score_metrics.read_nll),
-        "asym": (score_metrics.calculate_asym, score_metrics.read_asym),
+        "nll": (nll_and_asym.calculate_nll, nll_and_asym.read_nll),
+        "asym": (nll_and_asym.calculate_asym, nll_and_asym.read_asym),
     }[FLAGS.metric]
     if FLAGS.calculate:
         calculate(config, FLAGS.workdir, FLAGS.ema)
@@ -106,39 +106,37 @@ def score_metric(config, FLAGS):
 
 def class_sample_metrics(config, FLAGS):
     """Features and metrics of samples that were drawn class by class."""
-    import sample_features
-    import sample_metrics
+    from metrics import feature_sets, sample_metrics
 
     if FLAGS.stat:
-        sample_features.encode_real_classes(config, FLAGS.workdir)
+        feature_sets.encode_real_classes(config, FLAGS.workdir)
     if FLAGS.latent:
-        sample_features.encode_class_samples(config, FLAGS.workdir)
+        feature_sets.encode_class_samples(config, FLAGS.workdir)
     if FLAGS.fidis or FLAGS.prdc:
-        compare(config, FLAGS, *sample_features.open_classes(config, FLAGS.workdir))
+        compare(config, FLAGS, *feature_sets.open_classes(config, FLAGS.workdir))
     if FLAGS.nfe:
-        classes = sample_features.find_class_samples(config, FLAGS.workdir)
+        classes = feature_sets.find_class_samples(config, FLAGS.workdir)
         sample_metrics.nfe(config, FLAGS.workdir, list(itertools.chain.from_iterable(classes)))
 
 
 def sample_metrics_of(config, FLAGS):
     """Features and metrics of samples that were drawn in divisions."""
-    import sample_features
-    import sample_metrics
+    from metrics import feature_sets, sample_metrics
 
     if FLAGS.encode_dataset:
-        sample_features.encode_dataset(config, FLAGS.workdir)
+        feature_sets.encode_dataset(config, FLAGS.workdir)
     if FLAGS.encode:
-        sample_features.encode_samples(config, FLAGS.workdir)
+        feature_sets.encode_samples(config, FLAGS.workdir)
     if FLAGS.fidis or FLAGS.prdc:
-        sets = sample_features.open_sets(config, FLAGS.workdir, FLAGS.dataset_stat)
+        sets = feature_sets.open_sets(config, FLAGS.workdir, FLAGS.dataset_stat)
         compare(config, FLAGS, *sets)
     if FLAGS.nfe:
-        rounds = sample_features.find_division_samples(config, FLAGS.workdir)
+        rounds = feature_sets.find_division_samples(config, FLAGS.workdir)
         sample_metrics.nfe(config, FLAGS.workdir, rounds)
 
 
 def compare(config, FLAGS, real, generated):
-    import sample_metrics
+    from metrics import sample_metrics
 
     for asked, measure in (
         (FLAGS.fidis, sample_metrics.fidis),

@@ -11,18 +11,20 @@ import dataclasses
 
 import torch
 from absl import flags
+from storage.trained import load_classifier, load_score
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import cli
-import config_ranges
 import datasets
 import sampling
 import sde_lib
-from classifier_training import load_classifier
+from configs import ranges
 from models.scores import GuidedScore
-from provenance import config_hash
-from score_training import load_score
+from storage.files import save_npz, stands, to_json
+from storage.pictures import save_image_grid
+from storage.provenance import config_hash
+from storage.workdir import Workdir
 from utils import (
     UserError,
     get_device,
@@ -31,13 +33,8 @@ from utils import (
     log_to,
     rank_and_size,
     require_positive,
-    save_image_grid,
-    save_npz,
     shares,
-    stands,
-    to_json,
 )
-from workdir import Workdir
 
 
 def sample(config, workdir, division_idx=None):
@@ -49,7 +46,7 @@ def sample(config, workdir, division_idx=None):
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    config_ranges.check(config)
+    ranges.check(config)
     evaluation = config.eval
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, evaluation.num_divisions)
@@ -106,7 +103,7 @@ def sample_classes(config, workdir, classes, division_idx=None):
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    config_ranges.check(config)
+    ranges.check(config)
     evaluation, model = config.eval, config.model
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, config.classifier.classes)

@@ -17,10 +17,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import cli
 import datasets
-import jacobian
 import sampling
 from losses import perturb
-from score_metrics import TestRun
+from metrics.nll_and_asym import TestRun
+from models import jacobian
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 IMAGES, VECTORS = 100, 32

@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import cli
 import run_lib
-import score_metrics
+from metrics import nll_and_asym
 
 RUNS = {  # name: (estimator, slices), or none for U
     "U": None,
@@ -45,9 +45,9 @@ def run(config, workdir, restore, regulariser, seed):
         training.loss.estimator, training.loss.slices = regulariser
     evaluation.loss.estimator, evaluation.loss.slices = "skew", 1
     run_lib.train(training, workdir, restore=restore)
-    score_metrics.calculate_nll(evaluation, workdir, use_ema=True)
-    score_metrics.calculate_asym(evaluation, workdir, use_ema=True)
-    nll, asym = score_metrics.read_nll(workdir), score_metrics.read_asym(workdir)
+    nll_and_asym.calculate_nll(evaluation, workdir, use_ema=True)
+    nll_and_asym.calculate_asym(evaluation, workdir, use_ema=True)
+    nll, asym = nll_and_asym.read_nll(workdir), nll_and_asym.read_asym(workdir)
     return nll["bits_per_dim"], asym["asym"], asym["nasym"]
 
 

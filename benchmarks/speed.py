@@ -31,19 +31,19 @@ import torch
 
 import datasets
 import evaluation
-import jacobian
 import likelihood
 import losses
 import models
-import readers
 import sampling
 import sde_lib
-from benchmarks import double_backward, published_way
 from benchmarks.parity_metrics import real_and_fake
 from configs import common
+from models import jacobian
 from models.compute import prepare
 from models.ema import EMA
 from models.scores import Score
+from readers.tfds import tensorflow_stand_in
+from tests.oracles import double_backward, published_way
 
 RUNS = 5
 
@@ -351,7 +351,7 @@ def as_data_source(images, folder):
                 yield number, {"image": image}
 
     builder = Images(data_dir=folder, file_format="array_record")
-    with readers._tensorflow_stand_in():
+    with tensorflow_stand_in():
         builder.download_and_prepare()
     return builder.as_data_source("train")
 

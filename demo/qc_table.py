@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from workdir import Workdir
+from storage.workdir import Workdir
 
 
 def main(workdirs):

@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import datasets
 from configs.demo import digits
-from utils import load_npz
+from storage.files import load_npz
 
 
 def recogniser(train):

@@ -13,8 +13,9 @@ import numpy as np
 from recognise import digits, flatten, recogniser
 
 import datasets
-from utils import load_npz, save_image_grid
-from workdir import Workdir
+from storage.files import load_npz
+from storage.pictures import save_image_grid
+from storage.workdir import Workdir
 
 CLASSES = range(10)
 COLUMNS = 20  # of the pictures

@@ -2,9 +2,11 @@
 
 import functools
 
+import sde_lib
 from models.ncsnpp import NCSNpp, NCSNppMod, model_options
 from models.resnet import NoiseConditionedResNet, classifier_options
-from utils import lookup, require_positive
+from models.scores import EnergyScore, Score
+from utils import UserError, lookup, require_positive
 
 MODELS = {"ncsnpp": NCSNpp, "ncsnpp_mod": NCSNppMod}
 
@@ -41,3 +43,16 @@ def create_classifier(config):
     network = lookup(CLASSIFIERS, config.classifier.model, "config.classifier.model")
     require_positive(config.classifier.classes, "config.classifier.classes")
     return network(**classifier_options(config))
+
+
+def create_score(config, network, sde):
+    """The score that ``config.model`` describes, of a network that takes x and a condition.
+
+    Raises:
+        UserError: an energy is asked for with another SDE than the continuous VE one.
+    """
+    if not config.model.energy:
+        return Score(network, sde, config.training.continuous)
+    if not (isinstance(sde, sde_lib.VESDE) and config.training.continuous):
+        raise UserError("config.model.energy needs the continuous VE SDE (training.sde=vesde).")
+    return EnergyScore(network, sde)

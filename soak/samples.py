@@ -24,7 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
 import faults
 from commands import TINY, start
 
-from utils import load_npz
+from storage.files import load_npz
 
 PROCESSES = 4
 

@@ -19,9 +19,9 @@ import torch
 import torchvision  # noqa: F401
 
 import datasets
-import readers
 import run_lib_sampling  # noqa: F401
-import score_metrics  # noqa: F401
+from metrics import nll_and_asym  # noqa: F401
+from readers import common
 
 ROOT = pathlib.Path(__file__).parent.parent
 CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "SVHN": 10, "imagenet": 1000}
@@ -53,11 +53,11 @@ def made_up(name):
         rng = np.random.default_rng([len(name), len(split)])
         count = COUNTS[split]
         images = rng.integers(0, 256, (count, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
-        yield readers.Block(images, np.arange(count) % CLASSES[name])
+        yield common.Block(images, np.arange(count) % CLASSES[name])
 
     def reader(data, split):
         shape = (3, IMAGE_SIZE, IMAGE_SIZE)
-        return readers.Source(shape, CLASSES[name], blocks(split), [name], COUNTS[split])
+        return common.Source(shape, CLASSES[name], blocks(split), [name], COUNTS[split])
 
     return reader
 

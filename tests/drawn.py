@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from utils import save_npz, shares, to_json
+from storage.files import save_npz, to_json
+from utils import shares
 
 META = {
     "checkpoint_step": 70,

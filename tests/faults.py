@@ -19,10 +19,12 @@ import threading
 
 from commands import TINY, start
 
-import checkpoints
-import features
 import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
-import sample_features  # noqa: F401
+from metrics import (
+    extractors,
+    feature_sets,  # noqa: F401
+)
+from storage import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAINING = f"--config {ROOT}/configs/qc_ncsn/training/cifar10_ncsnpp_deep_continuous.py"
@@ -51,7 +53,9 @@ BEFORE = {"training": [], "encoding": ["training", "sampling"]}
 
 def brief_features():
     """Train the classifier of features for three steps only: it need not be good."""
-    features.train_small_classifier = functools.partial(features.train_small_classifier, steps=3)
+    extractors.train_small_classifier = functools.partial(
+        extractors.train_small_classifier, steps=3
+    )
 
 
 def begin(name, place, prepare=None):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-import checkpoints
 import losses
 import models
 from configs import common
 from models.ema import EMA
+from storage import checkpoints
 from utils import UserError
 
 OFFICIAL = sorted(path.name for path in golden.DIRECTORY.glob("official_*.pth"))

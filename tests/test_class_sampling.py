@@ -7,8 +7,9 @@ import pytest
 import tiny_classifier
 
 from run_lib_sampling import chosen_classes, restore_paths, sample_classes, share
-from utils import UserError, load_npz
-from workdir import Workdir
+from storage.files import load_npz
+from storage.workdir import Workdir
+from utils import UserError
 
 
 @pytest.fixture(scope="module")

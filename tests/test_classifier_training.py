@@ -11,15 +11,16 @@ import pytest
 import tiny
 import tiny_classifier
 import torch
+from storage.trained import load_classifier
 from test_checkpoints import assert_equal
 
-import checkpoints
 import losses
-from classifier_training import ClassifierTraining, accuracy, load_classifier
 from configs import common
 from datasets import Split
+from storage import checkpoints
+from storage.workdir import Workdir
+from training.classifier import ClassifierTraining, accuracy
 from utils import UserError
-from workdir import Workdir
 
 
 @pytest.fixture(scope="module")

@@ -5,20 +5,20 @@ import tiny
 import tiny_classifier
 import torch
 
-import checkpoints
 import datasets
 import distributed
 import losses
 import models
 import run_lib
 import sde_lib
-from classifier_training import ClassifierTraining
-from jacobian import vjp
 from models import compute
 from models.ema import EMA
+from models.jacobian import vjp
 from models.scores import EnergyScore
-from provenance import config_hash
-from safeguards import StopRequest
+from storage import checkpoints
+from storage.provenance import config_hash
+from training.classifier import ClassifierTraining
+from training.safeguards import StopRequest
 from utils import UserError
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import datasets
-import readers
+from readers import common
 from utils import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 3, 4, 4), dtype=np.uint8)
@@ -47,8 +47,8 @@ def reads(monkeypatch):
 
     def blocks():
         reads.append("read")
-        yield readers.Block(IMAGES[:6], LABELS[:6])
-        yield readers.Block(IMAGES[6:], LABELS[6:])
+        yield common.Block(IMAGES[:6], LABELS[:6])
+        yield common.Block(IMAGES[6:], LABELS[6:])
 
     register(monkeypatch, blocks)
     return reads
@@ -58,7 +58,7 @@ def register(monkeypatch, blocks):
     """Register `tiny`, whose images are what the generator function `blocks` yields."""
 
     def reader(data, split):
-        return readers.Source((3, 4, 4), 3, blocks(), ["tiny"])
+        return common.Source((3, 4, 4), 3, blocks(), ["tiny"])
 
     monkeypatch.setitem(datasets.DATASETS, "tiny", reader)
 
@@ -136,7 +136,7 @@ def test_damaged_cache_is_noticed_and_built_again(data, reads, name, change, cap
 
 def test_reader_that_fails_leaves_nothing(data, monkeypatch):
     def blocks():
-        yield readers.Block(IMAGES, LABELS)
+        yield common.Block(IMAGES, LABELS)
         raise UserError("the second file is malformed")
 
     register(monkeypatch, blocks)
@@ -146,7 +146,7 @@ def test_reader_that_fails_leaves_nothing(data, monkeypatch):
 
 
 def test_empty_set(data, monkeypatch):
-    register(monkeypatch, lambda: iter([readers.Block(IMAGES[:0], LABELS[:0])]))
+    register(monkeypatch, lambda: iter([common.Block(IMAGES[:0], LABELS[:0])]))
     with pytest.raises(UserError, match="tiny train holds no images"):
         datasets.load(data, "train")
 
@@ -171,18 +171,19 @@ def test_cache_that_cannot_be_made(tmp_path, reads):
 # What other processes do: `tiny` is registered with a reader that leaves marks and takes its time.
 OTHER_PROCESS = """
 import pathlib, sys, time
-import datasets, readers, test_datasets as t
+import datasets, test_datasets as t
+from readers import common
 
 root, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[2])
 
 def blocks():
     with open(root / "reads", "a") as file:
         file.write("read ")
-    yield readers.Block(t.IMAGES[:6], t.LABELS[:6])
+    yield common.Block(t.IMAGES[:6], t.LABELS[:6])
     time.sleep(seconds)
-    yield readers.Block(t.IMAGES[6:], t.LABELS[6:])
+    yield common.Block(t.IMAGES[6:], t.LABELS[6:])
 
-datasets.DATASETS["tiny"] = lambda data, split: readers.Source((3, 4, 4), 3, blocks(), ["tiny"])
+datasets.DATASETS["tiny"] = lambda data, split: common.Source((3, 4, 4), 3, blocks(), ["tiny"])
 (root / f"ready{sys.argv[3]}").touch()
 while not (root / "go").exists():
     time.sleep(0.01)

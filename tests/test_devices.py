@@ -8,9 +8,9 @@ import pytest
 import torch
 from commands import ROOT, TINY, start
 
-import checkpoints
 import evaluation
 from benchmarks.parity_metrics import real_and_fake
+from storage import checkpoints
 
 NETWORK = [*TINY, "--config.model.attn_resolutions=(4,)"]
 TRAIN = [

@@ -13,12 +13,12 @@ import torch
 from commands import command
 from test_checkpoints import assert_equal
 
-import checkpoints
 import run_lib
-from classifier_training import ClassifierTraining
 from run_lib_sampling import own_rounds, sample, sample_classes
+from storage import checkpoints
+from storage.workdir import Workdir
+from training.classifier import ClassifierTraining
 from utils import UserError, get_device, seed_for
-from workdir import Workdir
 
 # Ten steps of each kind; dropout's masks depend on the number of processes.
 STEPS = {"training__n_iters": 10, "model__dropout": 0.0}
@@ -71,7 +71,7 @@ PRELUDE = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import run_lib, test_distributed, tiny, tiny_classifier
-from classifier_training import ClassifierTraining
+from training.classifier import ClassifierTraining
 from utils import UserError
 cache, *ports = sys.argv[1:]
 del os.environ["TORCHELASTIC_USE_AGENT_STORE"]

@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ml_collections import ConfigDict
+from oracles import double_backward
+from oracles.published_way import published_layers
 from test_losses import check_gradient_norms
 
 import losses
 import models
 import sde_lib
-from benchmarks import double_backward, two_gaussians
-from benchmarks.published_way import published_layers
+from benchmarks import two_gaussians
 from models import compute
 from models.scores import Score
 from utils import UserError

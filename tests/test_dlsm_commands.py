@@ -8,7 +8,7 @@ import torch
 from commands import IMAGE_SIZE, ROOT, TINY, command
 
 import run_lib_cas  # noqa: F401 (imported here, the forks need not)
-from utils import load_npz
+from storage.files import load_npz
 
 TRAIN = [
     *TINY,

@@ -13,9 +13,8 @@ from commands import command
 from faults import COMMANDS, SMALL, Scene, base_of, begin, finish, leftovers, mounted, tree
 from test_checkpoints import assert_equal
 
-import checkpoints
-import utils
 from soak import samples
+from storage import checkpoints, files
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +171,10 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     path = tmp_path / "a[1].npz"
     abandoned = tmp_path / f".{path.name}.0123.tmp"
     abandoned.write_bytes(b"half")
-    with utils.atomic_write(path) as first:
+    with files.atomic_write(path) as first:
         (living,) = leftovers(tmp_path)
         first.write(b"one")
-        with utils.atomic_write(path) as second:
+        with files.atomic_write(path) as second:
             second.write(b"two")
         assert living.exists()
     assert path.read_bytes() == b"one"

@@ -1,4 +1,4 @@
-"""features.py: the Inception path against torch-fidelity's own, and the data sets' classifier."""
+"""extractors.py: the Inception path against torch-fidelity's own, and the data sets' classifier."""
 
 import functools
 import hashlib
@@ -14,7 +14,7 @@ from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision.models import Inception3
 
-import features
+from metrics import extractors
 from utils import UserError
 
 
@@ -38,7 +38,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inception(weights):
-    return features.InceptionFeatures("cpu", weights, trust_weights=True)
+    return extractors.InceptionFeatures("cpu", weights, trust_weights=True)
 
 
 # ---------------------------------------------------------------- Inception
@@ -51,7 +51,7 @@ def test_inception_equals_torch_fidelity(weights, inception, size):
     oracle = FeatureExtractorInceptionV3("", names, feature_extractor_weights_path=weights)
     expected = oracle(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
     expected_pool, unbiased, biased = (tensor.numpy() for tensor in expected)
-    pool, logits = features.extract(inception, [images[:2], images[2:]], count=5)
+    pool, logits = extractors.extract(inception, [images[:2], images[2:]], count=5)
     assert pool.std(axis=0).max() > 1e-4  # the images tell
     np.testing.assert_allclose(pool, expected_pool, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(logits, unbiased, rtol=1e-4, atol=1e-6)
@@ -67,14 +67,14 @@ def test_inception_takes_grey_images_as_equal_channels(inception):
 def test_other_weights_are_refused_unless_trusted(weights, inception):
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     with pytest.raises(UserError, match=f"SHA-256 {digest}.*6726825d"):
-        features.InceptionFeatures("cpu", weights)
+        extractors.InceptionFeatures("cpu", weights)
     assert inception.name == f"inception-{digest[:8]}"
 
 
 def test_published_weights_bear_the_published_name(weights, monkeypatch):
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    monkeypatch.setattr(features, "INCEPTION_SHA256", digest)
-    assert features.InceptionFeatures("cpu", weights).name == "inception-2015-12-05"
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256", digest)
+    assert extractors.InceptionFeatures("cpu", weights).name == "inception-2015-12-05"
 
 
 class RunsCode:
@@ -88,7 +88,7 @@ class RunsCode:
 def test_not_even_a_trusted_file_runs_code(tmp_path):
     torch.save({"fc.weight": RunsCode(tmp_path / "ran")}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match="not a file of plain PyTorch weights"):
-        features.InceptionFeatures("cpu", tmp_path / "weights.pth", trust_weights=True)
+        extractors.InceptionFeatures("cpu", tmp_path / "weights.pth", trust_weights=True)
     assert not (tmp_path / "ran").exists()
 
 
@@ -98,15 +98,15 @@ def test_not_even_a_trusted_file_runs_code(tmp_path):
 def test_files_that_are_no_weights_are_refused(tmp_path, content):
     (tmp_path / "weights.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"weights\.pth"):
-        features.InceptionFeatures("cpu", tmp_path / "weights.pth", trust_weights=True)
+        extractors.InceptionFeatures("cpu", tmp_path / "weights.pth", trust_weights=True)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save({"fc.weight": torch.zeros(10, 10)}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match="does not hold the FID Inception network"):
-        features.InceptionFeatures("cpu", tmp_path / "weights.pth", trust_weights=True)
+        extractors.InceptionFeatures("cpu", tmp_path / "weights.pth", trust_weights=True)
     with pytest.raises(UserError, match="cannot be read"):
-        features.InceptionFeatures("cpu", tmp_path / "absent.pth", trust_weights=True)
+        extractors.InceptionFeatures("cpu", tmp_path / "absent.pth", trust_weights=True)
 
 
 # ---------------------------------------------------------------- the download
@@ -119,30 +119,30 @@ def published(tmp_path, monkeypatch):
     path = tmp_path / "published" / "weights.pth"
     path.write_bytes(b"the weights")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(features, "INCEPTION_SHA256", digest)
+    monkeypatch.setattr(extractors, "INCEPTION_SHA256", digest)
     monkeypatch.setattr(feature_extractor_inceptionv3, "URL_INCEPTION_V3", path.as_uri())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
     return path
 
 
 def test_download_goes_to_the_cache_once(published):
-    path = features.download_inception_weights()
+    path = extractors.download_inception_weights()
     assert path.read_bytes() == b"the weights"
     published.unlink()
-    assert features.download_inception_weights() == path
+    assert extractors.download_inception_weights() == path
 
 
 def test_download_of_another_file_leaves_nothing(published):
     published.write_bytes(b"other weights")
     with pytest.raises(UserError, match=r"could not be downloaded \(invalid hash"):
-        features.download_inception_weights()
+        extractors.download_inception_weights()
     assert not list((published.parent.parent / "cache").rglob("*.p*"))
 
 
 def test_download_without_a_network_says_what_to_do(published):
     published.unlink()
     with pytest.raises(UserError, match=r"Fetch file:.*give its path or put it at"):
-        features.download_inception_weights()
+        extractors.download_inception_weights()
 
 
 # ---------------------------------------------------------------- streaming
@@ -161,7 +161,7 @@ class Means:
 def test_extract_keeps_the_order_of_any_batches():
     images = random_images(11, 4, 3)
     batches = (images[start : start + 4] for start in range(0, 11, 4))
-    pool, logits = features.extract(Means(), batches, count=11)
+    pool, logits = extractors.extract(Means(), batches, count=11)
     expected, _ = Means()(images)
     np.testing.assert_array_equal(pool, expected)
     np.testing.assert_array_equal(logits, expected * [1, 2])
@@ -171,13 +171,13 @@ def test_extract_keeps_the_order_of_any_batches():
 def test_extract_refuses_another_count_or_kind():
     images = random_images(6, 4, 3)
     with pytest.raises(UserError, match="Expected 7 images, but the batches hold only 6"):
-        features.extract(Means(), [images], count=7)
+        extractors.extract(Means(), [images], count=7)
     with pytest.raises(UserError, match="Expected 5 images, but the batches hold more"):
-        features.extract(Means(), [images[:3], images[3:]], count=5)
+        extractors.extract(Means(), [images[:3], images[3:]], count=5)
     with pytest.raises(UserError, match="float32"):
-        features.extract(Means(), [images.astype(np.float32)], count=6)
+        extractors.extract(Means(), [images.astype(np.float32)], count=6)
     with pytest.raises(UserError, match=r"\(4, 4, 3\)"):
-        features.extract(Means(), [images[0]], count=4)
+        extractors.extract(Means(), [images[0]], count=4)
 
 
 # ---------------------------------------------------------------- a data set's own classifier
@@ -194,16 +194,16 @@ def classifier(digits, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache") / "deeper" / "digits.pth"
     images, labels = digits
     with pytest.MonkeyPatch.context() as patch:
-        quicker = functools.partial(features.train_small_classifier, steps=300)
-        patch.setattr(features, "train_small_classifier", quicker)
-        made = features.ClassifierFeatures("digits", images[:1400], labels[:1400], "cpu", cache)
+        quicker = functools.partial(extractors.train_small_classifier, steps=300)
+        patch.setattr(extractors, "train_small_classifier", quicker)
+        made = extractors.ClassifierFeatures("digits", images[:1400], labels[:1400], "cpu", cache)
     return made, cache
 
 
 def test_classifier_knows_its_data_set(classifier, digits):
     made, _ = classifier
     images, labels = digits
-    pool, logits = features.extract(made, [images[1400:]], count=len(images) - 1400)
+    pool, logits = extractors.extract(made, [images[1400:]], count=len(images) - 1400)
     assert pool.shape[1] == 128
     assert (logits.argmax(axis=1) == labels[1400:]).mean() > 0.93
     assert made.name.startswith("classifier-digits-")
@@ -212,8 +212,8 @@ def test_classifier_knows_its_data_set(classifier, digits):
 def test_classifier_comes_back_from_its_cache(classifier, digits, monkeypatch):
     made, cache = classifier
     images, labels = digits
-    monkeypatch.delattr(features, "train_small_classifier")
-    again = features.ClassifierFeatures("digits", images[:1400], labels[:1400], "cpu", cache)
+    monkeypatch.delattr(extractors, "train_small_classifier")
+    again = extractors.ClassifierFeatures("digits", images[:1400], labels[:1400], "cpu", cache)
     assert again.name == made.name
     assert again.logit_width == 10
     for ours, theirs in zip(again(images[:50]), made(images[:50]), strict=True):
@@ -223,14 +223,14 @@ def test_classifier_comes_back_from_its_cache(classifier, digits, monkeypatch):
 def test_classifier_of_other_data_replaces_the_cache(classifier, digits, tmp_path, monkeypatch):
     made, _ = classifier
     images, labels = digits
-    briefly = functools.partial(features.train_small_classifier, steps=2)
-    monkeypatch.setattr(features, "train_small_classifier", briefly)
+    briefly = functools.partial(extractors.train_small_classifier, steps=2)
+    monkeypatch.setattr(extractors, "train_small_classifier", briefly)
     cache = tmp_path / "digits.pth"
     cache.write_bytes(classifier[1].read_bytes())
     few = images[:64], labels[:64]
-    other = features.ClassifierFeatures("digits", *few, "cpu", cache)
+    other = extractors.ClassifierFeatures("digits", *few, "cpu", cache)
     assert other.name != made.name
-    assert features.ClassifierFeatures("digits", *few, "cpu", cache).name == other.name
+    assert extractors.ClassifierFeatures("digits", *few, "cpu", cache).name == other.name
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None], ids=["empty", "text", "other keys"])
@@ -238,7 +238,7 @@ def test_a_damaged_cache_is_named(digits, tmp_path, content):
     cache = tmp_path / "digits.pth"
     torch.save({"model": {}}, cache) if content is None else cache.write_bytes(content)
     with pytest.raises(UserError, match=r"digits\.pth does not hold a feature classifier"):
-        features.ClassifierFeatures("digits", *digits, "cpu", cache)
+        extractors.ClassifierFeatures("digits", *digits, "cpu", cache)
 
 
 def test_classifier_reads_memory_maps_in_any_layout(classifier, digits, tmp_path, recwarn):
@@ -255,4 +255,4 @@ def test_classifier_reads_memory_maps_in_any_layout(classifier, digits, tmp_path
 )
 def test_without_tensorflow_hub_its_backend_says_what_it_needs():
     with pytest.raises(UserError, match=r"requirements-tfgan\.txt"):
-        features.TFHubFeatures()
+        extractors.TFHubFeatures()

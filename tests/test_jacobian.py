@@ -6,7 +6,7 @@ import pytest
 import torch
 from forward_mode import jvp
 
-import jacobian
+from models import jacobian
 
 torch.manual_seed(0)
 WEIGHTS = [torch.randn(6, 4).double(), torch.randn(4, 6).double()]

@@ -8,9 +8,9 @@ import torch
 from forward_mode import ForwardMode
 from gaussian import GaussianData
 
-import jacobian
 import likelihood
 import sde_lib
+from models import jacobian
 from models.scores import EnergyScore, Score
 
 

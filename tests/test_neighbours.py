@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import evaluation
-import neighbours
 from benchmarks.parity_metrics import correlated_features, real_and_fake
+from metrics import neighbours
 
 prdc_metrics = evaluation.precision_recall_density_coverage
 

@@ -11,13 +11,12 @@ import pytest
 import test_dlsm
 import tiny
 import torch
+from oracles import double_backward
 
-import jacobian
 import losses
 import models
 import sde_lib
-from benchmarks import double_backward
-from models import compute
+from models import compute, jacobian
 from models.scores import EnergyScore, Score
 
 VE = sde_lib.VESDE()  # σ from 0.01 to 50

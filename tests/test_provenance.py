@@ -6,7 +6,7 @@ import sys
 
 import tiny
 
-from provenance import VERSION, code_version, config_hash, differences
+from storage.provenance import VERSION, code_version, config_hash, differences
 
 
 def test_any_change_of_the_sources_is_another_version(tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from commands import IMAGE_SIZE, ROOT, TINY, command
 
-import checkpoints
-from utils import load_npz
+from storage import checkpoints
+from storage.files import load_npz
 
 SETS = ["cifar10", "cifar100", "svhn", "imagenet"]
 KINDS = ["u_ncsn", "c_ncsn", "qc_ncsn"]

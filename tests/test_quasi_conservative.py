@@ -4,12 +4,12 @@ import golden
 import pytest
 import torch
 from forward_mode import ForwardMode
+from oracles import double_backward
 from test_losses import check_gradient_norms
 
-import jacobian
 import losses
 import sde_lib
-from benchmarks import double_backward
+from models import jacobian
 from models.ema import EMA
 from models.scores import EnergyScore, Score
 

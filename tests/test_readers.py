@@ -16,7 +16,7 @@ import scipy.io
 from raw_data import config, pairs, random_images, refused
 
 import datasets
-import readers
+from readers import common
 
 # ---------------------------------------------------------------- tfds
 
@@ -35,7 +35,7 @@ import readers
 def test_tfds_mocked(tmp_path, dataset, name, size, channels, classes, split, monkeypatch):
     import tensorflow_datasets
 
-    monkeypatch.setattr(readers, "BLOCK", 3)  # so that 7 images are several blocks
+    monkeypatch.setattr(common, "BLOCK", 3)  # so that 7 images are several blocks
     with tensorflow_datasets.testing.mock_data(num_examples=7):
         loaded = datasets.load(config(tmp_path, dataset, size, channels), split)
         builder = tensorflow_datasets.builder(name, file_format="array_record")

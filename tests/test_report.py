@@ -12,8 +12,9 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 import report
-from utils import UserError, save_json, save_npz
-from workdir import Workdir
+from storage.files import save_json, save_npz
+from storage.workdir import Workdir
+from utils import UserError
 
 
 class Page(html.parser.HTMLParser):

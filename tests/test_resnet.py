@@ -6,9 +6,9 @@ import golden
 import pytest
 import torch
 from ml_collections import ConfigDict
+from oracles.published_way import published_layers
 
 import models
-from benchmarks.published_way import published_layers
 from utils import UserError
 
 

@@ -14,11 +14,11 @@ import tiny_classifier
 import torch
 from test_checkpoints import assert_equal
 
-import checkpoints
 import datasets
 import run_lib
+from storage import checkpoints
+from storage.workdir import Workdir
 from utils import UserError
-from workdir import Workdir
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,9 @@ import datasets
 import run_lib
 from models.cas import create_cas_classifier
 from run_lib_cas import cas, read_samples
-from utils import UserError, save_npz
-from workdir import Workdir
+from storage.files import save_npz
+from storage.workdir import Workdir
+from utils import UserError
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,14 @@ import torch
 from commands import command
 from tqdm import tqdm
 
-import checkpoints
 import run_lib
 from models.ncsnpp import NCSNpp
-from provenance import code_version, config_hash
 from run_lib_sampling import RoundProgress, sample, split_rounds
-from utils import UserError, load_npz, shares, to_json
-from workdir import Workdir
+from storage import checkpoints
+from storage.files import load_npz, to_json
+from storage.provenance import code_version, config_hash
+from storage.workdir import Workdir
+from utils import UserError, shares
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,11 @@ from drawn import draw
 from test_features import weights  # noqa: F401 (a fixture)
 
 import evaluation
-import features
-import sample_metrics  # noqa: F401 (imported here, the forks need not)
-from utils import load_npz, save_npz, to_json
+from metrics import (
+    extractors,
+    sample_metrics,  # noqa: F401 (imported here, the forks need not)
+)
+from storage.files import load_npz, save_npz, to_json
 
 FIDIS = (
     f"run_lib_evaluation_fidis.py --config {ROOT}/configs/qc_ncsn/evaluation/eval_cifar10_config"
@@ -33,8 +35,8 @@ BY_CLASS = [*SMALL, "--config.eval.num_samples=110", "--config.eval.num_samples_
 def quick(monkeypatch):
     """More training images than the other tests need, and less training of the features."""
     monkeypatch.setitem(commands.COUNTS, "train", 60)
-    briefly = functools.partial(features.train_small_classifier, steps=3)
-    monkeypatch.setattr(features, "train_small_classifier", briefly)
+    briefly = functools.partial(extractors.train_small_classifier, steps=3)
+    monkeypatch.setattr(extractors, "train_small_classifier", briefly)
 
 
 def ok(line, cwd, extra):
@@ -102,8 +104,8 @@ def test_features_keep_the_order_of_the_samples(tmp_path):
     ok(f"{FIDIS}.py --workdir W --ode --bs 3 --encode", tmp_path, QC)
     stat = load_npz(tmp_path / "results/W/stat_ode/generated_stat.npz", "pool_3", "logit", "meta")
     assert stat["pool_3"].shape == (45, 128)
-    cache = next((tmp_path / "data/cache").glob("*-features.pth"))
-    network = features._small_classifier(3, 10).eval()
+    cache = next((tmp_path / "data/cache").glob("*-extractors.pth"))
+    network = extractors._small_classifier(3, 10).eval()
     network.load_state_dict(torch.load(cache, weights_only=True)["model"])
     x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
     with torch.no_grad():

@@ -8,8 +8,9 @@ import pytest
 from drawn import META, draw
 
 from configs.demo import digits
-from sample_files import Part, check_images, find, in_batches, numbered_rounds
-from utils import UserError, load_npz, save_npz, shares
+from metrics.sample_sets import Part, check_images, find, in_batches, numbered_rounds
+from storage.files import load_npz, save_npz
+from utils import UserError, shares
 
 
 def parts(folder, count, total):

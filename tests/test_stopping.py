@@ -17,11 +17,12 @@ import torch
 from faults import tree
 from test_checkpoints import assert_equal
 
-import checkpoints
 import run_lib
-import safeguards
-from utils import UserError, atomic_write
-from workdir import Workdir
+from storage import checkpoints
+from storage.files import atomic_write
+from storage.workdir import Workdir
+from training import safeguards
+from utils import UserError
 
 FREQUENCY = 3
 MORE = {

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from strangers import Calls, reads, spoiled, spoiled_member, zipped
 from test_checkpoints import assert_equal
 
-import checkpoints
 import losses
 import models
 from models.ema import EMA
+from storage import checkpoints
 
 
 def tiny_state():

@@ -11,10 +11,9 @@ from strangers import reads
 from test_strangers import arrays, metas
 
 import evaluation
-import sample_features
-import sample_metrics
-from utils import save_npz, to_json
-from workdir import Workdir
+from metrics import feature_sets, sample_metrics
+from storage.files import save_npz, to_json
+from storage.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def test_feature_files_of_strangers(config, workdir, real, pool, logits, meta, p
     save_npz(place.generated_stat(False), pool_3=pool, logit=logits, meta=meta)
 
     def compare():
-        sets = sample_features.open_sets(config, workdir)
+        sets = feature_sets.open_sets(config, workdir)
         measure = sample_metrics.prdc if prdc else sample_metrics.fidis
         return measure(config, workdir, *sets)
 
@@ -75,7 +74,7 @@ def test_samples_of_strangers(config, workdir, samples, nfe, meta):
     place.metrics.unlink(missing_ok=True)
 
     def measure():
-        rounds = sample_features.find_division_samples(config, workdir)
+        rounds = feature_sets.find_division_samples(config, workdir)
         return {"nfe": sample_metrics.nfe(config, workdir, rounds)}
 
     found = reads("samples", measure)
@@ -98,7 +97,7 @@ def test_class_features_of_strangers(config, workdir, real, size, pool, logits, 
     place.metrics.unlink(missing_ok=True)
 
     def compare():
-        sets = sample_features.open_classes(config, workdir)
+        sets = feature_sets.open_classes(config, workdir)
         return sample_metrics.fidis(config, workdir, *sets, mode="class")
 
     check_finite(reads("features", compare))
@@ -112,5 +111,5 @@ def test_what_is_right_is_measured(config, workdir):
     save_npz(place.dataset_stat(False), pool_3=pool, logit=logits, meta=meta)
     save_npz(place.generated_stat(False), pool_3=pool, logit=logits, meta=meta)
     place.metrics.unlink(missing_ok=True)
-    found = sample_metrics.fidis(config, workdir, *sample_features.open_sets(config, workdir))
+    found = sample_metrics.fidis(config, workdir, *feature_sets.open_sets(config, workdir))
     assert found["is"] == evaluation.inception_score(logits)

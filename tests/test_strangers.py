@@ -20,13 +20,14 @@ from strangers import TALLY, Calls, reads, spoiled, spoiled_member, zipped
 from test_readers import GOOD as GOOD_IDX
 from test_readers import numpy1_names, python2_pickle
 
-import array_pickle
-import readers
 import run_lib_cas
-import score_metrics
-import utils
-from utils import UserError, save_npz, to_json
-from workdir import Workdir
+from metrics import nll_and_asym
+from readers import imagenet32
+from readers.idx import read_idx
+from storage import array_pickle, files
+from storage.files import save_npz, to_json
+from storage.workdir import Workdir
+from utils import UserError
 
 SHAPE, CLASSES = (3, 32, 32), 1000
 
@@ -71,14 +72,14 @@ MEMBERS = [f"{name}.npy" for name in ARRAYS]
 @given(spoiled(GOOD_NPZ))
 def test_a_spoiled_npz_is_refused_or_unharmed(folder, content):
     """Whatever was changed, it was no array's byte: those have checksums."""
-    found = reads("npz", utils.load_npz, write(folder, content), *ARRAYS)
+    found = reads("npz", files.load_npz, write(folder, content), *ARRAYS)
     for name in found or ():
         same(found[name], ARRAYS[name])
 
 
 @given(spoiled_member(GOOD_NPZ, MEMBERS))
 def test_a_forged_npz_is_refused_or_plain(folder, content):
-    found = reads("npz", utils.load_npz, write(folder, content), *ARRAYS)
+    found = reads("npz", files.load_npz, write(folder, content), *ARRAYS)
     for array in (found or {}).values():
         assert array.dtype.kind in "biufU"
         assert array.nbytes < 2**20
@@ -132,7 +133,7 @@ HOSTILE_NPZ = {
 
 @pytest.mark.parametrize("kind", HOSTILE_NPZ)
 def test_a_hostile_npz_gets_a_sentence(folder, kind):
-    assert reads("npz", utils.load_npz, write(folder, HOSTILE_NPZ[kind]), "samples") is None
+    assert reads("npz", files.load_npz, write(folder, HOSTILE_NPZ[kind]), "samples") is None
 
 
 arrays = hnp.arrays(
@@ -170,7 +171,7 @@ def test_bits_of_strangers(folder, array, meta):
     place = Workdir(str(folder / "nll"))
     place.metrics.unlink(missing_ok=True)
     save_npz(place.nll(0), bpd=array, nfe=np.array(3), meta=meta)
-    result = reads("nll", score_metrics.read_nll, place.name)
+    result = reads("nll", nll_and_asym.read_nll, place.name)
     if result is not None:
         assert np.isfinite(result["bits_per_dim"])
         assert array.size == json.loads(meta)["images"]
@@ -181,7 +182,7 @@ def test_asymmetries_of_strangers(folder, first, second, times):
     place = Workdir(str(folder / "asym"))
     place.metrics.unlink(missing_ok=True)
     save_npz(place.asym(0), asym=first, nasym=second, times=times, meta="{}")
-    result = reads("asym", score_metrics.read_asym, place.name)
+    result = reads("asym", nll_and_asym.read_asym, place.name)
     assert result is None or np.isfinite(result["asym"] + result["nasym"])
 
 
@@ -197,7 +198,7 @@ GOOD_PICKLES = [
 
 
 def imagenet(path):
-    return readers._imagenet_block(path, SHAPE, CLASSES)
+    return imagenet32._imagenet_block(path, SHAPE, CLASSES)
 
 
 def check_block(block):
@@ -316,7 +317,7 @@ def test_arrays_in_either_order_and_of_either_end(folder):
 
 
 def idx(path):
-    return readers.read_idx(path, (28, 28))
+    return read_idx(path, (28, 28))
 
 
 @pytest.mark.parametrize("name", ["plain", "file.gz"])

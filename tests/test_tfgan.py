@@ -14,12 +14,12 @@ import pytest
 from drawn import draw
 
 import evaluation
-import features
-import sample_features
 from benchmarks.parity_metrics import random_logits, real_and_fake
 from configs.demo import digits
-from utils import UserError, load_npz, save_npz
-from workdir import Workdir
+from metrics import extractors, feature_sets
+from storage.files import load_npz, save_npz
+from storage.workdir import Workdir
+from utils import UserError
 
 pytest.importorskip("tensorflow_gan", reason="TF-GAN needs requirements-tfgan.txt's environment")
 tf = pytest.importorskip("tensorflow")
@@ -62,9 +62,9 @@ class MeansModule(tf.Module):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tfhub_features_stream_through_a_module(tmp_path, channels):
     tf.saved_model.save(MeansModule(), str(tmp_path))
-    extractor = features.TFHubFeatures(str(tmp_path))
+    extractor = extractors.TFHubFeatures(str(tmp_path))
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels), dtype=np.uint8)
-    pool, logits = features.extract(extractor, [images[:3], images[3:]], count=5)
+    pool, logits = extractors.extract(extractor, [images[:3], images[3:]], count=5)
     expected = images.mean(axis=(1, 2, 3), dtype=np.float64)[:, None] / 127.5 - 1
     np.testing.assert_allclose(pool, np.repeat(expected, 2048, axis=1), atol=1e-5)
     np.testing.assert_allclose(logits, np.repeat(expected + 1, 1008, axis=1), atol=1e-5)
@@ -73,20 +73,20 @@ def test_tfhub_features_stream_through_a_module(tmp_path, channels):
 
 def test_a_module_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent cannot be loaded"):
-        features.TFHubFeatures(str(tmp_path / "absent"))
+        extractors.TFHubFeatures(str(tmp_path / "absent"))
 
 
 def test_samples_are_encoded_without_pytorch(tmp_path, monkeypatch):
     """Through a stand-in for TF-GAN's module."""
     monkeypatch.chdir(tmp_path)
     tf.saved_model.save(MeansModule(), str(tmp_path / "module"))
-    module = functools.partial(features.TFHubFeatures, str(tmp_path / "module"))
-    monkeypatch.setattr(features, "TFHubFeatures", module)
+    module = functools.partial(extractors.TFHubFeatures, str(tmp_path / "module"))
+    monkeypatch.setattr(extractors, "TFHubFeatures", module)
     config = digits.get_config()
     config.eval.features = "tfhub"
     config.eval.num_samples, config.eval.batch_size = 7, 3
     images = draw(Workdir("W").root / "eval_sampling", 1, 7, 4, shape=(8, 8, 1))
-    sample_features.encode_samples(config, "W")
+    feature_sets.encode_samples(config, "W")
     stat = load_npz(Workdir("W").generated_stat(ode=False), "pool_3")
     means = images.mean(axis=(1, 2, 3), dtype=np.float64) / 127.5 - 1
     np.testing.assert_allclose(stat["pool_3"][:, 0], means, atol=1e-5)

@@ -7,8 +7,9 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from utils import UserError, atomic_write, load_npz, lookup, save_npz, seed_for, stands
-from workdir import Workdir
+from storage.files import atomic_write, load_npz, save_npz, stands
+from storage.workdir import Workdir
+from utils import UserError, lookup, seed_for
 
 META = {"seed": 1, "sampling": {"snr": 0.16}}
 

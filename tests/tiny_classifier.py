@@ -5,8 +5,8 @@ import importlib
 import tiny
 
 import run_lib
-from classifier_training import ClassifierTraining
-from workdir import Workdir
+from storage.workdir import Workdir
+from training.classifier import ClassifierTraining
 
 NAMES = {"classifier": "digits_classifier", "guided": "digits_guided", "cas": "digits_cas"}
 

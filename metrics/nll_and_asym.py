@@ -9,30 +9,19 @@ import math
 
 import numpy as np
 import torch
+from storage.trained import LoadedFrom, load_score
 from tqdm import tqdm
 
-import config_ranges
 import datasets
-import jacobian
 import likelihood
 import sampling
 import sde_lib
-from provenance import config_hash, differences
-from score_training import LoadedFrom, load_score
-from utils import (
-    UserError,
-    atomic_write,
-    get_device,
-    load_npz,
-    log,
-    log_to,
-    lookup,
-    read_meta,
-    save_npz,
-    stands,
-    to_json,
-)
-from workdir import Workdir
+from configs import ranges
+from models import jacobian
+from storage.files import atomic_write, load_npz, read_meta, save_npz, stands, to_json
+from storage.provenance import config_hash, differences
+from storage.workdir import Workdir
+from utils import UserError, get_device, log, log_to, lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +42,7 @@ class TestRun:
     @classmethod
     def open(cls, config, workdir, use_ema):
         """Check the settings, load the checkpoint and the test split, and open the workdir."""
-        config_ranges.check(config)
+        ranges.check(config)
         device = get_device(config.device)
         place = Workdir(workdir)
         place.check()

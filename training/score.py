@@ -1,19 +1,13 @@
-"""Training a score network by `run_lib.train`, and loading what came of it."""
-
-import dataclasses
+"""Training a score network by `run_lib.train`."""
 
 import torch
 
-import checkpoints
 import datasets
 import losses
 import models
 import sampling
 import sde_lib
 from models import compute
-from models.ema import EMA
-from models.scores import EnergyScore, Score
-from utils import UserError
 
 
 class ScoreTraining:
@@ -31,7 +25,7 @@ class ScoreTraining:
         self.sampler = sampling.from_config(config.sampling, self.sde)
         self.model = compute.prepare(models.create_model(config), config.compute, device)
         self.model.checkpoint_activations = config.training.checkpoint_activations
-        self.score = make_score(config, self.model, self.sde)
+        self.score = models.create_score(config, self.model, self.sde)
         self.objective = losses.score_objective(config, self.score, self.sde)
 
     def splits(self):
@@ -55,48 +49,6 @@ class ScoreTraining:
         )
         x, _ = self.sampler(self.score, noise.randn(shape), noise.randn_like)
         return datasets.to_uint8(datasets.inverse_scaler(x, data)), None
-
-
-def make_score(config, network, sde):
-    """The score that ``config.model`` describes, of a network that takes x and a condition."""
-    if not config.model.energy:
-        return Score(network, sde, config.training.continuous)
-    if not (isinstance(sde, sde_lib.VESDE) and config.training.continuous):
-        raise UserError("config.model.energy needs the continuous VE SDE (training.sde=vesde).")
-    return EnergyScore(network, sde)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedFrom:
-    """Which weights a network was loaded from: their step and their fingerprint."""
-
-    step: int
-    fingerprint: str
-
-
-def load_score(config, path, sde, device, use_ema=True):
-    """The score of the checkpoint at `path`, in eval mode, with averaged or raw weights.
-
-    Returns:
-        The score and a `LoadedFrom`.
-
-    Raises:
-        UserError: the checkpoint is missing or does not fit the configuration.
-    """
-    network = models.create_model(config)
-    content = checkpoints.read(path)
-    checkpoints.require_kind(content, path, "score model")
-    checkpoints.load_model(network, content, path)
-    if use_ema:
-        ema = EMA(network.parameters(), config.model.ema_rate)
-        checkpoints.load_ema(ema, content, path)
-        ema.copy_to_parameters()
-    compute.prepare(network, config.compute, device).eval().requires_grad_(False)
-    step = checkpoints.read_count(content, "step", path, 0)
-    return (
-        make_score(config, network, sde),
-        LoadedFrom(step, checkpoints.fingerprint(network.parameters())),
-    )
 
 
 def validation_means(job, evaluate, images, labels):

@@ -17,10 +17,11 @@ import zipfile
 
 import torch
 
-import array_pickle
 from models.ema import EMA
-from provenance import code_version
-from utils import UserError, atomic_write
+from storage import array_pickle
+from storage.files import atomic_write
+from storage.provenance import code_version
+from utils import UserError
 
 # The published optimisers hold their learning rate as a NumPy float64, pickled under either of
 # NumPy's two names for it. Nothing else beyond plain tensors is let in.

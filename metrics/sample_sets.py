@@ -12,9 +12,10 @@ import re
 
 import numpy as np
 
-import utils
-from provenance import differences
-from utils import UserError, load_npz
+from storage import files
+from storage.files import load_npz
+from storage.provenance import differences
+from utils import UserError
 
 ROUND = re.compile(r"samples_(\d+)(?:_latent)?\.npz")
 PER_FILE = ("stream", "round")  # what files of one set differ in
@@ -65,7 +66,7 @@ def read_meta(content, path):
     Raises:
         UserError: it is not one of ours.
     """
-    return utils.read_meta(path, content["meta"]) if "meta" in content else {}
+    return files.read_meta(path, content["meta"]) if "meta" in content else {}
 
 
 def find(parts, array, advice, check=None):

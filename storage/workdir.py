@@ -6,7 +6,8 @@ import json
 import pathlib
 import tempfile
 
-from utils import UserError, is_first, lock, save_json, turn
+from storage.files import lock, save_json, turn
+from utils import UserError, is_first
 
 
 @dataclasses.dataclass(frozen=True)

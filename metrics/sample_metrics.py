@@ -4,9 +4,10 @@ import functools
 import itertools
 
 import evaluation
-from sample_features import is_ode
-from utils import UserError, atomic_write, get_device, load_npz, lookup
-from workdir import Workdir
+from metrics.feature_sets import is_ode
+from storage.files import atomic_write, load_npz
+from storage.workdir import Workdir
+from utils import UserError, get_device, lookup
 
 
 def _own_prdc(config):

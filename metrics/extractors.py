@@ -21,7 +21,8 @@ import pickle
 import numpy as np
 from tqdm import tqdm
 
-from utils import UserError, atomic_write
+from storage.files import atomic_write
+from utils import UserError
 
 # pt_inception-2015-12-05, the weights that torch-fidelity and pytorch-fid publish.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -289,7 +290,7 @@ def _digest(arrays):
 
 def _read_classifier(cache):
     """The dict that `ClassifierFeatures` cached, or an empty one where there is none yet."""
-    import checkpoints
+    from storage import checkpoints
 
     if not cache.exists():
         return {}
@@ -322,7 +323,7 @@ class ClassifierFeatures:
     def __init__(self, dataset, images, labels, device, cache):
         import torch
 
-        import checkpoints
+        from storage import checkpoints
 
         cache, labels = pathlib.Path(cache), np.asarray(labels)
         data = _digest([images, labels])

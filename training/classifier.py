@@ -5,7 +5,6 @@ Chao et al., ICLR 2022, section 4. The objectives are `losses.DLSM` and `losses.
 
 import torch
 
-import checkpoints
 import datasets
 import losses
 import models
@@ -13,7 +12,8 @@ import sampling
 import sde_lib
 from models import compute
 from models.scores import GuidedScore
-from score_training import LoadedFrom, load_score, validation_means
+from storage.trained import load_score
+from training.score import validation_means
 from utils import UserError
 
 
@@ -85,24 +85,6 @@ class ClassifierTraining:
         shape = (len(labels), data.num_channels, data.image_size, data.image_size)
         x, _ = self.sampler(score, noise.randn(shape), noise.randn_like)
         return datasets.to_uint8(datasets.inverse_scaler(x, data)), columns
-
-
-def load_classifier(config, path, device):
-    """The classifier of the checkpoint at `path`, in eval mode.
-
-    Returns:
-        The network and a `LoadedFrom`.
-
-    Raises:
-        UserError: the checkpoint is missing or does not fit the configuration.
-    """
-    network = models.create_classifier(config)
-    content = checkpoints.read(path)
-    checkpoints.require_kind(content, path, "classifier")
-    checkpoints.load_model(network, content, path)
-    compute.prepare(network, config.compute, device).eval().requires_grad_(False)
-    step = checkpoints.read_count(content, "step", path, 0)
-    return network, LoadedFrom(step, checkpoints.fingerprint(network.state_dict().values()))
 
 
 @torch.no_grad()

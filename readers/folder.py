@@ -12,7 +12,8 @@ import threading
 import numpy as np
 from PIL import Image, ImageOps
 
-from readers import BLOCK, Source, block, file_stamps
+from readers import common
+from readers.common import Source, block, file_stamps
 from utils import UserError, lookup, require_positive
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it runs Ghostscript
@@ -110,8 +111,8 @@ def _visible(root, directory):
 def _folder_blocks(paths, labels, shape, mode, classes):
     # PIL decodes without holding the GIL.
     with concurrent.futures.ThreadPoolExecutor(DECODERS) as pool:
-        for start in range(0, len(paths), BLOCK):
-            part = slice(start, start + BLOCK)
+        for start in range(0, len(paths), common.BLOCK):
+            part = slice(start, start + common.BLOCK)
             decode = functools.partial(decode_image, mode=mode, size=shape[-1])
             images = np.stack(list(pool.map(decode, paths[part]))).transpose(0, 3, 1, 2)
             yield block(os.path.dirname(paths[start]), images, labels[part], shape, classes)

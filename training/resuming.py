@@ -2,7 +2,7 @@
 
 import json
 
-import checkpoints
+from storage import checkpoints
 from utils import UserError
 
 # What gives `step` and `position` their meaning: the draws, the network and the loss. A run goes on

@@ -16,22 +16,11 @@ import pathlib
 import numpy as np
 from tqdm import tqdm
 
-import features
-from sample_files import Part, check_images, find, in_batches, read_meta, read_round, rows_of
-from utils import (
-    UserError,
-    get_device,
-    load_npz,
-    log,
-    log_to,
-    lookup,
-    require_positive,
-    save_npz,
-    shares,
-    stands,
-    to_json,
-)
-from workdir import Workdir
+from metrics import extractors
+from metrics.sample_sets import Part, check_images, find, in_batches, read_meta, read_round, rows_of
+from storage.files import load_npz, save_npz, stands, to_json
+from storage.workdir import Workdir
+from utils import UserError, get_device, log, log_to, lookup, require_positive, shares
 
 # Feature files of the published code say nothing about themselves. They are of the FID Inception
 # network, and comparable with what either of its two forms here gives.
@@ -63,22 +52,22 @@ class FeatureSet:
 
 
 def inception(config):
-    return features.InceptionFeatures(
+    return extractors.InceptionFeatures(
         get_device(config.device), config.eval.inception_weights, config.eval.trust_weights
     )
 
 
 def tfhub(config):
-    return features.TFHubFeatures()
+    return extractors.TFHubFeatures()
 
 
 def classifier(config):
     data = config.data
     split = training_split(data)
-    cache = pathlib.Path(data.cache) / f"{data.dataset}-features.pth"
+    cache = pathlib.Path(data.cache) / f"{data.dataset}-extractors.pth"
     images = split.images.transpose(0, 2, 3, 1)
     device = get_device(config.device)
-    return features.ClassifierFeatures(data.dataset, images, split.labels, device, cache)
+    return extractors.ClassifierFeatures(data.dataset, images, split.labels, device, cache)
 
 
 EXTRACTORS = {"inception": inception, "tfhub": tfhub, "classifier": classifier}
@@ -233,7 +222,7 @@ def _encode(path, extractor, batches, count, meta):
     if stands(path, meta, "remove it to encode anew.", **shapes):
         log.info("%s stands.", path)
         return
-    pool, logit = features.extract(extractor, batches, count)
+    pool, logit = extractors.extract(extractor, batches, count)
     save_npz(path, pool_3=pool, logit=logit, meta=to_json(meta))
     log.info("Wrote the features of %d images, %s, to %s.", count, extractor.name, path)
 
@@ -273,7 +262,7 @@ def encode_real_classes(config, workdir):
         return
     batch = split.images[np.argsort(split.labels, kind="stable")].transpose(0, 2, 3, 1)
     batches = in_batches([batch], config.eval.batch_size)
-    pool, logit = features.extract(extractor, batches, count)
+    pool, logit = extractors.extract(extractor, batches, count)
     save_npz(
         path,
         batch=batch,
@@ -311,7 +300,7 @@ def encode_class_samples(config, workdir):
                 }
                 if not stands(path, meta, f"remove {folder} to encode anew.", **shapes):
                     batches = in_batches(read_samples([item]), config.eval.batch_size)
-                    pool, logits = features.extract(extractor, batches, item.rows)
+                    pool, logits = extractors.extract(extractor, batches, item.rows)
                     save_npz(path, pool_3=pool, logits=logits, meta=to_json(meta))
                 bar.update(item.rows)
     log.info("Wrote the features of %d samples, %s, to %s.", total, extractor.name, folder)

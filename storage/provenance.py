@@ -6,6 +6,8 @@ import json
 import pathlib
 
 VERSION = "1.0"
+# The folders of the sources that files are made by.
+SOURCES = (".", "metrics", "models", "readers", "samplers", "storage", "training")
 
 
 def differences(old, new):
@@ -22,9 +24,9 @@ def differences(old, new):
 @functools.cache
 def code_version():
     """The version, and a hash of the sources as they lie here: commits and local changes alike."""
-    root = pathlib.Path(__file__).parent
+    root = pathlib.Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for path in sorted([*root.glob("*.py"), *root.glob("models/*.py")]):
+    for path in sorted(path for folder in SOURCES for path in root.glob(f"{folder}/*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return f"{VERSION}+{digest.hexdigest()[:12]}"
 

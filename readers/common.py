@@ -1,0 +1,78 @@
+"""What all readers of raw data sets share.
+
+A reader is a function ``reader(data, split) -> Source``: `data` is ``config.data``, `split` is
+``"train"`` or ``"test"``. It looks at names and sizes only; the images are read when
+``Source.blocks`` is walked, which `datasets` does once, to build its cache.
+
+Every file is somebody else's: what does not fit is a UserError that names the file, what was
+found and what was expected.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from utils import UserError
+
+BLOCK = 100  # images read before they are written on
+
+
+class Block(NamedTuple):
+    """Some images, uint8 (n, C, H, W), and their labels from 0, int64 (n,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Source(NamedTuple):
+    """One split of a raw data set, before it is read.
+
+    Attributes:
+        shape: (C, H, W) of every image.
+        classes: how many labels there are.
+        blocks: the images in order; an iterator that reads as it goes.
+        identity: what a cached copy depends on, such as files with their sizes and times.
+        count: the number of images where it is known beforehand, for the progress bar.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    blocks: Iterator[Block]
+    identity: list[str]
+    count: int | None = None
+
+
+def block(origin, images, labels, shape, classes, first_label=0) -> Block:
+    """Check what was read from `origin` and number its labels from 0.
+
+    Args:
+        images: uint8 of n · C · H · W elements, in that order.
+        labels: n integers in [first_label, first_label + classes).
+
+    Raises:
+        UserError: the numbers of images and labels differ, or a label is out of range.
+    """
+    images, labels = images.reshape(-1, *shape), labels.astype(np.int64)
+    if labels.shape != (len(images),):
+        raise UserError(
+            f"{origin} holds {len(images)} images and {labels.size} labels; expected one label "
+            "for each image. Fetch it again."
+        )
+    last_label = first_label + classes - 1
+    if len(labels) and not (first_label <= labels.min() and labels.max() <= last_label):
+        raise UserError(
+            f"The labels of {origin} run from {labels.min()} to {labels.max()}; "
+            f"expected {first_label} to {last_label}. Fetch it again."
+        )
+    return Block(images, labels - first_label)
+
+
+def file_stamps(paths) -> list[str]:
+    """Path, size and time of change of each file: a copy made of them is stale if one differs."""
+    stamps = []
+    for path in paths:
+        status = os.stat(path)
+        stamps.append(f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns}")
+    return stamps

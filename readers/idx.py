@@ -1,0 +1,89 @@
+"""MNIST's IDX files, plain or compressed."""
+
+import gzip
+import itertools
+import math
+import pathlib
+import struct
+import zlib
+
+import numpy as np
+
+from readers.common import Source, block, file_stamps
+from readers.tfds import tfds
+from storage.files import require_plausible
+from utils import UserError
+
+
+def idx_or_tfds(data, split, *, name) -> Source:
+    """A set like MNIST: the four IDX files in ``root/name``, plain or .gz, else tfds's `name`.
+
+    Raises:
+        UserError: some but not all of the four files are there.
+    """
+    shape, classes = (1, 28, 28), 10
+    directory = pathlib.Path(data.root) / name
+    stems = [
+        f"{part}-{kind}-ubyte"
+        for part, kind in itertools.product(("train", "t10k"), ("images-idx3", "labels-idx1"))
+    ]
+    found = {}
+    for stem, suffix in itertools.product(stems, (".gz", "")):  # a plain file is preferred
+        if (directory / (stem + suffix)).is_file():
+            found[stem] = directory / (stem + suffix)
+    if not found:
+        return tfds(data, split, name=name, shape=shape, classes=classes)
+    missing = [stem for stem in stems if stem not in found]
+    if missing:
+        raise UserError(
+            f"{directory} lacks {', '.join(missing)}; expected all four IDX files, plain or .gz. "
+            "Add what is missing, or remove the directory to have the set downloaded."
+        )
+    images, labels = (found[stem] for stem in (stems[:2] if split == "train" else stems[2:]))
+    blocks = _idx_blocks(images, labels, shape, classes)
+    return Source(shape, classes, blocks, file_stamps([images, labels]))
+
+
+def _idx_blocks(images_path, labels_path, shape, classes):
+    images = read_idx(images_path, shape[1:])
+    labels = read_idx(labels_path, ())
+    yield block(f"{images_path} with {labels_path.name}", images, labels, shape, classes)
+
+
+def read_idx(path, item_shape) -> np.ndarray:
+    """An IDX file of unsigned bytes, plain or .gz: uint8 (n, *item_shape).
+
+    The header is two zero bytes, the type (8: unsigned byte), the number of dimensions, then each
+    dimension as a big-endian 32-bit number.
+
+    Raises:
+        UserError: the file is damaged, of another type or shape, longer or shorter than its
+            header says, or too small for what its header says.
+    """
+    rank = 1 + len(item_shape)
+    expected_magic = bytes([0, 0, 8, rank])
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            magic = file.read(4)
+            if magic != expected_magic:
+                raise UserError(
+                    f"{path} begins with {magic.hex() or 'nothing'}; expected "
+                    f"{expected_magic.hex()}, an IDX file of bytes in {rank} dimensions."
+                )
+            count, *found_shape = struct.unpack(f">{rank}I", file.read(4 * rank))
+            if tuple(found_shape) != tuple(item_shape):
+                raise UserError(
+                    f"{path} holds images of shape {tuple(found_shape)}; expected {item_shape}."
+                )
+            size = count * math.prod(item_shape)
+            require_plausible(path, size)
+            content = file.read(size + 1)  # one more, to notice a file that is too long
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise UserError(f"{path} is damaged ({error}). Fetch it again.") from None
+    if len(content) != size:
+        found = f"{len(content)} bytes" if len(content) < size else f"more than {size} bytes"
+        raise UserError(
+            f"{path} holds {found} after its header; expected {size}, for {count} items. "
+            "Fetch it again."
+        )
+    return np.frombuffer(content, np.uint8).reshape(count, *item_shape)

@@ -1,0 +1,224 @@
+"""Files that are written whole or not at all, and read without trust in what they claim."""
+
+import contextlib
+import fcntl
+import glob
+import json
+import math
+import os
+import pathlib
+import uuid
+import zipfile
+
+import filelock
+import numpy as np
+from numpy.lib import format as npy_format
+
+from storage.provenance import code_version, differences
+from utils import UserError, log
+
+# What a file may unpack to: this many bytes, or this many times its own size.
+ALWAYS_PLAUSIBLE = 2**28
+LARGEST_COMPRESSION = 20
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """Open a temporary file beside `path`; it takes that name only after a complete write.
+
+    The data reach the disk before the rename, so a crash leaves the old file or the new one.
+
+    Raises:
+        OSError: the directory cannot be written or the disk is full; `path` is untouched.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    temporary, file = _create_beside(path, mode.replace("w", "x"))
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        # When a write of its own fails torch.save closes its archive, which fails in its turn.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            cause.filename = cause.filename or str(path)  # a full disk has no name of its own
+            raise cause from None
+        raise
+
+
+def _create_beside(path, mode):
+    """A new file beside `path`, locked and open, and its name."""
+    while True:
+        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+        file = open(temporary, mode)  # noqa: SIM115 (the caller closes it)
+        lock(file)
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(path):
+    """Remove what killed processes left of `path`; its size may be that of a checkpoint."""
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError), open(other, "rb") as file:
+            if lock(file):
+                other.unlink()
+
+
+def lock(file, without_locks=False):
+    """Lock an open file until it is closed or its process ends; whether nobody else has the lock.
+
+    `without_locks` is the answer of a file system that knows none.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return without_locks
+    return True
+
+
+@contextlib.contextmanager
+def turn(path):
+    """Within the context this process alone has the lock `path`; others wait for their turn.
+
+    The system drops it when its holder dies. On a file system that knows no locks nobody waits.
+    """
+    lock = filelock.FileLock(path)
+    with contextlib.suppress(NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def save_npz(path, **arrays):
+    """Write named arrays to an uncompressed ``.npz``, atomically; equal arrays give equal bytes.
+
+    The array `code` says which code wrote it, see `code_version`.
+    """
+    with atomic_write(path) as file:
+        np.savez(file, **arrays, code=code_version())
+
+
+def load_npz(path, *names, optional=()):
+    """Read the named arrays of an ``.npz`` as a dict; pickled objects are never loaded.
+
+    The names in `optional` are left out where the file lacks them. The file may be anybody's: what
+    it claims to hold is compared with its size before memory is taken.
+
+    Raises:
+        UserError: the file is missing or damaged, holds anything but plain arrays, lacks one of
+            `names`, claims to hold more than a file of its size can, or holds NaN.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            missing = [name for name in names if name not in members]
+            if missing:
+                raise UserError(
+                    f"{path} holds {', '.join(members) or 'nothing'}; "
+                    f"expected {', '.join(missing)}."
+                )
+            found = [*names, *(name for name in optional if name in members)]
+            require_plausible(path, sum(members[name].file_size for name in found))
+            arrays = {name: _read_npy(archive, members[name]) for name in found}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or hostile file can fail anywhere in the readers
+        raise UserError(f"{path} is not a readable .npz of plain arrays ({error}).") from None
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(f"{path} holds NaN or infinite values in {name}; make it again.")
+    return arrays
+
+
+def _read_npy(archive, info):
+    """One array of an ``.npz``, if its header and its member of the archive agree in size."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{info.filename} is compressed as NumPy never does")
+    headers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+    with archive.open(info) as member:
+        shape, _, dtype = headers[npy_format.read_magic(member)](member)
+        claimed = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "biufU" or claimed != info.file_size - member.tell():
+            raise ValueError(f"{info.filename} is no array of {dtype} and shape {shape}")
+    with archive.open(info) as member:
+        return npy_format.read_array(member, allow_pickle=False)
+
+
+def require_plausible(path, claimed):
+    """Raise a UserError if the file at `path` is too small to hold `claimed` bytes, compressed.
+
+    Real images and features shrink a few times, a bomb a thousand times.
+    """
+    size = os.stat(path).st_size
+    if claimed > max(ALWAYS_PLAUSIBLE, LARGEST_COMPRESSION * size):
+        raise UserError(
+            f"{path} has {size} bytes and claims to hold {claimed}; that is no honest file of "
+            "this kind. Fetch or make it again."
+        )
+
+
+def save_json(path, value):
+    """Write `value` as indented JSON, atomically."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write("\n")
+
+
+def stands(path, meta, advice, **shapes):
+    """Whether the ``.npz`` at `path` is whole: it has arrays of these `shapes`, made with `meta`.
+
+    A damaged file counts as missing, and is made again. `meta` is a dict that the file carries as
+    JSON.
+
+    Raises:
+        UserError: the file is whole, but was made otherwise; ends with `advice`.
+    """
+    # A process may have been killed at a file that another has written meanwhile.
+    _remove_abandoned(pathlib.Path(path))
+    if not pathlib.Path(path).exists():
+        return False
+    try:
+        arrays = load_npz(path, "meta", *shapes)
+        old = read_meta(path, arrays["meta"])
+    except UserError as error:
+        log.info("Making it again: %s", error)
+        return False
+    changed = differences(old, json.loads(to_json(meta)))
+    changed += [name for name, shape in shapes.items() if arrays[name].shape != shape]
+    if changed:
+        raise UserError(f"{path} was made with other {', '.join(changed)}; {advice}")
+    return True
+
+
+def read_meta(path, array):
+    """The dict in the `meta` array of the file at `path`.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    try:
+        meta = json.loads(str(array))
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise UserError(
+            f"{path} does not say in a readable way what made it; remove it, or make it again."
+        )
+    return meta
+
+
+def to_json(value):
+    """Compact JSON with sorted keys, the form of every `meta`."""
+    return json.dumps(value, sort_keys=True)

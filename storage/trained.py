@@ -1,0 +1,59 @@
+"""Networks as a training run left them: the score and the classifier of a checkpoint."""
+
+import dataclasses
+
+import models
+from models import compute
+from models.ema import EMA
+from storage import checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedFrom:
+    """Which weights a network was loaded from: their step and their fingerprint."""
+
+    step: int
+    fingerprint: str
+
+
+def load_score(config, path, sde, device, use_ema=True):
+    """The score of the checkpoint at `path`, in eval mode, with averaged or raw weights.
+
+    Returns:
+        The score and a `LoadedFrom`.
+
+    Raises:
+        UserError: the checkpoint is missing or does not fit the configuration.
+    """
+    network = models.create_model(config)
+    content = checkpoints.read(path)
+    checkpoints.require_kind(content, path, "score model")
+    checkpoints.load_model(network, content, path)
+    if use_ema:
+        ema = EMA(network.parameters(), config.model.ema_rate)
+        checkpoints.load_ema(ema, content, path)
+        ema.copy_to_parameters()
+    compute.prepare(network, config.compute, device).eval().requires_grad_(False)
+    step = checkpoints.read_count(content, "step", path, 0)
+    return (
+        models.create_score(config, network, sde),
+        LoadedFrom(step, checkpoints.fingerprint(network.parameters())),
+    )
+
+
+def load_classifier(config, path, device):
+    """The classifier of the checkpoint at `path`, in eval mode.
+
+    Returns:
+        The network and a `LoadedFrom`.
+
+    Raises:
+        UserError: the checkpoint is missing or does not fit the configuration.
+    """
+    network = models.create_classifier(config)
+    content = checkpoints.read(path)
+    checkpoints.require_kind(content, path, "classifier")
+    checkpoints.load_model(network, content, path)
+    compute.prepare(network, config.compute, device).eval().requires_grad_(False)
+    step = checkpoints.read_count(content, "step", path, 0)
+    return network, LoadedFrom(step, checkpoints.fingerprint(network.state_dict().values()))

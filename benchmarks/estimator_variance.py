@@ -7,13 +7,8 @@ either estimator e, the variance of each over the sign vectors of one image (ave
 and their ratio, which is the number of paper slices that one skew slice is worth.
 """
 
-import pathlib
-import sys
-
 import torch
 from absl import flags
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import cli
 import datasets

@@ -10,13 +10,8 @@ and NAsym of the averaged weights, mean ± standard deviation over the seeds, al
 with the same noise and the skew estimator.
 """
 
-import pathlib
-import sys
-
 import numpy as np
 from absl import flags
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import cli
 import run_lib

@@ -28,6 +28,7 @@ import time
 import numpy as np
 import scipy.linalg
 import torch
+from oracles import double_backward, published_way
 
 import datasets
 import evaluation
@@ -43,7 +44,6 @@ from models.compute import prepare
 from models.ema import EMA
 from models.scores import Score
 from readers.tfds import tensorflow_stand_in
-from tests.oracles import double_backward, published_way
 
 RUNS = 5
 

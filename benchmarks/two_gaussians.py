@@ -11,13 +11,9 @@ level σ takes g, E σ²‖ĝ − g‖² / E σ²‖g‖².
 """
 
 import dataclasses
-import pathlib
-import sys
 
 import torch
 from torch import nn
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import losses
 import sde_lib

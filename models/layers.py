@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.tangents import join_rows, split_rows
+from models.tangents import AddToValues, Elementwise, NormAct, join_rows, split_rows
 
 SQRT2 = math.sqrt(2.0)
 
@@ -36,7 +36,7 @@ class Activation:
     def __call__(self, x, tangents=0):
         if not tangents:
             return self.function(x)
-        return tangents.Elementwise.apply(x, self.function, self.derivative, self.second, tangents)
+        return Elementwise.apply(x, self.function, self.derivative, self.second, tangents)
 
 
 def _swish_derivative(x):
@@ -98,7 +98,7 @@ def add_to_values(x, shift, tangents):
 
     With tangents `x` must be a fresh result that nothing else needs: it is added to in place.
     """
-    return tangents.AddToValues.apply(x, shift, tangents) if tangents else x + shift
+    return AddToValues.apply(x, shift, tangents) if tangents else x + shift
 
 
 class Conv2d(nn.Conv2d):
@@ -142,7 +142,7 @@ class Linear(nn.Linear):
 class GroupNorm(nn.GroupNorm):
     """min(C/4, 32) groups, ε = 1e-6; with an `Activation` behind it.
 
-    `shift` and `kept` are as in `tangents.NormAct`.
+    `shift` and `kept` are as in `NormAct`.
     """
 
     def __init__(self, channels):
@@ -150,7 +150,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x, tangents=0, act=IDENTITY, shift=None, kept=None):
         if tangents:
-            return tangents.NormAct.apply(
+            return NormAct.apply(
                 x, shift, kept, self.weight, self.bias, self.num_groups, self.eps, act, tangents
             )
         h = act(super().forward(x if shift is None else x + shift))

@@ -11,13 +11,13 @@ import pytest
 import tiny
 import tiny_classifier
 import torch
-from storage.trained import load_classifier
 from test_checkpoints import assert_equal
 
 import losses
 from configs import common
 from datasets import Split
 from storage import checkpoints
+from storage.trained import load_classifier
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining, accuracy
 from utils import UserError

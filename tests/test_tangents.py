@@ -6,7 +6,7 @@ import pytest
 import torch
 from forward_mode import jvp
 
-from models import layers, pushed
+from models import layers
 
 B, TANGENTS = 2, 3
 
@@ -32,7 +32,7 @@ def test_group_norm_and_activation(act):
 
     def apply(x, shift, weight, bias):
         settings = norm.num_groups, norm.eps, act, TANGENTS
-        return pushed.NormAct.apply(x, shift, kept, weight, bias, *settings)
+        return NormAct.apply(x, shift, kept, weight, bias, *settings)
 
     assert torch.autograd.gradcheck(apply, (x, shift, norm.weight, norm.bias))
     one_shift = shift[:1].detach().requires_grad_()
@@ -53,8 +53,8 @@ def test_add_to_values():
     def apply(x, shift):
         return layers.add_to_values(x.clone(), shift, TANGENTS)
 
-    out, derivatives = pushed.split_rows(apply(x, shift), TANGENTS)
-    values, d = pushed.split_rows(x, TANGENTS)
+    out, derivatives = split_rows(apply(x, shift), TANGENTS)
+    values, d = split_rows(x, TANGENTS)
     assert torch.equal(out, values + shift)
     assert torch.equal(derivatives, d)
     assert torch.autograd.gradcheck(apply, (x, shift))
@@ -63,8 +63,8 @@ def test_add_to_values():
 
 def check(layer, x):
     """The rows are the layer's values and what forward mode gives as their derivatives."""
-    values, d = pushed.split_rows(x, TANGENTS)
-    out, derivatives = pushed.split_rows(layer(x, TANGENTS), TANGENTS)
+    values, d = split_rows(x, TANGENTS)
+    out, derivatives = split_rows(layer(x, TANGENTS), TANGENTS)
     expected, expected_derivatives = jvp(layer, values, d)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(derivatives, expected_derivatives)

@@ -1,6 +1,6 @@
 """The variance of the two asymmetry estimators on a trained model, per noise level.
 
-python benchmarks/estimator_variance.py --config configs/demo/digits.py --workdir demo
+python -m benchmarks.estimator_variance --config configs/demo/digits.py --workdir demo
 
 Prints a Markdown table. At each time t: the mean of std²·e over test images and sign vectors by
 either estimator e, the variance of each over the sign vectors of one image (averaged over images),

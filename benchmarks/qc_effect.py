@@ -1,6 +1,6 @@
 """What QC fine-tuning changes, by estimator and number of slices, at equal steps.
 
-python benchmarks/qc_effect.py --config configs/demo/digits_qc.py --workdir qc_effect \
+python -m benchmarks.qc_effect --config configs/demo/digits_qc.py --workdir qc_effect \
     --restore results/demo/checkpoints/checkpoint.pth --config.training.n_iters=2650 \
     --config.training.batch_size=8 --config.optim.lr=6e-4 --config.loss.balancing_fac=0.1
 

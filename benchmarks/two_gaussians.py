@@ -1,6 +1,6 @@
 """DLSM against cross-entropy where the true likelihood score is known.
 
-    python benchmarks/two_gaussians.py
+    python -m benchmarks.two_gaussians
 
 Two Gaussian classes N(m_y, s² I) in two dimensions, equally likely, under the VE SDE. Everything is
 known: p_t(x | y) = N(m_y, (s² + σ²) I), the mixture's score, and the likelihood score

@@ -7,6 +7,7 @@ import torch
 from forward_mode import jvp
 
 from models import layers
+from models.tangents import NormAct, split_rows
 
 B, TANGENTS = 2, 3
 

@@ -6,16 +6,17 @@ import sys
 
 import tiny
 
-from storage.provenance import VERSION, code_version, config_hash, differences
+from storage.provenance import SOURCES, VERSION, code_version, config_hash, differences
 
 
 def test_any_change_of_the_sources_is_another_version(tmp_path):
     """Of a copy of the module beside other sources, in processes of their own."""
-    shutil.copy(tiny.ROOT / "provenance.py", tmp_path)
     (tmp_path / "models").mkdir()
+    (tmp_path / "storage").mkdir()
+    shutil.copy(tiny.ROOT / "storage" / "provenance.py", tmp_path / "storage")
 
     def version():
-        script = "import provenance; print(provenance.code_version())"
+        script = "from storage import provenance; print(provenance.code_version())"
         return subprocess.run(
             [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
         ).stdout.strip()
@@ -28,6 +29,13 @@ def test_any_change_of_the_sources_is_another_version(tmp_path):
     assert found[1] == found[2]
     assert len(set(found)) == 3
     assert all(name.startswith(f"{VERSION}+") for name in [*found, code_version()])
+
+
+def test_every_folder_of_sources_counts():
+    """All that hold modules, but for what tests, measures or demonstrates them."""
+    aside = {"tests", "benchmarks", "demo", "soak", "configs", "results"}
+    folders = {path.parent.name for path in tiny.ROOT.glob("[a-z]*/*.py")} - aside
+    assert {*SOURCES} == {".", *folders}
 
 
 def test_the_hash_of_a_configuration_tells_models_and_data_apart_but_not_places():

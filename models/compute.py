@@ -10,6 +10,7 @@ import contextlib
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models.elementary import Elementary
 from models.layers import GroupNorm, ResidualSum
 from models.resnet import BatchNorm2d
 from utils import lookup, rank_and_size
@@ -76,7 +77,7 @@ def exact_products():
 def plain():
     """Within the context networks are plain operations: no compiled code, no fused attention.
 
-    What is differentiated a second time has to be.
+    What is differentiated a second time has to be, and norms as `models.elementary` says.
     """
-    with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+    with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH), Elementary():
         yield

@@ -1,4 +1,4 @@
-"""Directional derivatives J v, J = ∂f/∂x, beside the values, for networks that know nothing of them.
+"""Directional derivatives J v, J = ∂f/∂x, beside the values, of networks that push none.
 
 PyTorch's forward mode pushes them. What comes out can be differentiated with respect to parameters
 and x, as QC training does.

@@ -2,7 +2,6 @@
 
 import copy
 
-import forward_mode
 import golden
 import pytest
 import torch
@@ -13,6 +12,7 @@ import losses
 import models
 import sde_lib
 from benchmarks import double_backward, two_gaussians
+from models import forward_mode
 from models.scores import Score
 from utils import UserError
 

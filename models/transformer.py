@@ -15,11 +15,13 @@ LARGEST = {"patch_size": 256, "width": 8192, "depth": 200, "heads": 128, "mlp_ra
 
 
 class Transformer(nn.Module):
-    """Scores of images (B, C, H, W) at noise levels σ (B,), shaped as the images.
+    """Scores (B, C, H, W) of images x (B, C, H, W) at noise levels σ (B,).
 
-    With u the images in [−1, 1] and σᵤ the noise there, u/√(1 + σᵤ²) is cut into patches of p×p
-    pixels, N = (H/p)·(W/p) tokens (B, N, width), which `depth` blocks transform. The result, put
-    together again, is divided by σ.
+    With u the images in [−1, 1] and σ the noise there, s = −u/(1 + σ²) + F/(σ√(1 + σ²)): the score
+    of a standard normal distribution under the noise, and what F(u/√(1 + σ²), σ) adds to it (the
+    preconditioning of Karras et al., NeurIPS 2022, table 1, as a score). F cuts its input into
+    patches of p×p pixels, N = (H/p)·(W/p) tokens (B, N, width), which `depth` blocks transform, and
+    puts them together again. At first it is zero.
 
     Args:
         image_size: height and width.
@@ -66,7 +68,7 @@ class Transformer(nn.Module):
             Block(width, heads, mlp_ratio * width, dropout) for _ in range(depth)
         )
         self.norm = AdaptiveNorm(width)
-        self.head = layers.Linear(width, channels * patch_size**2)
+        self.head = zero_linear(width, channels * patch_size**2)
 
     @classmethod
     def from_config(cls, config):
@@ -98,14 +100,16 @@ class Transformer(nn.Module):
     def forward(self, x, sigma):
         noise = self.embed(self.fourier(torch.log(sigma)).to(self.positions.dtype))
         sigma = sigma.to(x.dtype)[:, None, None, None]
-        u, u_sigma = (x, sigma) if self.centered else (2 * x - 1, 2 * sigma)
-        h = self.patches(u * torch.rsqrt(1 + u_sigma**2))
+        u, sigma, unit = (x, sigma, 1) if self.centered else (2 * x - 1, 2 * sigma, 2)
+        scale = torch.rsqrt(1 + sigma**2)
+        h = self.patches(u * scale)
         rows, columns = h.shape[2:]
         tokens = h.flatten(2).mT + self.positions
         for block in self.blocks:
             tokens = block(tokens, noise)
         h = self.head(self.norm(tokens, noise)).mT.unflatten(2, (rows, columns))
-        return F.pixel_shuffle(h, self.patch_size).to(x.dtype) / sigma
+        added = F.pixel_shuffle(h, self.patch_size).to(x.dtype)
+        return unit * scale * (added / sigma - scale * u)
 
 
 class AdaptiveNorm(nn.Module):

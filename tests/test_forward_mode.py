@@ -1,16 +1,16 @@
 """Forward mode through plain networks: values, derivatives, their gradients, masks and cost."""
 
-import subprocess
-import sys
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import ROOT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from models import forward_mode
 from models.forward_mode import jvp, push
+from safeguards import Stopped
 from utils import UserError
 
 
@@ -195,16 +195,21 @@ def test_directions_take_turns_where_they_cannot_go_together():
         torch.testing.assert_close(ours, expected)
 
 
-def test_what_fails_for_lack_of_memory_is_not_tried_again():
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError, Stopped])
+def test_neither_lack_of_memory_nor_a_stop_is_tried_again(fault):
     calls = []
 
     def network(x):
         calls.append(x)
-        raise torch.OutOfMemoryError
+        raise fault
 
-    with pytest.raises(torch.OutOfMemoryError):
-        jvp(network, torch.ones(1, 1), torch.ones(2, 1, 1))
+    x, v = torch.ones(1, 1), torch.ones(2, 1, 1)
+    with pytest.raises(fault):
+        jvp(network, x, v)
     assert len(calls) == 1
+    out, derivatives = jvp(torch.square, x, v)
+    assert out.item() == 1
+    assert derivatives.flatten().tolist() == [2, 2]
 
 
 def test_a_fault_of_the_network_is_said():
@@ -239,10 +244,13 @@ def test_a_network_that_pushes_itself_is_asked():
     assert push(Network(), 1, 2, 3) == (1, 2, 3)
 
 
-def test_the_first_use_warns_of_nothing():
-    use = "jvp(torch.sin, torch.ones(1, 2), torch.ones(2, 1, 2))"
-    script = f"import torch; from models.forward_mode import jvp; {use}"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stderr == ""
+def test_the_first_use_warns_of_nothing(monkeypatch):
+    """Of what PyTorch's loading warns of, that is; the network's warnings remain."""
+
+    def jvp(*arguments):
+        warnings.warn("`torch.jit.script` is deprecated.", FutureWarning, stacklevel=2)
+
+    monkeypatch.setattr(torch.func, "jvp", jvp)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        forward_mode._load.__wrapped__()

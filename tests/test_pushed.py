@@ -4,9 +4,9 @@ import functools
 
 import pytest
 import torch
-from forward_mode import jvp
 
 from models import layers, pushed
+from models.forward_mode import jvp
 
 B, TANGENTS = 2, 3
 

@@ -3,6 +3,9 @@
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --metric nll --calculate
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --encode --encode_dataset --fidis
 python run_lib_evaluation.py --config CLASS_EVAL_CONFIG --workdir NAME --stat --latent --fidis
+
+Processes that torchrun started share what takes networks: --calculate, --stat, --latent, --encode
+and --encode_dataset. The first alone reads, measures, prints and records.
 """
 
 import itertools
@@ -11,7 +14,7 @@ from absl import flags
 
 import cli
 import config_ranges
-from utils import UserError
+from utils import UserError, is_first
 
 METRICS = ("nll", "asym")
 MODES = ("full", "class")
@@ -100,7 +103,7 @@ def score_metric(config, FLAGS):
     }[FLAGS.metric]
     if FLAGS.calculate:
         calculate(config, FLAGS.workdir, FLAGS.ema)
-    if FLAGS.read:
+    if FLAGS.read and is_first():
         read(FLAGS.workdir)
 
 
@@ -113,6 +116,8 @@ def class_sample_metrics(config, FLAGS):
         sample_features.encode_real_classes(config, FLAGS.workdir)
     if FLAGS.latent:
         sample_features.encode_class_samples(config, FLAGS.workdir)
+    if not is_first():
+        return
     if FLAGS.fidis or FLAGS.prdc:
         compare(config, FLAGS, *sample_features.open_classes(config, FLAGS.workdir))
     if FLAGS.nfe:
@@ -129,6 +134,8 @@ def sample_metrics_of(config, FLAGS):
         sample_features.encode_dataset(config, FLAGS.workdir)
     if FLAGS.encode:
         sample_features.encode_samples(config, FLAGS.workdir)
+    if not is_first():
+        return
     if FLAGS.fidis or FLAGS.prdc:
         sets = sample_features.open_sets(config, FLAGS.workdir, FLAGS.dataset_stat)
         compare(config, FLAGS, *sets)

@@ -22,9 +22,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import jacobian
+from models.compute import twice_differentiable
 from models.scores import class_log_likelihood
 from sde_lib import SDE, expand
 from utils import UserError, lookup, require_positive
@@ -283,7 +283,7 @@ class DLSM:
         The network sees the batch once, so that batch norms count it once.
         """
         keep_graph = torch.is_grad_enabled()
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused ones have one backward
+        with torch.enable_grad(), twice_differentiable():
             x_t = x_t.detach().requires_grad_()
             logits = self.classifier(x_t, std)
             total = class_log_likelihood(logits, labels).sum()

@@ -210,7 +210,8 @@ def training_step(state, job, batches, config, world, stop):
     else:
         values = gradients(state, job, batches, config, world)
     if values is None:
-        torch._foreach_copy_(list(job.model.buffers()), buffers)
+        for buffer, before in zip(job.model.buffers(), buffers):
+            buffer.copy_(before)
         return None
     norm = losses.optimize(state.optimizer, state.ema.parameters, state.step, config.optim)
     state.ema.update()

@@ -3,6 +3,9 @@
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --metric nll --calculate
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --encode --encode_dataset --fidis
 python run_lib_evaluation.py --config CLASS_EVAL_CONFIG --workdir NAME --stat --latent --fidis
+
+Processes that torchrun started share what takes networks: --calculate, --stat, --latent, --encode
+and --encode_dataset. The first alone reads, measures, prints and records.
 """
 
 import itertools
@@ -11,7 +14,7 @@ from absl import flags
 
 import cli
 from configs import ranges
-from utils import UserError
+from utils import UserError, is_first
 
 METRICS = ("nll", "asym")
 MODES = ("full", "class")
@@ -100,7 +103,7 @@ def score_metric(config, FLAGS):
     }[FLAGS.metric]
     if FLAGS.calculate:
         calculate(config, FLAGS.workdir, FLAGS.ema)
-    if FLAGS.read:
+    if FLAGS.read and is_first():
         read(FLAGS.workdir)
 
 
@@ -112,6 +115,8 @@ def class_sample_metrics(config, FLAGS):
         feature_sets.encode_real_classes(config, FLAGS.workdir)
     if FLAGS.latent:
         feature_sets.encode_class_samples(config, FLAGS.workdir)
+    if not is_first():
+        return
     if FLAGS.fidis or FLAGS.prdc:
         compare(config, FLAGS, *feature_sets.open_classes(config, FLAGS.workdir))
     if FLAGS.nfe:
@@ -127,6 +132,8 @@ def sample_metrics_of(config, FLAGS):
         feature_sets.encode_dataset(config, FLAGS.workdir)
     if FLAGS.encode:
         feature_sets.encode_samples(config, FLAGS.workdir)
+    if not is_first():
+        return
     if FLAGS.fidis or FLAGS.prdc:
         sets = feature_sets.open_sets(config, FLAGS.workdir, FLAGS.dataset_stat)
         compare(config, FLAGS, *sets)

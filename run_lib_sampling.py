@@ -11,7 +11,6 @@ import dataclasses
 
 import torch
 from absl import flags
-from storage.trained import load_classifier, load_score
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -24,6 +23,7 @@ from models.scores import GuidedScore
 from storage.files import save_npz, stands, to_json
 from storage.pictures import save_image_grid
 from storage.provenance import config_hash
+from storage.trained import load_classifier, load_score
 from storage.workdir import Workdir
 from utils import (
     UserError,

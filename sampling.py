@@ -89,6 +89,18 @@ CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": no_correct
 # ---------------------------------------------------------------- samplers
 
 
+class CountedScore:
+    """A score that counts its evaluations in `nfe`, one a call, whatever it is composed of."""
+
+    def __init__(self, score):
+        self.score = score
+        self.nfe = 0
+
+    def __call__(self, x, t):
+        self.nfe += 1
+        return self.score(x, t)
+
+
 @dataclasses.dataclass(frozen=True)
 class PCSampler:
     """Algorithm 1 of Song et al. (2021) on N times from T to eps.
@@ -119,12 +131,12 @@ class PCSampler:
 
     @torch.no_grad()
     def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
-        """Samples (B, C, H, W) and the NFE, N·(n_steps + 1).
+        """Samples (B, C, H, W) and the NFE: N·(n_steps + 1), less where `none` evaluates nothing.
 
         `callback()` is called after each of the N steps.
         """
+        score = CountedScore(score)
         reverse = ReverseSDE(self.sde, score, self.probability_flow)
-        nfe = self.sde.N * (self.n_steps + 1)
         x = self.sde.prior_sampling(latents)
         mean = x
         for time in torch.linspace(self.sde.T, self.sde.sampling_eps, self.sde.N, device=x.device):
@@ -135,14 +147,14 @@ class PCSampler:
             if callback is not None:
                 callback()
         if self.noise_removal:
-            return mean, nfe
+            return mean, score.nfe
         if self.last_step_snr:
             x = x + 2 * self.last_step_snr**2 * randn_like(x)
-        return x, nfe
+        return x, score.nfe
 
 
 class FlowField:
-    """dx/dt of the probability flow as an ODE solver calls it; counts its evaluations.
+    """dx/dt of the probability flow as an ODE solver calls it.
 
     The solver keeps its state in float64, where neither a small tolerance nor σ = 50 rounds;
     the score is evaluated in float32.
@@ -151,10 +163,8 @@ class FlowField:
     def __init__(self, sde, score, callback=None):
         self.reverse = ReverseSDE(sde, score, probability_flow=True)
         self.callback = callback
-        self.nfe = 0
 
     def __call__(self, t, x):
-        self.nfe += 1
         if self.callback is not None:
             self.callback()
         drift, _ = self.reverse.sde(x.float(), t.float().expand(len(x)))
@@ -185,7 +195,11 @@ class ODESampler:
 
     @torch.no_grad()
     def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
-        """Samples (B, C, H, W) and the NFE; `callback()` is called at each evaluation."""
+        """Samples (B, C, H, W) and the NFE, the last mean's evaluation included.
+
+        `callback()` is called at each evaluation of the flow.
+        """
+        score = CountedScore(score)
         field = FlowField(self.sde, score, callback)
         eps = self.sde.sampling_eps
         x = self.sde.prior_sampling(latents)
@@ -193,7 +207,7 @@ class ODESampler:
         if self.noise_removal:
             t = torch.full((len(x),), eps, device=x.device)
             _, x = reverse_diffusion(ReverseSDE(self.sde, score), x, t, randn_like)
-        return x, field.nfe
+        return x, score.nfe
 
 
 def _pc_sampler(sampling, sde):

@@ -40,6 +40,21 @@ class SDE:
         """Mean, shaped as `x`, and standard deviation (B,) of p_t(x_t | x)."""
         raise NotImplementedError
 
+    def scale_and_std(self, t):
+        """scale and std of x_t = scale·x + std·z at the time `t`, all three floats."""
+        one = torch.ones(1, dtype=torch.float64)
+        scale, std = self.marginal_prob(one, t * one)
+        return scale.item(), std.item()
+
+    def noise_level(self, t):
+        """σ(t) = std/scale, floats: x_t/scale is the data with noise of this scale added."""
+        scale, std = self.scale_and_std(t)
+        return std / scale
+
+    def time(self, sigma):
+        """The time whose `noise_level` is `sigma`, floats; above T where σ is above σ(T)."""
+        raise NotImplementedError
+
     def prior_std(self):
         """Standard deviation of the prior, a centred Gaussian."""
         return 1.0
@@ -104,6 +119,9 @@ class VESDE(SDE):
     def marginal_prob(self, x, t):
         return x, self.sigma(t)
 
+    def time(self, sigma):
+        return math.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+
     def prior_std(self):
         return self.sigma_max
 
@@ -151,6 +169,15 @@ class VPSDE(SDE):
         c = self.log_mean_coeff(t)
         return expand(torch.exp(c), x) * x, torch.sqrt(1 - torch.exp(2 * c))
 
+    def decay(self, sigma):
+        """−c(t) at the time at which std/scale, here √(exp(−2c) − 1), is `sigma`; floats."""
+        return 0.5 * math.log1p(sigma**2)
+
+    def time(self, sigma):
+        # The positive root of ¼t²(β1 − β0) + ½tβ0 = decay, in the form that loses no digits.
+        decay, half = self.decay(sigma), 0.5 * self.beta_min
+        return 2 * decay / (half + math.sqrt(half**2 + (self.beta_max - self.beta_min) * decay))
+
     def discrete_beta(self, i):
         """β_i of linspace(β0/N, β1/N, N)."""
         return self.beta(i / (self.N - 1)) / self.N
@@ -188,6 +215,9 @@ class SubVPSDE(VPSDE):
     def marginal_prob(self, x, t):
         c = self.log_mean_coeff(t)
         return expand(torch.exp(c), x) * x, 1 - torch.exp(2 * c)
+
+    def decay(self, sigma):
+        return math.asinh(sigma / 2)  # std/scale is exp(−c) − exp(c) = 2 sinh(−c)
 
     discretize = SDE.discretize
     ancestral = SDE.ancestral

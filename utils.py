@@ -29,6 +29,21 @@ def lookup(table, name, field):
         raise UserError(f"{field} is {name!r}; expected one of: {choices}.") from None
 
 
+def take(model, names):
+    """The fields `names` of ``config.model``, a dict.
+
+    Raises:
+        UserError: one is missing; names it.
+    """
+    for name in names:
+        if name not in model:
+            raise UserError(
+                f"config.model.{name} is missing, which the model {model.name} needs; take a "
+                "configuration that was made for this model."
+            )
+    return {name: model[name] for name in names}
+
+
 def require_positive(value, field):
     """Return `value` if it is an integer above zero, or raise a UserError that names `field`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -103,6 +103,23 @@ def base(dataset):
     return config
 
 
+SHARED = (
+    *("name", "energy", "sigma_min", "sigma_max", "beta_min", "beta_max", "num_scales"),
+    *("dropout", "ema_rate"),
+)
+
+
+def other_network(config, name, **options):
+    """`config` with the network `name` and its `options` in place of NCSN++ and its own."""
+    for field in list(config.model):
+        if field not in SHARED:
+            del config.model[field]
+    config.model.name = name
+    for field, value in options.items():
+        config.model[field] = value
+    return config
+
+
 # ---------------------------------------------------------------- DLSM
 
 

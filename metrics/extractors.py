@@ -13,6 +13,7 @@ are comparable where their names are equal, and it belongs beside every one of t
 torch and TensorFlow are imported where they are used, so that each can be missing.
 """
 
+import contextlib
 import hashlib
 import io
 import pathlib
@@ -21,8 +22,9 @@ import pickle
 import numpy as np
 from tqdm import tqdm
 
+from metrics import sharing
 from storage.files import atomic_write
-from utils import UserError
+from utils import UserError, is_first, rank_and_size
 
 # pt_inception-2015-12-05, the weights that torch-fidelity and pytorch-fid publish.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -43,12 +45,35 @@ def extract(extractor, batches, count):
     Raises:
         UserError: the batches hold more or fewer images than `count`, or something else.
     """
+    pool, logits, _ = _extract(extractor, batches, count)
+    return pool, logits
+
+
+def extract_together(extractor, batches, count):
+    """As `extract`, by the processes that torchrun started, a batch each in turn.
+
+    All of them are given all batches. The first has the rows of all in the end, the others theirs.
+    """
+    pool, logits, parts = _extract(extractor, batches, count, *rank_and_size())
+    sharing.collect((pool, logits), parts)
+    return pool, logits
+
+
+def _extract(extractor, batches, count, rank=0, size=1):
+    """As `extract`, with every size-th batch from number `rank` on; also the rows of each batch."""
     pool = np.empty((count, extractor.pool_width), dtype=np.float32)
     logits = np.empty((count, extractor.logit_width), dtype=np.float32)
-    done = 0
-    bar = tqdm(total=count, desc=f"features {extractor.name}", unit="img", leave=None, delay=1)
+    parts, done = [], 0
+    bar = tqdm(
+        total=count,
+        desc=f"features {extractor.name}",
+        unit="img",
+        leave=None,
+        delay=1,
+        disable=not is_first(),
+    )
     with bar:
-        for images in batches:
+        for number, images in enumerate(batches):
             if images.dtype != np.uint8 or images.ndim != 4:
                 raise UserError(
                     f"A batch is of {images.dtype} and shape {images.shape}; expected uint8 "
@@ -57,12 +82,14 @@ def extract(extractor, batches, count):
             end = done + len(images)
             if end > count:
                 raise UserError(f"Expected {count} images, but the batches hold more.")
-            pool[done:end], logits[done:end] = extractor(images)
+            if number % size == rank:
+                pool[done:end], logits[done:end] = extractor(images)
+            parts.append(slice(done, end))
             bar.update(len(images))
             done = end
     if done < count:
         raise UserError(f"Expected {count} images, but the batches hold only {done}.")
-    return pool, logits
+    return pool, logits, parts
 
 
 def _in_colour(images):
@@ -254,6 +281,20 @@ def _scaled(images, device):
     return _channels_first(images, device).float().div(127.5).sub(1)
 
 
+@contextlib.contextmanager
+def _one_thread():
+    """Within the context a CPU computes with one thread, whatever the process is allowed."""
+    import torch
+
+    allowed = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(allowed)
+
+
+@_one_thread()  # more add up in another order, and torchrun allows its processes another number
 def train_small_classifier(images, labels, device, steps=1000, batch_size=128):
     """Train the small classifier with Adam on uint8 images (N, H, W, C) and labels (N,).
 

@@ -2,7 +2,7 @@
 
 A QC run keeps one file of each kind. A DLSM run keeps real images and features class by class, and
 one file of features for each file of samples. Every file says what it holds features of, and whose
-features they are.
+features they are. Processes that torchrun started share the encoding (`sharing`).
 
 Data sets, and with them PyTorch, are imported where they are used, so that features can be read
 in the environment of TF-GAN too.
@@ -16,11 +16,11 @@ import pathlib
 import numpy as np
 from tqdm import tqdm
 
-from metrics import extractors
+from metrics import extractors, sharing
 from metrics.sample_sets import Part, check_images, find, in_batches, read_meta, read_round, rows_of
 from storage.files import load_npz, save_npz, stands, to_json
 from storage.workdir import Workdir
-from utils import UserError, get_device, log, log_to, lookup, require_positive, shares
+from utils import UserError, get_device, is_first, log, log_to, lookup, require_positive, shares
 
 # Feature files of the published code say nothing about themselves. They are of the FID Inception
 # network, and comparable with what either of its two forms here gives.
@@ -81,7 +81,8 @@ def open_extractor(config):
     """
     make = lookup(EXTRACTORS, config.eval.features, "config.eval.features")
     require_positive(config.eval.batch_size, "config.eval.batch_size")
-    return make(config)
+    with sharing.first_ahead():  # what it downloads or trains, the others find
+        return make(config)
 
 
 def training_split(data):
@@ -217,14 +218,22 @@ def _real_meta(config, extractor, count):
     }
 
 
-def _encode(path, extractor, batches, count, meta):
-    shapes = {"pool_3": (count, extractor.pool_width), "logit": (count, extractor.logit_width)}
-    if stands(path, meta, "remove it to encode anew.", **shapes):
+def _encode(path, extractor, batches, count, meta, **more):
+    """Write the features of the images in `batches`, with the arrays in `more` before them.
+
+    The processes that torchrun started take batches in turn, and the first writes.
+    """
+    shapes = {name: np.shape(array) for name, array in more.items()}
+    shapes["pool_3"] = (count, extractor.pool_width)
+    shapes["logit"] = (count, extractor.logit_width)
+    sharing.wait(**meta)
+    if sharing.first_decides(stands, path, meta, "remove it to encode anew.", **shapes):
         log.info("%s stands.", path)
         return
-    pool, logit = extractors.extract(extractor, batches, count)
-    save_npz(path, pool_3=pool, logit=logit, meta=to_json(meta))
-    log.info("Wrote the features of %d images, %s, to %s.", count, extractor.name, path)
+    pool, logit = extractors.extract_together(extractor, batches, count)
+    if is_first():
+        save_npz(path, **more, pool_3=pool, logit=logit, meta=to_json(meta))
+        log.info("Wrote the features of %d images, %s, to %s.", count, extractor.name, path)
 
 
 # ---------------------------------------------------------------- encoding: by class (DLSM)
@@ -250,29 +259,10 @@ def encode_real_classes(config, workdir):
     log_to(place.log_file)
     meta = _real_meta(config, extractor, count)
     size = np.bincount(split.labels, minlength=split.classes)
-    shapes = {
-        "batch": (count, *np.array(split.images.shape)[[2, 3, 1]]),
-        "size": size.shape,
-        "start": size.shape,
-        "pool_3": (count, extractor.pool_width),
-        "logit": (count, extractor.logit_width),
-    }
-    if stands(path, meta, "remove it to encode anew.", **shapes):
-        log.info("%s stands.", path)
-        return
-    batch = split.images[np.argsort(split.labels, kind="stable")].transpose(0, 2, 3, 1)
-    batches = in_batches([batch], config.eval.batch_size)
-    pool, logit = extractors.extract(extractor, batches, count)
-    save_npz(
-        path,
-        batch=batch,
-        size=size,
-        start=np.cumsum(size) - size,
-        pool_3=pool,
-        logit=logit,
-        meta=to_json(meta),
-    )
-    log.info("Wrote %d real images and their features, %s, to %s.", count, extractor.name, path)
+    images = split.images[np.argsort(split.labels, kind="stable")].transpose(0, 2, 3, 1)
+    batches = in_batches([images], config.eval.batch_size)
+    start = np.cumsum(size) - size
+    _encode(path, extractor, batches, count, meta, batch=images, size=size, start=start)
 
 
 def encode_class_samples(config, workdir):
@@ -289,20 +279,28 @@ def encode_class_samples(config, workdir):
     extractor = open_extractor(config)
     meta = {"features": extractor.name, "samples": classes[0][0].origin}
     folder = place.latents(0, is_ode(config)).parent
-    total = sum(item.rows for rounds in classes for item in rounds)
-    with tqdm(total=total, unit="img", desc="latents") as bar:
-        for label, rounds in enumerate(classes):
-            for item in rounds:
-                path = folder / str(label) / f"samples_{item.number}_latent.npz"
-                shapes = {
-                    "pool_3": (item.rows, extractor.pool_width),
-                    "logits": (item.rows, extractor.logit_width),
-                }
-                if not stands(path, meta, f"remove {folder} to encode anew.", **shapes):
-                    batches = in_batches(read_samples([item]), config.eval.batch_size)
-                    pool, logits = extractors.extract(extractor, batches, item.rows)
-                    save_npz(path, pool_3=pool, logits=logits, meta=to_json(meta))
-                bar.update(item.rows)
+    every = [(label, item) for label, rounds in enumerate(classes) for item in rounds]
+    own, total = sharing.own(every), sum(item.rows for _, item in every)
+    sharing.wait(**meta)
+    bar = tqdm(
+        total=sum(item.rows for _, item in own),
+        unit="img",
+        desc="latents",
+        disable=not is_first(),
+    )
+    with bar:
+        for label, item in own:
+            path = folder / str(label) / f"samples_{item.number}_latent.npz"
+            shapes = {
+                "pool_3": (item.rows, extractor.pool_width),
+                "logits": (item.rows, extractor.logit_width),
+            }
+            if not stands(path, meta, f"remove {folder} to encode anew.", **shapes):
+                batches = in_batches(read_samples([item]), config.eval.batch_size)
+                pool, logits = extractors.extract(extractor, batches, item.rows)
+                save_npz(path, pool_3=pool, logits=logits, meta=to_json(meta))
+            bar.update(item.rows)
+    sharing.wait()
     log.info("Wrote the features of %d samples, %s, to %s.", total, extractor.name, folder)
 
 

@@ -1,15 +1,16 @@
 """NLL and asymmetry of a score model over the test split, in batches that can be resumed.
 
 `calculate_*` writes a file per batch and skips those that stand; `read_*` averages them. Each
-file carries what made it, and batches made otherwise are never mixed.
+file carries what made it, and batches made otherwise are never mixed. Processes that torchrun
+started share the batches out (`sharing`).
 """
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
 import torch
-from storage.trained import LoadedFrom, load_score
 from tqdm import tqdm
 
 import datasets
@@ -17,11 +18,13 @@ import likelihood
 import sampling
 import sde_lib
 from configs import ranges
+from metrics import sharing
 from models import jacobian
 from storage.files import atomic_write, load_npz, read_meta, save_npz, stands, to_json
 from storage.provenance import config_hash, differences
+from storage.trained import LoadedFrom, load_score
 from storage.workdir import Workdir
-from utils import UserError, get_device, log, log_to, lookup
+from utils import UserError, get_device, is_first, log, log_to, lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +100,10 @@ def calculate_nll(config, workdir, use_ema=False):
     tolerances = {"atol": config.eval.atol, "rtol": config.eval.rtol}
     meta = run.meta(**tolerances)
     advice = f"remove {run.place.nll(0).parent} to calculate anew."
-    with tqdm(total=len(run.split), unit="img", desc="NLL") as bar:
-        for batch in range(run.batches):
+    own = sharing.own(range(run.batches))
+    sharing.wait(**meta)
+    with progress_bar(sum(map(run.size, own)), "NLL") as bar:
+        for batch in own:
             path = run.place.nll(batch)
             if not stands(path, meta, advice, bpd=(run.size(batch),), nfe=()):
                 noise = sampling.SeededNoise(run.device, "nll", config.seed, batch)
@@ -116,6 +121,7 @@ def calculate_nll(config, workdir, use_ema=False):
                 require_finite(bits, f"The bits/dim of batch {batch}")
                 save_npz(path, bpd=bits, nfe=nfe, meta=to_json(meta))
             bar.update(run.size(batch))
+    sharing.wait()
     log.info("Wrote %d batches to %s.", run.batches, run.place.nll(0).parent)
 
 
@@ -174,27 +180,40 @@ def calculate_asym(config, workdir, use_ema=False):
     )
     levels, repeats, done = len(times), config.eval.total_repeat, 0
     advice = f"remove {run.place.asym(0).parent} to calculate anew."
-    with tqdm(total=repeats * len(run.split) * levels, unit="img", desc="Asym") as bar:
+    own = sharing.own(list(itertools.product(range(repeats), range(run.batches))))
+    sharing.wait(**meta)
+    with progress_bar(sum(run.size(batch) for _, batch in own) * levels, "Asym") as bar:
+        for repeat, batch in own:
+            path = run.place.asym(repeat, batch)
+            shape = (levels, run.size(batch))
+            if not stands(path, meta, advice, asym=shape, nasym=shape):
+                values = _asym_of_batch(run, times, slices, estimator, repeat, batch, bar)
+                require_finite(values, f"The asymmetry of batch {batch}")
+                save_npz(path, asym=values[0], nasym=values[1], meta=to_json(meta))
+            done += run.size(batch) * levels
+            bar.update(done - bar.n)
+    sharing.wait()
+    if is_first():
         for repeat in range(repeats):
-            for batch in range(run.batches):
-                path = run.place.asym(repeat, batch)
-                shape = (levels, run.size(batch))
-                if not stands(path, meta, advice, asym=shape, nasym=shape):
-                    values = _asym_of_batch(run, times, slices, estimator, repeat, batch, bar)
-                    require_finite(values, f"The asymmetry of batch {batch}")
-                    save_npz(path, asym=values[0], nasym=values[1], meta=to_json(meta))
-                done += run.size(batch) * levels
-                bar.update(done - bar.n)
-            whole = [
-                load_npz(run.place.asym(repeat, batch), "asym", "nasym")
-                for batch in range(run.batches)
-            ]
-            means = {
-                name: np.concatenate([file[name] for file in whole], axis=1).mean(axis=1)
-                for name in ("asym", "nasym")
-            }
-            save_npz(run.place.asym(repeat), **means, times=times.numpy(), meta=to_json(meta))
+            _save_means(run, times, repeat, meta)
     log.info("Wrote %d repeats to %s.", repeats, run.place.asym(0).parent)
+
+
+def _save_means(run, times, repeat, meta):
+    """Put the batches of a repeat together."""
+    files = [
+        load_npz(run.place.asym(repeat, batch), "asym", "nasym") for batch in range(run.batches)
+    ]
+    means = {
+        name: np.concatenate([file[name] for file in files], axis=1).mean(axis=1)
+        for name in ("asym", "nasym")
+    }
+    save_npz(run.place.asym(repeat), **means, times=times.numpy(), meta=to_json(meta))
+
+
+def progress_bar(images, name):
+    """A bar of the first process's own `images`; the others show none."""
+    return tqdm(total=images, unit="img", desc=name, disable=not is_first())
 
 
 def require_finite(values, name):

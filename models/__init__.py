@@ -3,12 +3,18 @@
 import functools
 
 import sde_lib
-from models.ncsnpp import NCSNpp, NCSNppMod, model_options
+from models.ncsnpp import NCSNpp, NCSNppMod
 from models.resnet import NoiseConditionedResNet, classifier_options
 from models.scores import EnergyScore, Score
+from models.transformer import Transformer
 from utils import UserError, lookup, require_positive
 
-MODELS = {"ncsnpp": NCSNpp, "ncsnpp_mod": NCSNppMod}
+MODELS = {
+    "ncsnpp": NCSNpp.from_config,
+    "ncsnpp_mod": NCSNppMod.from_config,
+    "transformer": Transformer.from_config,
+}
+"""``config.model.name`` -> a function of the configuration that builds the network."""
 
 CLASSIFIERS = {
     "resnet18_cond": functools.partial(
@@ -30,8 +36,23 @@ def create_model(config):
     Raises:
         UserError: the name or one of the network's options is unknown.
     """
-    network = lookup(MODELS, config.model.name, "config.model.name")
-    return network(**model_options(config))
+    build = lookup(MODELS, config.model.name, "config.model.name")
+    return build(config)
+
+
+def checkpoint_activations(network, on):
+    """Let `network` keep its blocks' inputs alone for the backward pass, or not.
+
+    Raises:
+        UserError: it has no such way to compute.
+    """
+    if hasattr(network, "checkpoint_activations"):
+        network.checkpoint_activations = on
+    elif on:
+        raise UserError(
+            f"config.training.checkpoint_activations is True, which {type(network).__name__} "
+            "cannot; leave it out. config.training.microbatch saves memory with any network."
+        )
 
 
 def create_classifier(config):

@@ -11,6 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import twice
+from models.elementary import Elementary
 from models.layers import GroupNorm, ResidualSum
 from models.resnet import BatchNorm2d
 from utils import lookup
@@ -81,7 +82,17 @@ def exact_products():
 def plain():
     """Within the context networks are plain operations: no compiled code, no fused attention.
 
-    What is differentiated a second time has to be.
+    What PyTorch's compiler would differentiate a second time has to be.
     """
-    with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+    with torch.compiler.set_stance("force_eager"), twice_differentiable():
+        yield
+
+
+@contextlib.contextmanager
+def twice_differentiable():
+    """Within the context attention and, as `models.elementary` says, norms have second derivatives.
+
+    What is compiled has them where it has none of the compiler's, as `models.twice`.
+    """
+    with sdpa_kernel(SDPBackend.MATH), Elementary():
         yield

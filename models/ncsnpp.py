@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models import layers
-from utils import UserError, lookup
+from utils import UserError, lookup, take
 
 EMBEDDINGS = ("fourier", "positional")
 BLOCKS = ("biggan", "ddpm")
@@ -39,6 +39,12 @@ class NCSNpp(nn.Module):
     """
 
     checkpoint_activations = False
+    pushes_directions = True
+
+    @classmethod
+    def from_config(cls, config):
+        """The network that ``config.model`` and ``config.data`` describe."""
+        return cls(**model_options(config))
 
     def __init__(
         self,
@@ -338,7 +344,7 @@ def model_options(config):
         "progressive progressive_input progressive_combine init_scale scale_by_sigma"
     ).split()
     return dict(
-        {name: model[name] for name in names},
+        take(model, names),
         sigmas=sigmas,
         image_size=data.image_size,
         channels=data.num_channels,

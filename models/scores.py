@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from models.compute import plain
+from models.forward_mode import push
 from sde_lib import SDE, expand
 
 
@@ -33,7 +34,7 @@ class Score:
         Both can be differentiated with respect to parameters and x.
         """
         cond, scale = self.sde.conditioning(t, self.continuous)
-        out, derivatives = self.net(x, cond, v)
+        out, derivatives = push(self.net, x, cond, v)
         return expand(scale, x) * out, expand(scale, x) * derivatives
 
 
@@ -55,7 +56,7 @@ class EnergyScore:
     def slopes(self, x, t, v):
         """v·∇ₓE (m, B), the derivatives of the energy along v (m, B, C, H, W)."""
         cond, _ = self.sde.conditioning(t, continuous=True)
-        h, derivatives = self.net(x, cond, v)
+        h, derivatives = push(self.net, x, cond, v)
         return -(h * derivatives).flatten(2).sum(2) / cond
 
     def __call__(self, x, t):

@@ -93,3 +93,13 @@ def sde(entry, N=1000):
 def relative_error(ours, theirs):
     """max |ours − theirs| over max |theirs|."""
     return float((ours.detach() - theirs).abs().max() / theirs.abs().max())
+
+
+def evaluations(entry, nfe):
+    """The score evaluations of a PC sampler whose published count is `nfe`.
+
+    The published code counts N·(n_steps + 1) even where a predictor or corrector `none` evaluates
+    nothing.
+    """
+    idle = (entry["predictor"] == "none") + entry["n_steps"] * (entry["corrector"] == "none")
+    return int(nfe) - entry["N"] * idle

@@ -12,6 +12,8 @@ from commands import start
 from faults import brief_features
 from test_run_lib import cache  # noqa: F401 (a fixture)
 
+import models
+
 CONFIGS = sorted(
     path
     for path in (tiny.ROOT / "configs").rglob("*.py")
@@ -25,7 +27,7 @@ def test_every_configuration_loads_and_is_short(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    assert config.model.name in ("ncsnpp", "ncsnpp_mod")
+    assert config.model.name in models.MODELS
     assert len(path.read_text().splitlines()) < 60
 
 

@@ -89,20 +89,25 @@ def free_ports(count):
     return ports
 
 
-def torchrun(script, cache):
-    """Run a script in two processes."""
-    path = cache.parent / "script.py"
-    path.write_text(PRELUDE.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests")) + script)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def torchrun(path, *arguments, cwd, processes=2):
+    """Run the script at `path` in several processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
-        [sys.executable, *launcher, str(path), str(cache), *free_ports(9)],
-        cwd=cache.parent,
+        [sys.executable, *launcher, str(path), *arguments],
+        cwd=cwd,
         env=dict(os.environ, OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+def train_together(script, cache):
+    """Run a script after the prelude in two processes."""
+    path = cache.parent / "script.py"
+    path.write_text(PRELUDE.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests")) + script)
+    return torchrun(path, str(cache), *free_ports(9), cwd=cache.parent)
 
 
 def draw(cache):
@@ -133,11 +138,11 @@ def cache(tmp_path_factory):
         for name, more in RUNS.items():
             run_lib.train(tiny.config(cache, **more), f"one/{name}")
         tiny_classifier.train(cache, "one/classifier", **STEPS)
-        done = torchrun(TRAINING, cache)
+        done = train_together(TRAINING, cache)
         (here / "stdout.txt").write_text(done.stdout)
         assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr
         assert checkpoints.read(Workdir("two/killed").resume_point)["step"] == 4
-        done = torchrun(AGAIN, cache)
+        done = train_together(AGAIN, cache)
         assert done.returncode == 0, done.stderr
         yield cache
 

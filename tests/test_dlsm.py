@@ -113,18 +113,19 @@ def test_residual_and_derivative_are_of_one_pass(precision):
 
 
 def test_any_classifier_will_do():
-    """One of PyTorch's own layers, attention among them."""
+    """One of PyTorch's own layers, attention and a layer norm among them."""
     torch.manual_seed(0)
 
     class Attentive(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.inward = torch.nn.Linear(4, 8)
+            self.norm = torch.nn.LayerNorm(8)
             self.outward = torch.nn.Linear(8, 3)
 
         def forward(self, x, sigma):
             h = torch.tanh(self.inward(x.flatten(2).unflatten(2, (-1, 4)).flatten(1, 2)))
-            h = F.scaled_dot_product_attention(h, h, h) / sigma[:, None, None]
+            h = self.norm(F.scaled_dot_product_attention(h, h, h) + sigma[:, None, None])
             return self.outward(h.mean(1))
 
     network, x, labels = Attentive().double(), torch.rand(5, 1, 4, 4).double(), torch.arange(5) % 3

@@ -209,6 +209,21 @@ def test_classifier_knows_its_data_set(classifier, digits):
     assert made.name.startswith("classifier-digits-")
 
 
+def test_training_does_not_depend_on_the_threads(digits):
+    """Of which torchrun gives its processes fewer."""
+    allowed, weights = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            network = extractors.train_small_classifier(*digits, "cpu", steps=5)
+            assert torch.get_num_threads() == threads
+            weights.append(network.state_dict())
+    finally:
+        torch.set_num_threads(allowed)
+    for one, two in zip(*(state.values() for state in weights)):
+        assert torch.equal(one, two)
+
+
 def test_classifier_comes_back_from_its_cache(classifier, digits, monkeypatch):
     made, cache = classifier
     images, labels = digits

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from forward_mode import jvp
 
 from models import jacobian
+from models.forward_mode import jvp
 
 torch.manual_seed(0)
 WEIGHTS = [torch.randn(6, 4).double(), torch.randn(4, 6).double()]

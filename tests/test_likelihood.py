@@ -5,7 +5,6 @@ import math
 import golden
 import pytest
 import torch
-from forward_mode import ForwardMode
 from gaussian import GaussianData
 
 import likelihood
@@ -72,14 +71,15 @@ def test_asymmetry_of_a_linear_field(name):
     torch.manual_seed(0)
     A = torch.randn(6, 6)
 
-    def score(x, t):
+    def network(x, sigma):
         return (x.flatten(1) @ A.T).reshape(x.shape)
 
+    sde = sde_lib.VESDE()
     count, slices = 50, 200
     x, z = torch.randn(count, 1, 2, 3), torch.randn(count, 1, 2, 3)
     v = jacobian.rademacher(torch.randn(slices, count, 1, 2, 3))
     asym, nasym = likelihood.asymmetry(
-        ForwardMode(score), sde_lib.VESDE(), x, torch.rand(count), z, v, jacobian.ESTIMATORS[name]
+        Score(network, sde), sde, x, torch.rand(count), z, v, jacobian.ESTIMATORS[name]
     )
     expected = float(0.5 * (A - A.T).square().sum())
     error = float(asym.std()) / count**0.5

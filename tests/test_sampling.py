@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 import sampling
 import sde_lib
-from models.scores import Score
+from models.scores import GuidedScore, Score
 from utils import UserError
 
 
@@ -51,7 +51,7 @@ def test_pc_samples_are_the_published_ones(name):
     if entry["centered"]:
         samples = (samples + 1) / 2
     assert noise.next - entry["noise_seed_first"] == entry["noise_draws"]
-    assert nfe == int(data["nfe"])
+    assert nfe == golden.evaluations(entry, data["nfe"])
     assert (samples - data["samples"]).abs().max() < 1e-3 * data["samples"].std()
 
 
@@ -114,6 +114,52 @@ def test_ode_agrees_with_scipy():
     theirs = scipy.integrate.solve_ivp(field, span, start, rtol=1e-6, atol=1e-6, method="RK45")
     np.testing.assert_allclose(ours.flatten(), theirs.y[:, -1], atol=1e-4)
     assert nfe == pytest.approx(theirs.nfev, rel=0.1)
+
+
+class Spy:
+    """A score that was called `calls` times."""
+
+    def __init__(self, score):
+        self.score = score
+        self.calls = 0
+
+    def __call__(self, x, t):
+        self.calls += 1
+        return self.score(x, t)
+
+
+@pytest.mark.parametrize("corrector", sorted(sampling.CORRECTORS))
+@pytest.mark.parametrize("predictor", sorted(sampling.PREDICTORS))
+def test_pc_counts_what_it_evaluates(predictor, corrector):
+    """N·(n_steps + 1), but nothing for what is `none`."""
+    sde = sde_lib.VESDE(N=5)
+    spy = Spy(GaussianData(mean=0.5, std=0.8, sde=sde).score)
+    sampler = pc_sampler(sde, predictor, corrector, snr=0.1, n_steps=3)
+    _, nfe = sampler(spy, torch.randn(2, 1, 2, 2))
+    assert nfe == spy.calls == 5 * ((predictor != "none") + 3 * (corrector != "none"))
+
+
+def test_ode_counts_what_it_evaluates():
+    """The denoising step too."""
+    sde = sde_lib.VESDE()
+    counts = []
+    for noise_removal in (False, True):
+        spy = Spy(GaussianData(mean=0.5, std=0.8, sde=sde).score)
+        sampler = sampling.ODESampler(sde, 1e-3, 1e-3, noise_removal)
+        _, nfe = sampler(spy, torch.ones(2, 1, 2, 2))
+        assert nfe == spy.calls
+        counts.append(nfe)
+    assert counts[1] == counts[0] + 1
+
+
+def test_a_composed_score_is_one_evaluation():
+    """Guided by a classifier: its gradient and the score of the prior count as one."""
+    sde = sde_lib.VESDE(N=5)
+    spy = Spy(GaussianData(mean=0.5, std=0.8, sde=sde).score)
+    guided = GuidedScore(spy, lambda x, sigma: x.flatten(1), sde, torch.tensor([1]))
+    sampler = pc_sampler(sde, "reverse_diffusion", "langevin", snr=0.1)
+    _, nfe = sampler(guided, torch.randn(2, 1, 2, 2))
+    assert nfe == spy.calls == 10
 
 
 def test_the_last_step():

@@ -4,9 +4,9 @@ import functools
 
 import pytest
 import torch
-from forward_mode import jvp
 
 from models import layers
+from models.forward_mode import jvp
 from models.tangents import NormAct, split_rows
 
 B, TANGENTS = 2, 3

@@ -24,7 +24,7 @@ class ScoreTraining:
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
         self.model = compute.prepare(models.create_model(config), config.compute, device)
-        self.model.checkpoint_activations = config.training.checkpoint_activations
+        models.checkpoint_activations(self.model, config.training.checkpoint_activations)
         self.score = models.create_score(config, self.model, self.sde)
         self.objective = losses.score_objective(config, self.score, self.sde)
 

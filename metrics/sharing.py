@@ -1,0 +1,125 @@
+"""Evaluation in several processes, each on its own batches.
+
+Behind ``torchrun`` the batches are dealt out in turn, so that a network sees in every pass what it
+would see in one process. Files of a batch each process writes itself. What becomes one file the
+first writes, when the others have come so far (`wait`) or have sent it their rows (`collect`);
+numbers it computes and prints alone.
+
+They meet over Gloo, on the CPU. Without torchrun nothing here imports PyTorch, which TF-GAN's
+environment lacks.
+"""
+
+import contextlib
+import functools
+import itertools
+
+from utils import UserError, is_first, rank_and_size
+
+_meetings = itertools.count()
+
+
+def own(items):
+    """What of a sequence is this process's: dealt out in turn, the first item to the first."""
+    rank, size = rank_and_size()
+    return items[rank::size]
+
+
+def wait(**agreed):
+    """Return when all processes have come here.
+
+    Raises:
+        UserError: they have other values of `agreed`; names the first.
+    """
+    _, size = rank_and_size()
+    if size > 1:
+        from distributed import require_agreement
+
+        with _meeting():
+            require_agreement(agreed, group=None)
+
+
+@contextlib.contextmanager
+def first_ahead():
+    """The first process goes through the context alone; the others follow when it is out."""
+    if not is_first():
+        wait()
+    yield
+    if is_first():
+        wait()
+
+
+def first_decides(question, *arguments, **options):
+    """The yes or no of ``question(*arguments, **options)`` in the first process, for all."""
+    rank, size = rank_and_size()
+    answer = rank == 0 and question(*arguments, **options)
+    if size == 1:
+        return answer
+
+    import torch
+    import torch.distributed as dist
+
+    decided = torch.tensor(int(answer))
+    with _meeting():
+        dist.broadcast(decided, 0)
+    return bool(decided)
+
+
+def collect(arrays, parts):
+    """Bring rows of NumPy `arrays` together in the first process's.
+
+    `parts` are slices of the rows, of which each process has filled its `own`.
+    """
+    rank, size = rank_and_size()
+    if size == 1:
+        return
+
+    import torch
+    import torch.distributed as dist
+
+    with _meeting():
+        for number, rows in enumerate(parts):
+            owner = number % size
+            for array in arrays if owner else ():
+                if rank == 0:
+                    dist.recv(torch.from_numpy(array[rows]), owner)
+                elif rank == owner:
+                    dist.send(torch.from_numpy(array[rows]), 0)
+
+
+@contextlib.contextmanager
+def _meeting():
+    """Within the context the processes speak to each other; they leave it together.
+
+    Raises:
+        UserError: one of them has ended meanwhile.
+    """
+    import torch.distributed as dist
+
+    from distributed import PATIENCE
+
+    rank, size = rank_and_size()
+    # The store keeps the addresses of every meeting; those of an earlier one are no use.
+    store = dist.PrefixStore(f"meeting {next(_meetings)}", _store())
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    try:
+        yield
+        dist.barrier()
+    except RuntimeError:  # Gloo's; it names an address, and nothing that would help
+        raise UserError(
+            f"Process {rank} waited for another one, which has ended. Look at what that one said, "
+            "and start them again: what is written is kept."
+        ) from None
+    finally:
+        dist.destroy_process_group()
+
+
+@functools.cache
+def _store():
+    """Where the processes find each other, kept open between their meetings."""
+    import torch.distributed as dist
+
+    from distributed import PATIENCE
+
+    store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store.set_timeout(PATIENCE)
+    return store

@@ -1,0 +1,180 @@
+"""A transformer on the patches of an image (Peebles and Xie, "Scalable Diffusion Models with
+Transformers", ICCV 2023), as a score network of the VE SDE.
+
+It is a plain module: PyTorch's forward mode pushes directions through it (`models.forward_mode`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import layers
+from utils import UserError, take
+
+LARGEST = {"patch_size": 256, "width": 8192, "depth": 200, "heads": 128, "mlp_ratio": 32}
+
+
+class Transformer(nn.Module):
+    """Scores (B, C, H, W) of images x (B, C, H, W) at noise levels σ (B,).
+
+    With u the images in [−1, 1] and σ the noise there, s = −u/(1 + σ²) + F/(σ√(1 + σ²)): the score
+    of a standard normal distribution under the noise, and what F(u/√(1 + σ²), σ) adds to it (the
+    preconditioning of Karras et al., NeurIPS 2022, table 1, as a score). F cuts its input into
+    patches of p×p pixels, N = (H/p)·(W/p) tokens (B, N, width), which `depth` blocks transform, and
+    puts them together again. At first it is zero.
+
+    Args:
+        image_size: height and width.
+        channels: image channels.
+        centered: whether the images are in [−1, 1] already, not in [0, 1].
+        patch_size: p.
+        width: of tokens and of the noise embedding.
+        depth: number of blocks.
+        heads: of attention, in each block.
+        mlp_ratio: hidden features of a block's perceptron for each of a token.
+        dropout: probability, of a block's two updates.
+        fourier_scale: of the random frequencies that log σ is embedded by.
+
+    Raises:
+        UserError: a number is out of range, or patches or heads leave something over.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size,
+        channels,
+        centered,
+        patch_size,
+        width,
+        depth,
+        heads,
+        mlp_ratio,
+        dropout,
+        fourier_scale,
+    ):
+        super().__init__()
+        _require_divisible("config.data.image_size", image_size, "patch_size", patch_size)
+        _require_divisible("config.model.width", width, "heads", heads)
+        _require_divisible("config.model.width", width, "2, for sines and cosines,", 2)
+        self.centered, self.patch_size = centered, patch_size
+        self.patches = layers.Conv2d(channels, width, patch_size, stride=patch_size)
+        self.positions = nn.Parameter(0.02 * torch.randn((image_size // patch_size) ** 2, width))
+        self.fourier = layers.GaussianFourierProjection(width // 2, fourier_scale)
+        self.embed = nn.Sequential(
+            layers.Linear(width, width), nn.SiLU(), layers.Linear(width, width), nn.SiLU()
+        )
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio * width, dropout) for _ in range(depth)
+        )
+        self.norm = AdaptiveNorm(width)
+        self.head = zero_linear(width, channels * patch_size**2)
+
+    @classmethod
+    def from_config(cls, config):
+        """The network that ``config.model`` and ``config.data`` describe.
+
+        Raises:
+            UserError: an option is missing or out of range, or the SDE is not the continuous VE.
+        """
+        training, data = config.training, config.data
+        if training.sde != "vesde" or not training.continuous:
+            raise UserError(
+                "The model transformer takes noise levels of the continuous VE SDE; set "
+                "config.training.sde to vesde and config.training.continuous to True."
+            )
+        options = take(config.model, [*LARGEST, "dropout", "fourier_scale"])
+        for name, most in LARGEST.items():
+            if not 1 <= options[name] <= most:
+                raise UserError(
+                    f"config.model.{name} is {options[name]}; expected a whole number from 1 to "
+                    f"{most}."
+                )
+        return cls(
+            image_size=data.image_size,
+            channels=data.num_channels,
+            centered=data.centered,
+            **options,
+        )
+
+    def forward(self, x, sigma):
+        noise = self.embed(self.fourier(torch.log(sigma)).to(self.positions.dtype))
+        sigma = sigma.to(x.dtype)[:, None, None, None]
+        u, sigma, unit = (x, sigma, 1) if self.centered else (2 * x - 1, 2 * sigma, 2)
+        scale = torch.rsqrt(1 + sigma**2)
+        h = self.patches(u * scale)
+        rows, columns = h.shape[2:]
+        tokens = h.flatten(2).mT + self.positions
+        for block in self.blocks:
+            tokens = block(tokens, noise)
+        h = self.head(self.norm(tokens, noise)).mT.unflatten(2, (rows, columns))
+        added = F.pixel_shuffle(h, self.patch_size).to(x.dtype)
+        return unit * scale * (added / sigma - scale * u)
+
+
+class AdaptiveNorm(nn.Module):
+    """(1 + a)·n + b of tokens (B, N, width) normalised to n, a and b linear in a noise embedding.
+
+    At first they are zero. The embedding is (B, width).
+    """
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = zero_linear(width, 2 * width)
+
+    def forward(self, tokens, noise):
+        scale, shift = self.modulation(noise)[:, None].chunk(2, dim=2)
+        return self.norm(tokens) * (1 + scale) + shift
+
+
+class Block(nn.Module):
+    """Tokens (B, N, width) after attention and a perceptron; both updates go through a gate.
+
+    The gates are linear in the noise embedding (B, width), and zero at first: the block is then
+    the identity ("adaLN-Zero").
+    """
+
+    def __init__(self, width, heads, hidden, dropout):
+        super().__init__()
+        self.norm_1 = AdaptiveNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm_2 = AdaptiveNorm(width)
+        self.perceptron = nn.Sequential(
+            layers.Linear(width, hidden), nn.GELU(), layers.Linear(hidden, width)
+        )
+        self.gates = zero_linear(width, 2 * width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens, noise):
+        first, second = self.gates(noise)[:, None].chunk(2, dim=2)
+        tokens = tokens + first * self.dropout(self.attention(self.norm_1(tokens, noise)))
+        return tokens + second * self.dropout(self.perceptron(self.norm_2(tokens, noise)))
+
+
+class Attention(nn.Module):
+    """Self-attention of tokens (B, N, width) with several heads."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.queries_keys_values = layers.Linear(width, 3 * width)
+        self.out = layers.Linear(width, width)
+
+    def forward(self, tokens):
+        parts = self.queries_keys_values(tokens).chunk(3, dim=2)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def zero_linear(features_in, features_out):
+    """A linear layer that gives zero at first."""
+    linear = nn.Linear(features_in, features_out)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _require_divisible(name, value, of, divisor):
+    if value % divisor:
+        raise UserError(f"{name} is {value}; expected a multiple of {of} {divisor}.")

@@ -1,0 +1,86 @@
+"""The samplers by name, and one of them with a grid as the commands use it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import torch
+
+from samplers.denoisers import Counted
+from samplers.deterministic import deis, dpmpp_2m, dpmpp_3m, euler, heun, no_callback, unipc
+from samplers.stochastic import RestartInterval, churn, dpmpp_2m_sde, restart
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A sampler and what is known of it; the costs are for grids that end with 0.
+
+    Attributes:
+        function: the sampler, see `deterministic`.
+        order: of its convergence as σ's steps become small; without its noise, if it adds any.
+        evaluations: of the denoiser in each step but the last, which needs one.
+        stochastic: whether it adds noise.
+        intervals: its restarts.
+    """
+
+    function: Callable
+    order: int
+    evaluations: int = 1
+    stochastic: bool = False
+    intervals: tuple[RestartInterval, ...] = ()
+
+    def steps(self, count):
+        """How often the callback is called on a grid of `count` steps: restarts add theirs."""
+        return count + sum(each.steps * each.repeats for each in self.intervals)
+
+    def nfe(self, count):
+        """Evaluations of the denoiser on a grid of `count` steps."""
+        return self.evaluations * (self.steps(count) - 1) + 1
+
+
+def restarted(method, *intervals):
+    """The Method that adds restarts to another."""
+    function = functools.partial(restart, sampler=method.function, intervals=intervals)
+    return dataclasses.replace(method, function=function, stochastic=True, intervals=intervals)
+
+
+HEUN = Method(heun, order=2, evaluations=2)
+
+SAMPLERS = {
+    "euler": Method(euler, order=1),
+    "heun": HEUN,
+    "deis": Method(deis, order=4),
+    "dpmpp_2m": Method(dpmpp_2m, order=2),
+    "dpmpp_3m": Method(dpmpp_3m, order=3),
+    "unipc": Method(unipc, order=4),
+    "churn": Method(churn, order=2, evaluations=2, stochastic=True),
+    "dpmpp_2m_sde": Method(dpmpp_2m_sde, order=2, stochastic=True),
+    "restart": restarted(HEUN, RestartInterval(0.06, 0.3, steps=2, repeats=10)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FastSampler:
+    """A method on a grid `sigmas`, called as the samplers of sampling.py are.
+
+    It takes a denoiser where they take a score.
+    """
+
+    method: Method
+    sigmas: list[float]
+
+    @property
+    def steps(self):
+        """How often the callback is called."""
+        return self.method.steps(len(self.sigmas) - 1)
+
+    @torch.no_grad()
+    def __call__(self, denoiser, latents, randn_like=torch.randn_like, callback=None):
+        """Samples, shaped as the standard normal `latents` (B, ...), and the NFE.
+
+        Between the evaluations x is float64, in which neither σ = 50 nor small steps round.
+        """
+        counted = Counted(denoiser)
+        x = latents.double() * self.sigmas[0]
+        x = self.method.function(counted, x, self.sigmas, randn_like, callback or no_callback)
+        return x.to(latents.dtype), counted.nfe

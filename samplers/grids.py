@@ -1,0 +1,47 @@
+"""Grids of noise levels: `steps` descending positive floats and 0, so that the last step denoises.
+
+A noise level σ is the ratio std/scale of x_t = scale·x + std·z, so that x_t/scale is data with
+noise of this scale under every SDE (`SDE.noise_level`). Grids are lists of floats on the host:
+samplers decide by them without waiting for a device.
+"""
+
+from utils import UserError, require_positive
+
+
+def karras(sigma_min, sigma_max, steps, rho=7.0):
+    """σ^(1/ρ) in equal steps from σmax to σmin (Karras et al. 2022, eq. 5), and 0."""
+    _check(sigma_min, sigma_max, steps)
+    first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return [(first + part * (last - first)) ** rho for part in _parts(steps)] + [0.0]
+
+
+def geometric(sigma_min, sigma_max, steps):
+    """σ in equal ratios from σmax to σmin, and 0.
+
+    Uniform in the log-SNR, log(scale²/std²) = −2 log σ, for every SDE; for VE uniform in t too.
+    """
+    _check(sigma_min, sigma_max, steps)
+    return [sigma_max * (sigma_min / sigma_max) ** part for part in _parts(steps)] + [0.0]
+
+
+GRIDS = {"karras": karras, "geometric": geometric, "log_snr": geometric}
+"""Name -> grid; equal ratios and equal steps of the log-SNR are the same."""
+
+
+def of_sde(sde, steps, grid=karras):
+    """The `grid` of so many steps from the SDE's noise level at T to the one at sampling_eps."""
+    return grid(sde.noise_level(sde.sampling_eps), sde.noise_level(sde.T), steps)
+
+
+def _parts(steps):
+    """0 to 1 in `steps` equidistant floats."""
+    return [i / max(steps - 1, 1) for i in range(steps)]
+
+
+def _check(sigma_min, sigma_max, steps):
+    require_positive(steps, "The number of steps")
+    if not 0 < sigma_min < sigma_max:
+        raise UserError(
+            f"The noise levels {sigma_max} to {sigma_min} make no grid; expected the larger one "
+            "first and both above 0."
+        )

@@ -1,0 +1,52 @@
+"""All evaluations that processes share out among themselves, of the tiny configurations.
+
+Apart from the tests, so that processes have little to import.
+"""
+
+import functools
+import types
+
+import tiny
+import tiny_classifier
+
+import run_lib_evaluation
+from metrics import extractors, feature_sets
+
+ASKED_FOR = "calculate read encode encode_dataset stat latent fidis prdc nfe"
+
+
+def brief_features():
+    """Train the classifier of features for three steps only: it need not be good."""
+    extractors.train_small_classifier = functools.partial(
+        extractors.train_small_classifier, steps=3
+    )
+
+
+def score_config():
+    return tiny.config(
+        "cache",
+        eval__batch_size=150,
+        eval__noise_levels=2,
+        eval__total_repeat=2,
+        eval__atol=0.5,
+        eval__rtol=0.5,
+    )
+
+
+def evaluate():
+    """Of the run W: all that is shared, and in the same commands what comes after it."""
+    flags = types.SimpleNamespace(
+        workdir="W", ema=False, dataset_stat=None, mode="full", backend="ours"
+    )
+    vars(flags).update(dict.fromkeys(ASKED_FOR.split(), True))
+    for flags.metric in ("nll", "asym"):
+        run_lib_evaluation.score_metric(score_config(), flags)
+    run_lib_evaluation.sample_metrics_of(score_config(), flags)
+    flags.mode, flags.prdc = "class", False
+    config = tiny_classifier.config("guided", "cache", eval__batch_size=40)
+    run_lib_evaluation.class_sample_metrics(config, flags)
+
+
+def encode_again():
+    """Encode samples whose features stand."""
+    feature_sets.encode_samples(score_config(), "W")

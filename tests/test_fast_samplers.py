@@ -1,0 +1,294 @@
+"""Fast samplers: order of convergence, distributions, costs, and what a seed per image promises."""
+
+import functools
+import math
+
+import golden
+import mixture
+import numpy as np
+import pytest
+import scipy.integrate
+import torch
+from mixture import each_problem, each_sde
+
+from models.scores import Score
+from samplers import grids
+from samplers.denoisers import Denoiser
+from samplers.fast import SAMPLERS, FastSampler, restarted
+from samplers.noise import PerImageNoise
+from samplers.stochastic import RestartInterval, churn, dpmpp_2m_sde, restart
+from sde_lib import VESDE
+from utils import UserError
+
+SOLVERS = sorted(name for name, method in SAMPLERS.items() if not method.stochastic)
+
+
+# ---------------------------------------------------------------- convergence
+
+FIRST, LAST = 50.0, 0.02
+
+
+def exact_flow(denoiser, x):
+    """x at LAST from x at FIRST along the probability flow, by SciPy in log σ."""
+
+    def field(log_sigma, y):
+        y = torch.from_numpy(y).reshape(x.shape)
+        return (y - denoiser(y, math.exp(log_sigma))).flatten().numpy()
+
+    span, start = (math.log(FIRST), math.log(LAST)), x.flatten().numpy()
+    solution = scipy.integrate.solve_ivp(field, span, start, "DOP853", rtol=1e-9, atol=1e-9)
+    return torch.from_numpy(solution.y[:, -1]).reshape(x.shape)
+
+
+@functools.cache
+def solved(problem, sde):
+    """A mixture's denoiser, a start, and the exact end of its flow."""
+    data = problem(sde).wider(3.0)  # whose flow turns so slowly that a few steps show the order
+    start = FIRST * data.noise(6)
+    return data.denoiser(), start, exact_flow(data.denoiser(), start)
+
+
+@each_sde
+@each_problem
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_converge_at_their_order(name, problem, sde):
+    denoiser, start, end = solved(problem, sde)
+    method = SAMPLERS[name]
+    steps = np.array([20, 40, 80] if method.order < 3 else [60, 120, 240])
+    errors = []
+    for count in steps.tolist():
+        sigmas = grids.karras(LAST, FIRST, count + 1)[:-1]
+        errors.append(float((method.function(denoiser, start, sigmas) - end).norm()))
+    slope, _ = np.polyfit(np.log(steps), np.log(errors), 1)
+    assert -slope == pytest.approx(method.order, abs=0.2)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_find_the_flow_of_a_gaussian(name):
+    """(x − mean) along each axis of C goes as √(variance + σ²), and then D is taken."""
+    data = mixture.points(VESDE()).first()
+    mean, (variances, axes) = data.means[0], data.principal
+    start = mean + FIRST * data.noise(5)
+    sigmas = grids.karras(LAST, FIRST, 200)
+    ratio = torch.sqrt((variances + LAST**2) / (variances + FIRST**2))
+    shrunk = ratio * variances / (variances + LAST**2)
+    exact = mean + (start - mean) @ axes * shrunk @ axes.T
+    error = (SAMPLERS[name].function(data.denoiser(), start, sigmas) - exact).norm()
+    assert error < {1: 3e-2, 2: 3e-4}.get(SAMPLERS[name].order, 1e-5) * exact.norm()
+
+
+# ---------------------------------------------------------------- distributions
+
+INTERVALS = RestartInterval(0.1, 1.0, 10, 2), RestartInterval(1.0, 5.0, 6, 2)
+
+STOCHASTIC = {
+    "churn": functools.partial(churn, s_churn=20.0, s_tmin=0.02, s_tmax=10.0, s_noise=1.0),
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "restart": functools.partial(restart, intervals=INTERVALS),
+    "restart_unipc": restarted(SAMPLERS["unipc"], *INTERVALS).function,
+}
+
+
+def drawn(name, data, count, steps, seed):
+    """Samples (count, n) of a mixture."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn_like(x):
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    sigmas = grids.karras(0.01, 20.0, steps)
+    x = sigmas[0] * data.noise(count, seed + 1)
+    return STOCHASTIC[name](data.denoiser(), x, sigmas, randn_like)
+
+
+def surprise(errors):
+    """Σ errors², of standard normal errors, less its mean and over its standard deviation."""
+    return (errors.square().sum() - errors.numel()) / math.sqrt(2 * errors.numel())
+
+
+@each_sde
+@each_problem
+@pytest.mark.parametrize("name", sorted(STOCHASTIC))
+def test_stochastic_samplers_draw_the_gaussian(name, problem, sde):
+    """All elements of the whitened mean, and of the covariance, in their standard errors."""
+    count, data = 1000, problem(sde).first()
+    root = torch.linalg.cholesky(data.covariance)
+    off = (drawn(name, data, count, steps=120, seed=2) - data.means).flatten(1)
+    white = torch.linalg.solve_triangular(root, off.T, upper=False)
+    assert surprise(white.mean(1) * math.sqrt(count)) < 3
+    identity = torch.eye(len(white), dtype=torch.float64)
+    errors = (torch.cov(white) - identity) / torch.sqrt((1 + identity) / count)
+    assert surprise(errors[torch.triu(torch.ones_like(errors)) > 0]) < 3
+
+
+@each_sde
+@each_problem
+@pytest.mark.parametrize("name", sorted(STOCHASTIC))
+def test_stochastic_samplers_draw_components_by_their_weights(name, problem, sde):
+    count, data = 1000, problem(sde)
+    component = data.nearest(drawn(name, data, count, steps=40, seed=5))
+    share = torch.bincount(component, minlength=len(data.weights)) / count
+    error = torch.sqrt(data.weights * (1 - data.weights) / count)
+    assert ((share - data.weights).abs() < 3 * error).all()
+
+
+def test_restarts_forget_and_no_restart_changes_nothing():
+    data = mixture.points(VESDE())
+    start, sigmas = FIRST * data.noise(5), grids.karras(LAST, FIRST, 12)
+    plain = SAMPLERS["dpmpp_2m"].function(data.denoiser(), start, sigmas)
+
+    def restarted_with(*intervals):
+        method = restarted(SAMPLERS["dpmpp_2m"], *intervals)
+        return method.function(data.denoiser(), start, sigmas)
+
+    assert torch.equal(restarted_with(), plain)
+    assert (restarted_with(RestartInterval(0.1, 20.0, 10, 1)) - plain).norm() > 0.1
+
+
+def test_a_noise_scale_of_its_own():
+    """s_noise scales churn's noise; outside of [s_tmin, s_tmax] nothing is drawn."""
+    data = mixture.points(VESDE())
+    start, sigmas = FIRST * data.noise(5), grids.karras(LAST, FIRST, 12)
+    heun = SAMPLERS["heun"].function(data.denoiser(), start, sigmas)
+    silent = churn(data.denoiser(), start, sigmas, torch.zeros_like, s_tmax=FIRST)
+    muted = churn(data.denoiser(), start, sigmas, torch.ones_like, s_tmax=FIRST, s_noise=0.0)
+    assert torch.equal(silent, muted)
+    assert not torch.equal(silent, heun)
+    assert torch.equal(churn(data.denoiser(), start, sigmas, s_tmin=100.0, s_tmax=200.0), heun)
+    assert torch.equal(churn(data.denoiser(), start, sigmas, s_churn=0.0), heun)
+
+
+@pytest.mark.parametrize(
+    "interval",
+    [
+        RestartInterval(0.06, 60.0, 2, 1),  # beyond the grid's first level
+        RestartInterval(5.0, 5.1, 2, 1),  # no level of the grid is so near below
+    ],
+)
+def test_restarts_that_do_not_fit_get_a_sentence(interval):
+    data = mixture.points(VESDE())
+    sigmas = grids.karras(LAST, FIRST, 4)
+    with pytest.raises(UserError, match=r"A restart to the noise level .* does not fit a grid"):
+        restart(data.denoiser(), FIRST * data.noise(2), sigmas, intervals=(interval,))
+
+
+# ---------------------------------------------------------------- costs
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 18])
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_evaluations_and_callbacks_are_counted(name, count):
+    if name == "restart" and count < 7:
+        pytest.skip("its interval does not fit so coarse a grid")
+    data = mixture.points(VESDE())
+    sampler = FastSampler(SAMPLERS[name], grids.karras(LAST, FIRST, count))
+    asked, calls = [], []
+
+    def denoiser(x, sigma):
+        asked.append(sigma)
+        return data.denoiser()(x, sigma)
+
+    _, nfe = sampler(denoiser, data.noise(3), callback=lambda: calls.append(1))
+    assert nfe == len(asked) == SAMPLERS[name].nfe(count)
+    assert len(calls) == sampler.steps
+    assert all(type(sigma) is float and sigma > 0 for sigma in asked)
+
+
+def test_the_published_costs():
+    """35 evaluations for 18 steps of Heun (Karras et al.), 75 with restarts (Xu et al.)."""
+    assert SAMPLERS["heun"].nfe(18) == SAMPLERS["churn"].nfe(18) == 35
+    assert SAMPLERS["restart"].nfe(18) == 75
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_the_last_step_denoises(name):
+    """A denoiser that knows the answer gives it, from any x."""
+    sampler = FastSampler(SAMPLERS[name], grids.karras(LAST, FIRST, 9))
+    samples, _ = sampler(lambda x, sigma: torch.full_like(x, 0.25), torch.randn(3, 2, 4, 4))
+    assert samples.dtype == torch.float32
+    torch.testing.assert_close(samples, torch.full((3, 2, 4, 4), 0.25))
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_no_sampler_waits_for_the_device(name):
+    """Meta tensors hold no values, so reading one on the host would fail."""
+    sampler = FastSampler(SAMPLERS[name], grids.of_sde(mixture.SDES[1], 9))
+    denoiser = Denoiser(lambda x, t: -x, mixture.SDES[1])
+    samples, _ = sampler(denoiser, torch.empty(3, 2, 4, 4, device="meta"))
+    assert samples.shape == (3, 2, 4, 4)
+
+
+def test_samples_of_a_network_that_asks_for_gradients_have_no_graph():
+    weight = torch.ones(1, requires_grad=True)
+    for method in SAMPLERS.values():
+        sigmas = grids.karras(LAST, FIRST, 9)
+        assert not method.function(lambda x, s: weight * x, torch.ones(2, 3), sigmas).requires_grad
+
+
+# ---------------------------------------------------------------- a seed per image
+
+
+def draw_in_batches(name, denoiser, shape, batch_size, total=50):
+    """`total` samples of FastSampler, so many at a time, with PerImageNoise."""
+    sampler = FastSampler(SAMPLERS[name], grids.karras(LAST, FIRST, 9))
+    batches = []
+    for first in range(0, total, batch_size):
+        images = range(first, min(first + batch_size, total))
+        noise = PerImageNoise("cpu", images, "test", 7)
+        latents = noise.randn((len(images), *shape))
+        batches.append(sampler(denoiser, latents, noise.randn_like)[0])
+    return torch.cat(batches)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_batch_size_changes_no_sample(name):
+    """Byte for byte, where the score treats images one by one."""
+    denoiser = Denoiser(lambda x, t: -x / (1 + t[0]), VESDE())
+    alone, sevens, once = (draw_in_batches(name, denoiser, (1, 4, 4), bs) for bs in (1, 7, 50))
+    assert torch.equal(alone, sevens)
+    assert torch.equal(alone, once)
+    assert len(alone.unique(dim=0)) == 50
+
+
+def test_batch_size_changes_no_sample_of_a_network():
+    """Equal after quantisation in 99.9 % of the pixels: convolutions round by batch size."""
+    entry = golden.manifest("qc")["loss_dsm"]
+    denoiser = Denoiser(Score(golden.network(entry["model"]), VESDE()), VESDE())
+    shape = golden.arrays("loss_dsm")["x"].shape[1:]
+    one, all_at_once = (
+        (draw_in_batches("dpmpp_2m_sde", denoiser, shape, bs, total=4).clamp(0, 1) * 255).to(
+            torch.uint8
+        )
+        for bs in (1, 4)
+    )
+    assert (one == all_at_once).double().mean() >= 0.999
+
+
+def test_noise_belongs_to_an_image_and_a_draw():
+    def noise(images, *stream):
+        source = PerImageNoise("cpu", images, *stream)
+        like = torch.empty(len(images), 2, 3, dtype=torch.float64)
+        return [source.randn((len(images), 2, 3)), source.randn_like(like), source.randn_like(like)]
+
+    every = noise(range(10), "test", 1)
+    for draw, some in zip(every, noise([8, 3], "test", 1)):
+        assert torch.equal(some, draw[[8, 3]])
+    assert every[1].dtype == torch.float64
+    values = torch.cat([d.double().flatten() for d in every])
+    assert len(values.unique()) == 180
+    assert not torch.equal(every[0], noise(range(10), "test", 2)[0])
+    assert not torch.equal(every[0], noise(range(10), "other", 1)[0])
+
+
+def test_noise_is_standard_normal():
+    values = PerImageNoise("cpu", range(100), "test").randn((100, 1000)).double()
+    assert abs(values.mean()) < 3 / 1e5**0.5
+    assert abs(values.var() - 1) < 3 * (2 / 1e5) ** 0.5
+    # Nor do images follow each other.
+    correlation = torch.corrcoef(values)
+    assert (correlation - torch.eye(100)).abs().max() < 5 / 1000**0.5
+
+
+def test_noise_for_another_number_of_images_is_a_mistake():
+    with pytest.raises(ValueError, match="zip"):
+        PerImageNoise("cpu", range(3), "test").randn((4, 2))

@@ -1,0 +1,148 @@
+"""Evaluation by several processes: the files and numbers of one, and no waiting for the dead."""
+
+import contextlib
+import io
+import shutil
+import subprocess
+import sys
+
+import evaluations
+import pytest
+import tiny
+import torch
+from drawn import draw
+from faults import tree
+from test_distributed import free_ports, torchrun
+
+import run_lib
+from metrics import extractors, nll_and_asym, sharing
+from storage.workdir import Workdir
+from utils import UserError
+
+# In the end one process fails for which the others wait.
+SCRIPT = """
+import os, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import evaluations
+from metrics import sharing
+from utils import UserError
+evaluations.brief_features()
+evaluations.evaluate()
+evaluations.encode_again()
+print("evaluated")
+try:
+    sharing.wait(rank=int(os.environ["RANK"]))
+except UserError as error:
+    print(error, flush=True)
+if os.environ["RANK"] == "1":
+    sys.exit(7)
+sharing.wait()
+print("unreachable")
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A directory with a score model in the run W, and samples of both kinds."""
+    here = tmp_path_factory.mktemp("sharing")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        run_lib.train(tiny.config("cache", training__n_iters=2), "W")
+        draw(Workdir("W").root / "eval_sampling", 3, 30, 3, shape=(8, 8, 1))
+        draw(Workdir("W").root / "eval_samples", 10, 30, 2, shape=(8, 8, 1))
+    return here
+
+
+@pytest.fixture(scope="module")
+def alone(base, tmp_path_factory):
+    """The files of one process, and the lines that it printed."""
+    here = tmp_path_factory.mktemp("alone") / "here"
+    shutil.copytree(base, here)
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.chdir(here)
+        patch.setattr(extractors, "train_small_classifier", extractors.train_small_classifier)
+        evaluations.brief_features()
+        evaluations.evaluate()
+    return tree(here), [line for line in said.getvalue().splitlines() if not dated(line)]
+
+
+def dated(line):
+    """Whether it is one of the log."""
+    return line.startswith("20")
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, processes):
+    """Bits/dim, asymmetries, features, the network that these are of, and metrics of all."""
+    here = tmp_path / "here"
+    shutil.copytree(base, here)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests")))
+    done = torchrun(script, cwd=here, processes=processes)
+    said = done.stdout + done.stderr
+    assert done.stdout.count("evaluated") == processes, said
+    expected, printed = alone
+    found = tree(here)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+    # The first alone prints and logs.
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line in printed] == printed
+    for text, count in (("Wrote", 6), ("generated_stat.npz stands", 1)):
+        assert sum(text in line for line in lines if dated(line)) == count, said
+    # Then one ends, and torchrun ends the others.
+    assert done.stdout.count("The processes disagree: rank is 0 in the first and 1 in") == processes
+    assert "exitcode  : 7" in done.stderr
+    assert "unreachable" not in done.stdout
+
+
+def test_items_are_dealt_out_in_turn(monkeypatch):
+    assert sharing.own([3, 4, 5]) == [3, 4, 5]
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    shares = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        shares.append(list(sharing.own(range(7))))
+    assert shares == [[0, 3, 6], [1, 4], [2, 5]]
+
+
+def test_a_process_that_loses_another_says_so(monkeypatch):
+    """What Gloo raises then means nothing to a user."""
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_ports(1)[0]}
+    for name, value in {**place, "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sharing, "_store", sharing._store.__wrapped__)
+    said = "Process 0 waited for another one, which has ended"
+    with pytest.raises(UserError, match=said), sharing._meeting():
+        raise RuntimeError("Connection reset by peer")
+    assert not torch.distributed.is_initialized()
+
+
+def test_the_first_alone_shows_bars(monkeypatch):
+    assert not nll_and_asym.progress_bar(3, "NLL").disable
+    monkeypatch.setenv("RANK", "1")
+    assert nll_and_asym.progress_bar(3, "NLL").disable
+
+
+def test_one_process_needs_no_pytorch():
+    """As in TF-GAN's environment."""
+    code = """
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from metrics import extractors, feature_sets, sharing
+sharing.wait(features="means")
+with sharing.first_ahead():
+    assert sharing.first_decides(lambda: True)
+class Means:
+    name, pool_width, logit_width = "means", 1, 1
+    def __call__(self, images):
+        return [images.mean(axis=(1, 2, 3))[:, None]] * 2
+pool, _ = extractors.extract_together(Means(), [np.full((2, 4, 4, 3), 7, np.uint8)], count=2)
+assert pool.tolist() == [[7], [7]]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

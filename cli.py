@@ -40,6 +40,17 @@ def override(config, **values):
         config[section][field] = value
 
 
+def sampling_method(ode, sampler):
+    """The sampling method that ``--ode`` and ``--sampler`` ask for; None: the configuration's.
+
+    Raises:
+        UserError: they ask for different ones.
+    """
+    if ode and sampler not in (None, "ode"):
+        raise UserError(f"--ode and --sampler {sampler} ask for two samplers; give one of them.")
+    return "ode" if ode else sampler
+
+
 def make_deterministic():
     """Let PyTorch use deterministic algorithms only."""
     import os

@@ -12,6 +12,7 @@ import io
 import itertools
 import logging
 import pathlib
+import re
 
 import numpy as np
 from absl import flags
@@ -27,6 +28,9 @@ TEMPLATES = pathlib.Path(__file__).parent / "templates"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
 COLUMNS, ROWS = 10, 10  # of a sample grid
 CLASSES = 100  # rows of a grid with a row per class
+
+# Entries of metrics.json that are about samples: a metric, over classes or not, and the sampler.
+ENTRY = re.compile(r"(?:fid_is|[a-z]+)(_class)?(?:_(.+))?")
 
 # What the values in metrics.json are called; an arrow says which way is better.
 LABELS = {
@@ -121,12 +125,13 @@ def read_asymmetry(place):
 def sample_pictures(place):
     """Grids of the samples drawn for evaluation, else of the last ones drawn in training."""
     pictures = []
-    for ode, sampler in ((False, "PC"), (True, "ODE")):
-        images = first_images(place.division(0, ode).parent, COLUMNS * ROWS)
+    for method in place.methods():
+        sampler = method.upper() if method in ("pc", "ode") else method
+        images = first_images(place.division(0, method).parent, COLUMNS * ROWS)
         if images:
             grid = np.concatenate(list(images.values()))[: COLUMNS * ROWS]
             pictures.append(grid_picture(f"{sampler} samples", grid))
-        classes = first_images(place.class_samples(0, ode).parent, COLUMNS)
+        classes = first_images(place.class_samples(0, method).parent, COLUMNS)
         if classes:
             title = f"{sampler} samples by class, a row for each of {labels(classes)}"
             rows = [padded(images) for images in list(classes.values())[:CLASSES]]
@@ -260,8 +265,9 @@ def group_of(entry):
         return "Asymmetry"
     if entry.startswith("cas_"):
         return f"Classification accuracy score, {entry.removeprefix('cas_')}"
-    samples = "ODE samples" if entry.endswith("_ode") else "Samples"
-    return f"{samples}, mean over classes" if "_class" in entry else samples
+    by_class, method = ENTRY.fullmatch(entry).groups()
+    samples = {None: "Samples", "ode": "ODE samples"}.get(method, f"{method} samples")
+    return f"{samples}, mean over classes" if by_class else samples
 
 
 def settings_of(run):

@@ -43,6 +43,7 @@ def define_flags(metric=None):
     flags.DEFINE_bool("prdc", False, "Precision, recall, density and coverage.")
     flags.DEFINE_bool("nfe", False, "Print the mean NFE of the samples.")
     flags.DEFINE_bool("ode", False, "Evaluate the ODE samples.")
+    flags.DEFINE_string("sampler", None, "Evaluate the samples of this sampler; else the config's.")
     flags.DEFINE_enum("mode", "full", MODES, "Over all samples, or class by class.")
     flags.DEFINE_enum("backend", "ours", BACKENDS, "Who computes --fidis or --prdc.")
     flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
@@ -61,7 +62,7 @@ def main():
         eval__atol=FLAGS.atol,
         eval__rtol=FLAGS.rtol,
         loss__slices=FLAGS.slices,
-        sampling__method="ode" if FLAGS.ode else None,
+        sampling__method=cli.sampling_method(FLAGS.ode, FLAGS.sampler),
     )
     ranges.check(config)
     of_score = FLAGS.calculate or FLAGS.read

@@ -37,64 +37,106 @@ from utils import (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """`count` images of a folder, written to one file: its `number`, and that of the first one."""
+
+    number: int
+    first: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A sampler and what its samples are made with."""
+
+    config: object
+    place: Workdir
+    device: torch.device
+    sde: sde_lib.SDE
+    sampler: object
+
+    @classmethod
+    def check(cls, config, workdir):
+        """Whatever can be checked before a checkpoint is read.
+
+        Raises:
+            UserError: something that was asked for does not exist or does not fit.
+        """
+        ranges.check(config)
+        device = get_device(config.device)
+        place = Workdir(workdir)
+        place.check()
+        sde = sde_lib.from_config(config)
+        return cls(config, place, device, sde, sampling.from_config(config.sampling, sde))
+
+    def open(self):
+        """Make the workdir and its log."""
+        self.place.create()
+        log_to(self.place.log_file)
+
+    def provenance(self, **weights):
+        """What all files of the drawing have in common."""
+        return {
+            **weights,
+            "config": config_hash(self.config),
+            "sampling": sampling.settings(self.config.sampling),
+            "sde": repr(self.sde),
+            "seed": self.config.seed,
+        }
+
+
 def sample(config, workdir, division_idx=None):
     """Draw one division of ``config.eval.num_samples`` samples, or all of them in order.
 
     A round of ``config.eval.batch_size`` samples is written when it is whole; a round that is
-    already there is kept. The noise of a round depends on (seed, division, round) alone.
+    already there is kept. Noise depends on (seed, division, round) alone, or for the samplers that
+    are neither pc nor ode on (seed, number of the image).
 
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    ranges.check(config)
-    evaluation = config.eval
+    drawing = Drawing.check(config, workdir)
+    evaluation, method = config.eval, config.sampling.method
+    if config.sampling.guidance_interval:
+        raise UserError("config.sampling.guidance_interval needs a configuration of a classifier.")
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, evaluation.num_divisions)
-    device = get_device(config.device)
-    place = Workdir(workdir)
-    place.check()
-    sde = sde_lib.from_config(config)
-    sampler = sampling.from_config(config.sampling, sde)
-    score, checkpoint = load_score(config, place.checkpoint(evaluation.checkpoint_idx), sde, device)
-    place.create()
-    log_to(place.log_file)
-
-    ode = config.sampling.method == "ode"
-    provenance = {
-        "checkpoint_step": checkpoint.step,
-        "weights": checkpoint.fingerprint,
-        "config": config_hash(config),
-        "sampling": config.sampling.to_dict(),
-        "sde": repr(sde),
-        "seed": config.seed,
-    }
+    place = drawing.place
+    path = place.checkpoint(evaluation.checkpoint_idx)
+    score, checkpoint = load_score(config, path, drawing.sde, drawing.device)
+    drawing.open()
     log.info(
         "Drawing %d samples from step %d with the %s sampler on %s.",
         sum(sizes[d] for d in chosen),
         checkpoint.step,
-        config.sampling.method,
-        device,
+        method,
+        drawing.device,
     )
-    rounds = {d: list(enumerate(split_rounds(sizes[d], evaluation.batch_size))) for d in chosen}
+    rounds = {
+        d: split_rounds(sizes[d], evaluation.batch_size, first=sum(sizes[:d])) for d in chosen
+    }
     for division, own in own_rounds(rounds):
         draw_rounds(
+            drawing,
             score,
-            sampler,
-            config,
-            device,
-            folder=place.division(division, ode),
+            folder=place.division(division, method),
             rounds=own,
-            stream=("division", config.seed, division),
-            provenance=provenance,
+            of_round=("division", config.seed, division),
+            of_images=("image", config.seed),
+            provenance=drawing.provenance(
+                checkpoint_step=checkpoint.step, weights=checkpoint.fingerprint
+            ),
         )
-    log.info("The samples are in %s.", place.division(0, ode).parent)
+    log.info("The samples are in %s.", place.division(0, method).parent)
 
 
 def sample_classes(config, workdir, classes, division_idx=None):
     """Draw the samples of the chosen classes, guided by the classifier, class by class.
 
     ``config.eval.num_samples`` is shared among all classes, not only the chosen ones. A division
-    is a share of each class's rounds. The noise of a round depends on (seed, class, round) alone.
+    is a share of each class's rounds. Noise depends on (seed, class, round) alone, or for the
+    samplers that are neither pc nor ode on (seed, class, number of the image).
 
     Args:
         classes: labels to draw.
@@ -103,67 +145,49 @@ def sample_classes(config, workdir, classes, division_idx=None):
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    ranges.check(config)
-    evaluation, model = config.eval, config.model
+    drawing = Drawing.check(config, workdir)
+    evaluation, model, method = config.eval, config.model, config.sampling.method
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, config.classifier.classes)
-    device = get_device(config.device)
-    place = Workdir(workdir)
-    place.check()
-    sde = sde_lib.from_config(config)
-    sampler = sampling.from_config(config.sampling, sde)
+    place, device, sde = drawing.place, drawing.device, drawing.sde
     score, score_from = load_score(config, model.score_restore_path, sde, device)
     classifier, classifier_from = load_classifier(
         config, model.classifier_restore_path or place.checkpoint(evaluation.checkpoint_idx), device
     )
-    place.create()
-    log_to(place.log_file)
-
-    ode = config.sampling.method == "ode"
-    provenance = {
-        "score_step": score_from.step,
-        "score_weights": score_from.fingerprint,
-        "classifier_step": classifier_from.step,
-        "classifier_weights": classifier_from.fingerprint,
-        "config": config_hash(config),
-        "sampling": config.sampling.to_dict(),
-        "sde": repr(sde),
-        "seed": config.seed,
-    }
+    drawing.open()
     log.info(
         "Drawing classes %d to %d at scale %g with the %s sampler on %s: the score of step %d, "
         "the classifier of step %d.",
         classes[0],
         classes[-1],
         config.sampling.scaling_factor,
-        config.sampling.method,
+        method,
         device,
         score_from.step,
         classifier_from.step,
     )
     rounds = {}
     for label in classes:
-        every = list(enumerate(split_rounds(sizes[label], evaluation.batch_size)))
+        every = split_rounds(sizes[label], evaluation.batch_size)
         rounds[label] = [r for d in chosen for r in share(every, evaluation.num_divisions, d)]
     for label, own in own_rounds(rounds):
-        guided = GuidedScore(
-            score,
-            classifier,
-            sde,
-            torch.tensor([label], device=device),
-            config.sampling.scaling_factor,
-        )
+        labels = torch.tensor([label], device=device)
+        guided = GuidedScore(score, classifier, sde, labels, config.sampling.scaling_factor)
         draw_rounds(
+            drawing,
             guided,
-            sampler,
-            config,
-            device,
-            folder=place.class_samples(label, ode),
+            folder=place.class_samples(label, method),
             rounds=own,
-            stream=("class", config.seed, label),
-            provenance=provenance,
+            of_round=("class", config.seed, label),
+            of_images=("class image", config.seed, label),
+            provenance=drawing.provenance(
+                score_step=score_from.step,
+                score_weights=score_from.fingerprint,
+                classifier_step=classifier_from.step,
+                classifier_weights=classifier_from.fingerprint,
+            ),
         )
-    log.info("The samples are in %s.", place.class_samples(0, ode).parent)
+    log.info("The samples are in %s.", place.class_samples(0, method).parent)
 
 
 def chosen_classes(count, mode, first, end):
@@ -219,10 +243,13 @@ def share(items, parts, index):
     return items[start : start + sizes[index]]
 
 
-def split_rounds(total, batch_size):
-    """Sizes of the rounds of `total` samples; the last may be partial."""
-    full, rest = divmod(total, batch_size)
-    return [batch_size] * full + ([rest] if rest else [])
+def split_rounds(total, batch_size, first=0):
+    """The rounds of `total` samples, the number of the first one given; the last may be partial."""
+    starts = range(0, total, batch_size)
+    return [
+        Round(number, first + start, min(batch_size, total - start))
+        for number, start in enumerate(starts)
+    ]
 
 
 def own_rounds(rounds):
@@ -257,27 +284,29 @@ class RoundProgress:
             self.bar.update(self.done + self.count * self.calls // self.steps - self.bar.n)
 
 
-def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, provenance):
-    """Draw the missing ones of `rounds`, (number, size), into ``folder/samples_{number}.npz``.
+def draw_rounds(drawing, score, *, folder, rounds, of_round, of_images, provenance):
+    """Draw the missing ones of `rounds` into ``folder/samples_{number}.npz``.
 
-    `stream`, of `seed_for`, sets these rounds' noise apart from that of other folders.
+    `of_round` and `of_images` are streams of `seed_for` that set the noise apart from that of other
+    folders, and from that of other images.
     """
-    data = config.data
+    data, device, sampler = drawing.config.data, drawing.device, drawing.sampler
     image = (data.num_channels, data.image_size, data.image_size)
     advice = f"remove {folder.parent} to draw anew, or use another --workdir."
     bar = tqdm(
-        total=sum(count for _, count in rounds),
+        total=sum(each.count for each in rounds),
         unit="img",
         desc=f"{folder.parent.name}/{folder.name}",
         disable=not is_first(),
     )
     with bar, logging_redirect_tqdm([log]):
         done = 0
-        for index, count in rounds:
-            path = folder / f"samples_{index}.npz"
-            meta = dict(provenance, stream=stream, round=index)
+        for number, first, count in map(dataclasses.astuple, rounds):
+            path = folder / f"samples_{number}.npz"
+            stream = sampler.stream((*of_round, number), (*of_images, first))
+            meta = dict(provenance, stream=stream[:-1], round=stream[-1])
             if not stands(path, meta, advice, samples=(count, *image[1:], image[0]), nfe=()):
-                noise = sampling.SeededNoise(device, *stream, index)
+                noise = sampler.noise(device, stream, count)
                 x, nfe = sampler(
                     score,
                     noise.randn((count, *image)),
@@ -286,7 +315,7 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
                 )
                 if not x.isfinite().all():
                     raise UserError(
-                        f"Round {index} of {folder} came out with NaN or infinite values; nothing "
+                        f"Round {number} of {folder} came out with NaN or infinite values; nothing "
                         "was written. Look at the checkpoint, or lower config.sampling.snr."
                     )
                 images = datasets.to_uint8(datasets.inverse_scaler(x, data))
@@ -311,7 +340,8 @@ def main():
         sampling__num_scales=FLAGS.num_scales,
         model__score_restore_path=score_path,
         model__classifier_restore_path=classifier_path,
-        sampling__method="ode" if FLAGS.ode else None,
+        sampling__method=cli.sampling_method(FLAGS.ode, FLAGS.sampler),
+        sampling__steps=FLAGS.steps,
         sampling__scaling_factor=FLAGS.scale,
     )
     if "classifier" in config:
@@ -355,5 +385,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("checkpoint_idx", None, "Number of the checkpoint; else the newest.")
     flags.DEFINE_integer("num_scales", None, "Steps of the PC sampler.")
     flags.DEFINE_bool("ode", False, "Sample with the probability-flow ODE.")
+    flags.DEFINE_string("sampler", None, "Sampler: pc, ode, heun, …; else the config's.")
+    flags.DEFINE_integer("steps", None, "Steps of a sampler that is neither pc nor ode.")
     flags.DEFINE_integer("seed", None, "Seed of the samples.")
     cli.launch(main)

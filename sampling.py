@@ -9,13 +9,16 @@ a corrector is a function (sde, score, x, t, snr, randn_like) → x and an entry
 """
 
 import dataclasses
+import functools
 import math
 
 import torch
 from torchdiffeq import odeint
 
+from samplers import fast, grids
+from samplers.fast import FastSampler
 from sde_lib import SDE, ReverseSDE, expand
-from utils import lookup, require_positive, seed_for
+from utils import UserError, lookup, require_positive, seed_for
 
 # ---------------------------------------------------------------- predictors
 
@@ -129,6 +132,14 @@ class PCSampler:
         """How often the callback is called."""
         return self.sde.N
 
+    def stream(self, of_round, of_images):
+        """Which of two streams of random numbers a round draws from: Langevin's step couples it."""
+        return of_round
+
+    def noise(self, device, stream, count):
+        """The noise of a round of `count` images."""
+        return SeededNoise(device, *stream)
+
     @torch.no_grad()
     def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
         """Samples (B, C, H, W) and the NFE: N·(n_steps + 1), less where `none` evaluates nothing.
@@ -192,6 +203,7 @@ class ODESampler:
     noise_removal: bool = True
 
     steps = None  # set by the tolerances, not known beforehand
+    stream, noise = PCSampler.stream, PCSampler.noise
 
     @torch.no_grad()
     def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
@@ -229,7 +241,31 @@ def _ode_sampler(sampling, sde):
     )
 
 
-SAMPLERS = {"pc": _pc_sampler, "ode": _ode_sampler}
+def _fast_sampler(method, sampling, sde):
+    if sampling.num_scales is not None:
+        raise UserError(
+            f"config.sampling.num_scales (--num_scales) is {sampling.num_scales}, but the sampler "
+            f"{sampling.method} takes config.sampling.steps (--steps)."
+        )
+    grid = lookup(grids.GRIDS, sampling.grid, "config.sampling.grid")
+    interval = tuple(sampling.guidance_interval) or None
+    if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
+        raise UserError(
+            f"config.sampling.guidance_interval is {interval}; expected two noise levels, the "
+            "smaller one first, or () for guidance everywhere."
+        )
+    return FastSampler(method, sde, grids.of_sde(sde, sampling.steps, grid), interval)
+
+
+SAMPLERS = {
+    "pc": _pc_sampler,
+    "ode": _ode_sampler,
+    **{name: functools.partial(_fast_sampler, method) for name, method in fast.SAMPLERS.items()},
+}
+"""``config.sampling.method`` -> a function of (config.sampling, SDE) that builds the sampler."""
+
+# Of ``config.sampling`` what the fast samplers read, and pc and ode do not.
+FAST_FIELDS = {"steps", "grid", "guidance_interval"}
 
 
 def from_config(sampling, sde):
@@ -238,11 +274,27 @@ def from_config(sampling, sde):
     With ``sampling.num_scales`` it takes so many steps; the score's own are the SDE's.
 
     Raises:
-        UserError: an unknown method, predictor or corrector.
+        UserError: an unknown method, predictor, corrector or grid, or a setting of another method.
     """
+    build = lookup(SAMPLERS, sampling.method, "config.sampling.method")
+    if sampling.method not in fast.SAMPLERS and sampling.guidance_interval:
+        raise UserError(
+            f"config.sampling.guidance_interval is for the samplers {', '.join(fast.SAMPLERS)}; "
+            f"{sampling.method} guides at every noise level."
+        )
     if sampling.num_scales is not None:
         sde = dataclasses.replace(sde, N=sampling.num_scales)
-    return lookup(SAMPLERS, sampling.method, "config.sampling.method")(sampling, sde)
+    return build(sampling, sde)
+
+
+def settings(sampling):
+    """What of ``config.sampling`` makes samples what they are, a dict."""
+    everything = sampling.to_dict()
+    if sampling.method in fast.SAMPLERS:
+        names = {"method", *FAST_FIELDS, "scaling_factor"}
+    else:
+        names = everything.keys() - FAST_FIELDS
+    return {name: value for name, value in everything.items() if name in names}
 
 
 class SeededNoise:

@@ -92,6 +92,9 @@ def base(dataset):
     sampling.noise_removal = True
     sampling.last_step_snr = 0.036
     sampling.num_scales = placeholder(int)  # steps of the sampler; none: model.num_scales
+    sampling.steps = 18  # of the samplers that are neither pc nor ode, see samplers/fast.py
+    sampling.grid = "karras"  # of their noise levels; or geometric, log_snr
+    sampling.guidance_interval = ()  # two noise levels between which alone they guide
     sampling.batch_size = 36  # of the sample grids drawn during training
 
     config.eval = evaluation = ml_collections.ConfigDict()

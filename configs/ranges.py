@@ -92,6 +92,8 @@ RANGES = {
     "loss.balancing_fac": NOT_NEGATIVE,
     "sampling.batch_size": BATCH,
     "sampling.num_scales": _optional(_whole(2, 10**6)),
+    "sampling.steps": _whole(1, 10**6),
+    "sampling.guidance_interval": _several(NOT_NEGATIVE, at_least=0),
     "sampling.snr": NOT_NEGATIVE,
     "sampling.n_steps_each": _whole(1, 1000),
     "sampling.last_step_snr": NOT_NEGATIVE,

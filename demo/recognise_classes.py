@@ -23,7 +23,7 @@ COLUMNS = 20  # of the pictures
 
 def samples(workdir, label):
     """The samples (N, H, W, C) of one class."""
-    paths = sorted(Workdir(workdir).class_samples(label, ode=False).glob("samples_*.npz"))
+    paths = sorted(Workdir(workdir).class_samples(label, "pc").glob("samples_*.npz"))
     return np.concatenate([load_npz(path, "samples")["samples"] for path in paths])
 
 

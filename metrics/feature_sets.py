@@ -105,8 +105,10 @@ def training_split(data):
 # ---------------------------------------------------------------- what there should be
 
 
-def is_ode(config):
-    return config.sampling.method == "ode"
+def flag_of(config):
+    """The flag that chooses ``config.sampling.method`` on a command line, after a space."""
+    method = config.sampling.method
+    return {"pc": "", "ode": " --ode"}.get(method, f" --sampler {method}")
 
 
 def division_parts(config, place):
@@ -115,17 +117,17 @@ def division_parts(config, place):
         require_positive(config.eval[field], f"config.eval.{field}")
     sizes = shares(config.eval.num_samples, config.eval.num_divisions)
     return [
-        Part(f"division {index}", place.division(index, is_ode(config)), size)
+        Part(f"division {index}", place.division(index, config.sampling.method), size)
         for index, size in enumerate(sizes)
     ]
 
 
 def class_parts(config, folder_of):
-    """A part for each class of a DLSM run; ``folder_of(label, ode)`` holds it."""
+    """A part for each class of a DLSM run; ``folder_of(label, method)`` holds it."""
     total = require_positive(config.eval.num_samples, "config.eval.num_samples")
     sizes = shares(total, config.classifier.classes)
     return [
-        Part(f"class {label}", folder_of(label, is_ode(config)), size)
+        Part(f"class {label}", folder_of(label, config.sampling.method), size)
         for label, size in enumerate(sizes)
     ]
 
@@ -136,11 +138,11 @@ def find_samples(config, parts):
     Raises:
         UserError: they are not.
     """
-    ode = " --ode" if is_ode(config) else ""
+    command = f"run_lib_sampling.py{flag_of(config)}"
     return find(
         parts,
         "samples",
-        f"Draw what is missing with run_lib_sampling.py{ode}, or say what there is with "
+        f"Draw what is missing with {command}, or say what there is with "
         "--config.eval.num_samples and --config.eval.num_divisions.",
         check=functools.partial(check_images, data=config.data),
     )
@@ -167,7 +169,7 @@ def read_samples(rounds):
 
 
 def encode_samples(config, workdir):
-    """Write ``stat[_ode]/generated_stat.npz``: pool_3 (N, D) and logit (N, K) of the samples.
+    """Write ``stat[_METHOD]/generated_stat.npz``: pool_3 (N, D) and logit (N, K) of the samples.
 
     Raises:
         UserError: samples are missing or of different origin, or no features are to be had.
@@ -178,19 +180,19 @@ def encode_samples(config, workdir):
     extractor = open_extractor(config)
     count = sum(item.rows for item in rounds)
     meta = {"features": extractor.name, "count": count, "samples": rounds[0].origin}
-    path = place.generated_stat(is_ode(config))
+    path = place.generated_stat(config.sampling.method)
     batches = in_batches(read_samples(rounds), config.eval.batch_size)
     _encode(path, extractor, batches, count, meta)
 
 
 def encode_dataset(config, workdir):
-    """Write ``stat[_ode]/dataset_stat.npz``: pool_3 (N, D) and logit (N, K) of the training split.
+    """Write ``stat[_METHOD]/dataset_stat.npz``: pool_3 (N, D) and logit (N, K) of real images.
 
     Raises:
         UserError: the data set or its features are not to be had, or the file is a published one.
     """
     place = Workdir(workdir)
-    path = place.dataset_stat(is_ode(config))
+    path = place.dataset_stat(config.sampling.method)
     _keep_published(path)
     place.check()
     extractor = open_extractor(config)
@@ -278,7 +280,7 @@ def encode_class_samples(config, workdir):
     log_to(place.log_file)
     extractor = open_extractor(config)
     meta = {"features": extractor.name, "samples": classes[0][0].origin}
-    folder = place.latents(0, is_ode(config)).parent
+    folder = place.latents(0, config.sampling.method).parent
     every = [(label, item) for label, rounds in enumerate(classes) for item in rounds]
     own, total = sharing.own(every), sum(item.rows for _, item in every)
     sharing.wait(**meta)
@@ -316,16 +318,17 @@ def open_sets(config, workdir, dataset_stat=None):
     Raises:
         UserError: one is not there; says which command makes it.
     """
-    place, ode = Workdir(workdir), is_ode(config)
-    command = f"run_lib_evaluation_fidis.py --workdir {workdir}{' --ode' if ode else ''}"
-    generated = place.generated_stat(ode)
+    place = Workdir(workdir)
+    command = f"run_lib_evaluation_fidis.py --workdir {workdir}{flag_of(config)}"
+    generated = place.generated_stat(config.sampling.method)
     if not generated.exists():
         raise UserError(
             f"{generated} does not exist; run first: python {command} --encode --config …"
         )
     if dataset_stat is None:
         published = pathlib.Path("results") / f"{config.data.dataset.lower()}_stats.npz"
-        places = [place.dataset_stat(ode), place.dataset_stat(not ode), published]
+        own = place.dataset_stat(config.sampling.method)
+        places = [own, *place.dataset_stats(), published]
         real = next((path for path in places if path.exists()), None)
         if real is None:
             raise UserError(
@@ -397,8 +400,8 @@ def _open_latents(config, workdir):
                 f"{config.eval.num_samples} samples (config.eval.num_samples) that class has "
                 f"{part.expected}; ask for fewer."
             )
-    ode = " --ode" if is_ode(config) else ""
-    command = f"python run_lib_evaluation.py --workdir {workdir} --latent{ode} --config …"
+    flags = f"--latent{flag_of(config)}"
+    command = f"python run_lib_evaluation.py --workdir {workdir} {flags} --config …"
     classes = find(parts, "pool_3", f"Run first: {command}")
     first = classes[0][0]
     widths = {name: array.shape[1] for name, array in _latents(first.path).items()}

@@ -4,9 +4,8 @@ import functools
 import itertools
 
 import evaluation
-from metrics.feature_sets import is_ode
 from storage.files import atomic_write, load_npz
-from storage.workdir import Workdir
+from storage.workdir import Workdir, suffix
 from utils import UserError, get_device, lookup
 
 
@@ -55,7 +54,7 @@ def prdc(config, workdir, real, generated, mode="full", backend=OURS):
 def _measure(config, workdir, name, metric, real, generated, arrays, mode, settings):
     """Apply `metric` to `arrays`, the real set's first; print and record what it gives."""
     extractor = _common_extractor(real, generated)
-    place, ode = Workdir(workdir), is_ode(config)
+    place, method = Workdir(workdir), config.sampling.method
     settings = {
         **settings,
         "features": extractor,
@@ -78,13 +77,13 @@ def _measure(config, workdir, name, metric, real, generated, arrays, mode, setti
         settings["classes"] = len(each)
         rows = [{"class": label, **row} for label, row in enumerate(each)]
         text = _table(about, [*rows, {"class": "mean", **values}])
-        path = place.classwise(name, ode)
+        path = place.classwise(name, method)
         with atomic_write(path, "w") as file:
             file.write(text + "\n")
         print(text)
         print(f"Written to {path}.")
-    suffix = ("_class" if mode == "class" else "") + ("_ode" if ode else "")
-    place.record(**{name + suffix: {**values, "settings": settings}})
+    entry = name + ("_class" if mode == "class" else "") + suffix(method)
+    place.record(**{entry: {**values, "settings": settings}})
     return values
 
 
@@ -133,9 +132,9 @@ def nfe(config, workdir, rounds):
     """
     total = sum(item.rows for item in rounds)
     mean = sum(item.rows * _nfe_of(item.path) for item in rounds) / total
-    suffix = "_ode" if is_ode(config) else ""
     settings = {"generated": total, "samples": rounds[0].origin}
-    Workdir(workdir).record(**{f"nfe{suffix}": {"nfe": mean, "settings": settings}})
+    entry = f"nfe{suffix(config.sampling.method)}"
+    Workdir(workdir).record(**{entry: {"nfe": mean, "settings": settings}})
     print(f"Mean NFE {mean:.1f} over {total} samples{_describe(rounds[0].origin)}")
     return mean
 

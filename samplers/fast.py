@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-from samplers.denoisers import Counted
+from samplers.denoisers import Counted, Denoiser, GuidanceInterval
 from samplers.deterministic import deis, dpmpp_2m, dpmpp_3m, euler, heun, no_callback, unipc
+from samplers.noise import PerImageNoise
 from samplers.stochastic import RestartInterval, churn, dpmpp_2m_sde, restart
+from sde_lib import SDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,22 +63,47 @@ SAMPLERS = {
 
 @dataclasses.dataclass(frozen=True)
 class FastSampler:
-    """A method on a grid `sigmas`, called as the samplers of sampling.py are.
+    """A method on a grid of noise levels, called as the samplers of sampling.py are.
 
-    It takes a denoiser where they take a score.
+    Args:
+        sde: that the score was trained with.
+        sigmas: descending floats, the last one 0, see `grids`.
+        interval: (σ_lo, σ_hi) outside of which a `GuidedScore` is not guided; None: nowhere.
     """
 
     method: Method
+    sde: SDE
     sigmas: list[float]
+    interval: tuple[float, float] | None = None
 
     @property
     def steps(self):
         """How often the callback is called."""
         return self.method.steps(len(self.sigmas) - 1)
 
+    def stream(self, of_round, of_images):
+        """Which of two streams of random numbers a round draws from: every image has its own."""
+        return of_images
+
+    def noise(self, device, stream, count):
+        """The noise of `count` images; the last number of the `stream` is the first one's."""
+        *stream, first = stream
+        return PerImageNoise(device, range(first, first + count), *stream)
+
+    def denoiser(self, score):
+        """What the method is given for a `score(x, t)`."""
+        whole = Denoiser(score, self.sde)
+        if self.interval is None:
+            return whole
+        return GuidanceInterval(whole, Denoiser(score.score, self.sde), *self.interval)
+
+    def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
+        """Samples, shaped as the standard normal `latents` (B, ...), and the NFE."""
+        return self.draw(self.denoiser(score), latents, randn_like, callback)
+
     @torch.no_grad()
-    def __call__(self, denoiser, latents, randn_like=torch.randn_like, callback=None):
-        """Samples, shaped as the standard normal `latents` (B, ...), and the NFE.
+    def draw(self, denoiser, latents, randn_like=torch.randn_like, callback=None):
+        """The same with a denoiser in place of the score.
 
         Between the evaluations x is float64, in which neither σ = 50 nor small steps round.
         """

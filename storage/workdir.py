@@ -10,6 +10,11 @@ from storage.files import lock, save_json, turn
 from utils import UserError, is_first
 
 
+def suffix(method):
+    """What a sampling method adds to its files' names: nothing for pc, its own name for others."""
+    return "" if method == "pc" else f"_{method}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Workdir:
     """Every path of a run; a relative `name` lies under ``results/``, an absolute one is itself."""
@@ -81,30 +86,43 @@ class Workdir:
     def snapshot_samples(self, step):
         return self.root / "samples" / f"iter_{step}"
 
-    def division(self, index, ode):
-        return self.root / ("eval_sampling_ode" if ode else "eval_sampling") / str(index)
+    def division(self, index, method):
+        return self.root / f"eval_sampling{suffix(method)}" / str(index)
 
-    def class_samples(self, label, ode):
-        return self.root / ("eval_samples_ode" if ode else "eval_samples") / str(label)
+    def methods(self):
+        """The sampling methods whose samples are there; pc and ode first."""
+        found = {
+            path.name.removeprefix(prefix).removeprefix("_") or "pc"
+            for prefix in ("eval_sampling", "eval_samples")
+            for path in self.root.glob(f"{prefix}*")
+        }
+        return sorted(found, key=lambda method: (method != "pc", method != "ode", method))
+
+    def class_samples(self, label, method):
+        return self.root / f"eval_samples{suffix(method)}" / str(label)
 
     @property
     def class_stat(self):
         """Images and features of the real training split, class by class."""
         return self.root / "stat" / "stat.npz"
 
-    def latents(self, label, ode):
+    def latents(self, label, method):
         """Features of the samples of one class, a file for each of theirs."""
-        return self.root / ("latent_ode" if ode else "latent") / str(label)
+        return self.root / f"latent{suffix(method)}" / str(label)
 
-    def dataset_stat(self, ode):
-        return self.root / ("stat_ode" if ode else "stat") / "dataset_stat.npz"
+    def dataset_stat(self, method):
+        return self.root / f"stat{suffix(method)}" / "dataset_stat.npz"
 
-    def generated_stat(self, ode):
-        return self.root / ("stat_ode" if ode else "stat") / "generated_stat.npz"
+    def dataset_stats(self):
+        """Those of all sampling methods, which are of the same real images."""
+        return sorted(self.root.glob("stat*/dataset_stat.npz"))
 
-    def classwise(self, metric, ode):
+    def generated_stat(self, method):
+        return self.root / f"stat{suffix(method)}" / "generated_stat.npz"
+
+    def classwise(self, metric, method):
         """Every class's values of a metric, as text."""
-        return self.root / f"{metric}{'_ode' if ode else ''}.txt"
+        return self.root / f"{metric}{suffix(method)}.txt"
 
     def cas(self, name):
         """The workdir of one CAS training, a run of its own inside this one."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_classifier
 
+from models.scores import GuidedScore
 from run_lib_sampling import chosen_classes, restore_paths, sample_classes, share
 from storage.files import load_npz
 from storage.workdir import Workdir
@@ -46,7 +47,7 @@ def test_all_classes(config):
     sample_classes(config, "run", range(10))
     assert files().keys() == names(range(10))
     for label in range(10):
-        folder = Workdir("run").class_samples(label, ode=False)
+        folder = Workdir("run").class_samples(label, "pc")
         shapes = [load_npz(folder / f"samples_{k}.npz", "samples")["samples"] for k in (0, 1)]
         assert [a.shape for a in shapes] == [(2, 8, 8, 1), (1, 8, 8, 1)]
         assert {a.dtype for a in shapes} == {np.dtype(np.uint8)}
@@ -69,7 +70,7 @@ def test_a_count_that_the_classes_do_not_divide(config):
     sizes = [
         sum(
             len(load_npz(path, "samples")["samples"])
-            for path in Workdir("run").class_samples(label, False).glob("*.npz")
+            for path in Workdir("run").class_samples(label, "pc").glob("*.npz")
         )
         for label in range(10)
     ]
@@ -105,7 +106,7 @@ def test_removed_rounds_come_back_with_the_same_bytes(config, method):
     name = "eval_samples" if method == "pc" else "eval_samples_ode"
     sample_classes(config, "run", range(2))
     before = files(name)
-    kept = Workdir("run").class_samples(0, method == "ode") / "samples_0.npz"
+    kept = Workdir("run").class_samples(0, method) / "samples_0.npz"
     stamp = kept.stat().st_mtime_ns
     (kept.parent / "samples_1.npz").unlink()
     sample_classes(config, "run", range(2))
@@ -137,7 +138,7 @@ def test_class_scale_and_classifier_set_the_samples(config):
         config.sampling.scaling_factor = scale
         config.model.classifier_restore_path = str(Workdir(classifier).checkpoint())
         sample_classes(config, "run", [3])
-        path = Workdir("run").class_samples(3, False) / "samples_0.npz"
+        path = Workdir("run").class_samples(3, "pc") / "samples_0.npz"
         drawn.append(load_npz(path, "samples")["samples"].tobytes())
         shutil.rmtree(path.parent.parent)
     assert len(set(drawn)) == 3
@@ -197,3 +198,40 @@ def test_swapped_checkpoints_get_a_sentence(config):
     with pytest.raises(UserError, match="of a score model; expected a classifier's"):
         sample_classes(config, "new", [0])
     assert not Workdir("new").root.exists()
+
+
+def test_the_classifier_is_asked_in_the_guidance_interval_alone(config, monkeypatch):
+    """The samples differ from those guided everywhere, for fewer of its evaluations."""
+    asked = []
+    log_likelihood = GuidedScore.log_likelihood
+
+    def spy(self, x, t):
+        asked.append(float(self.sde.marginal_prob(x, t)[1][0]))
+        return log_likelihood(self, x, t)
+
+    monkeypatch.setattr(GuidedScore, "log_likelihood", spy)
+    config.sampling.method, config.sampling.steps = "heun", 6
+    sample_classes(config, "run", [3])
+    everywhere, count = files("eval_samples_heun"), len(asked)
+    shutil.rmtree(Workdir("run").class_samples(3, "heun").parent)
+    asked.clear()
+    config.sampling.guidance_interval = (0.1, 1.0)
+    sample_classes(config, "run", [3])
+    assert files("eval_samples_heun") != everywhere
+    assert 0 < len(asked) < count
+    assert all(0.1 < sigma <= 1.0001 for sigma in asked)
+    shutil.rmtree(Workdir("run").class_samples(3, "heun").parent)
+
+
+@pytest.mark.parametrize(
+    ("method", "interval", "said"),
+    [
+        ("pc", (0.1, 1.0), "pc guides at every noise level"),
+        ("heun", (1.0, 0.1), "expected two noise levels, the smaller one first"),
+        ("heun", (1.0,), "expected two noise levels"),
+    ],
+)
+def test_mistaken_intervals_get_a_sentence(config, method, interval, said):
+    config.sampling.method, config.sampling.guidance_interval = method, interval
+    with pytest.raises(UserError, match=said):
+        sample_classes(config, "run", [3])

@@ -104,6 +104,7 @@ def test_samplers_ask_the_classifier_in_the_interval_alone(guided):
     with_classifier, without, asked = guided
     sigmas = grids.karras(0.01, 50.0, 12)
     interval = GuidanceInterval(with_classifier, without, 0.1, 2.0)
-    _, nfe = FastSampler(SAMPLERS["dpmpp_2m"], sigmas)(interval, torch.randn(5, 3))
+    sampler = FastSampler(SAMPLERS["dpmpp_2m"], VESDE(), sigmas)
+    _, nfe = sampler.draw(interval, torch.randn(5, 3))
     assert nfe == 12
     assert asked == pytest.approx([sigma for sigma in sigmas if 0.1 < sigma <= 2.0], rel=1e-4)

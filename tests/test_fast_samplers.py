@@ -181,14 +181,14 @@ def test_evaluations_and_callbacks_are_counted(name, count):
     if name == "restart" and count < 7:
         pytest.skip("its interval does not fit so coarse a grid")
     data = mixture.points(VESDE())
-    sampler = FastSampler(SAMPLERS[name], grids.karras(LAST, FIRST, count))
+    sampler = FastSampler(SAMPLERS[name], VESDE(), grids.karras(LAST, FIRST, count))
     asked, calls = [], []
 
     def denoiser(x, sigma):
         asked.append(sigma)
         return data.denoiser()(x, sigma)
 
-    _, nfe = sampler(denoiser, data.noise(3), callback=lambda: calls.append(1))
+    _, nfe = sampler.draw(denoiser, data.noise(3), callback=lambda: calls.append(1))
     assert nfe == len(asked) == SAMPLERS[name].nfe(count)
     assert len(calls) == sampler.steps
     assert all(type(sigma) is float and sigma > 0 for sigma in asked)
@@ -203,8 +203,8 @@ def test_the_published_costs():
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_the_last_step_denoises(name):
     """A denoiser that knows the answer gives it, from any x."""
-    sampler = FastSampler(SAMPLERS[name], grids.karras(LAST, FIRST, 9))
-    samples, _ = sampler(lambda x, sigma: torch.full_like(x, 0.25), torch.randn(3, 2, 4, 4))
+    sampler = FastSampler(SAMPLERS[name], VESDE(), grids.karras(LAST, FIRST, 9))
+    samples, _ = sampler.draw(lambda x, sigma: torch.full_like(x, 0.25), torch.randn(3, 2, 4, 4))
     assert samples.dtype == torch.float32
     torch.testing.assert_close(samples, torch.full((3, 2, 4, 4), 0.25))
 
@@ -212,9 +212,8 @@ def test_the_last_step_denoises(name):
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_no_sampler_waits_for_the_device(name):
     """Meta tensors hold no values, so reading one on the host would fail."""
-    sampler = FastSampler(SAMPLERS[name], grids.of_sde(mixture.SDES[1], 9))
-    denoiser = Denoiser(lambda x, t: -x, mixture.SDES[1])
-    samples, _ = sampler(denoiser, torch.empty(3, 2, 4, 4, device="meta"))
+    sampler = FastSampler(SAMPLERS[name], mixture.SDES[1], grids.of_sde(mixture.SDES[1], 9))
+    samples, _ = sampler(lambda x, t: -x, torch.empty(3, 2, 4, 4, device="meta"))
     assert samples.shape == (3, 2, 4, 4)
 
 
@@ -230,13 +229,13 @@ def test_samples_of_a_network_that_asks_for_gradients_have_no_graph():
 
 def draw_in_batches(name, denoiser, shape, batch_size, total=50):
     """`total` samples of FastSampler, so many at a time, with PerImageNoise."""
-    sampler = FastSampler(SAMPLERS[name], grids.karras(LAST, FIRST, 9))
+    sampler = FastSampler(SAMPLERS[name], VESDE(), grids.karras(LAST, FIRST, 9))
     batches = []
     for first in range(0, total, batch_size):
         images = range(first, min(first + batch_size, total))
         noise = PerImageNoise("cpu", images, "test", 7)
         latents = noise.randn((len(images), *shape))
-        batches.append(sampler(denoiser, latents, noise.randn_like)[0])
+        batches.append(sampler.draw(denoiser, latents, noise.randn_like)[0])
     return torch.cat(batches)
 
 

@@ -12,8 +12,9 @@ from commands import command
 from tqdm import tqdm
 
 import run_lib
+from metrics.sample_sets import numbered_rounds
 from models.ncsnpp import NCSNpp
-from run_lib_sampling import RoundProgress, sample, split_rounds
+from run_lib_sampling import Round, RoundProgress, sample, split_rounds
 from storage import checkpoints
 from storage.files import load_npz, to_json
 from storage.provenance import code_version, config_hash
@@ -54,8 +55,8 @@ def test_shares_add_up(total, parts):
 
 
 def test_rounds_add_up():
-    assert split_rounds(25, 10) == [10, 10, 5]
-    assert split_rounds(20, 10) == [10, 10]
+    assert split_rounds(25, 10, 100) == [Round(0, 100, 10), Round(1, 110, 10), Round(2, 120, 5)]
+    assert split_rounds(20, 10) == [Round(0, 0, 10), Round(1, 10, 10)]
     assert split_rounds(0, 10) == []
 
 
@@ -79,7 +80,7 @@ def test_a_division_drawn_again_has_the_same_bytes(config, method):
     sample(config, "run")
     before = files(name)
     assert len(before) == 3
-    removed = Workdir("run").division(1, method == "ode") / "samples_0.npz"
+    removed = Workdir("run").division(1, method) / "samples_0.npz"
     removed.unlink()
     assert removed.with_suffix(".png").exists()
     sample(config, "run", division_idx=1)
@@ -88,7 +89,7 @@ def test_a_division_drawn_again_has_the_same_bytes(config, method):
 
 def test_whole_rounds_are_skipped_and_damaged_ones_drawn_again(config, capsys):
     sample(config, "run", division_idx=0)
-    path = Workdir("run").division(0, ode=False) / "samples_0.npz"
+    path = Workdir("run").division(0, "pc") / "samples_0.npz"
     whole, stamp = path.read_bytes(), path.stat().st_mtime_ns
     sample(config, "run", division_idx=0)
     assert path.stat().st_mtime_ns == stamp
@@ -116,7 +117,7 @@ def test_samples_of_other_settings_are_not_mixed(config, field, value, said):
 
 def test_every_file_says_what_it_was_made_from(config):
     sample(config, "run", division_idx=0)
-    content = load_npz(Workdir("run").division(0, ode=False) / "samples_0.npz", "meta", "code")
+    content = load_npz(Workdir("run").division(0, "pc") / "samples_0.npz", "meta", "code")
     checkpoint = checkpoints.read(Workdir("run").checkpoint())
     assert str(content["code"]) == checkpoint["code"] == code_version()
     meta = json.loads(str(content["meta"]))
@@ -129,7 +130,7 @@ def test_every_file_says_what_it_was_made_from(config):
 def test_samples_without_the_hash_of_a_configuration_stand(config):
     """Those that were written before there was one."""
     sample(config, "run", division_idx=0)
-    path = Workdir("run").division(0, ode=False) / "samples_0.npz"
+    path = Workdir("run").division(0, "pc") / "samples_0.npz"
     content = load_npz(path, "samples", "nfe", "meta")
     meta = json.loads(str(content["meta"]))
     del meta["config"]
@@ -215,3 +216,61 @@ def test_the_sampler_has_its_own_number_of_steps(run, monkeypatch, continuous):
     times = torch.linspace(1, 1e-5, 5).repeat_interleave(2)
     expected = 0.03 * (6.0 / 0.03) ** times if continuous else torch.round((1 - times) * 19)
     torch.testing.assert_close(torch.tensor(conditions), expected, rtol=1e-4, atol=0)
+
+
+# ---------------------------------------------------------------- samplers by name
+
+
+def images(method):
+    """All samples (N, H, W, C) of a method, in the order of divisions and rounds."""
+    folders = sorted(Workdir("run").division(0, method).parent.glob("*"), key=lambda p: int(p.name))
+    paths = [path for folder in folders for _, path in numbered_rounds(folder)]
+    return np.concatenate([load_npz(path, "samples")["samples"] for path in paths])
+
+
+@pytest.mark.parametrize("name", ["heun", "churn"])
+def test_neither_batches_nor_divisions_change_a_fast_samplers_images(config, name):
+    """Equal in 99.9 % of the pixels: a network's convolutions round by the size of the batch."""
+    config.sampling.method, config.sampling.steps = name, 4
+    found = []
+    for batch_size, divisions in ((1, 1), (7, 4), (50, 2)):
+        config.eval.batch_size, config.eval.num_divisions = batch_size, divisions
+        sample(config, "run")
+        found.append(images(name))
+        shutil.rmtree(Workdir("run").division(0, name).parent)
+    for other in found[1:]:
+        assert (other == found[0]).mean() >= 0.999
+    assert len(np.unique(found[0], axis=0)) == 30
+
+
+def test_fast_samples_lie_apart_and_say_what_made_them(config, run):
+    """By the flags, and evaluated by the same ones."""
+    line = "run_lib_sampling.py --workdir run --sampler heun --steps 3"
+    done = command(line, run, tiny.arguments(run / "cache"))
+    assert done.returncode == 0, done.stderr
+    content = load_npz(Workdir("run").division(0, "heun") / "samples_0.npz", "meta", "nfe")
+    assert int(content["nfe"]) == 5
+    settings = json.loads(str(content["meta"]))["sampling"]
+    assert {"method": "heun", "steps": 3, "grid": "karras"}.items() <= settings.items()
+    assert "snr" not in settings
+    assert not (run / "results/run/eval_sampling").exists()
+    line = "run_lib_evaluation.py --workdir run --sampler heun --nfe"
+    done = command(line, run, tiny.arguments(run / "cache"))
+    assert "Mean NFE 5.0 over 30 samples" in done.stdout, done.stderr
+    shutil.rmtree(Workdir("run").division(0, "heun").parent)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--ode --sampler heun", "--ode and --sampler heun ask for two samplers"),
+        ("--sampler heunn", "config.sampling.method is 'heunn'; expected one of: churn, de"),
+        ("--sampler heun --num_scales 9", "heun takes config.sampling.steps (--steps)"),
+        ("--sampler heun --steps 0", "config.sampling.steps is 0; expected a whole number"),
+        ("--sampler restart --steps 2", "does not fit a grid"),
+    ],
+)
+def test_mistaken_samplers_get_a_sentence(run, flags, said):
+    done = command(f"run_lib_sampling.py --workdir run {flags}", run, tiny.arguments(run / "cache"))
+    assert done.returncode == 1
+    assert said in done.stderr

@@ -55,8 +55,8 @@ def check_finite(values):
 )
 def test_feature_files_of_strangers(config, workdir, real, pool, logits, meta, prdc):
     place = Workdir(workdir)
-    save_npz(place.dataset_stat(False), pool_3=real, logit=real)
-    save_npz(place.generated_stat(False), pool_3=pool, logit=logits, meta=meta)
+    save_npz(place.dataset_stat("pc"), pool_3=real, logit=real)
+    save_npz(place.generated_stat("pc"), pool_3=pool, logit=logits, meta=meta)
 
     def compare():
         sets = feature_sets.open_sets(config, workdir)
@@ -70,7 +70,7 @@ def test_feature_files_of_strangers(config, workdir, real, pool, logits, meta, p
 @given(samples=images_of_right_shape | arrays, nfe=arrays, meta=metas)
 def test_samples_of_strangers(config, workdir, samples, nfe, meta):
     place = Workdir(workdir)
-    save_npz(place.division(0, False) / "samples_0.npz", samples=samples, nfe=nfe, meta=meta)
+    save_npz(place.division(0, "pc") / "samples_0.npz", samples=samples, nfe=nfe, meta=meta)
     place.metrics.unlink(missing_ok=True)
 
     def measure():
@@ -91,7 +91,7 @@ def test_samples_of_strangers(config, workdir, samples, nfe, meta):
 )
 def test_class_features_of_strangers(config, workdir, real, size, pool, logits, meta):
     place = Workdir(workdir)
-    latents = place.latents(0, False) / "samples_0_latent.npz"
+    latents = place.latents(0, "pc") / "samples_0_latent.npz"
     save_npz(place.class_stat, pool_3=real, size=size, meta=meta)
     save_npz(latents, pool_3=pool, logits=logits, meta=meta)
     place.metrics.unlink(missing_ok=True)
@@ -108,8 +108,8 @@ def test_what_is_right_is_measured(config, workdir):
     rng = np.random.default_rng(0)
     place, meta = Workdir(workdir), to_json({"features": "f", "samples": {}})
     pool, logits = rng.normal(size=(6, 3)), rng.normal(size=(6, 4))
-    save_npz(place.dataset_stat(False), pool_3=pool, logit=logits, meta=meta)
-    save_npz(place.generated_stat(False), pool_3=pool, logit=logits, meta=meta)
+    save_npz(place.dataset_stat("pc"), pool_3=pool, logit=logits, meta=meta)
+    save_npz(place.generated_stat("pc"), pool_3=pool, logit=logits, meta=meta)
     place.metrics.unlink(missing_ok=True)
     found = sample_metrics.fidis(config, workdir, *feature_sets.open_sets(config, workdir))
     assert found["is"] == evaluation.inception_score(logits)

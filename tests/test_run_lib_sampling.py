@@ -267,7 +267,6 @@ def test_fast_samples_lie_apart_and_say_what_made_them(config, run):
         ("--sampler heunn", "config.sampling.method is 'heunn'; expected one of: churn, de"),
         ("--sampler heun --num_scales 9", "heun takes config.sampling.steps (--steps)"),
         ("--sampler heun --steps 0", "config.sampling.steps is 0; expected a whole number"),
-        ("--sampler restart --steps 2", "does not fit a grid"),
     ],
 )
 def test_mistaken_samplers_get_a_sentence(run, flags, said):

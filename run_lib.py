@@ -63,7 +63,7 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     job = make_job(config, device)
     require_divisible(job.model, training)
     parameters = list(job.model.parameters())
-    heed_signals(parameters)
+    heed_signals(job.model)
     state = checkpoints.TrainState(
         model=job.model,
         ema=EMA(parameters, job.ema_rate),

@@ -13,6 +13,7 @@ are comparable where their names are equal, and it belongs beside every one of t
 torch and TensorFlow are imported where they are used, so that each can be missing.
 """
 
+import dataclasses
 import hashlib
 import io
 import pathlib
@@ -62,6 +63,22 @@ def extract(extractor, batches, count):
     if done < count:
         raise UserError(f"Expected {count} images, but the batches hold only {done}.")
     return pool, logits
+
+
+@dataclasses.dataclass(frozen=True)
+class InParts:
+    """A feature extractor that is given at most `rows` images at a time, to bound its memory."""
+
+    extractor: object
+    rows: int
+
+    def __getattr__(self, name):
+        return getattr(self.extractor, name)
+
+    def __call__(self, images):
+        parts = np.array_split(images, -(-len(images) // self.rows))
+        pool, logits = zip(*map(self.extractor, parts))
+        return np.concatenate(pool), np.concatenate(logits)
 
 
 def _in_colour(images):

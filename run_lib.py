@@ -18,6 +18,7 @@ import config_ranges
 import datasets
 import distributed
 import losses
+import memory
 import resuming
 from models.ema import EMA
 from safeguards import FiniteWatch, StopRequest, heed_signals
@@ -96,6 +97,8 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
         train_split, training.batch_size, config.seed, position=state.position
     )
     images, labels = datasets.fixed_batch(test_split, VALIDATION_IMAGES, config.seed)
+    if is_first():
+        memory.report_step(job, training, has_batch_norms(job.model))
 
     # Train.
     watch = FiniteWatch(device)
@@ -166,12 +169,15 @@ def require_divisible(model, training):
     if training.microbatch is None:
         return
     share, microbatch = training.batch_size // size, training.microbatch
-    norms = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    if norms and microbatch < share:
+    if has_batch_norms(model) and microbatch < share:
         raise UserError(
             f"config.training.microbatch is {microbatch}, but this network has batch norms, which "
             "need the whole batch at once; leave it out."
         )
+
+
+def has_batch_norms(model):
+    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
 def restore_state(state, config, place, restore):

@@ -20,7 +20,7 @@ import datasets
 import sampling
 import sde_lib
 from classifier_training import load_classifier
-from models.scores import GuidedScore
+from models.scores import GuidedScore, InParts
 from provenance import config_hash
 from score_training import load_score
 from utils import (
@@ -81,7 +81,7 @@ def sample(config, workdir, division_idx=None):
     rounds = {d: list(enumerate(split_rounds(sizes[d], evaluation.batch_size))) for d in chosen}
     for division, own in own_rounds(rounds):
         draw_rounds(
-            score,
+            InParts(score, evaluation.microbatch),
             sampler,
             config,
             device,
@@ -157,7 +157,7 @@ def sample_classes(config, workdir, classes, division_idx=None):
             config.sampling.scaling_factor,
         )
         draw_rounds(
-            guided,
+            InParts(guided, evaluation.microbatch),
             sampler,
             config,
             device,

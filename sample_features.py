@@ -92,7 +92,7 @@ def open_extractor(config):
     """
     make = lookup(EXTRACTORS, config.eval.features, "config.eval.features")
     require_positive(config.eval.batch_size, "config.eval.batch_size")
-    return make(config)
+    return features.InParts(make(config), config.eval.microbatch)
 
 
 def training_split(data):

@@ -106,8 +106,8 @@ def _guarded(main):
         ):
             raise
         fail(
-            f"The memory does not suffice ({_last_line(error)}); lower the batch size (--bs) or "
-            "the size of the network."
+            f"The memory does not suffice ({_last_line(error)}); lower --config.eval.microbatch, "
+            "--config.training.microbatch, the batch size (--bs) or the size of the network."
         )
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -158,7 +158,7 @@ class QuasiConservative(DSM):
         v = jacobian.rademacher(v).transpose(0, 1)  # (K, B, C, H, W), as all of `jacobian`
 
         with same_masks(x.device):
-            q = jacobian.vjp(lambda x: self.score(x, t), x_t, v)
+            q = jacobian.vjp(self.score, x_t, t, v)
         with same_masks(x.device), torch.no_grad():
             _, p = self.score.jvp(x_t, t, v)
         over_p, over_q = jacobian.partial_derivatives(self.estimator, p, q)

@@ -17,6 +17,7 @@ import datasets
 import distributed
 import losses
 from configs import ranges
+from models import memory
 from models.ema import EMA
 from storage import checkpoints
 from storage.files import atomic_write
@@ -55,7 +56,7 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     job = make_job(config, device)
     require_divisible(job.model, training)
     parameters = list(job.model.parameters())
-    heed_signals(parameters)
+    heed_signals(job.model)
     state = checkpoints.TrainState(
         model=job.model,
         ema=EMA(parameters, job.ema_rate),
@@ -88,6 +89,8 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
         train_split, training.batch_size, config.seed, position=state.position
     )
     images, labels = datasets.fixed_batch(test_split, VALIDATION_IMAGES, config.seed)
+    if is_first():
+        memory.report_step(job, training, has_batch_norms(job.model))
 
     # Train.
     watch = FiniteWatch(device)
@@ -158,12 +161,15 @@ def require_divisible(model, training):
     if training.microbatch is None:
         return
     share, microbatch = training.batch_size // size, training.microbatch
-    norms = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    if norms and microbatch < share:
+    if has_batch_norms(model) and microbatch < share:
         raise UserError(
             f"config.training.microbatch is {microbatch}, but this network has batch norms, which "
             "need the whole batch at once; leave it out."
         )
+
+
+def has_batch_norms(model):
+    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
 def restore_state(state, config, place, restore):

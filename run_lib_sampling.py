@@ -19,7 +19,7 @@ import datasets
 import sampling
 import sde_lib
 from configs import ranges
-from models.scores import GuidedScore
+from models.scores import GuidedScore, InParts
 from storage.files import save_npz, stands, to_json
 from storage.pictures import save_image_grid
 from storage.provenance import config_hash
@@ -119,7 +119,7 @@ def sample(config, workdir, division_idx=None):
     for division, own in own_rounds(rounds):
         draw_rounds(
             drawing,
-            score,
+            InParts(score, evaluation.microbatch),
             folder=place.division(division, method),
             rounds=own,
             of_round=("division", config.seed, division),
@@ -175,7 +175,7 @@ def sample_classes(config, workdir, classes, division_idx=None):
         guided = GuidedScore(score, classifier, sde, labels, config.sampling.scaling_factor)
         draw_rounds(
             drawing,
-            guided,
+            InParts(guided, evaluation.microbatch),
             folder=place.class_samples(label, method),
             rounds=own,
             of_round=("class", config.seed, label),

@@ -103,6 +103,7 @@ def base(dataset):
     evaluation.inception_weights = placeholder(str)  # none: the cached or downloaded ones
     evaluation.trust_weights = False  # accept a file that is not the published one
     evaluation.block_bytes = 2**28  # of distances at a time
+    evaluation.microbatch = 128  # images of a batch that a network takes at a time
     return config
 
 

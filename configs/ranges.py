@@ -110,6 +110,7 @@ RANGES = {
     "eval.batch_splits": _whole(1, 10**5),
     "eval.nearest_k": _whole(1, 10**5),
     "eval.block_bytes": _whole(1, 2**40),
+    "eval.microbatch": BATCH,
     "eval.atol": TOLERANCE,
     "eval.rtol": TOLERANCE,
 }

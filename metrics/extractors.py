@@ -14,6 +14,7 @@ torch and TensorFlow are imported where they are used, so that each can be missi
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import pathlib
@@ -90,6 +91,22 @@ def _extract(extractor, batches, count, rank=0, size=1):
     if done < count:
         raise UserError(f"Expected {count} images, but the batches hold only {done}.")
     return pool, logits, parts
+
+
+@dataclasses.dataclass(frozen=True)
+class InParts:
+    """A feature extractor that is given at most `rows` images at a time, to bound its memory."""
+
+    extractor: object
+    rows: int
+
+    def __getattr__(self, name):
+        return getattr(self.extractor, name)
+
+    def __call__(self, images):
+        parts = np.array_split(images, -(-len(images) // self.rows))
+        pool, logits = zip(*map(self.extractor, parts))
+        return np.concatenate(pool), np.concatenate(logits)
 
 
 def _in_colour(images):

@@ -82,7 +82,7 @@ def open_extractor(config):
     make = lookup(EXTRACTORS, config.eval.features, "config.eval.features")
     require_positive(config.eval.batch_size, "config.eval.batch_size")
     with sharing.first_ahead():  # what it downloads or trains, the others find
-        return make(config)
+        return extractors.InParts(make(config), config.eval.microbatch)
 
 
 def training_split(data):

@@ -115,6 +115,7 @@ def calculate_nll(config, workdir, use_ema=False):
                     datasets.scaler(x, config.data),
                     jacobian.rademacher(noise.randn(x.shape)),
                     offset=7 if config.data.centered else 8,
+                    rows=config.eval.microbatch,
                     **tolerances,
                 )
                 bits = bits.cpu().numpy()
@@ -234,11 +235,17 @@ def _asym_of_batch(run, times, slices, estimator, repeat, batch, bar):
         noise = sampling.SeededNoise(run.device, "asymmetry", *numbers)
         z = noise.randn(x.shape)
         v = jacobian.rademacher(noise.randn((slices, *x.shape)))
-        values.append(
-            torch.stack(
-                likelihood.asymmetry(run.score, run.sde, x, t.expand(len(x)), z, v, estimator)
-            )
+        asym = likelihood.asymmetry(
+            run.score,
+            run.sde,
+            x,
+            t.expand(len(x)),
+            z,
+            v,
+            estimator,
+            rows=run.config.eval.microbatch,
         )
+        values.append(torch.stack(asym))
         bar.update(len(x))
     return torch.stack(values, dim=1).cpu().numpy()
 

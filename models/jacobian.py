@@ -10,9 +10,9 @@ Jv comes from a score's method `jvp`, Jᵀv from `vjp` here. Random vectors come
 (K, B, C, H, W): K of them for each of B images.
 """
 
-import contextlib
-
 import torch
+
+from models.copies import Copies
 
 
 def rademacher(normal):
@@ -20,15 +20,17 @@ def rademacher(normal):
     return torch.sign(normal)
 
 
-def vjp(f, x, v):
-    """Jᵀv (K, B, …) for K cotangents v of a function f at x (B, …)."""
-    x = x.detach().requires_grad_()
-    again = len(v) > 1
-    # In turns: autograd's batched mode, no faster on a CPU, fails for energies in PyTorch 2.11.
-    kept = torch.compiler.set_stance("force_eager") if again else contextlib.nullcontext()
-    with torch.enable_grad(), kept:  # what is compiled cannot keep its graph
-        out = f(x)
-        return torch.stack([torch.autograd.grad(out, x, w, retain_graph=again)[0] for w in v])
+def vjp(score, x, t, v):
+    """Jᵀv (K, B, …) for K cotangents v of a `score(x, t)` at x (B, …) and t (B,).
+
+    One pass forward and one backward, of K·B rows. Dropout is the same in all copies of an image.
+    """
+    copies = len(v)
+    x = torch.cat([x.detach()] * copies).requires_grad_()
+    with torch.enable_grad(), Copies(copies):
+        out = score(x, t.repeat(copies))
+        (q,) = torch.autograd.grad(out, x, v.flatten(0, 1))
+    return q.unflatten(0, (copies, -1))
 
 
 def dot(a, b):

@@ -7,6 +7,7 @@ with its Jacobian J = ∂s/∂x a score has a method `jvp`.
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -89,6 +90,11 @@ class GuidedScore:
     labels: torch.Tensor
     scale: float = 1.0
 
+    @property
+    def unguided(self):
+        """The prior's score."""
+        return self.score
+
     def log_likelihood(self, x, t):
         """ℓ (B,) at x (B, C, H, W)."""
         _, std = self.sde.marginal_prob(x, t)
@@ -97,6 +103,39 @@ class GuidedScore:
     def __call__(self, x, t):
         likelihood_score = input_gradient(functools.partial(self.log_likelihood, t=t), x)
         return self.score(x, t) + self.scale * likelihood_score
+
+
+@dataclasses.dataclass(frozen=True)
+class InParts:
+    """A score that is evaluated on at most `rows` images at a time, to bound its memory.
+
+    The numbers are those of the whole batch, to rounding. Where gradients are enabled the graphs
+    of all parts are kept: what differentiates a score takes parts itself, see `in_parts`.
+    """
+
+    score: Callable
+    rows: int
+
+    @property
+    def unguided(self):
+        """That of the score within, if it is a guided one."""
+        return InParts(self.score.unguided, self.rows)
+
+    def __call__(self, x, t):
+        return in_parts(self.score, self.rows, x, t)
+
+
+def in_parts(function, rows, *batches):
+    """``function(*batches)`` from parts of the batches, of at most `rows` rows and near equal.
+
+    Args:
+        function: of batches (b, …) to a tensor (b, …), each of whose rows is of the same row alone.
+        rows: the largest part; None: the whole batch.
+        batches: tensors (B, …).
+    """
+    count = 1 if rows is None else math.ceil(len(batches[0]) / rows)
+    parts = zip(*(batch.tensor_split(count) for batch in batches))
+    return torch.cat([function(*part) for part in parts])
 
 
 def class_log_likelihood(logits, labels):

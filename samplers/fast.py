@@ -95,7 +95,7 @@ class FastSampler:
         whole = Denoiser(score, self.sde)
         if self.interval is None:
             return whole
-        return GuidanceInterval(whole, Denoiser(score.score, self.sde), *self.interval)
+        return GuidanceInterval(whole, Denoiser(score.unguided, self.sde), *self.interval)
 
     def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
         """Samples, shaped as the standard normal `latents` (B, ...), and the NFE."""

@@ -41,7 +41,7 @@ def ten_losses(make_job, config):
 
 @pytest.mark.parametrize("slices", [0, 2])
 def test_compiled_training_is_eager_training(tmp_path, slices):
-    """DSM, and QC with dropout and two slices, whose Jᵀv run as plain operations."""
+    """DSM, and QC with dropout and two slices, whose Jᵀv are those of copies of the images."""
     fields = {"loss__balancing_fac": 0.01, "loss__slices": slices} if slices else {}
     eager, compiled = (
         ten_losses(run_lib.ScoreTraining, tiny.config(tmp_path, compute__compile=on, **fields))
@@ -132,6 +132,6 @@ def test_a_compiled_constrained_model_has_the_same_products():
         torch.manual_seed(0)
         network = compute.prepare(models.create_model(config), config.compute, CPU).eval()
         score = EnergyScore(network, sde_lib.from_config(config))
-        products.append((*score.jvp(x, t, v), vjp(lambda x, score=score: score(x, t), x, v)))
+        products.append((*score.jvp(x, t, v), vjp(score, x, t, v)))
     for ours, expected in zip(products[1], products[0]):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)

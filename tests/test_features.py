@@ -58,6 +58,15 @@ def test_inception_equals_torch_fidelity(weights, inception, size):
     assert np.abs(logits - biased).max() > 1e-3
 
 
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_features_in_parts_are_those_of_the_whole_batch(inception, rows):
+    images = random_images(3, 32, 3)
+    parts = extractors.InParts(inception, rows)
+    assert (parts.name, parts.pool_width) == (inception.name, 2048)
+    for ours, whole in zip(parts(images), inception(images), strict=True):
+        np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-6)
+
+
 def test_inception_takes_grey_images_as_equal_channels(inception):
     grey = random_images(2, 28, 1)
     for ours, colour in zip(inception(grey), inception(grey.repeat(3, axis=-1)), strict=True):

@@ -2,11 +2,16 @@
 
 import itertools
 
+import golden
 import pytest
 import torch
 
+import models
+import sde_lib
 from models import jacobian
+from models.copies import Copies
 from models.forward_mode import jvp
+from models.scores import EnergyScore, Score
 
 torch.manual_seed(0)
 WEIGHTS = [torch.randn(6, 4).double(), torch.randn(4, 6).double()]
@@ -22,9 +27,14 @@ def exact(x):
     return torch.func.vmap(torch.func.jacrev(field))(x[:, None])[:, 0, :, 0]
 
 
+def vjp(f, x, v):
+    """Of a function of x alone."""
+    return jacobian.vjp(lambda x, t: f(x), x, torch.zeros(len(x)), v)
+
+
 def products(x, v):
     _, p = jvp(field, x, v)
-    return p, jacobian.vjp(field, x, v)
+    return p, vjp(field, x, v)
 
 
 def test_products_are_those_of_the_jacobian():
@@ -79,6 +89,80 @@ def test_a_linear_field():
     A = torch.randn(4, 4).double()
     x, v = torch.randn(3, 4).double(), torch.randn(6, 3, 4).double().sign()
     _, p = jvp(lambda x: x @ A.T, x, v)
-    q = jacobian.vjp(lambda x: x @ A.T, x, v)
+    q = vjp(lambda x: x @ A.T, x, v)
     torch.testing.assert_close(p, v @ A.T)
     torch.testing.assert_close(q, v @ A)
+
+
+# ---------------------------------------------------------------- several vectors at once
+
+
+def ncsnpp():
+    """A small NCSN++ that drops out half of its units, in float64, and images and times for it."""
+    torch.manual_seed(0)
+    config = golden.ConfigDict(
+        golden.manifest("qc")[golden.manifest("qc")["loss_dsm"]["model"]]["config"]
+    )
+    config.model.dropout = 0.5
+    config.model.init_scale = 1.0
+    size = config.data.image_size
+    x = torch.rand(2, config.data.num_channels, size, size, dtype=torch.float64)
+    return models.create_model(config).double().train(), x, torch.rand(2, dtype=torch.float64)
+
+
+def plain_dropout():
+    """The same of PyTorch's own layers."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 9, 3, padding=1), torch.nn.Dropout2d(0.5), torch.nn.Tanh(),
+        torch.nn.Dropout(0.5), torch.nn.Conv2d(9, 2, 3, padding=1),
+    ).double()  # fmt: skip
+    x = torch.rand(3, 2, 4, 4, dtype=torch.float64)
+    return WithoutCondition(layers), x, torch.rand(3, dtype=torch.float64)
+
+
+class WithoutCondition(torch.nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x, condition):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("kind", [Score, EnergyScore])
+@pytest.mark.parametrize("make", [ncsnpp, plain_dropout])
+def test_several_vectors_at_once_are_several_in_turn(make, kind):
+    """In one pass, through one masked network, which leaves the generator as one vector does."""
+    net, x, t = make()
+    score = kind(net, sde_lib.VESDE())
+    v = torch.randn(3, *x.shape, dtype=torch.float64).sign()
+
+    def of(v):
+        torch.manual_seed(7)
+        return jacobian.vjp(score, x, t, v), float(torch.rand(()))
+
+    in_turn, states = zip(*(of(w[None]) for w in v))
+    calls = []
+    net.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    at_once, state = of(v)
+    torch.testing.assert_close(at_once, torch.cat(in_turn), rtol=1e-9, atol=1e-12)
+    assert set(states) == {state}
+    assert calls == [3 * len(x)]
+    net.eval()
+    assert not torch.allclose(at_once, jacobian.vjp(score, x, t, v))
+
+
+def test_copies_have_the_draws_of_one():
+    def draws():
+        torch.manual_seed(1)
+        return torch.rand(2, 3), torch.rand((4, 3)), torch.rand(size=(4,)), torch.rand(5)
+
+    with Copies(2):
+        copies = draws()
+    torch.manual_seed(1)
+    for copy, rows in zip(copies, (1, 2, 2)):
+        torch.testing.assert_close(
+            copy, torch.rand(rows, *copy.shape[1:]).repeat(2, *[1] * (copy.dim() - 1))
+        )
+    torch.testing.assert_close(copies[-1], torch.rand(5))  # of no batch of two copies

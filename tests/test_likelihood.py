@@ -9,7 +9,7 @@ from gaussian import GaussianData
 
 import likelihood
 import sde_lib
-from models import jacobian
+from models import jacobian, memory
 from models.scores import EnergyScore, Score
 
 
@@ -114,3 +114,79 @@ def test_dequantisation_stays_in_its_bin():
     for noise in (0.0, 0.999):
         y = likelihood.dequantise(x, torch.full((256,), noise))
         assert torch.equal((y * 256).floor(), torch.arange(256).float())
+
+
+# ---------------------------------------------------------------- in parts
+
+
+@pytest.fixture
+def network_and_data():
+    (name,) = golden.names("likelihood")
+    return golden.network(golden.manifest("qc")[name]["model"]), golden.arrays(name)
+
+
+@pytest.mark.parametrize("kind", [Score, EnergyScore])
+def test_the_likelihood_in_parts_is_that_of_the_whole_batch(network_and_data, kind):
+    """The field's derivatives are, so the solver takes the steps of the whole batch."""
+    network, data = network_and_data
+    x, epsilon = (torch.cat([data[name]] * 3)[:5] for name in ("x", "epsilon"))
+    score, sde = kind(network, sde_lib.VESDE()), sde_lib.VESDE()
+    state = torch.cat([x.flatten(1), torch.zeros(5, 1)], dim=1).double()
+    fields = [likelihood.DensityField(sde, score, epsilon, rows) for rows in (None, 2)]
+    whole, parts = (field(torch.tensor(0.4), state) for field in fields)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
+    assert [field.nfe for field in fields] == [1, 1]
+
+
+def test_bits_per_dim_in_parts():
+    torch.manual_seed(0)
+    sde = sde_lib.VESDE()
+    data = GaussianData(mean=0.4, std=0.2, sde=sde)
+    x = data.sample(10, (2, 3, 3))
+    epsilon = jacobian.rademacher(torch.randn_like(x))
+    (whole, _, steps), (parts, _, same_steps) = (
+        likelihood.bits_per_dim(
+            data.score, sde, x, epsilon, rtol=1e-5, atol=1e-5, offset=8, rows=rows
+        )
+        for rows in (None, 3)
+    )
+    torch.testing.assert_close(parts, whole)
+    assert steps == same_steps
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_the_asymmetry_in_parts_is_that_of_the_whole_batch(network_and_data, rows):
+    """At most so many rows go through the network, an image and its vectors at least."""
+    network, data = network_and_data
+    x = torch.cat([data["x"]] * 3)[:5]
+    t, z, v = torch.rand(5), torch.randn_like(x), torch.randn(2, *x.shape).sign()
+    sde, sizes = sde_lib.VESDE(), []
+    score = Score(network, sde)
+    whole = likelihood.asymmetry(score, sde, x, t, z, v)
+    network.register_forward_hook(
+        lambda module, inputs, out: sizes.append(len(inputs[0]) * (1 + len(inputs[2:] and v)))
+    )
+    parts = likelihood.asymmetry(score, sde, x, t, z, v, rows=rows)
+    for ours, expected in zip(parts, whole):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    assert max(sizes) <= max(rows, 3)
+
+
+def test_parts_bound_the_memory_of_a_published_batch(network_and_data):
+    """2,500 images take that of the 25 that are differentiated at a time."""
+    network, _ = network_and_data
+    size = golden.arrays("score_fn")["x"].shape[1:]
+    sde = sde_lib.VESDE()
+    score = Score(network, sde)
+
+    def peak(images, rows):
+        def derivatives():
+            x = torch.rand(images, *size)
+            field = likelihood.DensityField(sde, score, x, rows)
+            return field(torch.tensor(0.4), torch.rand(images, x[0].numel() + 1))
+
+        return memory.count(derivatives).peak
+
+    few = peak(25, None)
+    assert peak(250, None) > 9 * few
+    assert peak(2500, 25) < 3 * few

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import sde_lib
-from models.scores import EnergyScore, Score
+from models.scores import EnergyScore, InParts, Score
 
 VE, VP = sde_lib.VESDE(), sde_lib.VPSDE()
 
@@ -40,3 +40,22 @@ def test_an_energy_score_is_a_gradient():
     jacobian = torch.autograd.functional.jacobian(lambda x: score(x, t), x)[0, :, 0]
     torch.testing.assert_close(jacobian, jacobian.T)
     assert jacobian.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+@pytest.mark.parametrize("kind", ["ve", "ve_energy"])
+def test_a_score_in_parts_is_the_whole_ones(kind, rows):
+    """Of parts that differ by an image at the most."""
+    data = golden.arrays("score_fn")
+    x, t = torch.cat([data["x"], data["x"].flip(0)])[:5], torch.cat([data["t"], data["t"]])[:5]
+    score, sizes = compose(kind), []
+
+    def counted(x, t):
+        sizes.append(len(x))
+        return score(x, t)
+
+    with torch.no_grad():
+        torch.testing.assert_close(InParts(counted, rows)(x, t), score(x, t))
+    assert max(sizes) <= rows
+    assert max(sizes) - min(sizes) <= 1
+    assert sum(sizes) == len(x)

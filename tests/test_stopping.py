@@ -212,22 +212,26 @@ def test_sigterm_reaches_into_what_takes_long(here, part):
     assert in_a_fork(os.system, f"rm -r {place.root}") == 0
 
 
-def test_signals_are_heeded_within_a_backward_pass():
-    parameters = [torch.randn(400, 400, requires_grad=True) for _ in range(40)]
-    safeguards.heed_signals(parameters)
-    stop = safeguards.StopRequest()
-    x = torch.randn(400, 400)
-    for parameter in parameters:
-        x = torch.tanh(x @ parameter)
-    # As if the signal had come when the last parameter had its gradient.
-    parameters[-1].register_post_accumulate_grad_hook(
-        lambda parameter: os.kill(os.getpid(), signal.SIGTERM)
-    )
-    with stop:
-        assert stop.attempt(lambda: x.sum().backward()) is None
+@pytest.mark.parametrize("over", ["parameters", "input"])
+def test_signals_are_heeded_within_a_backward_pass(over, monkeypatch):
+    """Over the parameters as in an update, or over the input as in Jᵀv and in guidance."""
+    passed = []
+
+    def pause(gradient):
+        passed.append(gradient)
+        if len(passed) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(safeguards, "_pause", pause)
+    network = torch.nn.Sequential(*(torch.nn.Linear(40, 40) for _ in range(20)))
+    safeguards.heed_signals(network)
+    x = torch.randn(4, 40, requires_grad=True)
+    out = network(x).sum()
+    wanted = list(network.parameters()) if over == "parameters" else x
+    with safeguards.StopRequest() as stop:
+        assert stop.attempt(torch.autograd.grad, out, wanted) is None
     assert stop.signal == signal.SIGTERM
-    assert parameters[-1].grad is not None
-    assert parameters[0].grad is None
+    assert 3 <= len(passed) <= 4
 
 
 def test_an_attempt_after_a_stop_is_none():

@@ -63,18 +63,24 @@ class StopRequest:
             raise Stopped
 
 
-def heed_signals(parameters):
-    """Let Python handle signals within a backward pass, each time a gradient is complete.
+def heed_signals(network):
+    """Let Python handle signals within backward passes, at the output of every layer.
 
-    On a CPU a backward pass of a published network may last minutes, none of them in Python. On a
-    GPU it is short, and none of its threads is the one that handles signals.
+    On a CPU the backward pass of a published network may last minutes, none of them in Python; that
+    to its input, too, where no parameter gets a gradient. On a GPU it is short, and none of its
+    threads is the one that handles signals.
     """
-    for parameter in parameters:
-        if parameter.requires_grad and parameter.device.type == "cpu":
-            parameter.register_post_accumulate_grad_hook(_pause)
+    if all(parameter.device.type == "cpu" for parameter in network.parameters()):
+        for module in network.modules():
+            module.register_forward_hook(_pause_behind)
 
 
-def _pause(parameter):
+def _pause_behind(module, inputs, output):
+    if isinstance(output, torch.Tensor) and output.requires_grad:
+        output.register_hook(_pause)
+
+
+def _pause(gradient):
     """Do nothing, in Python."""
 
 

@@ -1,0 +1,44 @@
+"""Batches that hold several copies of every image, which dropout has to treat alike."""
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+
+
+class Copies(TorchFunctionMode):
+    """Within the context a batch of K·B rows holds K copies of B images, one after the other.
+
+    What a network drops out of an image is then the same in all of its copies, and what it would
+    drop out of a batch of the B images: masks are drawn for these and repeated, and the random
+    generators move on as for them. That holds for PyTorch's dropouts and for masks made from
+    `torch.rand`; attention's own `dropout_p` is out of reach, as it is drawn inside of a kernel.
+    """
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.count > 1 and function in DROPOUTS:
+            return self.dropout(function, *args, **kwargs)
+        if self.count > 1 and function is torch.rand:
+            return self.rand(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    def dropout(self, function, input, *args, **kwargs):
+        """A dropout's output, of the factors that it gives to the first copy."""
+        first = input[: len(input) // self.count]
+        factors = function(torch.ones_like(first), *args, **kwargs)
+        return input * torch.cat([factors] * self.count)
+
+    def rand(self, *size, **options):
+        """`torch.rand` of a size (K·B, …); of another one as it is."""
+        size = options.pop("size", size)
+        shape = size if isinstance(size[0], int) else size[0]
+        if shape[0] % self.count:
+            return torch.rand(shape, **options)
+        draws = torch.rand((shape[0] // self.count, *shape[1:]), **options)
+        return torch.cat([draws] * self.count)

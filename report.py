@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 import cli
+from evaluation import LABELS
 from metrics.sample_sets import numbered_rounds
 from storage.files import atomic_write, load_npz
 from storage.pictures import image_grid
@@ -27,26 +28,9 @@ from utils import UserError, log
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
 COLUMNS, ROWS = 10, 10  # of a sample grid
-CLASSES = 100  # rows of a grid with a row per class
-
 # Entries of metrics.json that are about samples: a metric, over classes or not, and the sampler.
 ENTRY = re.compile(r"(?:fid_is|[a-z]+)(_class)?(?:_(.+))?")
-
-# What the values in metrics.json are called; an arrow says which way is better.
-LABELS = {
-    "fid": "FID ↓",
-    "is": "Inception score ↑",
-    "precision": "precision ↑",
-    "recall": "recall ↑",
-    "density": "density ↑",
-    "coverage": "coverage ↑",
-    "bits_per_dim": "NLL, bits/dim ↓",
-    "standard_error": "standard error of the NLL",
-    "asym": "Asym ↓",
-    "nasym": "NAsym ↓",
-    "nfe": "NFE",
-    "accuracy": "accuracy ↑",
-}
+CLASSES = 100  # rows of a grid with a row per class
 
 
 @dataclasses.dataclass(frozen=True)

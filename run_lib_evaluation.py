@@ -13,18 +13,19 @@ import itertools
 from absl import flags
 
 import cli
+import evaluation
 from configs import ranges
 from utils import UserError, is_first
 
-METRICS = ("nll", "asym")
 MODES = ("full", "class")
-BACKENDS = ("ours", "tfgan", "prdc")
 
 
 def define_flags(metric=None):
     """Define the evaluation flags; `metric` is what --metric stands at when it is not given."""
     cli.define_common_flags()
-    flags.DEFINE_enum("metric", metric, METRICS, "What --calculate and --read are about.")
+    flags.DEFINE_enum(
+        "metric", metric, list(evaluation.SCORE_METRICS), "What --calculate and --read are about."
+    )
     flags.DEFINE_bool("calculate", False, "Calculate the metric, batch by batch.")
     flags.DEFINE_bool("read", False, "Average and print what was calculated.")
     flags.DEFINE_integer("checkpoint_idx", None, "Number of the checkpoint; else the newest.")
@@ -39,14 +40,33 @@ def define_flags(metric=None):
     flags.DEFINE_bool("encode_dataset", False, "Write the features of the training images.")
     flags.DEFINE_bool("stat", False, "With classes: write the training images' features.")
     flags.DEFINE_bool("latent", False, "With classes: write the samples' features.")
-    flags.DEFINE_bool("fidis", False, "FID and Inception score.")
-    flags.DEFINE_bool("prdc", False, "Precision, recall, density and coverage.")
+    for sample_metric in evaluation.SAMPLE_METRICS:
+        flags.DEFINE_bool(sample_metric.flag, False, sample_metric.help)
     flags.DEFINE_bool("nfe", False, "Print the mean NFE of the samples.")
     flags.DEFINE_bool("ode", False, "Evaluate the ODE samples.")
     flags.DEFINE_string("sampler", None, "Evaluate the samples of this sampler; else the config's.")
     flags.DEFINE_enum("mode", "full", MODES, "Over all samples, or class by class.")
-    flags.DEFINE_enum("backend", "ours", BACKENDS, "Who computes --fidis or --prdc.")
+    flags.DEFINE_enum(
+        "backend",
+        evaluation.OURS,
+        evaluation.BACKENDS,
+        f"Who computes {or_list(metric_flags())}.",
+    )
     flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
+
+
+def metric_flags():
+    """The flags that ask for metrics of samples, as they are typed."""
+    return [f"--{metric.flag}" for metric in evaluation.SAMPLE_METRICS]
+
+
+def or_list(words):
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def asked_for(FLAGS):
+    """The metrics of samples that the flags ask for."""
+    return [metric for metric in evaluation.SAMPLE_METRICS if getattr(FLAGS, metric.flag)]
 
 
 def main():
@@ -68,15 +88,17 @@ def main():
     of_score = FLAGS.calculate or FLAGS.read
     by_class = FLAGS.stat or FLAGS.latent
     whole = FLAGS.encode or FLAGS.encode_dataset
-    of_samples = by_class or whole or FLAGS.fidis or FLAGS.prdc or FLAGS.nfe
+    of_samples = by_class or whole or asked_for(FLAGS) or FLAGS.nfe
     if not (of_score or of_samples):
         raise UserError(
             "Nothing was asked for; give --calculate or --read (NLL, asymmetry), or --stat, "
-            "--latent, --encode, --encode_dataset, --fidis, --prdc or --nfe (samples)."
+            f"--latent, --encode, --encode_dataset, {or_list([*metric_flags(), '--nfe'])} "
+            "(samples)."
         )
     if of_score:
         if FLAGS.metric is None:
-            raise UserError(f"--metric is missing; expected one of: {', '.join(METRICS)}.")
+            choices = ", ".join(evaluation.SCORE_METRICS)
+            raise UserError(f"--metric is missing; expected one of: {choices}.")
         score_metric(config, FLAGS)
     if "classifier" in config:
         if whole or FLAGS.dataset_stat:
@@ -96,12 +118,7 @@ def main():
 
 def score_metric(config, FLAGS):
     """NLL or asymmetry of a score model."""
-    from metrics import nll_and_asym
-
-    calculate, read = {
-        "nll": (nll_and_asym.calculate_nll, nll_and_asym.read_nll),
-        "asym": (nll_and_asym.calculate_asym, nll_and_asym.read_asym),
-    }[FLAGS.metric]
+    calculate, read = evaluation.SCORE_METRICS[FLAGS.metric].functions()
     if FLAGS.calculate:
         calculate(config, FLAGS.workdir, FLAGS.ema)
     if FLAGS.read and is_first():
@@ -110,48 +127,45 @@ def score_metric(config, FLAGS):
 
 def class_sample_metrics(config, FLAGS):
     """Features and metrics of samples that were drawn class by class."""
-    from metrics import feature_sets, sample_metrics
+    from metrics import encoding, feature_sets, measuring, sample_sets
 
     if FLAGS.stat:
-        feature_sets.encode_real_classes(config, FLAGS.workdir)
+        encoding.encode_real_classes(config, FLAGS.workdir)
     if FLAGS.latent:
-        feature_sets.encode_class_samples(config, FLAGS.workdir)
+        encoding.encode_class_samples(config, FLAGS.workdir)
     if not is_first():
         return
-    if FLAGS.fidis or FLAGS.prdc:
+    if asked_for(FLAGS):
         compare(config, FLAGS, *feature_sets.open_classes(config, FLAGS.workdir))
     if FLAGS.nfe:
-        classes = feature_sets.find_class_samples(config, FLAGS.workdir)
-        sample_metrics.nfe(config, FLAGS.workdir, list(itertools.chain.from_iterable(classes)))
+        classes = sample_sets.find_class_samples(config, FLAGS.workdir)
+        measuring.nfe(config, FLAGS.workdir, list(itertools.chain.from_iterable(classes)))
 
 
 def sample_metrics_of(config, FLAGS):
     """Features and metrics of samples that were drawn in divisions."""
-    from metrics import feature_sets, sample_metrics
+    from metrics import encoding, feature_sets, measuring, sample_sets
 
     if FLAGS.encode_dataset:
-        feature_sets.encode_dataset(config, FLAGS.workdir)
+        encoding.encode_dataset(config, FLAGS.workdir)
     if FLAGS.encode:
-        feature_sets.encode_samples(config, FLAGS.workdir)
+        encoding.encode_samples(config, FLAGS.workdir)
     if not is_first():
         return
-    if FLAGS.fidis or FLAGS.prdc:
+    if asked_for(FLAGS):
         sets = feature_sets.open_sets(config, FLAGS.workdir, FLAGS.dataset_stat)
         compare(config, FLAGS, *sets)
     if FLAGS.nfe:
-        rounds = feature_sets.find_division_samples(config, FLAGS.workdir)
-        sample_metrics.nfe(config, FLAGS.workdir, rounds)
+        rounds = sample_sets.find_division_samples(config, FLAGS.workdir)
+        measuring.nfe(config, FLAGS.workdir, rounds)
 
 
 def compare(config, FLAGS, real, generated):
-    from metrics import sample_metrics
+    """Print and record the metrics that are asked for."""
+    from metrics import measuring
 
-    for asked, measure in (
-        (FLAGS.fidis, sample_metrics.fidis),
-        (FLAGS.prdc, sample_metrics.prdc),
-    ):
-        if asked:
-            measure(config, FLAGS.workdir, real, generated, FLAGS.mode, FLAGS.backend)
+    for metric in asked_for(FLAGS):
+        measuring.measure(metric, config, FLAGS.workdir, real, generated, FLAGS.mode, FLAGS.backend)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 import evaluation
+from metrics import prdc
 
 SIZES = ((2000, 3000), (5000, 4000), (10000, 8000))
 WIDTH = 2048
@@ -77,8 +78,8 @@ def print_parity(sizes):
             if importlib.util.find_spec(package):
                 rows.append((oracle, ours, metric(real, fake, logits)))
         if importlib.util.find_spec("prdc"):
-            ours = evaluation.precision_recall_density_coverage(real, fake)
-            rows.append(("prdc", ours, evaluation.prdc_package(real, fake)))
+            ours = prdc.precision_recall_density_coverage(real, fake)
+            rows.append(("prdc", ours, prdc.prdc_package(real, fake)))
         for oracle, ours, theirs in rows:
             for metric, value in ours.items():
                 difference = abs(value - theirs[metric]) / theirs[metric]
@@ -103,8 +104,8 @@ def cost(metric, count):
 def print_cost():
     print("| | real × generated | seconds | GiB above the inputs | values |")
     print("|---|---|---|---|---|")
-    ours = evaluation.precision_recall_density_coverage
-    runs = ("prdc", evaluation.prdc_package, 10_000), ("ours", ours, 10_000), ("ours", ours, 50_000)
+    ours = prdc.precision_recall_density_coverage
+    runs = ("prdc", prdc.prdc_package, 10_000), ("ours", ours, 10_000), ("ours", ours, 50_000)
     for name, metric, count in runs:
         # A process for each, because a process's peak never falls.
         with multiprocessing.get_context("spawn").Pool(1) as pool:

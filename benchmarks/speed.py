@@ -31,7 +31,6 @@ import torch
 from oracles import double_backward, published_way
 
 import datasets
-import evaluation
 import likelihood
 import losses
 import models
@@ -39,6 +38,7 @@ import sampling
 import sde_lib
 from benchmarks.parity_metrics import real_and_fake
 from configs import common
+from metrics import frechet, prdc
 from models import jacobian
 from models.compute import prepare
 from models.ema import EMA
@@ -285,11 +285,11 @@ NETWORK_JOBS = {
 }
 
 
-def prdc(device):
+def precision_and_its_kin(device):
     real, fake = real_and_fake(10_000, 10_000, 2048)
     return (
-        lambda: evaluation.prdc_package(real, fake),
-        lambda: evaluation.precision_recall_density_coverage(real, fake, device=device),
+        lambda: prdc.prdc_package(real, fake),
+        lambda: prdc.precision_recall_density_coverage(real, fake, device=device),
     )
 
 
@@ -302,7 +302,7 @@ def fid(device):
         difference = real.mean(0, dtype=np.float64) - fake.mean(0, dtype=np.float64)
         return difference @ difference + sum(map(np.trace, covariances)) - 2 * np.trace(root.real)
 
-    return published, lambda: evaluation.frechet_distance(real, fake)
+    return published, lambda: frechet.frechet_distance(real, fake)
 
 
 def batches(device):
@@ -357,7 +357,7 @@ def as_data_source(images, folder):
 
 
 HOST_JOBS = {
-    "P/R/D/C, 10,000 × 2,048": prdc,
+    "P/R/D/C, 10,000 × 2,048": precision_and_its_kin,
     "FID, 10,000 × 2,048": fid,
     "50 batches of 128": batches,
 }

@@ -99,7 +99,7 @@ def base(dataset):
 
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.nearest_k = 3
-    evaluation.features = "inception"  # or tfhub, classifier: see features.py
+    evaluation.features = "inception"  # or tfhub, classifier: see metrics/extractors.py
     evaluation.inception_weights = placeholder(str)  # none: the cached or downloaded ones
     evaluation.trust_weights = False  # accept a file that is not the published one
     evaluation.block_bytes = 2**28  # of distances at a time

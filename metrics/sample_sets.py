@@ -6,6 +6,8 @@ with stands in their `meta`; files of the published code carry none.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 import pathlib
 import re
@@ -15,7 +17,8 @@ import numpy as np
 from storage import files
 from storage.files import load_npz
 from storage.provenance import differences
-from utils import UserError
+from storage.workdir import Workdir
+from utils import UserError, require_positive, shares
 
 ROUND = re.compile(r"samples_(\d+)(?:_latent)?\.npz")
 PER_FILE = ("stream", "round")  # what files of one set differ in
@@ -175,3 +178,66 @@ def in_batches(arrays, size):
     for array in arrays:
         for start in range(0, len(array), size):
             yield array[start : start + size]
+
+
+# ---------------------------------------------------------------- what a configuration asks for
+
+
+def flag_of(config):
+    """The flag that chooses ``config.sampling.method`` on a command line, after a space."""
+    method = config.sampling.method
+    return {"pc": "", "ode": " --ode"}.get(method, f" --sampler {method}")
+
+
+def division_parts(config, place):
+    """A part for each division of a QC run."""
+    for field in ("num_samples", "num_divisions"):
+        require_positive(config.eval[field], f"config.eval.{field}")
+    sizes = shares(config.eval.num_samples, config.eval.num_divisions)
+    return [
+        Part(f"division {index}", place.division(index, config.sampling.method), size)
+        for index, size in enumerate(sizes)
+    ]
+
+
+def class_parts(config, folder_of):
+    """A part for each class of a DLSM run; ``folder_of(label, method)`` holds it."""
+    total = require_positive(config.eval.num_samples, "config.eval.num_samples")
+    sizes = shares(total, config.classifier.classes)
+    return [
+        Part(f"class {label}", folder_of(label, config.sampling.method), size)
+        for label, size in enumerate(sizes)
+    ]
+
+
+def find_samples(config, parts):
+    """The rounds of every part, checked to be all there, images of the data's shape, of one make.
+
+    Raises:
+        UserError: they are not.
+    """
+    command = f"run_lib_sampling.py{flag_of(config)}"
+    return find(
+        parts,
+        "samples",
+        f"Draw what is missing with {command}, or say what there is with "
+        "--config.eval.num_samples and --config.eval.num_divisions.",
+        check=functools.partial(check_images, data=config.data),
+    )
+
+
+def find_division_samples(config, workdir):
+    """The rounds of a QC run's samples, one after the other."""
+    parts = division_parts(config, Workdir(workdir))
+    return list(itertools.chain.from_iterable(find_samples(config, parts)))
+
+
+def find_class_samples(config, workdir):
+    """The rounds of a DLSM run's samples, a list for each class."""
+    return find_samples(config, class_parts(config, Workdir(workdir).class_samples))
+
+
+def read_samples(rounds):
+    """Yield the images of each round."""
+    for item in rounds:
+        yield read_round(item.path, "samples")[0]

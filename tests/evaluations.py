@@ -10,7 +10,7 @@ import tiny
 import tiny_classifier
 
 import run_lib_evaluation
-from metrics import extractors, feature_sets
+from metrics import encoding, extractors
 
 ASKED_FOR = "calculate read encode encode_dataset stat latent fidis prdc nfe"
 
@@ -49,4 +49,4 @@ def evaluate():
 
 def encode_again():
     """Encode samples whose features stand."""
-    feature_sets.encode_samples(score_config(), "W")
+    encoding.encode_samples(score_config(), "W")

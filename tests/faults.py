@@ -20,10 +20,7 @@ import threading
 from commands import TINY, start
 
 import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
-from metrics import (
-    extractors,
-    feature_sets,  # noqa: F401
-)
+from metrics import encoding, extractors  # noqa: F401
 from storage import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent

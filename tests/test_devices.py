@@ -8,8 +8,8 @@ import pytest
 import torch
 from commands import ROOT, TINY, start
 
-import evaluation
 from benchmarks.parity_metrics import real_and_fake
+from metrics import prdc
 from storage import checkpoints
 
 NETWORK = [*TINY, "--config.model.attn_resolutions=(4,)"]
@@ -122,10 +122,10 @@ def test_distances(tmp_path, monkeypatch):
     real, fake = real_and_fake(300, 200, 64)
     blocks = {"block_bytes": 2**18}
     with elsewhere.Dispatch():
-        there = evaluation.precision_recall_density_coverage(
+        there = prdc.precision_recall_density_coverage(
             real, fake, device=elsewhere.DEVICE, **blocks
         )
-    assert there == evaluation.precision_recall_density_coverage(real, fake)
+    assert there == prdc.precision_recall_density_coverage(real, fake)
 
 
 def test_the_device_is_another_one(tmp_path, monkeypatch):

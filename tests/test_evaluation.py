@@ -1,4 +1,4 @@
-"""evaluation.py against torch-fidelity, prdc, TF-GAN's formula, and results known by hand."""
+"""The metrics against torch-fidelity, prdc, TF-GAN's formula, and results known by hand."""
 
 import importlib.util
 
@@ -15,9 +15,10 @@ from benchmarks.parity_metrics import (
     real_and_fake,
     torch_fidelity_fid_and_is,
 )
+from metrics import classwise, frechet, inception_score, prdc
 from utils import UserError
 
-prdc_metrics = evaluation.precision_recall_density_coverage
+prdc_metrics = prdc.precision_recall_density_coverage
 
 
 # ---------------------------------------------------------------- FID
@@ -30,15 +31,15 @@ prdc_metrics = evaluation.precision_recall_density_coverage
 def test_fid_equals_torch_fidelity(real_count, fake_count, width):
     real, fake = real_and_fake(real_count, fake_count, width)
     theirs = torch_fidelity_fid_and_is(real, fake, random_logits(3, 50, 10))
-    assert evaluation.frechet_distance(real, fake) == pytest.approx(theirs["fid"], rel=1e-3)
+    assert frechet.frechet_distance(real, fake) == pytest.approx(theirs["fid"], rel=1e-3)
 
 
 @pytest.mark.parametrize(("count", "width"), [(1500, 128), (500, 2048), (2, 2048), (5000, 8)])
 def test_fid_of_a_set_with_itself_is_zero(count, width):
     features = correlated_features(1, count, width)
-    assert evaluation.frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
+    assert frechet.frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
     shuffled = features[np.random.default_rng(0).permutation(count)]
-    assert evaluation.frechet_distance(features, shuffled) == pytest.approx(0, abs=1e-3)
+    assert frechet.frechet_distance(features, shuffled) == pytest.approx(0, abs=1e-3)
 
 
 @pytest.mark.parametrize("count", [400, 10_000])  # rank-deficient, and of more than two chunks
@@ -48,12 +49,12 @@ def test_fid_of_a_shifted_and_scaled_set(count):
     scale, shift = 0.7, np.linspace(0, 0.2, 600)
     fake = real.mean(0) + scale * (real - real.mean(0)) + shift
     expected = np.square(shift).sum() + (1 - scale) ** 2 * real.var(0, ddof=1).sum()
-    assert evaluation.frechet_distance(real, fake) == pytest.approx(expected, rel=1e-10)
+    assert frechet.frechet_distance(real, fake) == pytest.approx(expected, rel=1e-10)
 
 
 def test_constant_features_have_the_distance_of_their_means():
     real, fake = np.full((20, 30), 2.0), np.full((10, 30), 2.5)
-    assert evaluation.frechet_distance(real, fake) == pytest.approx(30 * 0.25)
+    assert frechet.frechet_distance(real, fake) == pytest.approx(30 * 0.25)
 
 
 # ---------------------------------------------------------------- Inception score
@@ -68,7 +69,7 @@ def tfgan_formula(logits):
 @pytest.mark.parametrize(("count", "classes"), [(2000, 1008), (10_000, 10), (3, 7)])
 def test_inception_score_is_the_formula_over_the_whole_set(count, classes):
     logits = random_logits(0, count, classes)
-    ours = evaluation.inception_score(logits)
+    ours = inception_score.inception_score(logits)
     theirs = isc_features_to_metric(torch.from_numpy(logits), splits=1)[KEY_METRIC_ISC_MEAN]
     assert ours == pytest.approx(tfgan_formula(logits), rel=1e-4)
     assert ours == pytest.approx(theirs, rel=1e-9)
@@ -76,9 +77,9 @@ def test_inception_score_is_the_formula_over_the_whole_set(count, classes):
 
 def test_inception_score_of_certain_and_of_equal_predictions():
     certain = 1e5 * np.eye(12)[np.arange(240) % 12]
-    assert evaluation.inception_score(certain) == pytest.approx(12)
-    assert evaluation.inception_score(certain[::12]) == pytest.approx(1)
-    assert evaluation.inception_score(np.zeros((5, 4))) == pytest.approx(1)
+    assert inception_score.inception_score(certain) == pytest.approx(12)
+    assert inception_score.inception_score(certain[::12]) == pytest.approx(1)
+    assert inception_score.inception_score(np.zeros((5, 4))) == pytest.approx(1)
 
 
 # ---------------------------------------------------------------- sentences, never a NaN
@@ -94,22 +95,22 @@ GOOD = correlated_features(1, 50, 8)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("metric", [evaluation.frechet_distance, prdc_metrics])
+@pytest.mark.parametrize("metric", [frechet.frechet_distance, prdc_metrics])
 def test_values_that_are_not_finite_are_refused(metric, bad):
     with pytest.raises(UserError, match="real features hold NaN"):
         metric(spoilt(bad), GOOD)
     with pytest.raises(UserError, match="generated features hold NaN"):
         metric(GOOD, spoilt(bad))
     with pytest.raises(UserError, match="logits hold NaN"):
-        evaluation.inception_score(spoilt(bad))
+        inception_score.inception_score(spoilt(bad))
 
 
 def test_values_whose_squares_overflow_are_refused():
     with pytest.raises(UserError, match="overflowing"):
-        evaluation.frechet_distance(GOOD, spoilt(1e30).astype(np.float64) * 1e150)
+        frechet.frechet_distance(GOOD, spoilt(1e30).astype(np.float64) * 1e150)
 
 
-@pytest.mark.parametrize("metric", [evaluation.frechet_distance, prdc_metrics])
+@pytest.mark.parametrize("metric", [frechet.frechet_distance, prdc_metrics])
 def test_unequal_widths_are_refused(metric):
     with pytest.raises(UserError, match="8 wide, the generated ones 7"):
         metric(GOOD, GOOD[:, :7])
@@ -119,11 +120,11 @@ def test_unequal_widths_are_refused(metric):
 
 def test_too_few_samples_are_refused():
     with pytest.raises(UserError, match="1 generated features; this metric needs 2"):
-        evaluation.frechet_distance(GOOD, GOOD[:1])
+        frechet.frechet_distance(GOOD, GOOD[:1])
     with pytest.raises(UserError, match="3 generated features; this metric needs 4"):
         prdc_metrics(GOOD, GOOD[:3], nearest_k=3)
     with pytest.raises(UserError, match="0 logits"):
-        evaluation.inception_score(GOOD[:0])
+        inception_score.inception_score(GOOD[:0])
 
 
 def test_settings_that_mean_nothing_are_refused():
@@ -138,25 +139,25 @@ def test_settings_that_mean_nothing_are_refused():
 
 def test_classwise_is_the_metric_of_each_class_and_the_mean():
     real, fake = real_and_fake(90, 60, 8)
-    reals = evaluation.split_by_class(real, [20, 30, 40])
-    fakes = evaluation.split_by_class(fake, [10, 20, 30])
-    values, mean = evaluation.classwise(prdc_metrics, reals, fakes)
+    reals = classwise.split_by_class(real, [20, 30, 40])
+    fakes = classwise.split_by_class(fake, [10, 20, 30])
+    values, mean = classwise.classwise(prdc_metrics, reals, fakes)
     assert values[1] == prdc_metrics(real[20:50], fake[10:30])
     assert len(values) == 3
     assert mean["density"] == pytest.approx(sum(value["density"] for value in values) / 3)
 
 
 def test_classwise_names_the_class_that_is_too_small():
-    parts = evaluation.split_by_class(GOOD, [20, 28, 2])
+    parts = classwise.split_by_class(GOOD, [20, 28, 2])
     with pytest.raises(UserError, match="Class 2: There are 2 real features"):
-        evaluation.classwise(prdc_metrics, parts, parts)
+        classwise.classwise(prdc_metrics, parts, parts)
     with pytest.raises(UserError, match="3, 2 classes"):
-        evaluation.classwise(prdc_metrics, parts, parts[:2])
+        classwise.classwise(prdc_metrics, parts, parts[:2])
 
 
 def test_class_sizes_must_add_up():
     with pytest.raises(UserError, match="49 samples together, but there are 50"):
-        evaluation.split_by_class(GOOD, [20, 29])
+        classwise.split_by_class(GOOD, [20, 29])
 
 
 @pytest.mark.skipif(

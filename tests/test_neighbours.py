@@ -6,9 +6,9 @@ import torch
 
 import evaluation
 from benchmarks.parity_metrics import correlated_features, real_and_fake
-from metrics import neighbours
+from metrics import neighbours, prdc
 
-prdc_metrics = evaluation.precision_recall_density_coverage
+prdc_metrics = prdc.precision_recall_density_coverage
 
 
 @pytest.fixture(autouse=True, params=[torch.float32, torch.bfloat16])
@@ -38,7 +38,7 @@ def counts(values, real_count, fake_count, nearest_k):
 def test_prdc_equals_prdc(real_count, fake_count, width, block_bytes, dtype, nearest_k):
     real, fake = (x.astype(dtype) for x in real_and_fake(real_count, fake_count, width))
     ours = prdc_metrics(real, fake, nearest_k, block_bytes)
-    theirs = evaluation.prdc_package(real, fake, nearest_k)
+    theirs = prdc.prdc_package(real, fake, nearest_k)
     sizes = real_count, fake_count, nearest_k
     assert counts(ours, *sizes) == counts(theirs, *sizes)
     assert 0 < ours["precision"] < 1
@@ -50,13 +50,13 @@ def test_prdc_equals_prdc_where_distances_tie():
     rng = np.random.default_rng(0)
     real, fake = (rng.integers(0, 3, (count, 12)).astype(np.float32) for count in (800, 650))
     ours = prdc_metrics(real, fake, block_bytes=2**16)
-    assert counts(ours, 800, 650, 3) == counts(evaluation.prdc_package(real, fake), 800, 650, 3)
+    assert counts(ours, 800, 650, 3) == counts(prdc.prdc_package(real, fake), 800, 650, 3)
 
 
 def test_prdc_equals_prdc_far_from_the_origin():
     """|a|² + |b|² − 2ab cancels six digits here, which float32 would not have."""
     real, fake = (100 + 0.1 * x for x in real_and_fake(400, 300, 128))
-    ours, theirs = prdc_metrics(real, fake), evaluation.prdc_package(real, fake)
+    ours, theirs = prdc_metrics(real, fake), prdc.prdc_package(real, fake)
     assert counts(ours, 400, 300, 3) == counts(theirs, 400, 300, 3)
     assert 0 < ours["recall"] < 1
 
@@ -66,7 +66,7 @@ def test_prdc_of_a_generator_that_returns_the_data():
     real = correlated_features(1, 900, 200)
     shuffled = real[np.random.default_rng(0).permutation(900)]
     ours = prdc_metrics(real, shuffled, block_bytes=2**18)
-    theirs = evaluation.prdc_package(real, shuffled)
+    theirs = prdc.prdc_package(real, shuffled)
     assert counts(ours, 900, 900, 3) == counts(theirs, 900, 900, 3)
     assert ours == {"precision": 1, "recall": 1, "density": pytest.approx(1), "coverage": 1}
 

@@ -11,11 +11,8 @@ from commands import ROOT, command
 from drawn import draw
 from test_features import weights  # noqa: F401 (a fixture)
 
-import evaluation
-from metrics import (
-    extractors,
-    sample_metrics,  # noqa: F401 (imported here, the forks need not)
-)
+import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
+from metrics import encoding, extractors, frechet, measuring, prdc  # noqa: F401 (likewise)
 from storage.files import load_npz, save_npz, to_json
 
 FIDIS = (
@@ -104,7 +101,7 @@ def test_features_keep_the_order_of_the_samples(tmp_path):
     ok(f"{FIDIS}.py --workdir W --ode --bs 3 --encode", tmp_path, QC)
     stat = load_npz(tmp_path / "results/W/stat_ode/generated_stat.npz", "pool_3", "logit", "meta")
     assert stat["pool_3"].shape == (45, 128)
-    cache = next((tmp_path / "data/cache").glob("*-extractors.pth"))
+    cache = next((tmp_path / "data/cache").glob("*-features.pth"))
     network = extractors._small_classifier(3, 10).eval()
     network.load_state_dict(torch.load(cache, weights_only=True)["model"])
     x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
@@ -137,7 +134,7 @@ def test_inception_features_of_a_trusted_file(tmp_path, weights):  # noqa: F811
     save_npz(tmp_path / "published.npz", pool_3=pool, meta=meta)
     assert name in ok(f"{line} --prdc --dataset_stat published.npz", tmp_path, few)
     # Fewer samples than features: FID of a covariance without full rank.
-    expected = evaluation.frechet_distance(pool, made["pool_3"])
+    expected = frechet.frechet_distance(pool, made["pool_3"])
     assert metrics(tmp_path)["fid_is"]["fid"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -159,8 +156,8 @@ def test_published_features_are_read_as_they_are(tmp_path, place):
     assert "inception-2015-12-05" in ok(f"{line} --fidis --prdc{flag}", tmp_path, QC)
     ok(f"{line} --prdc --backend prdc{flag}", tmp_path, QC)
     found = metrics(tmp_path)
-    assert found["fid_is"]["fid"] == pytest.approx(evaluation.frechet_distance(real, fake))
-    expected = evaluation.precision_recall_density_coverage(real, fake)
+    assert found["fid_is"]["fid"] == pytest.approx(frechet.frechet_distance(real, fake))
+    expected = prdc.precision_recall_density_coverage(real, fake)
     assert {name: found["prdc"][name] for name in expected} == pytest.approx(expected)
     assert found["prdc"]["settings"]["backend"] == "prdc"
     if place == "workdir":
@@ -283,10 +280,10 @@ def test_dlsm_as_typed(tmp_path, monkeypatch, data, classes):
     assert found["fid_is"]["settings"]["generated"] == 5 * classes
     whole = fake.reshape(5 * classes, -1)
     assert found["fid_is"]["fid"] == pytest.approx(
-        evaluation.frechet_distance(stat["pool_3"], whole), rel=1e-6
+        frechet.frechet_distance(stat["pool_3"], whole), rel=1e-6
     )
     real = stat["pool_3"].reshape(classes, 6, -1)
-    each = [evaluation.frechet_distance(*pair) for pair in zip(real, fake)]
+    each = [frechet.frechet_distance(*pair) for pair in zip(real, fake)]
     assert found["fid_is_class"]["fid"] == pytest.approx(np.mean(each), rel=1e-6)
     for name, columns in (("fid_is", 3), ("prdc", 5)):
         lines = (root / f"{name}.txt").read_text().splitlines()

@@ -131,7 +131,8 @@ def test_one_process_needs_no_pytorch():
 import sys
 sys.modules["torch"] = None
 import numpy as np
-from metrics import extractors, feature_sets, sharing
+import run_lib_evaluation
+from metrics import encoding, extractors, feature_sets, measuring, sharing
 sharing.wait(features="means")
 with sharing.first_ahead():
     assert sharing.first_decides(lambda: True)

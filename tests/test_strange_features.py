@@ -10,10 +10,12 @@ from ml_collections import ConfigDict
 from strangers import reads
 from test_strangers import arrays, metas
 
-import evaluation
-from metrics import feature_sets, sample_metrics
+from evaluation import SAMPLE_METRICS
+from metrics import feature_sets, inception_score, measuring, sample_sets
 from storage.files import save_npz, to_json
 from storage.workdir import Workdir
+
+METRICS = {metric.name: metric for metric in SAMPLE_METRICS}
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +53,16 @@ def check_finite(values):
     pool=features_of_right_shape | arrays,
     logits=features_of_right_shape | arrays,
     meta=stat_metas,
-    prdc=st.booleans(),
+    name=st.sampled_from(["fid_is", "prdc"]),
 )
-def test_feature_files_of_strangers(config, workdir, real, pool, logits, meta, prdc):
+def test_feature_files_of_strangers(config, workdir, real, pool, logits, meta, name):
     place = Workdir(workdir)
     save_npz(place.dataset_stat("pc"), pool_3=real, logit=real)
     save_npz(place.generated_stat("pc"), pool_3=pool, logit=logits, meta=meta)
 
     def compare():
         sets = feature_sets.open_sets(config, workdir)
-        measure = sample_metrics.prdc if prdc else sample_metrics.fidis
-        return measure(config, workdir, *sets)
+        return measuring.measure(METRICS[name], config, workdir, *sets)
 
     place.metrics.unlink(missing_ok=True)
     check_finite(reads("features", compare))
@@ -74,8 +75,8 @@ def test_samples_of_strangers(config, workdir, samples, nfe, meta):
     place.metrics.unlink(missing_ok=True)
 
     def measure():
-        rounds = feature_sets.find_division_samples(config, workdir)
-        return {"nfe": sample_metrics.nfe(config, workdir, rounds)}
+        rounds = sample_sets.find_division_samples(config, workdir)
+        return {"nfe": measuring.nfe(config, workdir, rounds)}
 
     found = reads("samples", measure)
     check_finite(found)
@@ -98,7 +99,7 @@ def test_class_features_of_strangers(config, workdir, real, size, pool, logits, 
 
     def compare():
         sets = feature_sets.open_classes(config, workdir)
-        return sample_metrics.fidis(config, workdir, *sets, mode="class")
+        return measuring.measure(METRICS["fid_is"], config, workdir, *sets, mode="class")
 
     check_finite(reads("features", compare))
 
@@ -111,5 +112,6 @@ def test_what_is_right_is_measured(config, workdir):
     save_npz(place.dataset_stat("pc"), pool_3=pool, logit=logits, meta=meta)
     save_npz(place.generated_stat("pc"), pool_3=pool, logit=logits, meta=meta)
     place.metrics.unlink(missing_ok=True)
-    found = sample_metrics.fidis(config, workdir, *feature_sets.open_sets(config, workdir))
-    assert found["is"] == evaluation.inception_score(logits)
+    sets = feature_sets.open_sets(config, workdir)
+    found = measuring.measure(METRICS["fid_is"], config, workdir, *sets)
+    assert found["is"] == inception_score.inception_score(logits)

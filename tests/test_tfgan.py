@@ -16,7 +16,7 @@ from drawn import draw
 import evaluation
 from benchmarks.parity_metrics import random_logits, real_and_fake
 from configs.demo import digits
-from metrics import extractors, feature_sets
+from metrics import encoding, extractors, inception_score
 from storage.files import load_npz, save_npz
 from storage.workdir import Workdir
 from utils import UserError
@@ -44,7 +44,7 @@ def test_inception_score_equals_tfgan(count, classes):
 
     logits = random_logits(0, count, classes)
     theirs = float(tfgan.eval.classifier_score_from_logits(logits))
-    assert evaluation.inception_score(logits) == pytest.approx(theirs, rel=1e-4)
+    assert inception_score.inception_score(logits) == pytest.approx(theirs, rel=1e-4)
 
 
 class MeansModule(tf.Module):
@@ -86,7 +86,7 @@ def test_samples_are_encoded_without_pytorch(tmp_path, monkeypatch):
     config.eval.features = "tfhub"
     config.eval.num_samples, config.eval.batch_size = 7, 3
     images = draw(Workdir("W").root / "eval_sampling", 1, 7, 4, shape=(8, 8, 1))
-    feature_sets.encode_samples(config, "W")
+    encoding.encode_samples(config, "W")
     stat = load_npz(Workdir("W").generated_stat("pc"), "pool_3")
     means = images.mean(axis=(1, 2, 3), dtype=np.float64) / 127.5 - 1
     np.testing.assert_allclose(stat["pool_3"][:, 0], means, atol=1e-5)

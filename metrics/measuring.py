@@ -1,0 +1,150 @@
+"""Metrics of samples against real images: printed, and recorded with what they are numbers of.
+
+A metric is an entry of the table in evaluation.py.
+"""
+
+import functools
+
+from metrics.classwise import classwise, split_by_class
+from storage.files import atomic_write, load_npz
+from storage.workdir import Workdir, suffix
+from utils import UserError, lookup
+
+
+def measure(metric, config, workdir, real, generated, mode="full", backend="ours"):
+    """Print and record a metric of samples: over all of them, or class by class.
+
+    Args:
+        metric: the `SampleMetric`.
+        real, generated: a `FeatureSet` each.
+        mode: "full", or "class" for every class and the means over them.
+        backend: who computes it.
+
+    Returns:
+        A dict of floats: of all samples, or the means over classes.
+
+    Raises:
+        UserError: the sets do not compare or are too small, or there is no such backend.
+    """
+    compute = lookup(metric.backends, backend, f"--backend of --{metric.flag}")
+    compute = functools.partial(compute, config)
+    place, method = Workdir(workdir), config.sampling.method
+    settings = {
+        "backend": backend,
+        **{name: config.eval[name] for name in metric.settings},
+        **about(real, generated),
+    }
+    if mode == "full":
+        values = compute(*_arrays(metric, real, generated))
+        print(table(settings, [{"": "all", **_columns(metric, values)}]))
+    else:
+        each, values = classwise(compute, *_classes(metric, real, generated))
+        settings["classes"] = len(each)
+        rows = [{"class": label, **_columns(metric, row)} for label, row in enumerate(each)]
+        text = table(settings, [*rows, {"class": "mean", **_columns(metric, values)}])
+        path = place.classwise(metric.name, method)
+        with atomic_write(path, "w") as file:
+            file.write(text + "\n")
+        print(text)
+        print(f"Written to {path}.")
+    entry = metric.name + ("_class" if mode == "class" else "") + suffix(method)
+    place.record(**{entry: {**values, "settings": settings}})
+    return values
+
+
+def _arrays(metric, real, generated):
+    """The arrays that `metric` takes, in order."""
+    sets = {"real": real, "generated": generated}
+    return [getattr(sets[which], name) for which, name in metric.needs]
+
+
+def _classes(metric, real, generated):
+    """The same arrays, each as a list with a part for every class."""
+    sizes = {"real": real.sizes, "generated": generated.sizes}
+    arrays = _arrays(metric, real, generated)
+    return [
+        split_by_class(array, sizes[which])
+        for array, (which, _) in zip(arrays, metric.needs, strict=True)
+    ]
+
+
+def _columns(metric, values):
+    return {quantity.name: values[quantity.name] for quantity in metric.quantities}
+
+
+def about(real, generated):
+    """What numbers of these sets are numbers of: their settings in ``metrics.json``.
+
+    Raises:
+        UserError: the sets are of different feature extractors.
+    """
+    return {
+        "features": _common_extractor(real, generated),
+        "generated": len(generated.pool),
+        "real": len(real.pool),
+        "real_features": str(real.source),
+        "samples": generated.origin,
+    }
+
+
+def _common_extractor(real, generated):
+    """The feature extractor that both sets are of.
+
+    Raises:
+        UserError: there is none.
+    """
+    common = [name for name in generated.extractors if name in real.extractors]
+    if not common:
+        raise UserError(
+            f"{generated.source} holds features of {' or '.join(generated.extractors)}, "
+            f"{real.source} those of {' or '.join(real.extractors)}; only features of one network "
+            "compare. Encode one of them again."
+        )
+    return common[0]
+
+
+def _describe(origin):
+    """What made samples, in a few words."""
+    known = [name for name in origin if name.endswith("step") or name == "seed"]
+    words = [f"{name.replace('_', ' ')} {origin[name]}" for name in known]
+    if "sampling" in origin:
+        words.append(f"sampler {origin['sampling']['method']}")
+    return f" ({', '.join(words)})" if words else ""
+
+
+def table(settings, rows):
+    """Lines of text: as comments what the numbers are of, then a column for each key of `rows`."""
+    cells = [list(rows[0])]
+    cells += [
+        [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows
+    ]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [
+        f"# features {settings['features']}",
+        f"# {settings['generated']} samples{_describe(settings['samples'])}, "
+        f"{settings['real']} real images",
+    ]
+    lines += ["  ".join(cell.rjust(w) for cell, w in zip(row, widths)).rstrip() for row in cells]
+    return "\n".join(lines)
+
+
+def nfe(config, workdir, rounds):
+    """Print and record the mean number of function evaluations of the samples in `rounds`.
+
+    Raises:
+        UserError: a file does not hold its number.
+    """
+    total = sum(item.rows for item in rounds)
+    mean = sum(item.rows * _nfe_of(item.path) for item in rounds) / total
+    settings = {"generated": total, "samples": rounds[0].origin}
+    entry = f"nfe{suffix(config.sampling.method)}"
+    Workdir(workdir).record(**{entry: {"nfe": mean, "settings": settings}})
+    print(f"Mean NFE {mean:.1f} over {total} samples{_describe(rounds[0].origin)}")
+    return mean
+
+
+def _nfe_of(path):
+    value = load_npz(path, "nfe")["nfe"]
+    if value.size != 1 or value.dtype.kind not in "iuf":
+        raise UserError(f"{path} holds nfe of {value.dtype} and shape {value.shape}, no number.")
+    return float(value.item())

@@ -1,0 +1,71 @@
+"""Precision and recall (Kynkäänniemi et al., 2019, arXiv 1904.06991), density and coverage.
+
+Which samples lie in the spheres that reach from each sample to its k-th nearest neighbour in its
+own set; density and coverage are Naeem et al.'s (2020, arXiv 2002.09797). torch is imported where
+the distances are computed (`neighbours`), and nowhere else.
+"""
+
+import contextlib
+import sys
+
+from metrics.feature_arrays import checked, require_one_width
+from utils import UserError, require_positive
+
+
+def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**28, device="cpu"):
+    """Precision, recall, density and coverage of features (N, D), (M, D), as `prdc` defines them.
+
+    Args:
+        nearest_k: the neighbour up to which a sample's sphere reaches.
+        block_bytes: what one block of distances may take on `device`, above the features and a
+            rounded copy of them.
+        device: where the distances are computed.
+
+    Returns:
+        A dict of four floats.
+
+    Raises:
+        UserError: fewer than nearest_k + 1 samples in a set, unequal widths, values that are not
+            finite, a `nearest_k` below 1, or too small a `block_bytes`.
+    """
+    from metrics import neighbours
+    from models.compute import exact_products
+
+    require_positive(nearest_k, "nearest_k")
+    real = checked(real, "real features", at_least=nearest_k + 1)
+    fake = checked(fake, "generated features", at_least=nearest_k + 1)
+    require_one_width(real, fake)
+    with exact_products():  # those of TF32 are further off than the bounds allow for
+        side = neighbours.block_side(real.shape[1], block_bytes)
+        distances = neighbours.Distances((real, fake), side, device)
+        real, fake = distances.features(real), distances.features(fake)
+        real_radii = distances.radii(real, nearest_k, "real–real")
+        fake_radii = distances.radii(fake, nearest_k, "generated–generated")
+        around_fake, covered, recalled = distances.spheres(real, fake, real_radii, fake_radii)
+    return {
+        "precision": (around_fake > 0).double().mean().item(),
+        "recall": recalled.double().mean().item(),
+        "density": around_fake.double().mean().item() / nearest_k,
+        "coverage": covered.double().mean().item(),
+    }
+
+
+def prdc_package(real, fake, nearest_k=3):
+    """What `precision_recall_density_coverage` returns, computed by the `prdc` package.
+
+    It holds whole distance matrices: 4·(N² + M² + NM) bytes and more.
+
+    Raises:
+        UserError: the package is not installed, or what that function raises.
+    """
+    try:
+        import prdc
+    except ImportError:
+        raise UserError("The package prdc is not installed; pip install prdc.") from None
+    require_positive(nearest_k, "nearest_k")
+    real = checked(real, "real features", at_least=nearest_k + 1)
+    fake = checked(fake, "generated features", at_least=nearest_k + 1)
+    require_one_width(real, fake)
+    with contextlib.redirect_stdout(sys.stderr):  # it prints
+        values = prdc.compute_prdc(real, fake, nearest_k)
+    return {name: float(value) for name, value in values.items()}

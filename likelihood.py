@@ -10,11 +10,10 @@ import math
 
 import torch
 
-from losses import perturb
 from models import jacobian
 from models.scores import in_parts
 from sampling import integrate
-from sde_lib import ReverseSDE
+from sde_lib import ReverseSDE, perturb
 
 
 class DensityField:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from models import jacobian
 from models.compute import twice_differentiable
 from models.scores import class_log_likelihood
-from sde_lib import SDE, expand
+from sde_lib import SDE, expand, perturb
 from utils import UserError, lookup, require_positive
 
 
@@ -53,12 +53,6 @@ def stratified(u):
     A mean over them varies less than one over `u`: it misses no part of the times.
     """
     return (torch.randperm(len(u), device=u.device) + u) / len(u)
-
-
-def perturb(sde, x, t, z):
-    """x_t = mean + std·z, shaped as `x`, and std (B,)."""
-    mean, std = sde.marginal_prob(x, t)
-    return mean + expand(std, x) * z, std
 
 
 def dsm_residual(score, sde, t, std, z, likelihood_weighting):

@@ -31,12 +31,12 @@ def main():
         loss__slices=FLAGS.slices,
     )
     if FLAGS.model == "classifier":
-        if "classifier" not in config:
+        if not cli.describes_classifier(config):
             raise UserError("This configuration describes no classifier; use --model score.")
         cli.override(config, model__score_restore_path=FLAGS.restore)
         run_lib.train(config, FLAGS.workdir, make_job=ClassifierTraining)
     else:
-        if "classifier" in config:
+        if cli.describes_classifier(config):
             raise UserError("This configuration describes a classifier; use --model classifier.")
         run_lib.train(config, FLAGS.workdir, restore=FLAGS.restore)
 

@@ -100,7 +100,7 @@ def main():
             choices = ", ".join(evaluation.SCORE_METRICS)
             raise UserError(f"--metric is missing; expected one of: {choices}.")
         score_metric(config, FLAGS)
-    if "classifier" in config:
+    if cli.describes_classifier(config):
         if whole or FLAGS.dataset_stat:
             raise UserError(
                 "This configuration draws samples by class: --stat and --latent make their "

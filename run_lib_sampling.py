@@ -344,7 +344,7 @@ def main():
         sampling__steps=FLAGS.steps,
         sampling__scaling_factor=FLAGS.scale,
     )
-    if "classifier" in config:
+    if cli.describes_classifier(config):
         count = require_positive(config.classifier.classes, "config.classifier.classes")
         classes = chosen_classes(count, FLAGS.mode, FLAGS.classid, FLAGS.classidend)
         sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)

@@ -19,6 +19,12 @@ def expand(values, x):
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
+def perturb(sde, x, t, z):
+    """x_t = mean + std·z, shaped as `x`, and std (B,)."""
+    mean, std = sde.marginal_prob(x, t)
+    return mean + expand(std, x) * z, std
+
+
 class SDE:
     """What samplers, losses and likelihoods ask of an SDE; T = 1 and `N` steps.
 

@@ -13,9 +13,9 @@ from absl import flags
 import cli
 import datasets
 import sampling
-from losses import perturb
 from metrics.nll_and_asym import TestRun
 from models import jacobian
+from sde_lib import perturb
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 IMAGES, VECTORS = 100, 32

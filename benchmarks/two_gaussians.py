@@ -94,7 +94,7 @@ def errors(problem, classifier, count=20000):
     torch.manual_seed(12345)
     x, labels = problem.sample(count)
     t = losses.draw_times(torch.rand(count), problem.sde, problem.sde.sampling_eps)
-    x_t, sigma = losses.perturb(problem.sde, x, t, torch.randn_like(x))
+    x_t, sigma = sde_lib.perturb(problem.sde, x, t, torch.randn_like(x))
 
     def likelihood_score(classifier):
         with torch.no_grad():

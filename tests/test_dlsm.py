@@ -92,7 +92,7 @@ def test_the_gradient_is_double_backwards(dtype, w, w_ce, coef):
 
     with torch.no_grad():
         t = losses.draw_times(draws["u"], sde, 1e-5)
-        plain(*losses.perturb(sde, x, t, draws["z"]))
+        plain(*sde_lib.perturb(sde, x, t, draws["z"]))
     for (name, ours), once in zip(network.named_buffers(), plain.buffers()):
         assert torch.equal(ours, once), name
 

@@ -118,7 +118,7 @@ def test_a_constrained_model_at_both_ends(sigma):
     scalar, values = objective(x, None, {"u": u, "z": z})
     x, u, z, _ = draws(sigma, torch.float64)
     t = losses.draw_times(u, VE, EPS)
-    x_t, std = losses.perturb(VE, x, t, z)
+    x_t, std = sde_lib.perturb(VE, x, t, z)
     x_t.requires_grad_()
     with compute.plain():
         energy = -0.5 * NET64(x_t, std).square().flatten(1).sum(1) / std

@@ -71,7 +71,7 @@ class ClassifierTraining:
     def logits(self, x):
         """Logits (B, classes) of images x (B, C, H, W) perturbed to the smallest time."""
         t = torch.full((len(x),), self.sde.sampling_eps, device=x.device)
-        return self.model(*losses.perturb(self.sde, x, t, torch.randn_like(x)))
+        return self.model(*sde_lib.perturb(self.sde, x, t, torch.randn_like(x)))
 
     def pictures(self, step):
         """Guided samples as uint8 (N, H, W, C), a row for each class, and the rows' length."""

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 
 import losses
+import sde_lib
 from models.compute import plain
 
 
 def quasi_conservative(objective, x, u, z, v):
     """A `losses.QuasiConservative`'s DSM + balancing_fac·r, a scalar."""
     t = losses.draw_times(u, objective.sde, objective.eps)
-    x_t, std = losses.perturb(objective.sde, x, t, z)
+    x_t, std = sde_lib.perturb(objective.sde, x, t, z)
     x_t.requires_grad_()
     with plain():
         s = objective.score(x_t, t)
@@ -32,7 +33,7 @@ def quasi_conservative(objective, x, u, z, v):
 def dlsm(objective, x, labels, u, z):
     """A `losses.DLSM`'s DLSM and CE, scalars, as their formulas say."""
     t = losses.draw_times(u, objective.sde, objective.eps)
-    x_t, std = losses.perturb(objective.sde, x, t, z)
+    x_t, std = sde_lib.perturb(objective.sde, x, t, z)
     x_t.requires_grad_()
     logits = objective.classifier(x_t, std)
     log_p = torch.log(torch.softmax(logits, 1) + 1e-8)[torch.arange(len(x)), labels]

@@ -1,5 +1,6 @@
 """What the entry scripts share: the --config flag, overrides by flags, and errors as sentences."""
 
+import functools
 import signal
 import sys
 
@@ -9,17 +10,21 @@ from ml_collections.config_flags import config_flags
 from utils import UserError, log_to
 
 
-def define_common_flags():
+def define_common_flags(default_config=None):
     """Define ``--config FILE.py`` with its ``--config.field=value`` overrides, and what all share.
 
-    That is --workdir and --deterministic.
+    That is --workdir and --deterministic. With a default configuration neither it nor a workdir
+    has to be given.
     """
-    config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
+    config_flags.DEFINE_config_file(
+        "config", default_config, "Configuration file.", lock_config=True
+    )
     flags.DEFINE_string(
         "workdir", None, "Directory of the run; a relative one lies under results/."
     )
     flags.DEFINE_bool("deterministic", False, "Allow PyTorch deterministic algorithms only.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    if default_config is None:
+        flags.mark_flags_as_required(["config", "workdir"])
 
 
 def override(config, **values):
@@ -67,14 +72,31 @@ def make_deterministic():
     torch.use_deterministic_algorithms(True)
 
 
-def launch(main):
-    """Run `main()` after parsing flags; a mistake ends in one sentence and exit status 1."""
-    app.run(lambda _: _guarded(main), flags_parser=_parse_flags)
+def launch(main, pairs=()):
+    """Run `main()` after parsing flags; a mistake ends in one sentence and exit status 1.
+
+    The flags in `pairs` may be given as ``--name A B`` for ``--name=A --name=B``.
+    """
+    parse = functools.partial(_parse_flags, pairs=pairs)
+    app.run(lambda _: _guarded(main), flags_parser=parse)
 
 
-def _parse_flags(arguments):
+def _spread(arguments, pairs):
+    """`arguments` with ``--name=A --name=B`` for ``--name A B``, for each name in `pairs`."""
+    spread, name, names = [], None, [f"--{name}" for name in pairs]
+    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+        if name is not None and not argument.startswith("-"):
+            spread.append(f"{name}={argument}")
+            continue
+        name = argument if argument in names and not after.startswith("-") else None
+        if name is None:
+            spread.append(argument)
+    return spread
+
+
+def _parse_flags(arguments, pairs=()):
     try:
-        rest = flags.FLAGS(arguments)
+        rest = flags.FLAGS(_spread(arguments, pairs))
         if "config" in flags.FLAGS:
             flags.FLAGS.config.keys()  # a file that is not there fails at the first look
         return rest

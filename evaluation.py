@@ -14,7 +14,7 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
-from metrics import frechet, inception_score, prdc
+from metrics import frechet, inception_score, kid, prdc
 from utils import get_device
 
 OURS = "ours"  # the back end of a metric that the others, oracles, are there to test
@@ -118,6 +118,14 @@ def _prdc_package(config: ml_collections.ConfigDict, *arrays: Arrays) -> dict[st
     return prdc.prdc_package(*arrays, nearest_k=config.eval.nearest_k)
 
 
+def _kid(config: ml_collections.ConfigDict, *arrays: Arrays) -> dict[str, float]:
+    return kid.kernel_inception_distance(*arrays, subset_size=config.eval.kid_subset_size)
+
+
+def _torch_fidelity_kid(config: ml_collections.ConfigDict, *arrays: Arrays) -> dict[str, float]:
+    return kid.torch_fidelity_kid(*arrays, subset_size=config.eval.kid_subset_size)
+
+
 def _nll() -> tuple[Callable, Callable]:
     from metrics import nll_and_asym
 
@@ -143,6 +151,18 @@ SAMPLE_METRICS = (
         quantities=(Quantity("fid", "FID", "↓"), Quantity("is", "Inception score", "↑")),
         needs=(REAL, GENERATED, LOGITS),
         backends={OURS: _fidis, "tfgan": _tfgan_fidis},
+    ),
+    SampleMetric(
+        name="kid",
+        flag="kid",
+        help="KID: its mean and standard deviation over random subsets.",
+        quantities=(
+            Quantity("kid", "KID", "↓"),
+            Quantity("kid_std", "standard deviation of the KID"),
+        ),
+        needs=(REAL, GENERATED),
+        backends={OURS: _kid, "torch-fidelity": _torch_fidelity_kid},
+        settings=("kid_subset_size",),
     ),
     SampleMetric(
         name="prdc",

@@ -3,12 +3,15 @@
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --metric nll --calculate
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --encode --encode_dataset --fidis
 python run_lib_evaluation.py --config CLASS_EVAL_CONFIG --workdir NAME --stat --latent --fidis
+python run_lib_evaluation.py --folders SAMPLES REAL_IMAGES --fidis --kid --prdc
 
 Processes that torchrun started share what takes networks: --calculate, --stat, --latent, --encode
 and --encode_dataset. The first alone reads, measures, prints and records.
 """
 
 import itertools
+import pathlib
+import sys
 
 from absl import flags
 
@@ -18,11 +21,18 @@ from configs import ranges
 from utils import UserError, is_first
 
 MODES = ("full", "class")
+FOLDERS_CONFIG = pathlib.Path(__file__).parent / "configs" / "folders.py"
+# What is about a run, and means nothing for two folders of images.
+OF_A_RUN = (
+    *("workdir", "calculate", "read", "encode", "encode_dataset", "stat", "latent", "nfe", "ode"),
+    "dataset_stat",
+)
 
 
 def define_flags(metric=None):
     """Define the evaluation flags; `metric` is what --metric stands at when it is not given."""
-    cli.define_common_flags()
+    of_folders = any(argument.partition("=")[0] == "--folders" for argument in sys.argv)
+    cli.define_common_flags(default_config=str(FOLDERS_CONFIG) if of_folders else None)
     flags.DEFINE_enum(
         "metric", metric, list(evaluation.SCORE_METRICS), "What --calculate and --read are about."
     )
@@ -53,6 +63,13 @@ def define_flags(metric=None):
         f"Who computes {or_list(metric_flags())}.",
     )
     flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
+    flags.DEFINE_multi_string(
+        "folders", None, "Compare two folders of images, the samples and the real images."
+    )
+
+
+def launch():
+    cli.launch(main, pairs=("folders",))
 
 
 def metric_flags():
@@ -85,6 +102,9 @@ def main():
         sampling__method=cli.sampling_method(FLAGS.ode, FLAGS.sampler),
     )
     ranges.check(config)
+    if FLAGS.folders:
+        compare_folders(config, FLAGS)
+        return
     of_score = FLAGS.calculate or FLAGS.read
     by_class = FLAGS.stat or FLAGS.latent
     whole = FLAGS.encode or FLAGS.encode_dataset
@@ -160,6 +180,30 @@ def sample_metrics_of(config, FLAGS):
         measuring.nfe(config, FLAGS.workdir, rounds)
 
 
+def compare_folders(config, FLAGS):
+    """Metrics of two folders of images that belong to no run."""
+    from metrics import image_folders, measuring
+
+    given = [f"--{name}" for name in OF_A_RUN if getattr(FLAGS, name)]
+    given += ["--mode class"] if FLAGS.mode == "class" else []
+    if given:
+        raise UserError(
+            f"--folders compares two folders of images, whatever made them; {', '.join(given)} "
+            "is about a run. Give one or the other."
+        )
+    if len(FLAGS.folders) != 2:
+        raise UserError(
+            f"--folders A B takes two folders, the samples and the real images; given: "
+            f"{', '.join(FLAGS.folders)}."
+        )
+    if not asked_for(FLAGS):
+        raise UserError(f"Nothing was asked for; give {or_list(metric_flags())}.")
+    real, generated = image_folders.open_folders(config, *FLAGS.folders)
+    if is_first():
+        for metric in asked_for(FLAGS):
+            measuring.print_metric(metric, config, real, generated, FLAGS.backend)
+
+
 def compare(config, FLAGS, real, generated):
     """Print and record the metrics that are asked for."""
     from metrics import measuring
@@ -170,4 +214,4 @@ def compare(config, FLAGS, real, generated):
 
 if __name__ == "__main__":
     define_flags()
-    cli.launch(main)
+    launch()

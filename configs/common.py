@@ -99,6 +99,7 @@ def base(dataset):
 
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.nearest_k = 3
+    evaluation.kid_subset_size = 1000
     evaluation.features = "inception"  # or tfhub, classifier: see metrics/extractors.py
     evaluation.inception_weights = placeholder(str)  # none: the cached or downloaded ones
     evaluation.trust_weights = False  # accept a file that is not the published one

@@ -109,6 +109,7 @@ RANGES = {
     "eval.total_repeat": _whole(1, 10**5),
     "eval.batch_splits": _whole(1, 10**5),
     "eval.nearest_k": _whole(1, 10**5),
+    "eval.kid_subset_size": _whole(2, 10**6),
     "eval.block_bytes": _whole(1, 2**40),
     "eval.microbatch": BATCH,
     "eval.atol": TOLERANCE,

@@ -52,6 +52,18 @@ def measure(metric, config, workdir, real, generated, mode="full", backend="ours
     return values
 
 
+def print_metric(metric, config, real, generated, backend="ours"):
+    """Print a metric of sets that belong to no run; nothing is recorded.
+
+    Takes, returns and raises what `measure` does.
+    """
+    compute = lookup(metric.backends, backend, f"--backend of --{metric.flag}")
+    settings = about(real, generated)
+    values = compute(config, *_arrays(metric, real, generated))
+    print(table(settings, [{"": "all", **_columns(metric, values)}]))
+    return values
+
+
 def _arrays(metric, real, generated):
     """The arrays that `metric` takes, in order."""
     sets = {"real": real, "generated": generated}
@@ -105,7 +117,7 @@ def _common_extractor(real, generated):
 
 def _describe(origin):
     """What made samples, in a few words."""
-    known = [name for name in origin if name.endswith("step") or name == "seed"]
+    known = [name for name in origin if name.endswith("step") or name in ("seed", "folder")]
     words = [f"{name.replace('_', ' ')} {origin[name]}" for name in known]
     if "sampling" in origin:
         words.append(f"sampler {origin['sampling']['method']}")

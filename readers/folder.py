@@ -18,6 +18,8 @@ from utils import UserError, lookup, require_positive
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it runs Ghostscript
 
+MODES = {1: "L", 3: "RGB"}  # PIL's, by the number of channels
+
 # A picture costs 4 bytes a pixel, several times over while it is converted, and a flat one fits
 # into a small file. Large pictures are decoded one after the other, the others by a few threads.
 MOST_PIXELS = 5 * 10**7
@@ -39,7 +41,7 @@ def folder(data, split) -> Source:
             image_size or num_channels is no size or number of channels.
     """
     size = require_positive(data.image_size, "data.image_size")
-    mode = lookup({1: "L", 3: "RGB"}, data.num_channels, "data.num_channels")
+    mode = lookup(MODES, data.num_channels, "data.num_channels")
     root = os.path.realpath(data.root)
     names = _class_names(root, "train")
     paths, labels = [], []
@@ -121,6 +123,8 @@ def _folder_blocks(paths, labels, shape, mode, classes):
 def decode_image(path, mode, size) -> np.ndarray:
     """One image file, cropped to its central square and resized: uint8 (size, size, C).
 
+    Where `size` is None it stays as it is: uint8 (H, W, C).
+
     Raises:
         UserError: the file is no readable image, too large, or of more than 8 bits a channel.
     """
@@ -133,10 +137,12 @@ def decode_image(path, mode, size) -> np.ndarray:
                 raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
             with _one_large if pixels > LARGE_PIXELS else contextlib.nullcontext():
                 converted = image if image.mode == mode else image.convert(mode)
-                square = ImageOps.fit(converted, (size, size), Image.Resampling.BICUBIC)
+                if size is not None:
+                    converted = ImageOps.fit(converted, (size, size), Image.Resampling.BICUBIC)
+                array = np.array(converted)
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
         raise UserError(
             f"{path} cannot be read as an image ({error}); expected a whole file of 8 bits a "
             f"channel, {', '.join(IMAGE_FORMATS)}. Convert it or move it away."
         ) from None
-    return np.asarray(square).reshape(size, size, -1)
+    return array.reshape(*array.shape[:2], -1)

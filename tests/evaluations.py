@@ -12,7 +12,7 @@ import tiny_classifier
 import run_lib_evaluation
 from metrics import encoding, extractors
 
-ASKED_FOR = "calculate read encode encode_dataset stat latent fidis prdc nfe"
+ASKED_FOR = "calculate read encode encode_dataset stat latent fidis prdc kid nfe"
 
 
 def brief_features():
@@ -30,6 +30,7 @@ def score_config():
         eval__total_repeat=2,
         eval__atol=0.5,
         eval__rtol=0.5,
+        eval__kid_subset_size=20,
     )
 
 
@@ -42,7 +43,7 @@ def evaluate():
     for flags.metric in ("nll", "asym"):
         run_lib_evaluation.score_metric(score_config(), flags)
     run_lib_evaluation.sample_metrics_of(score_config(), flags)
-    flags.mode, flags.prdc = "class", False
+    flags.mode, flags.prdc, flags.kid = "class", False, False
     config = tiny_classifier.config("guided", "cache", eval__batch_size=40)
     run_lib_evaluation.class_sample_metrics(config, flags)
 

@@ -12,7 +12,8 @@ from drawn import draw
 from test_features import weights  # noqa: F401 (a fixture)
 
 import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
-from metrics import encoding, extractors, frechet, measuring, prdc  # noqa: F401 (likewise)
+from evaluation import LABELS
+from metrics import encoding, extractors, frechet, kid, measuring, prdc  # noqa: F401 (likewise)
 from storage.files import load_npz, save_npz, to_json
 
 FIDIS = (
@@ -162,6 +163,28 @@ def test_published_features_are_read_as_they_are(tmp_path, place):
     assert found["prdc"]["settings"]["backend"] == "prdc"
     if place == "workdir":
         refused(f"{line} --encode_dataset", tmp_path, QC, "does not say what made it", "Remove it")
+
+
+def test_kid_by_its_flag(tmp_path):
+    """One entry of the table: flag, back ends, printed table, record and the report's label."""
+    rng = np.random.default_rng(0)
+    real, fake = (rng.normal(size=(n, 64)).astype(np.float32) for n in (30, 20))
+    stat = tmp_path / "results/W/stat"
+    for name, features in (("dataset_stat", real), ("generated_stat", fake)):
+        save_npz(stat / f"{name}.npz", pool_3=features, logit=features)
+    line = f"{FIDIS}.py --workdir W --kid"
+    refused(line, tmp_path, QC, "subsets of 1000 samples, but there are 20 generated and 30 real")
+    small = [*QC, "--config.eval.kid_subset_size=15"]
+    said = ok(line, tmp_path, small)
+    assert said.splitlines()[-2].split() == ["kid", "kid_std"]
+    expected = kid.kernel_inception_distance(real, fake, subset_size=15)
+    found = metrics(tmp_path)["kid"]
+    assert {name: found[name] for name in expected} == expected
+    assert found["settings"]["kid_subset_size"] == 15
+    ok(f"{line} --backend torch-fidelity", tmp_path, small)
+    theirs = metrics(tmp_path)["kid"]
+    assert {name: theirs[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+    assert LABELS["kid"] == "KID ↓"
 
 
 def test_identical_sets(tmp_path):

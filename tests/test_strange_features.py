@@ -23,7 +23,7 @@ def config(tmp_path_factory):
     """The tiny configuration in a workdir of its own, of three samples in one division."""
     config = tiny.config(tmp_path_factory.mktemp("cache"))
     config.eval.num_samples, config.eval.num_divisions = 3, 1
-    config.eval.num_samples_all = 2
+    config.eval.num_samples_all = config.eval.kid_subset_size = 2
     config.classifier = ConfigDict({"classes": 1})
     return config
 
@@ -53,7 +53,7 @@ def check_finite(values):
     pool=features_of_right_shape | arrays,
     logits=features_of_right_shape | arrays,
     meta=stat_metas,
-    name=st.sampled_from(["fid_is", "prdc"]),
+    name=st.sampled_from(["fid_is", "kid", "prdc"]),
 )
 def test_feature_files_of_strangers(config, workdir, real, pool, logits, meta, name):
     place = Workdir(workdir)

@@ -1,0 +1,98 @@
+"""KID, the Kernel Inception Distance (Bińkowski et al., 2018, arXiv 1801.01401).
+
+The squared maximum mean discrepancy with the kernel k(x, y) = (xᵀy / D + 1)³, unbiased, of m
+samples x of one set and m samples y of the other:
+    Σ_{i≠j} [k(x_i, x_j) + k(y_i, y_j)] / (m (m − 1)) − 2 Σ_{i,j} k(x_i, y_j) / m²
+
+Its mean over random subsets of the sets is what torch-fidelity reports; subsets, kernel and
+their random numbers are torch-fidelity's.
+"""
+
+import numpy as np
+from tqdm import tqdm
+
+from metrics.feature_arrays import checked, require_one_width
+from utils import UserError
+
+SUBSETS = 100
+SEED = 2020  # torch-fidelity's, so that the subsets are the same
+
+
+def kernel_inception_distance(real, fake, subset_size=1000):
+    """Mean and standard deviation of the unbiased MMD² of features (N, D), (M, D) over subsets.
+
+    Args:
+        subset_size: how many samples of each set a subset has, drawn without replacement.
+
+    Returns:
+        A dict of two floats, `kid` and `kid_std`. Of equal distributions `kid` is 0 on average,
+        and may be below it.
+
+    Raises:
+        UserError: fewer than `subset_size` samples in a set, unequal widths, values that are not
+            finite, or a `subset_size` below 2.
+    """
+    real, fake = _checked_sets(real, fake, subset_size)
+    # This generator, and the generated set first, because the oracle's draws are these.
+    draw = np.random.RandomState(SEED)
+    values = []
+    for _ in tqdm(range(SUBSETS), desc="KID", unit="subset", leave=None, delay=1):
+        x, y = (
+            np.asarray(features[draw.choice(len(features), subset_size, replace=False)], np.float64)
+            for features in (fake, real)
+        )
+        values.append(unbiased_mmd2(x, y))
+    return {"kid": float(np.mean(values)), "kid_std": float(np.std(values))}
+
+
+def unbiased_mmd2(x, y):
+    """The unbiased MMD² of two sets of m samples (m, D)."""
+    m = len(x)
+    within = sum(k.sum() - np.trace(k) for k in (_kernel(x, x), _kernel(y, y)))
+    return within / (m * (m - 1)) - 2 * _kernel(x, y).mean()
+
+
+def _kernel(x, y):
+    base = x @ y.T / x.shape[1] + 1
+    return base * base * base  # NumPy's power takes many times as long
+
+
+def _checked_sets(real, fake, subset_size):
+    if subset_size < 2:
+        raise UserError(f"The subsets of KID have {subset_size} samples; expected 2 or more.")
+    real, fake = checked(real, "real features"), checked(fake, "generated features")
+    require_one_width(real, fake)
+    fewest = min(len(real), len(fake))
+    if fewest < subset_size:
+        raise UserError(
+            f"KID takes subsets of {subset_size} samples, but there are {len(fake)} generated and "
+            f"{len(real)} real ones; give at least so many, or smaller subsets "
+            "(--config.eval.kid_subset_size), whose numbers compare with those of one size only."
+        )
+    return real, fake
+
+
+def torch_fidelity_kid(real, fake, subset_size=1000):
+    """What `kernel_inception_distance` returns, computed by torch-fidelity.
+
+    Raises:
+        UserError: the package is not installed, or what that function raises.
+    """
+    try:
+        import torch
+        from torch_fidelity import metric_kid
+    except ImportError:
+        raise UserError(
+            "The package torch-fidelity is not installed; pip install torch-fidelity."
+        ) from None
+    real, fake = _checked_sets(real, fake, subset_size)
+    values = metric_kid.kid_features_to_metric(
+        *(torch.from_numpy(np.array(features)) for features in (fake, real)),
+        kid_subsets=SUBSETS,
+        kid_subset_size=subset_size,
+        verbose=False,
+    )
+    return {
+        "kid": values[metric_kid.KEY_METRIC_KID_MEAN],
+        "kid_std": values[metric_kid.KEY_METRIC_KID_STD],
+    }

@@ -1,0 +1,130 @@
+"""run_lib_evaluation.py --folders A B: any two folders of images, with torch-fidelity's numbers."""
+
+import functools
+
+import numpy as np
+import pytest
+from commands import command
+from PIL import Image
+from test_features import weights  # noqa: F401 (a fixture)
+from tiny import CONFIG
+from torch_fidelity import calculate_metrics
+
+import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
+from metrics import encoding, extractors, image_folders, measuring  # noqa: F401
+from utils import UserError
+
+FOLDERS = "run_lib_evaluation.py --folders"
+SMALL = ["--config.device=cpu", "--config.eval.kid_subset_size=6"]
+
+
+def fill(folder, count, size, mode="RGB", suffix="png", darkest=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([count, size])
+    channels = () if mode == "L" else (3,)
+    for number in range(count):
+        array = rng.integers(darkest, 256, (size, size + 2, *channels), dtype=np.uint8)
+        # Not padded: 10 comes before 2, as torch-fidelity sorts them.
+        Image.fromarray(array).convert(mode).save(folder / f"{number}.{suffix}")
+
+
+def ok(line, cwd, extra=()):
+    done = command(line, cwd, extra)
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def refused(line, cwd, extra, *said):
+    done = command(line, cwd, extra)
+    assert done.returncode == 1, f"{line}\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr
+    for text in said:
+        assert text in done.stderr, done.stderr
+
+
+def printed(text):
+    """The numbers of the printed tables by their names."""
+    rows = [line.split() for line in text.splitlines() if line and not line.startswith(("#", "20"))]
+    return {
+        name: float(value)
+        for names, values in zip(rows[::2], rows[1::2], strict=True)
+        for name, value in zip(names, values[1:], strict=True)
+    }
+
+
+def test_numbers_are_torch_fidelitys(tmp_path, weights):  # noqa: F811
+    """Images of two sizes, grey and with an alpha channel, PNG and JPEG; and what is no image."""
+    fill(tmp_path / "A", 8, 24)
+    fill(tmp_path / "B", 5, 40, suffix="jpg", darkest=128)
+    fill(tmp_path / "B", 2, 40, mode="RGBA")
+    (tmp_path / "B/deeper").mkdir()
+    (tmp_path / "B/README.txt").write_text("no image")
+    trusted = [*SMALL, f"--config.eval.inception_weights={weights}"]
+    trusted.append("--config.eval.trust_weights=True")
+    text = ok(f"{FOLDERS} A B --fidis --kid --prdc", tmp_path, trusted)
+    assert "# 8 samples (folder A), 7 real images" in text
+    ours = printed(text)
+    theirs = calculate_metrics(
+        input1=str(tmp_path / "A"),
+        input2=str(tmp_path / "B"),
+        isc=True,
+        fid=True,
+        kid=True,
+        isc_splits=1,
+        kid_subset_size=6,
+        feature_extractor_weights_path=str(weights),
+        cuda=False,
+        batch_size=4,
+        save_cpu_ram=True,  # no processes that load the images
+        cache=False,
+        verbose=False,
+    )
+    for name, key in (
+        ("fid", "frechet_inception_distance"),
+        ("is", "inception_score_mean"),
+        ("kid", "kernel_inception_distance_mean"),
+    ):
+        assert ours[name] == pytest.approx(theirs[key], rel=1e-3), name
+    assert ours.keys() >= {"precision", "recall", "density", "coverage"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "B"]  # nothing is written
+
+
+def test_a_configuration_may_name_the_extractor(tmp_path, monkeypatch):
+    """Here the digits' own classifier; --folders=A --folders=B is the same."""
+    briefly = functools.partial(extractors.train_small_classifier, steps=3)
+    monkeypatch.setattr(extractors, "train_small_classifier", briefly)
+    fill(tmp_path / "A", 8, 8, mode="L")
+    fill(tmp_path / "B", 7, 8, mode="L")
+    line = "run_lib_evaluation.py --folders=A --folders=B --prdc"
+    assert "features classifier-digits-" in ok(line, tmp_path, [f"--config={CONFIG}"])
+
+
+def test_mistakes_get_a_sentence(tmp_path):
+    fill(tmp_path / "A", 3, 8)
+    fill(tmp_path / "B", 3, 8)
+    (tmp_path / "empty").mkdir()
+    digits = [f"--config={CONFIG}"]
+    refused(f"{FOLDERS} A B", tmp_path, digits, "Nothing was asked for", "--fidis", "--kid")
+    refused(f"{FOLDERS} A --fidis", tmp_path, digits, "--folders A B takes two folders")
+    refused(f"{FOLDERS} A none --fidis", tmp_path, digits, "none is no folder")
+    refused(f"{FOLDERS} A empty --fidis", tmp_path, digits, "empty holds no images")
+    refused(f"{FOLDERS} A B --encode --fidis", tmp_path, digits, "--folders", "--encode")
+    refused(f"{FOLDERS} A B --fidis --mode class", tmp_path, digits, "--mode class")
+    refused(f"{FOLDERS} A B --workdir W --fidis", tmp_path, digits, "--workdir")
+    refused(f"{FOLDERS} --fidis", tmp_path, (), "folders")
+    refused("run_lib_evaluation.py --fidis", tmp_path, (), "--config")
+
+
+def test_images_of_a_folder_are_of_one_size(tmp_path):
+    fill(tmp_path / "mixed", 3, 8)
+    fill(tmp_path / "mixed/more", 1, 9)
+    (tmp_path / "mixed/more/0.png").rename(tmp_path / "mixed/9.png")
+    paths = image_folders.image_paths(tmp_path / "mixed")
+    assert [path.name for path in paths] == ["0.png", "1.png", "2.png", "9.png"]
+    with pytest.raises(
+        UserError, match=r"9\.png is of 11×9 pixels, .*0\.png of 10×8; the images of a"
+    ):
+        list(image_folders.read_images(paths, 2, channels=3))
+    (tmp_path / "mixed/9.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"9\.png cannot be read as an image"):
+        list(image_folders.read_images(paths, 2, channels=3))

@@ -1,0 +1,78 @@
+"""KID against torch-fidelity, and against moments known in closed form."""
+
+import inspect
+
+import numpy as np
+import pytest
+from torch_fidelity.defaults import DEFAULTS
+
+from benchmarks.parity_metrics import real_and_fake
+from metrics import kid
+from utils import UserError
+
+
+@pytest.mark.parametrize(
+    ("real_count", "fake_count", "width", "subset_size"),
+    [(150, 120, 64, 120), (300, 500, 256, 100), (40, 30, 2048, 30)],
+)
+def test_kid_equals_torch_fidelity(real_count, fake_count, width, subset_size):
+    real, fake = real_and_fake(real_count, fake_count, width)
+    sets = real, 1.5 * fake
+    ours = kid.kernel_inception_distance(*sets, subset_size)
+    theirs = kid.torch_fidelity_kid(*sets, subset_size)
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert ours["kid"] > 1e-3
+    # Which set is the real one decides which subsets are drawn, no more.
+    swapped = kid.kernel_inception_distance(*sets[::-1], subset_size)
+    assert swapped["kid"] == pytest.approx(ours["kid"], abs=5 * ours["kid_std"] / 10 + 1e-9)
+
+
+def test_defaults_are_torch_fidelitys():
+    given = inspect.signature(kid.kernel_inception_distance).parameters["subset_size"].default
+    assert (given, kid.SUBSETS, kid.SEED) == tuple(
+        DEFAULTS[name] for name in ("kid_subset_size", "kid_subsets", "rng_seed")
+    )
+
+
+def test_mmd_is_its_formula_term_by_term():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
+
+    def k(a, b):
+        return (a @ b / 3 + 1) ** 3
+
+    pairs = [(i, j) for i in range(4) for j in range(4)]
+    within = sum(k(x[i], x[j]) + k(y[i], y[j]) for i, j in pairs if i != j)
+    expected = within / 12 - 2 * sum(k(x[i], y[j]) for i, j in pairs) / 16
+    assert kid.unbiased_mmd2(x, y) == pytest.approx(expected)
+
+
+def test_kid_of_gaussians_on_a_line():
+    """There the kernel's mean is a polynomial of moments: MMD² = 3Δ₁² + 3Δ₂² + Δ₃²."""
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(20_000, 1)), rng.normal(0.5, size=(20_000, 1))
+    found = kid.kernel_inception_distance(real, fake, subset_size=500)
+    expected = 3 * 0.5**2 + 3 * 0.25**2 + 1.625**2
+    assert found["kid"] == pytest.approx(expected, rel=0.1)
+
+
+def test_kid_of_one_distribution_is_zero_on_average():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, 4000, 16))
+    found = kid.kernel_inception_distance(*features, subset_size=200)
+    assert abs(found["kid"]) < 4 * found["kid_std"] / 10  # of the mean of 100 subsets
+
+
+def test_mistakes_get_a_sentence():
+    real, fake = real_and_fake(50, 40, 8)
+    with pytest.raises(
+        UserError, match="subsets of 1000 samples, but there are 40 generated and 50"
+    ):
+        kid.kernel_inception_distance(real, fake)
+    with pytest.raises(UserError, match="expected 2 or more"):
+        kid.kernel_inception_distance(real, fake, subset_size=1)
+    with pytest.raises(UserError, match="8 wide, the generated ones 7"):
+        kid.kernel_inception_distance(real, fake[:, :7], subset_size=9)
+    fake[3, 3] = np.nan
+    with pytest.raises(UserError, match="generated features hold NaN"):
+        kid.kernel_inception_distance(real, fake, subset_size=9)

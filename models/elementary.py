@@ -22,15 +22,15 @@ class Elementary(TorchFunctionMode):
         return function(*arguments, **(options or {}))
 
 
-def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     """`F.layer_norm`: (x − mean)/√(variance + ε)·weight + bias over the last dimensions."""
     # PyTorch's has its result in order too; dropout's masks depend on that.
-    y = _normalise(x.contiguous(), tuple(range(-len(normalized_shape), 0)), eps)
-    return _affine(y, weight, bias, x)
+    y = _normalise(input.contiguous(), tuple(range(-len(normalized_shape), 0)), eps)
+    return _affine(y, weight, bias, input)
 
 
 def instance_norm(
-    x,
+    input,
     running_mean=None,
     running_var=None,
     weight=None,
@@ -42,45 +42,45 @@ def instance_norm(
     """`F.instance_norm` of maps (B, C, …); that with running statistics is left to PyTorch."""
     if running_mean is not None or not use_input_stats:
         return F.instance_norm(
-            x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
-    per_channel = (-1, *[1] * (x.ndim - 2))
+    per_channel = (-1, *[1] * (input.ndim - 2))
     weight, bias = (p if p is None else p.view(per_channel) for p in (weight, bias))
-    return _affine(_normalise(x, tuple(range(2, x.ndim)), eps), weight, bias, x)
+    return _affine(_normalise(input, tuple(range(2, input.ndim)), eps), weight, bias, input)
 
 
-def linear(x, weight, bias=None):
+def linear(input, weight, bias=None):
     """`F.linear` of rows, where PyTorch may multiply each image by its own copy of the weight."""
-    if x.ndim < 3:
-        return linear_in_x(F.linear, x, weight, bias)
-    rows = linear_in_x(F.linear, x.flatten(0, -2), weight, bias)
-    return rows.unflatten(0, x.shape[:-1])
+    if input.ndim < 3:
+        return linear_in_input(F.linear, input, weight, bias)
+    rows = linear_in_input(F.linear, input.flatten(0, -2), weight, bias)
+    return rows.unflatten(0, input.shape[:-1])
 
 
-def linear_in_x(function, x, weight, bias=None, *arguments, **options):
-    """A function such as `F.conv2d` of the values and, without the bias, of the tangents of x.
+def linear_in_input(function, input, weight, bias=None, *arguments, **options):
+    """A function such as `F.conv2d` of the values and, without the bias, of the tangents.
 
     PyTorch would also take it of the values and of a tangent of the weight that is zero.
     """
-    values, tangents = unpack_dual(x)
+    values, tangents = unpack_dual(input)
     if tangents is None or unpack_dual(weight).tangent is not None:
-        return function(x, weight, bias, *arguments, **options)
+        return function(input, weight, bias, *arguments, **options)
     out = function(values, weight, bias, *arguments, **options)
     return make_dual(out, function(tangents, weight, None, *arguments, **options))
 
 
-def glu(x, dim=-1):
-    """`F.glu`: a·sigmoid(b) of the two halves a and b of x."""
-    a, b = x.chunk(2, dim)
+def glu(input, dim=-1):
+    """`F.glu`: a·sigmoid(b) of the two halves a and b."""
+    a, b = input.chunk(2, dim)
     return a * torch.sigmoid(b)
 
 
-def dropout(x, p=0.5, training=True, inplace=False):
-    """`F.dropout` with the mask of a plain pass, drawn in the order in which x lies in memory."""
-    if x.is_cuda or not training or p in (0, 1):
-        return F.dropout(x, p, training, inplace)
-    factors = torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
-    return x.mul_(factors) if inplace else x * factors
+def dropout(input, p=0.5, training=True, inplace=False):
+    """`F.dropout` with the mask of a plain pass, drawn in the order that the map has in memory."""
+    if input.is_cuda or not training or p in (0, 1):
+        return F.dropout(input, p, training, inplace)
+    factors = torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
+    return input.mul_(factors) if inplace else input * factors
 
 
 CONVOLUTIONS = (
@@ -93,7 +93,7 @@ REPLACED = {
     torch.layer_norm: layer_norm,
     F.instance_norm: instance_norm,
     F.linear: linear,
-    **{function: functools.partial(linear_in_x, function) for function in CONVOLUTIONS},
+    **{function: functools.partial(linear_in_input, function) for function in CONVOLUTIONS},
     F.glu: glu,
     F.dropout: dropout,
 }

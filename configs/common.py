@@ -96,7 +96,7 @@ def base(dataset):
 
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.nearest_k = 3
-    evaluation.features = "inception"  # or tfhub, classifier: see features.py
+    evaluation.features = "inception"  # or tfhub, classifier: see metrics/extractors.py
     evaluation.inception_weights = placeholder(str)  # none: the cached or downloaded ones
     evaluation.trust_weights = False  # accept a file that is not the published one
     evaluation.block_bytes = 2**28  # of distances at a time
@@ -215,7 +215,7 @@ def _qc(kind, dataset):
     config.sampling.rtol = 1e-4 if kind == "qc_ncsn" else 5e-5
     config.loss = ml_collections.ConfigDict()
     config.loss.slices = 1
-    config.loss.estimator = "paper"  # or "skew", see jacobian.py
+    config.loss.estimator = "paper"  # or "skew", see models/jacobian.py
     config.loss.balancing_fac = 1e-4 if kind == "qc_ncsn" else 0.0
     return config
 

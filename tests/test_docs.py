@@ -12,6 +12,7 @@ from configs.demo import digits
 
 PAGES = [tiny.ROOT / "README.md", *sorted((tiny.ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text()
+EXTENDING = (tiny.ROOT / "docs/extending.md").read_text()
 
 
 def test_the_readme_is_short():
@@ -72,3 +73,15 @@ def test_commands_exist(page):
                 assert (tiny.ROOT / value).is_file(), value
             if flag.startswith("--") and not flag.startswith("--config."):
                 assert flag.lstrip("-").partition("=")[0] in flags, flag
+
+
+@pytest.mark.parametrize("diff", re.findall(r"```diff\n(.*?)```", EXTENDING, re.DOTALL))
+def test_diffs_are_of_what_is_there(diff):
+    """Each line of a diff in docs/extending.md, an ellipsis apart, follows the one before."""
+    header, *lines = diff.splitlines()
+    content = (tiny.ROOT / header.removeprefix("+++ ")).read_text().splitlines()
+    assert any(line.startswith("+") for line in lines)
+    position = 0
+    for line in lines:
+        if line != " …":
+            position = content.index(line[1:], position) + 1

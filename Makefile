@@ -1,4 +1,7 @@
-# make demo   set up, train on the embedded digits and draw samples (results/demo)
+# make demo   set up, train on the embedded digits, draw samples, evaluate: results/demo
+# make demo-qc   fine-tune that model with and without the QC regulariser, compare
+# make demo-dlsm   guide that model by classifiers of the digits, compare
+# make demo-all   the three, one after the other
 # make test   set up and run the tests
 # make test-tfgan   set up TF-GAN's environment and run its tests (Python 3.10 or 3.11)
 # make soak   hostile files, random kills and 50,000 samples: under half an hour
@@ -10,7 +13,7 @@ TFGAN_PYTHON ?= python3.11
 TFGAN_VENV ?= .venv-tfgan
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-tfgan soak lint
+.PHONY: demo demo-qc demo-dlsm demo-all test test-tfgan soak lint
 .DEFAULT_GOAL := test
 
 $(VENV)/.complete: requirements.txt requirements-dev.txt
@@ -21,6 +24,17 @@ $(VENV)/.complete: requirements.txt requirements-dev.txt
 
 demo: $(VENV)/.complete
 	PYTHON=$(VENV)/bin/python bash demo/run.sh
+
+demo-qc: $(VENV)/.complete
+	PYTHON=$(VENV)/bin/python bash demo/qc.sh
+
+demo-dlsm: $(VENV)/.complete
+	PYTHON=$(VENV)/bin/python bash demo/dlsm.sh
+
+demo-all: $(VENV)/.complete
+	PYTHON=$(VENV)/bin/python bash demo/run.sh
+	PYTHON=$(VENV)/bin/python bash demo/qc.sh
+	PYTHON=$(VENV)/bin/python bash demo/dlsm.sh
 
 test: $(VENV)/.complete
 	$(VENV)/bin/python -m ruff check .

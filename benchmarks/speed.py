@@ -6,24 +6,15 @@ python -m benchmarks.speed [--device cpu|cuda] [--size small|published] [--only 
 Prints the machine and a Markdown table. Both sides of a row run in this process: the baseline in
 float32, channels first, not compiled, with convolutions for resampling, create_graph double
 backward, loops over parameters, two forward passes for a likelihood, SciPy on the host and
-per-image decoding; ours as the row says. Times are medians of RUNS runs in turns, after a warm-up
-in which compilations fall. Memory is the peak above what was in use before (of the process on a
-CPU, of PyTorch's allocator on a GPU).
+per-image decoding; ours as the row says. How times and memory are taken: `measuring`.
 """
 
 import argparse
 import atexit
-import ctypes
 import dataclasses
 import functools
-import gc
-import pathlib
-import platform
-import re
 import shutil
-import statistics
 import tempfile
-import time
 
 import numpy as np
 import scipy.linalg
@@ -36,6 +27,7 @@ import losses
 import models
 import sampling
 import sde_lib
+from benchmarks.measuring import Meter, ceilings, machine
 from benchmarks.parity_metrics import real_and_fake
 from configs import common
 from metrics import frechet, prdc
@@ -44,8 +36,6 @@ from models.compute import prepare
 from models.ema import EMA
 from models.scores import Score
 from readers.tfds import tensorflow_stand_in
-
-RUNS = 5
 
 # The ways to compute that are tried, as fields of `config.compute`.
 BASELINE = {"precision": "fp32", "channels_last": False, "compile": False}
@@ -62,63 +52,6 @@ WAYS = {
         "bf16 compiled": {"precision": "bf16", "channels_last": True, "compile": True},
     },
 }
-
-
-# ---------------------------------------------------------------- measuring
-
-
-@dataclasses.dataclass(frozen=True)
-class Measurement:
-    seconds: float
-    gigabytes: float
-
-
-class Meter:
-    """Times calls and reads their peak memory on a device."""
-
-    def __init__(self, device):
-        self.device = device
-
-    def synchronise(self):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def peak(self, reset=False):
-        """Bytes at the peak since the last reset."""
-        if self.device.type == "cuda":
-            if reset:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats(self.device)
-            return torch.cuda.max_memory_allocated(self.device)
-        if reset:
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)
-            pathlib.Path("/proc/self/clear_refs").write_text("5")
-        status = pathlib.Path("/proc/self/status").read_text()
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
-
-    def memory(self, call):
-        """Gigabytes at the peak of a call, above what was in use before."""
-        self.synchronise()
-        before = self.peak(reset=True)
-        call()
-        self.synchronise()
-        return (self.peak() - before) / 1e9
-
-    def seconds(self, call):
-        self.synchronise()
-        start = time.perf_counter()
-        call()
-        self.synchronise()
-        return time.perf_counter() - start
-
-    def __call__(self, *calls):
-        """A `Measurement` of each call; they take turns, so that all see the same machine."""
-        for call in calls:
-            call()
-        memory = [self.memory(call) for call in calls]
-        times = zip(*([self.seconds(call) for call in calls] for _ in range(RUNS)))
-        return [Measurement(statistics.median(t), m) for t, m in zip(times, memory)]
 
 
 # ---------------------------------------------------------------- networks
@@ -385,32 +318,6 @@ def rows(bench, meter, only, ways):
     for name, job in HOST_JOBS.items():
         if not only or any(text in name for text in only):
             yield name, "", *meter(*job(bench.device))
-
-
-def machine(device):
-    """What this runs on, in words."""
-    cpu = pathlib.Path("/proc/cpuinfo").read_text()
-    model = re.search(r"model name\s*: (.*)", cpu)
-    words = [f"{model[1] if model else platform.machine()}, {torch.get_num_threads()} threads"]
-    if device.type == "cuda":
-        words.append(torch.cuda.get_device_name(device))
-    return ", ".join(
-        [*words, f"PyTorch {torch.__version__}", f"Python {platform.python_version()}"]
-    )
-
-
-def ceilings(device):
-    """Matrix rates in TFLOP/s and the bandwidth of a copy in GB/s, of this device."""
-    side = 8192 if device.type == "cuda" else 2048
-    meter = Meter(device)
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(side, side, device=device).to(dtype)
-        seconds = meter(functools.partial(torch.mm, a, a))[0].seconds
-        yield f"{str(dtype)[6:]} products: {2 * side**3 / seconds / 1e12:.3g} TFLOP/s"
-    a = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
-    b = torch.empty_like(a)
-    seconds = meter(lambda: b.copy_(a))[0].seconds
-    yield f"copy: {2 * a.numel() * 4 / seconds / 1e9:.3g} GB/s"
 
 
 def main():

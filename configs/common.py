@@ -220,7 +220,7 @@ def _qc(kind, dataset):
     config.sampling.rtol = 1e-4 if kind == "qc_ncsn" else 5e-5
     config.loss = ml_collections.ConfigDict()
     config.loss.slices = 1
-    config.loss.estimator = "paper"  # or "skew", see jacobian.py
+    config.loss.estimator = "paper"  # or "skew", see models/jacobian.py
     config.loss.balancing_fac = 1e-4 if kind == "qc_ncsn" else 0.0
     return config
 

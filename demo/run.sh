@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# Train a small NCSN++ on scikit-learn's digits, draw samples, have them recognised and evaluated;
-# then fine-tune it (qc.sh), guide it by classifiers (dlsm.sh), and put all of it on one page.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
+# Train a small NCSN++ on scikit-learn's digits, draw samples, have them recognised, evaluate them,
+# and put all of it on one page.
+source "$(dirname "$0")/stages.sh"
+stages=6
 config=configs/demo/digits.py
+evaluate="run_lib_evaluation_fidis.py --config $config --workdir demo"
 
+stage "Train a small NCSN++ on 8×8 digits"
 $python main.py --config $config --workdir demo
+stage "Draw 500 samples with predictor and corrector (PC)"
 $python run_lib_sampling.py --config $config --workdir demo
+stage "Draw 500 samples along the probability flow (ODE)"
 $python run_lib_sampling.py --config $config --workdir demo --ode
+stage "Have an independent classifier recognise the samples"
 $python demo/recognise.py results/demo/eval_sampling
 $python demo/recognise.py results/demo/eval_sampling_ode
-
-evaluate="run_lib_evaluation_fidis.py --config $config --workdir demo"
+stage "Compare the samples with the training images"
 $python $evaluate --encode --encode_dataset --fidis --prdc
 $python $evaluate --ode --encode --fidis --prdc
-
-bash demo/qc.sh
-bash demo/dlsm.sh
-$python report.py --workdir demo --workdir demo_u --workdir demo_qc_paper --workdir demo_qc_skew
+stage "Write the report"
+$python report.py --workdir demo

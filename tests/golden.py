@@ -1,4 +1,4 @@
-"""Reads the golden numbers; see the README's section on tests.
+"""Reads the golden numbers; see docs/testing.md.
 
 Sizes, seeds and settings come from the manifests, so that another set of the same layout can be
 put in its place with the environment variable GOLDEN_DIR.

@@ -1,0 +1,87 @@
+"""What the README and docs/ say is there is there, and the README's Python runs."""
+
+import contextlib
+import io
+import re
+
+import pytest
+import tiny
+
+import run_lib
+from configs.demo import digits
+
+PAGES = [tiny.ROOT / "README.md", *sorted((tiny.ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text()
+EXTENDING = (tiny.ROOT / "docs/extending.md").read_text()
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 160
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    """On a tiny model in place of the demo's."""
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(block.split("\n\n")[-1].splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    config = tiny.config(tmp_path / "cache", training__n_iters=2)
+    run_lib.train(config, "demo")
+    monkeypatch.setattr(digits, "get_config", lambda: config)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(block, {})
+    assert printed.getvalue().startswith("torch.Size([4, 1, 8, 8]) ")
+    assert "nan" not in printed.getvalue()
+
+
+def anchors(page):
+    """The names that a page's headings are linked by."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def commands(text):
+    """The commands in a page's blocks, words of one line each."""
+    for block in re.findall(r"```\n(.*?)```", text, re.DOTALL):
+        for line in block.splitlines():
+            words = line.split("#")[0].replace("[", " ").replace("]", " ").split()
+            if any(word.endswith(".py") for word in words):
+                yield words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_exist(page):
+    """Their scripts, configurations and flags."""
+    defined = "".join(path.read_text() for path in tiny.ROOT.glob("*.py"))
+    flags = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', defined), "config"}
+    for words in commands(page.read_text()):
+        script = next(word for word in words if word.endswith(".py"))
+        assert (tiny.ROOT / script).is_file(), script
+        after = words[words.index(script) + 1 :]
+        for flag, value in zip(after, [*after[1:], ""]):
+            if flag == "--config" and value.startswith("configs/"):
+                assert (tiny.ROOT / value).is_file(), value
+            if flag.startswith("--") and not flag.startswith("--config."):
+                assert flag.lstrip("-").partition("=")[0] in flags, flag
+
+
+@pytest.mark.parametrize("diff", re.findall(r"```diff\n(.*?)```", EXTENDING, re.DOTALL))
+def test_diffs_are_of_what_is_there(diff):
+    """Each line of a diff in docs/extending.md, an ellipsis apart, follows the one before."""
+    header, *lines = diff.splitlines()
+    content = (tiny.ROOT / header.removeprefix("+++ ")).read_text().splitlines()
+    assert any(line.startswith("+") for line in lines)
+    position = 0
+    for line in lines:
+        if line != " …":
+            position = content.index(line[1:], position) + 1

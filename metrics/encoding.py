@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 from tqdm import tqdm
 
-from metrics import extractors, sharing
+from metrics import extractors, feature_classifier, sharing
 from metrics.sample_sets import (
     find_class_samples,
     find_division_samples,
@@ -43,7 +43,7 @@ def classifier(config):
     cache = pathlib.Path(data.cache) / f"{data.dataset}-features.pth"
     images = split.images.transpose(0, 2, 3, 1)
     device = get_device(config.device)
-    return extractors.ClassifierFeatures(data.dataset, images, split.labels, device, cache)
+    return feature_classifier.ClassifierFeatures(data.dataset, images, split.labels, device, cache)
 
 
 EXTRACTORS = {"inception": inception, "tfhub": tfhub, "classifier": classifier}

@@ -10,15 +10,15 @@ import tiny
 import tiny_classifier
 
 import run_lib_evaluation
-from metrics import encoding, extractors
+from metrics import encoding, feature_classifier
 
 ASKED_FOR = "calculate read encode encode_dataset stat latent fidis prdc kid nfe"
 
 
 def brief_features():
     """Train the classifier of features for three steps only: it need not be good."""
-    extractors.train_small_classifier = functools.partial(
-        extractors.train_small_classifier, steps=3
+    feature_classifier.train_small_classifier = functools.partial(
+        feature_classifier.train_small_classifier, steps=3
     )
 
 

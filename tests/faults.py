@@ -20,7 +20,7 @@ import threading
 from commands import TINY, start
 
 import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
-from metrics import encoding, extractors  # noqa: F401
+from metrics import encoding, extractors, feature_classifier  # noqa: F401
 from storage import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -50,8 +50,8 @@ BEFORE = {"training": [], "encoding": ["training", "sampling"]}
 
 def brief_features():
     """Train the classifier of features for three steps only: it need not be good."""
-    extractors.train_small_classifier = functools.partial(
-        extractors.train_small_classifier, steps=3
+    feature_classifier.train_small_classifier = functools.partial(
+        feature_classifier.train_small_classifier, steps=3
     )
 
 

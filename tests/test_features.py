@@ -14,7 +14,7 @@ from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchvision.models import Inception3
 
-from metrics import extractors
+from metrics import extractors, feature_classifier
 from utils import UserError
 
 
@@ -203,9 +203,11 @@ def classifier(digits, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache") / "deeper" / "digits.pth"
     images, labels = digits
     with pytest.MonkeyPatch.context() as patch:
-        quicker = functools.partial(extractors.train_small_classifier, steps=300)
-        patch.setattr(extractors, "train_small_classifier", quicker)
-        made = extractors.ClassifierFeatures("digits", images[:1400], labels[:1400], "cpu", cache)
+        quicker = functools.partial(feature_classifier.train_small_classifier, steps=300)
+        patch.setattr(feature_classifier, "train_small_classifier", quicker)
+        made = feature_classifier.ClassifierFeatures(
+            "digits", images[:1400], labels[:1400], "cpu", cache
+        )
     return made, cache
 
 
@@ -224,7 +226,7 @@ def test_training_does_not_depend_on_the_threads(digits):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            network = extractors.train_small_classifier(*digits, "cpu", steps=5)
+            network = feature_classifier.train_small_classifier(*digits, "cpu", steps=5)
             assert torch.get_num_threads() == threads
             weights.append(network.state_dict())
     finally:
@@ -236,8 +238,10 @@ def test_training_does_not_depend_on_the_threads(digits):
 def test_classifier_comes_back_from_its_cache(classifier, digits, monkeypatch):
     made, cache = classifier
     images, labels = digits
-    monkeypatch.delattr(extractors, "train_small_classifier")
-    again = extractors.ClassifierFeatures("digits", images[:1400], labels[:1400], "cpu", cache)
+    monkeypatch.delattr(feature_classifier, "train_small_classifier")
+    again = feature_classifier.ClassifierFeatures(
+        "digits", images[:1400], labels[:1400], "cpu", cache
+    )
     assert again.name == made.name
     assert again.logit_width == 10
     for ours, theirs in zip(again(images[:50]), made(images[:50]), strict=True):
@@ -247,14 +251,14 @@ def test_classifier_comes_back_from_its_cache(classifier, digits, monkeypatch):
 def test_classifier_of_other_data_replaces_the_cache(classifier, digits, tmp_path, monkeypatch):
     made, _ = classifier
     images, labels = digits
-    briefly = functools.partial(extractors.train_small_classifier, steps=2)
-    monkeypatch.setattr(extractors, "train_small_classifier", briefly)
+    briefly = functools.partial(feature_classifier.train_small_classifier, steps=2)
+    monkeypatch.setattr(feature_classifier, "train_small_classifier", briefly)
     cache = tmp_path / "digits.pth"
     cache.write_bytes(classifier[1].read_bytes())
     few = images[:64], labels[:64]
-    other = extractors.ClassifierFeatures("digits", *few, "cpu", cache)
+    other = feature_classifier.ClassifierFeatures("digits", *few, "cpu", cache)
     assert other.name != made.name
-    assert extractors.ClassifierFeatures("digits", *few, "cpu", cache).name == other.name
+    assert feature_classifier.ClassifierFeatures("digits", *few, "cpu", cache).name == other.name
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None], ids=["empty", "text", "other keys"])
@@ -262,7 +266,7 @@ def test_a_damaged_cache_is_named(digits, tmp_path, content):
     cache = tmp_path / "digits.pth"
     torch.save({"model": {}}, cache) if content is None else cache.write_bytes(content)
     with pytest.raises(UserError, match=r"digits\.pth does not hold a feature classifier"):
-        extractors.ClassifierFeatures("digits", *digits, "cpu", cache)
+        feature_classifier.ClassifierFeatures("digits", *digits, "cpu", cache)
 
 
 def test_classifier_reads_memory_maps_in_any_layout(classifier, digits, tmp_path, recwarn):

@@ -11,7 +11,7 @@ from tiny import CONFIG
 from torch_fidelity import calculate_metrics
 
 import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
-from metrics import encoding, extractors, image_folders, measuring  # noqa: F401
+from metrics import encoding, extractors, feature_classifier, image_folders, measuring  # noqa: F401
 from utils import UserError
 
 FOLDERS = "run_lib_evaluation.py --folders"
@@ -91,8 +91,8 @@ def test_numbers_are_torch_fidelitys(tmp_path, weights):  # noqa: F811
 
 def test_a_configuration_may_name_the_extractor(tmp_path, monkeypatch):
     """Here the digits' own classifier; --folders=A --folders=B is the same."""
-    briefly = functools.partial(extractors.train_small_classifier, steps=3)
-    monkeypatch.setattr(extractors, "train_small_classifier", briefly)
+    briefly = functools.partial(feature_classifier.train_small_classifier, steps=3)
+    monkeypatch.setattr(feature_classifier, "train_small_classifier", briefly)
     fill(tmp_path / "A", 8, 8, mode="L")
     fill(tmp_path / "B", 7, 8, mode="L")
     line = "run_lib_evaluation.py --folders=A --folders=B --prdc"

@@ -13,7 +13,7 @@ from test_features import weights  # noqa: F401 (a fixture)
 
 import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
 from evaluation import LABELS
-from metrics import encoding, extractors, frechet, kid, measuring, prdc  # noqa: F401 (likewise)
+from metrics import encoding, extractors, feature_classifier, frechet, kid, measuring, prdc  # noqa: F401 (likewise)
 from storage.files import load_npz, save_npz, to_json
 
 FIDIS = (
@@ -33,8 +33,8 @@ BY_CLASS = [*SMALL, "--config.eval.num_samples=110", "--config.eval.num_samples_
 def quick(monkeypatch):
     """More training images than the other tests need, and less training of the features."""
     monkeypatch.setitem(commands.COUNTS, "train", 60)
-    briefly = functools.partial(extractors.train_small_classifier, steps=3)
-    monkeypatch.setattr(extractors, "train_small_classifier", briefly)
+    briefly = functools.partial(feature_classifier.train_small_classifier, steps=3)
+    monkeypatch.setattr(feature_classifier, "train_small_classifier", briefly)
 
 
 def ok(line, cwd, extra):
@@ -103,7 +103,7 @@ def test_features_keep_the_order_of_the_samples(tmp_path):
     stat = load_npz(tmp_path / "results/W/stat_ode/generated_stat.npz", "pool_3", "logit", "meta")
     assert stat["pool_3"].shape == (45, 128)
     cache = next((tmp_path / "data/cache").glob("*-features.pth"))
-    network = extractors._small_classifier(3, 10).eval()
+    network = feature_classifier._small_classifier(3, 10).eval()
     network.load_state_dict(torch.load(cache, weights_only=True)["model"])
     x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
     with torch.no_grad():

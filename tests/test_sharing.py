@@ -15,7 +15,7 @@ from faults import tree
 from test_distributed import free_ports, torchrun
 
 import run_lib
-from metrics import extractors, nll_and_asym, sharing
+from metrics import feature_classifier, nll_and_asym, sharing
 from storage.workdir import Workdir
 from utils import UserError
 
@@ -61,7 +61,9 @@ def alone(base, tmp_path_factory):
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.chdir(here)
-        patch.setattr(extractors, "train_small_classifier", extractors.train_small_classifier)
+        patch.setattr(
+            feature_classifier, "train_small_classifier", feature_classifier.train_small_classifier
+        )
         evaluations.brief_features()
         evaluations.evaluate()
     return tree(here), [line for line in said.getvalue().splitlines() if not dated(line)]

@@ -1,0 +1,145 @@
+"""Features of a small classifier that is trained on a data set itself; see `extractors`."""
+
+import contextlib
+import hashlib
+import pathlib
+
+import numpy as np
+from tqdm import tqdm
+
+from metrics.extractors import channels_first
+from storage.files import atomic_write
+from utils import UserError
+
+
+def _small_classifier(channels, classes):
+    """Three convolutions and a pool to ClassifierFeatures.pool_width, then a linear layer."""
+    from torch import nn
+
+    layers = []
+    widths = (channels, 32, 64, ClassifierFeatures.pool_width)
+    for stage in range(3):
+        stride = 1 if stage == 0 else 2
+        layers += [
+            nn.Conv2d(widths[stage], widths[stage + 1], 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(widths[stage + 1]),
+            nn.ReLU(),
+        ]
+    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(body, nn.Linear(ClassifierFeatures.pool_width, classes))
+
+
+def _scaled(images, device):
+    """uint8 images (n, H, W, C) as floats (n, C, H, W) in [−1, 1] on `device`."""
+    return channels_first(images, device).float().div(127.5).sub(1)
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """Within the context a CPU computes with one thread, whatever the process is allowed."""
+    import torch
+
+    allowed = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(allowed)
+
+
+@_one_thread()  # more add up in another order, and torchrun allows its processes another number
+def train_small_classifier(images, labels, device, steps=1000, batch_size=128):
+    """Train the small classifier with Adam on uint8 images (N, H, W, C) and labels (N,).
+
+    Equal data give equal weights on one machine; another machine's rounding may differ.
+    """
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = _small_classifier(images.shape[-1], int(labels.max()) + 1).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    rng = np.random.default_rng(0)
+    for _ in tqdm(range(steps), desc="training the feature classifier", unit="step"):
+        index = rng.integers(len(images), size=batch_size)
+        target = torch.from_numpy(labels[index].astype(np.int64)).to(device)
+        loss = torch.nn.functional.cross_entropy(network(_scaled(images[index], device)), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network.eval()
+
+
+def _digest(arrays):
+    """SHA-256 of arrays: their shapes, types and values, read a piece at a time."""
+    digest = hashlib.sha256()
+    for array in map(np.atleast_1d, arrays):
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        for start in range(0, len(array), 4096):
+            digest.update(np.ascontiguousarray(array[start : start + 4096]))
+    return digest.hexdigest()
+
+
+def _read_classifier(cache):
+    """The dict that `ClassifierFeatures` cached, or an empty one where there is none yet."""
+    from storage import checkpoints
+
+    if not cache.exists():
+        return {}
+    try:
+        stored = checkpoints.read(cache)
+        return {"data": stored["data"], "model": stored["model"]}
+    except (UserError, KeyError) as error:
+        raise UserError(
+            f"{cache} does not hold a feature classifier ({error}); delete it, and it is made "
+            "again."
+        ) from None
+
+
+class ClassifierFeatures:
+    """Features and logits of a small classifier trained on a data set's own training split.
+
+    Args:
+        dataset: the data set's name, for the extractor's.
+        images, labels: the training split, uint8 (N, H, W, C) and integers (N,).
+        device: where the network trains and runs.
+        cache: the file that keeps the trained weights; it is used if it was made from the same
+            images and labels, and replaced otherwise.
+
+    Raises:
+        UserError: the cache exists and is not such a file.
+    """
+
+    pool_width = 128
+
+    def __init__(self, dataset, images, labels, device, cache):
+        import torch
+
+        from storage import checkpoints
+
+        cache, labels = pathlib.Path(cache), np.asarray(labels)
+        data = _digest([images, labels])
+        stored = _read_classifier(cache)
+        if stored.get("data") == data:
+            self.logit_width = int(labels.max()) + 1
+            network = _small_classifier(images.shape[-1], self.logit_width).to(device).eval()
+            checkpoints.load_model(network, stored, cache)
+        else:
+            network = train_small_classifier(images, labels, device)
+            self.logit_width = network[1].out_features
+            state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+            with atomic_write(cache) as file:
+                torch.save({"data": data, "model": state}, file)
+        weights = _digest(tensor.cpu().numpy() for tensor in network.state_dict().values())
+        self.name = f"classifier-{dataset}-{weights[:8]}"
+        self.device = device
+        self.network = network
+
+    def __call__(self, images):
+        import torch
+
+        with torch.inference_mode():
+            pool = self.network[0](_scaled(images, self.device))
+            return pool.cpu().numpy(), self.network[1](pool).cpu().numpy()

@@ -2,14 +2,17 @@
 
 import signal
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
+import ml_collections
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
 from utils import UserError, log_to
 
 
-def define_common_flags():
+def define_common_flags() -> None:
     """Define ``--config FILE.py`` with its ``--config.field=value`` overrides, and what all share.
 
     That is --workdir and --deterministic.
@@ -22,7 +25,7 @@ def define_common_flags():
     flags.mark_flags_as_required(["config", "workdir"])
 
 
-def override(config, **values):
+def override(config: ml_collections.ConfigDict, **values: object) -> None:
     """Set ``section__field`` of the config to each value that was given (is not None).
 
     Raises:
@@ -40,7 +43,7 @@ def override(config, **values):
         config[section][field] = value
 
 
-def make_deterministic():
+def make_deterministic() -> None:
     """Let PyTorch use deterministic algorithms only."""
     import os
 
@@ -51,7 +54,7 @@ def make_deterministic():
     torch.use_deterministic_algorithms(True)
 
 
-def launch(main):
+def launch(main: Callable[[], object]) -> None:
     """Run `main()` after parsing flags; a mistake ends in one sentence and exit status 1."""
     app.run(lambda _: _guarded(main), flags_parser=_parse_flags)
 
@@ -103,7 +106,7 @@ def _guarded(main):
         sys.exit(128 + signal.SIGINT)
 
 
-def fail(message):
+def fail(message: object) -> NoReturn:
     """Print a sentence to standard error and exit with status 1."""
     # One line, whatever names of files are in it: none may move the cursor or add a line.
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))

@@ -11,16 +11,19 @@ Jv comes from a score's method `jvp`, Jᵀv from `vjp` here. Random vectors come
 """
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 
 
-def rademacher(normal):
+def rademacher(normal: torch.Tensor) -> torch.Tensor:
     """±1 from standard normal draws."""
     return torch.sign(normal)
 
 
-def vjp(f, x, v):
+def vjp(
+    f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, v: torch.Tensor
+) -> torch.Tensor:
     """Jᵀv (K, B, …) for K cotangents v of a function f at x (B, …)."""
     x = x.detach().requires_grad_()
     again = len(v) > 1
@@ -31,17 +34,17 @@ def vjp(f, x, v):
         return torch.stack([torch.autograd.grad(out, x, w, retain_graph=again)[0] for w in v])
 
 
-def dot(a, b):
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Inner product per vector and image: (K, B, …), (K, B, …) → (K, B)."""
     return (a * b).flatten(2).sum(2)
 
 
-def paper_asymmetry(p, q):
+def paper_asymmetry(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """‖q‖² − p·q (K, B) with p = Jv and q = Jᵀv."""
     return dot(q, q) - dot(p, q)
 
 
-def skew_asymmetry(p, q):
+def skew_asymmetry(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """½‖p − q‖² (K, B) with p = Jv and q = Jᵀv."""
     return 0.5 * dot(p - q, p - q)
 
@@ -50,7 +53,11 @@ ESTIMATORS = {"paper": paper_asymmetry, "skew": skew_asymmetry}
 """Names of `loss.estimator`; a new one is a function of (p, q) with the mean above."""
 
 
-def partial_derivatives(estimator, p, q):
+def partial_derivatives(
+    estimator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    p: torch.Tensor,
+    q: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """∂e/∂p and ∂e/∂q of the sum of an estimator's values."""
     p, q = p.detach().requires_grad_(), q.detach().requires_grad_()
     return torch.autograd.grad(estimator(p, q).sum(), (p, q))

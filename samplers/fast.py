@@ -7,7 +7,17 @@ from collections.abc import Callable
 import torch
 
 from samplers.denoisers import Counted
-from samplers.deterministic import deis, dpmpp_2m, dpmpp_3m, euler, heun, no_callback, unipc
+from samplers.deterministic import (
+    Denoising,
+    NoiseLike,
+    deis,
+    dpmpp_2m,
+    dpmpp_3m,
+    euler,
+    heun,
+    no_callback,
+    unipc,
+)
 from samplers.stochastic import RestartInterval, churn, dpmpp_2m_sde, restart
 
 
@@ -29,16 +39,16 @@ class Method:
     stochastic: bool = False
     intervals: tuple[RestartInterval, ...] = ()
 
-    def steps(self, count):
+    def steps(self, count: int) -> int:
         """How often the callback is called on a grid of `count` steps: restarts add theirs."""
         return count + sum(each.steps * each.repeats for each in self.intervals)
 
-    def nfe(self, count):
+    def nfe(self, count: int) -> int:
         """Evaluations of the denoiser on a grid of `count` steps."""
         return self.evaluations * (self.steps(count) - 1) + 1
 
 
-def restarted(method, *intervals):
+def restarted(method: Method, *intervals: RestartInterval) -> Method:
     """The Method that adds restarts to another."""
     function = functools.partial(restart, sampler=method.function, intervals=intervals)
     return dataclasses.replace(method, function=function, stochastic=True, intervals=intervals)
@@ -70,12 +80,18 @@ class FastSampler:
     sigmas: list[float]
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """How often the callback is called."""
         return self.method.steps(len(self.sigmas) - 1)
 
     @torch.no_grad()
-    def __call__(self, denoiser, latents, randn_like=torch.randn_like, callback=None):
+    def __call__(
+        self,
+        denoiser: Denoising,
+        latents: torch.Tensor,
+        randn_like: NoiseLike = torch.randn_like,
+        callback: Callable[[], object] | None = None,
+    ) -> tuple[torch.Tensor, int]:
         """Samples, shaped as the standard normal `latents` (B, ...), and the NFE.
 
         Between the evaluations x is float64, in which neither σ = 50 nor small steps round.

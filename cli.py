@@ -3,7 +3,9 @@
 import functools
 import signal
 import sys
+from typing import NoReturn
 
+import ml_collections
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
@@ -27,7 +29,7 @@ def define_common_flags(default_config=None):
         flags.mark_flags_as_required(["config", "workdir"])
 
 
-def override(config, **values):
+def override(config: ml_collections.ConfigDict, **values: object) -> None:
     """Set ``section__field`` of the config to each value that was given (is not None).
 
     Raises:
@@ -141,7 +143,7 @@ def _guarded(main):
         sys.exit(128 + signal.SIGINT)
 
 
-def fail(message):
+def fail(message: object) -> NoReturn:
     """Print a sentence to standard error and exit with status 1."""
     # One line, whatever names of files are in it: none may move the cursor or add a line.
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))

@@ -10,7 +10,8 @@ process alone writes files and logs. Without torchrun nothing of this is used.
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,12 +28,14 @@ PATIENCE = datetime.timedelta(days=1)
 class Step(nn.Module):
     """A training job's objective as one forward pass, within which all passes of a step lie."""
 
-    def __init__(self, model, objective):
+    def __init__(self, model: nn.Module, objective: Callable) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
 
-    def forward(self, x, labels, draws):
+    def forward(
+        self, x: torch.Tensor, labels: torch.Tensor, draws: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self.objective(x, labels, draws)
 
 
@@ -51,12 +54,12 @@ class World:
     size: int = 1
     waiting: dist.ProcessGroup | None = None
 
-    def rows(self, batch_size):
+    def rows(self, batch_size: int) -> slice:
         """The rows of this process, a slice, in a batch of all processes."""
         share = batch_size // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def largest(self, number):
+    def largest(self, number: int) -> int:
         """The largest of the processes' whole numbers; they wait for each other here."""
         if self.size == 1:
             return number
@@ -64,7 +67,7 @@ class World:
         dist.all_reduce(largest, dist.ReduceOp.MAX, self.waiting)
         return int(largest)
 
-    def means(self, values):
+    def means(self, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A dict of scalar tensors, each averaged over the processes."""
         if self.size == 1:
             return values
@@ -72,7 +75,7 @@ class World:
 
 
 @contextlib.contextmanager
-def join(job, agreed):
+def join(job: Any, agreed: dict[str, object]) -> Iterator[World]:
     """Within the context the processes train `job` together; yields their `World`.
 
     Raises:
@@ -101,7 +104,7 @@ def join(job, agreed):
         dist.destroy_process_group()
 
 
-def require_agreement(agreed, group):
+def require_agreement(agreed: dict[str, object], group: dist.ProcessGroup) -> None:
     """Raise a UserError if a value of the dict `agreed` differs between the processes."""
     every = [None] * dist.get_world_size(group)
     dist.all_gather_object(every, agreed, group)
@@ -116,7 +119,7 @@ def require_agreement(agreed, group):
                 )
 
 
-def size():
+def size() -> int:
     """How many processes are training together; 1 outside of `join`."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -135,12 +138,12 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(gradient)
 
 
-def mean(x):
+def mean(x: torch.Tensor) -> torch.Tensor:
     """A tensor's mean over the processes, differentiable in each; alone, `x` itself."""
     return _Sum.apply(x) / size() if size() > 1 else x
 
 
-def accumulating(objective):
+def accumulating(objective: Callable) -> contextlib.AbstractContextManager:
     """A context in which backward passes add to this process's gradients without averaging."""
     if isinstance(objective, DistributedDataParallel):
         return objective.no_sync()

@@ -9,12 +9,13 @@ discretisations on N steps, and their reverse-time versions. Times `t` have shap
 import dataclasses
 import math
 
+import ml_collections
 import torch
 
 from utils import UserError, lookup, require_positive
 
 
-def expand(values, x):
+def expand(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Append axes to per-image `values` (B,) so that they broadcast over `x` (B, ...)."""
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
@@ -38,38 +39,38 @@ class SDE:
     likelihood_eps = 1e-5
     N: int
 
-    def sde(self, x, t):
+    def sde(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Drift f(x, t), shaped as `x`, and diffusion g(t) (B,)."""
         raise NotImplementedError
 
-    def marginal_prob(self, x, t):
+    def marginal_prob(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean, shaped as `x`, and standard deviation (B,) of p_t(x_t | x)."""
         raise NotImplementedError
 
-    def scale_and_std(self, t):
+    def scale_and_std(self, t: float) -> tuple[float, float]:
         """scale and std of x_t = scale·x + std·z at the time `t`, all three floats."""
         one = torch.ones(1, dtype=torch.float64)
         scale, std = self.marginal_prob(one, t * one)
         return scale.item(), std.item()
 
-    def noise_level(self, t):
+    def noise_level(self, t: float) -> float:
         """σ(t) = std/scale, floats: x_t/scale is the data with noise of this scale added."""
         scale, std = self.scale_and_std(t)
         return std / scale
 
-    def time(self, sigma):
+    def time(self, sigma: float) -> float:
         """The time whose `noise_level` is `sigma`, floats; above T where σ is above σ(T)."""
         raise NotImplementedError
 
-    def prior_std(self):
+    def prior_std(self) -> float:
         """Standard deviation of the prior, a centred Gaussian."""
         return 1.0
 
-    def prior_sampling(self, noise):
+    def prior_sampling(self, noise: torch.Tensor) -> torch.Tensor:
         """Standard normal `noise` scaled to the prior."""
         return noise * self.prior_std()
 
-    def prior_logp(self, z):
+    def prior_logp(self, z: torch.Tensor) -> torch.Tensor:
         """Log density (B,) of latents `z` under the prior."""
         std = self.prior_std()
         dimensions = z[0].numel()
@@ -77,16 +78,18 @@ class SDE:
             2 * std**2
         )
 
-    def index(self, t):
+    def index(self, t: torch.Tensor) -> torch.Tensor:
         """Index of `t` on the grid of N points, int(t·(N−1)/T)."""
         return (t * (self.N - 1) / self.T).long()
 
-    def discretize(self, x, t):
+    def discretize(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """f and G of x_{i+1} = x_i + f(x_i) + G z; Euler-Maruyama with dt = 1/N."""
         drift, diffusion = self.sde(x, t)
         return drift / self.N, diffusion * math.sqrt(1 / self.N)
 
-    def ancestral(self, x, t, score):
+    def ancestral(
+        self, x: torch.Tensor, t: torch.Tensor, score: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean, shaped as `x`, and standard deviation (B,) of ancestral sampling.
 
         Raises:
@@ -97,11 +100,11 @@ class SDE:
             "use reverse_diffusion or euler_maruyama."
         )
 
-    def alpha(self, t):
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
         """α (B,) of the Langevin correctors' step size."""
         return torch.ones_like(t)
 
-    def conditioning(self, t, continuous):
+    def conditioning(self, t: torch.Tensor, continuous: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """What a network is given for `t`, and the factor (B,) from its output to the score."""
         raise NotImplementedError
 
@@ -115,20 +118,20 @@ class VESDE(SDE):
     N: int = 1000
     sampling_eps = 1e-5
 
-    def sigma(self, t):
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
-    def sde(self, x, t):
+    def sde(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rate = math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
         return torch.zeros_like(x), self.sigma(t) * rate
 
-    def marginal_prob(self, x, t):
+    def marginal_prob(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return x, self.sigma(t)
 
-    def time(self, sigma):
+    def time(self, sigma: float) -> float:
         return math.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
 
-    def prior_std(self):
+    def prior_std(self) -> float:
         return self.sigma_max
 
     def _adjacent_sigmas(self, t):
@@ -138,16 +141,18 @@ class VESDE(SDE):
         below = self.sigma((i - 1) / (self.N - 1))
         return sigma, torch.where(i == 0, torch.zeros_like(below), below)
 
-    def discretize(self, x, t):
+    def discretize(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sigma, below = self._adjacent_sigmas(t)
         return torch.zeros_like(x), torch.sqrt(sigma**2 - below**2)
 
-    def ancestral(self, x, t, score):
+    def ancestral(
+        self, x: torch.Tensor, t: torch.Tensor, score: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         sigma, below = self._adjacent_sigmas(t)
         variance = sigma**2 - below**2
         return x + expand(variance, x) * score, torch.sqrt(below**2 * variance / sigma**2)
 
-    def conditioning(self, t, continuous):
+    def conditioning(self, t: torch.Tensor, continuous: bool) -> tuple[torch.Tensor, torch.Tensor]:
         cond = self.sigma(t) if continuous else torch.round((self.T - t) * (self.N - 1))
         return cond, torch.ones_like(t)
 
@@ -160,47 +165,49 @@ class VPSDE(SDE):
     beta_max: float = 20.0
     N: int = 1000
 
-    def beta(self, t):
+    def beta(self, t: torch.Tensor) -> torch.Tensor:
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
-    def log_mean_coeff(self, t):
+    def log_mean_coeff(self, t: torch.Tensor) -> torch.Tensor:
         """c(t) = −¼t²(β1 − β0) − ½tβ0: the logarithm of the mean's factor."""
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
-    def sde(self, x, t):
+    def sde(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         beta = self.beta(t)
         return -0.5 * expand(beta, x) * x, torch.sqrt(beta)
 
-    def marginal_prob(self, x, t):
+    def marginal_prob(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         c = self.log_mean_coeff(t)
         return expand(torch.exp(c), x) * x, torch.sqrt(1 - torch.exp(2 * c))
 
-    def decay(self, sigma):
+    def decay(self, sigma: float) -> float:
         """−c(t) at the time at which std/scale, here √(exp(−2c) − 1), is `sigma`; floats."""
         return 0.5 * math.log1p(sigma**2)
 
-    def time(self, sigma):
+    def time(self, sigma: float) -> float:
         # The positive root of ¼t²(β1 − β0) + ½tβ0 = decay, in the form that loses no digits.
         decay, half = self.decay(sigma), 0.5 * self.beta_min
         return 2 * decay / (half + math.sqrt(half**2 + (self.beta_max - self.beta_min) * decay))
 
-    def discrete_beta(self, i):
+    def discrete_beta(self, i: torch.Tensor) -> torch.Tensor:
         """β_i of linspace(β0/N, β1/N, N)."""
         return self.beta(i / (self.N - 1)) / self.N
 
-    def discretize(self, x, t):
+    def discretize(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         beta = self.discrete_beta(self.index(t))
         return expand(torch.sqrt(1 - beta) - 1, x) * x, torch.sqrt(beta)
 
-    def ancestral(self, x, t, score):
+    def ancestral(
+        self, x: torch.Tensor, t: torch.Tensor, score: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         beta = self.discrete_beta(self.index(t))
         mean = (x + expand(beta, x) * score) / expand(torch.sqrt(1 - beta), x)
         return mean, torch.sqrt(beta)
 
-    def alpha(self, t):
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
         return 1 - self.discrete_beta(self.index(t))
 
-    def conditioning(self, t, continuous):
+    def conditioning(self, t: torch.Tensor, continuous: bool) -> tuple[torch.Tensor, torch.Tensor]:
         if continuous:
             _, std = self.marginal_prob(t, t)
             return t * 999, -1 / std
@@ -214,21 +221,21 @@ class VPSDE(SDE):
 class SubVPSDE(VPSDE):
     """The VP SDE's drift with g = √(β(t) (1 − exp(−2β0 t − (β1 − β0) t²)))."""
 
-    def sde(self, x, t):
+    def sde(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         drift, diffusion = super().sde(x, t)
         return drift, diffusion * torch.sqrt(1 - torch.exp(4 * self.log_mean_coeff(t)))
 
-    def marginal_prob(self, x, t):
+    def marginal_prob(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         c = self.log_mean_coeff(t)
         return expand(torch.exp(c), x) * x, 1 - torch.exp(2 * c)
 
-    def decay(self, sigma):
+    def decay(self, sigma: float) -> float:
         return math.asinh(sigma / 2)  # std/scale is exp(−c) − exp(c) = 2 sinh(−c)
 
     discretize = SDE.discretize
     ancestral = SDE.ancestral
 
-    def conditioning(self, t, continuous):
+    def conditioning(self, t: torch.Tensor, continuous: bool) -> tuple[torch.Tensor, torch.Tensor]:
         if not continuous:
             raise UserError(
                 "The sub-VP SDE has no discrete training; use --config.training.continuous=True."
@@ -253,11 +260,11 @@ class ReverseSDE:
         drift = drift - half * expand(diffusion**2, x) * self.score(x, t)
         return drift, torch.zeros_like(diffusion) if self.probability_flow else diffusion
 
-    def sde(self, x, t):
+    def sde(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Drift, shaped as `x`, and diffusion (B,) of the reverse-time SDE."""
         return self._reverse(x, t, *self.forward.sde(x, t))
 
-    def discretize(self, x, t):
+    def discretize(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """f and G of x_{i−1} = x_i − f + G z."""
         return self._reverse(x, t, *self.forward.discretize(x, t))
 
@@ -277,7 +284,7 @@ def _subvpsde(model, N):
 SDES = {"vesde": _vesde, "vpsde": _vpsde, "subvpsde": _subvpsde}
 
 
-def from_config(config):
+def from_config(config: ml_collections.ConfigDict) -> SDE:
     """The SDE that ``config.training.sde`` names, with ``config.model.num_scales`` steps.
 
     Raises:

@@ -8,6 +8,12 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch need not be there
+    import ml_collections
+    import torch
 
 log = logging.getLogger("dlsm_qc")
 
@@ -16,7 +22,7 @@ class UserError(Exception):
     """A mistake of the caller: its text says what was given, what was expected, what to do."""
 
 
-def lookup(table, name, field):
+def lookup(table: Mapping, name: object, field: str) -> Any:
     """Return ``table[name]``.
 
     Raises:
@@ -29,7 +35,7 @@ def lookup(table, name, field):
         raise UserError(f"{field} is {name!r}; expected one of: {choices}.") from None
 
 
-def take(model, names):
+def take(model: "ml_collections.ConfigDict", names: Iterable[str]) -> dict[str, Any]:
     """The fields `names` of ``config.model``, a dict.
 
     Raises:
@@ -44,14 +50,14 @@ def take(model, names):
     return {name: model[name] for name in names}
 
 
-def require_positive(value, field):
+def require_positive(value: object, field: str) -> int:
     """Return `value` if it is an integer above zero, or raise a UserError that names `field`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{field} is {value!r}; expected a whole number of at least 1.")
     return value
 
 
-def seed_for(purpose, *numbers):
+def seed_for(purpose: str, *numbers: int) -> int:
     """A 63-bit seed of the stream of random numbers that serves `purpose`, a name.
 
     A hash of the name and the integers `numbers`, the run's seed first: equal for equal ones alone.
@@ -60,18 +66,18 @@ def seed_for(purpose, *numbers):
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def shares(total, parts):
+def shares(total: int, parts: int) -> list[int]:
     """Sizes of `parts` shares that add up to `total` and differ by one at the most."""
     share, rest = divmod(total, parts)
     return [share + (i < rest) for i in range(parts)]
 
 
-def rank_and_size():
+def rank_and_size() -> tuple[int, int]:
     """The number of this process among those that torchrun started, and how many: else 0, 1."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def is_first():
+def is_first() -> bool:
     """Whether this is the process that logs and writes what is written once: rank 0."""
     return rank_and_size()[0] == 0
 
@@ -79,7 +85,7 @@ def is_first():
 # ---------------------------------------------------------------- the log and the device
 
 
-def log_to(path=None):
+def log_to(path: str | os.PathLike | None = None) -> None:
     """Send the log to standard output and, with `path`, to that file too (appended).
 
     Of several processes the first logs; the others only warn, on standard output.
@@ -97,7 +103,7 @@ def log_to(path=None):
     log.propagate = False
 
 
-def get_device(name):
+def get_device(name: str) -> "torch.device":
     """The torch device of ``config.device``; ``auto`` is CUDA where there is one, else the CPU.
 
     Each of the processes that torchrun started on a machine has a GPU of its own.

@@ -1,6 +1,10 @@
 """The score networks and the noise-conditioned classifiers, one registry entry each."""
 
 import functools
+from collections.abc import Callable
+
+import ml_collections
+import torch
 
 import sde_lib
 from models.ncsnpp import NCSNpp, NCSNppMod
@@ -30,7 +34,7 @@ CLASSIFIERS = {
 }
 
 
-def create_model(config):
+def create_model(config: ml_collections.ConfigDict) -> torch.nn.Module:
     """The freshly initialised score network that ``config.model.name`` names.
 
     Raises:
@@ -40,7 +44,7 @@ def create_model(config):
     return build(config)
 
 
-def checkpoint_activations(network, on):
+def checkpoint_activations(network: torch.nn.Module, on: bool) -> None:
     """Let `network` keep its blocks' inputs alone for the backward pass, or not.
 
     Raises:
@@ -55,7 +59,7 @@ def checkpoint_activations(network, on):
         )
 
 
-def create_classifier(config):
+def create_classifier(config: ml_collections.ConfigDict) -> torch.nn.Module:
     """The freshly initialised classifier that ``config.classifier.model`` names.
 
     Raises:
@@ -66,7 +70,9 @@ def create_classifier(config):
     return network(**classifier_options(config))
 
 
-def create_score(config, network, sde):
+def create_score(
+    config: ml_collections.ConfigDict, network: Callable, sde: sde_lib.SDE
+) -> Score | EnergyScore:
     """The score that ``config.model`` describes, of a network that takes x and a condition.
 
     Raises:

@@ -1,5 +1,6 @@
 """The classifiers of the classification accuracy score: images (B, C, H, W) to logits."""
 
+import ml_collections
 import torchvision
 from torch import nn
 
@@ -7,7 +8,7 @@ from models.resnet import BatchNorm2d
 from utils import lookup
 
 
-def resnet50(channels, classes):
+def resnet50(channels: int, classes: int) -> nn.Module:
     """torchvision's ResNet-50, with new weights."""
     network = torchvision.models.resnet50(weights=None, num_classes=classes, norm_layer=BatchNorm2d)
     if channels != 3:
@@ -15,7 +16,7 @@ def resnet50(channels, classes):
     return network
 
 
-def small_cnn(channels, classes):
+def small_cnn(channels: int, classes: int) -> nn.Module:
     """Two 3×3 convolutions and a hidden layer, for images too small for a ResNet-50."""
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1),
@@ -33,7 +34,7 @@ def small_cnn(channels, classes):
 CAS_CLASSIFIERS = {"resnet50": resnet50, "small_cnn": small_cnn}
 
 
-def create_cas_classifier(config, classes):
+def create_cas_classifier(config: ml_collections.ConfigDict, classes: int) -> nn.Module:
     """The freshly initialised classifier that ``config.cas.model`` names.
 
     Raises:

@@ -1,6 +1,8 @@
 """Exponential moving average of parameters, in the published file format."""
 
 import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 
@@ -13,31 +15,31 @@ class EMA:
     It follows the parameters that require gradients, in `parameters()` order.
     """
 
-    def __init__(self, parameters, decay):
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
         self.parameters = [p for p in parameters if p.requires_grad]
         self.shadow = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
-    def update(self):
+    def update(self) -> None:
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         torch._foreach_lerp_(self.shadow, self.parameters, 1 - decay)
 
     @torch.no_grad()
-    def restart(self):
+    def restart(self) -> None:
         """Set the averages to the parameters, as if nothing had been averaged yet."""
         torch._foreach_copy_(self.shadow, self.parameters)
         self.num_updates = 0
 
     @torch.no_grad()
-    def copy_to_parameters(self):
+    def copy_to_parameters(self) -> None:
         """Overwrite the parameters with their averages."""
         torch._foreach_copy_(self.parameters, self.shadow)
 
     @contextlib.contextmanager
-    def applied(self):
+    def applied(self) -> Iterator[None]:
         """Within the context the parameters are their averages."""
         raw = [p.detach().clone() for p in self.parameters]
         self.copy_to_parameters()
@@ -47,14 +49,14 @@ class EMA:
             with torch.no_grad():
                 torch._foreach_copy_(self.parameters, raw)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {
             "decay": self.decay,
             "num_updates": self.num_updates,
             "shadow_params": self.shadow,
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: object) -> None:
         """Take the averages of a file; the decay stays the config's.
 
         Raises:

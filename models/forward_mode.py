@@ -6,6 +6,7 @@ and x, as QC training does.
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,7 +15,9 @@ from models.compute import plain
 from utils import UserError
 
 
-def push(network, x, cond, directions):
+def push(
+    network: Callable, x: torch.Tensor, cond: torch.Tensor, directions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """network(x, cond) (B, …) and its derivatives J v (m, B, …) along v (m, B, C, H, W).
 
     A network with the attribute ``pushes_directions = True`` is called as
@@ -34,7 +37,9 @@ def push(network, x, cond, directions):
     return jvp(at, x, directions)
 
 
-def jvp(f, x, v):
+def jvp(
+    f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """f(x) (B, …) and J v (m, B, …) for m directions v, shaped (m, *x.shape).
 
     The values are computed once and all directions together. Where PyTorch cannot vectorise `f`
@@ -60,7 +65,7 @@ def jvp(f, x, v):
             return out, torch.stack(derivatives)
 
 
-def require_separate_images(network):
+def require_separate_images(network: Callable) -> None:
     """Raise a UserError if a batch norm in `network` takes its statistics of the batch.
 
     An image's score then depends on the others, and J is not that of one image.

@@ -15,7 +15,7 @@ import torch
 from models.copies import Copies
 
 
-def rademacher(normal):
+def rademacher(normal: torch.Tensor) -> torch.Tensor:
     """±1 from standard normal draws."""
     return torch.sign(normal)
 
@@ -33,17 +33,17 @@ def vjp(score, x, t, v):
     return q.unflatten(0, (copies, -1))
 
 
-def dot(a, b):
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Inner product per vector and image: (K, B, …), (K, B, …) → (K, B)."""
     return (a * b).flatten(2).sum(2)
 
 
-def paper_asymmetry(p, q):
+def paper_asymmetry(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """‖q‖² − p·q (K, B) with p = Jv and q = Jᵀv."""
     return dot(q, q) - dot(p, q)
 
 
-def skew_asymmetry(p, q):
+def skew_asymmetry(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """½‖p − q‖² (K, B) with p = Jv and q = Jᵀv."""
     return 0.5 * dot(p - q, p - q)
 
@@ -52,7 +52,11 @@ ESTIMATORS = {"paper": paper_asymmetry, "skew": skew_asymmetry}
 """Names of `loss.estimator`; a new one is a function of (p, q) with the mean above."""
 
 
-def partial_derivatives(estimator, p, q):
+def partial_derivatives(
+    estimator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    p: torch.Tensor,
+    q: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """∂e/∂p and ∂e/∂q of the sum of an estimator's values."""
     p, q = p.detach().requires_grad_(), q.detach().requires_grad_()
     return torch.autograd.grad(estimator(p, q).sum(), (p, q))

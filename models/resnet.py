@@ -6,6 +6,10 @@ Fourier embedding of log σ through two linear layers. Names of parameters are t
 published checkpoints.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,12 +26,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     kernels = twice.KERNELS
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and distributed.size() > 1:
             return self.normalise(x, relu=False)
         return super().forward(x)
 
-    def normalise(self, x, shortcut=None, relu=True):
+    def normalise(
+        self, x: torch.Tensor, shortcut: torch.Tensor | None = None, relu: bool = True
+    ) -> torch.Tensor:
         """relu(batch norm of x + shortcut), maps (B, C, H, W)."""
         if not self.training:
             y = super().forward(x)
@@ -51,19 +57,19 @@ class BatchNorm2d(nn.BatchNorm2d):
 class Conv2d(nn.Conv2d):
     """A convolution without bias, before a batch norm."""
 
-    def __init__(self, channels_in, channels_out, size, stride=1):
+    def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1) -> None:
         super().__init__(
             channels_in, channels_out, size, stride=stride, padding=size // 2, bias=False
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return twice.convolve(x, self.weight, self.stride, self.padding)
 
 
 class BasicBlock(nn.Module):
     """relu(x + two 3×3 convolutions); a 1×1 convolution of x where the shape changes."""
 
-    def __init__(self, channels_in, channels_out, stride):
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.conv1 = Conv2d(channels_in, channels_out, 3, stride)
         self.bn1 = BatchNorm2d(channels_out)
@@ -75,7 +81,7 @@ class BasicBlock(nn.Module):
                 Conv2d(channels_in, channels_out, 1, stride), BatchNorm2d(channels_out)
             )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.conv2(self.bn1.normalise(self.conv1(x)))
         if len(self.shortcut):
             convolution, norm = self.shortcut
@@ -91,7 +97,14 @@ class ResNet(nn.Module):
             first halves the resolution.
     """
 
-    def __init__(self, channels, classes, blocks, widths, temb_dim):
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        blocks: Sequence[int],
+        widths: Sequence[int],
+        temb_dim: int,
+    ) -> None:
         super().__init__()
         self.stages = range(1, len(widths) + 1)
         self.conv1 = Conv2d(channels, widths[0], 3)
@@ -106,7 +119,7 @@ class ResNet(nn.Module):
             channels_in = width
         self.linear = nn.Linear(widths[-1], classes)
 
-    def forward(self, x, temb):
+    def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         h = self.bn1.normalise(self.conv1(x))
         for stage in self.stages:
             h = getattr(self, f"layer{stage}")(h)
@@ -124,7 +137,16 @@ class NoiseConditionedResNet(nn.Module):
         blocks, widths: as in `ResNet`.
     """
 
-    def __init__(self, *, channels, classes, nf, fourier_scale, blocks, widths):
+    def __init__(
+        self,
+        *,
+        channels: int,
+        classes: int,
+        nf: int,
+        fourier_scale: float,
+        blocks: Sequence[int],
+        widths: Sequence[int],
+    ) -> None:
         super().__init__()
         temb_dim = 4 * nf
         condition = [
@@ -140,13 +162,13 @@ class NoiseConditionedResNet(nn.Module):
             }
         )
 
-    def forward(self, x, sigma):
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         fourier, first, second = self.classifier["condition_modules"]
         temb = second(F.silu(first(fourier(torch.log(sigma)))))
         return self.classifier["classifier"](x, temb).to(x.dtype)
 
 
-def classifier_options(config):
+def classifier_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The arguments of `NoiseConditionedResNet` from ``config.classifier`` and ``config.data``."""
     classifier = config.classifier
     return {

@@ -25,11 +25,13 @@ class Score:
     sde: SDE
     continuous: bool = True
 
-    def __call__(self, x, t):
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         cond, scale = self.sde.conditioning(t, self.continuous)
         return expand(scale, x) * self.net(x, cond)
 
-    def jvp(self, x, t, v):
+    def jvp(
+        self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """s (B, C, H, W) and J v, shaped as `v` (m, B, C, H, W), pushed through the network.
 
         Both can be differentiated with respect to parameters and x.
@@ -49,21 +51,23 @@ class EnergyScore:
     net: Callable
     sde: SDE
 
-    def energy(self, x, t):
+    def energy(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """E (B,) at x (B, C, H, W)."""
         cond, _ = self.sde.conditioning(t, continuous=True)
         return -0.5 * self.net(x, cond).square().flatten(1).sum(1) / cond
 
-    def slopes(self, x, t, v):
+    def slopes(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """v·∇ₓE (m, B), the derivatives of the energy along v (m, B, C, H, W)."""
         cond, _ = self.sde.conditioning(t, continuous=True)
         h, derivatives = push(self.net, x, cond, v)
         return -(h * derivatives).flatten(2).sum(2) / cond
 
-    def __call__(self, x, t):
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return input_gradient(functools.partial(self.energy, t=t), x)
 
-    def jvp(self, x, t, v):
+    def jvp(
+        self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """s and J v, shaped as `v` (m, B, C, H, W): J v is the gradient of v·∇ₓE."""
         with torch.enable_grad(), plain():
             x = x.detach().requires_grad_()
@@ -100,7 +104,7 @@ class GuidedScore:
         _, std = self.sde.marginal_prob(x, t)
         return class_log_likelihood(self.classifier(x, std), self.labels.expand(len(x)))
 
-    def __call__(self, x, t):
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         likelihood_score = input_gradient(functools.partial(self.log_likelihood, t=t), x)
         return self.score(x, t) + self.scale * likelihood_score
 
@@ -144,7 +148,9 @@ def class_log_likelihood(logits, labels):
     return torch.log(probability + 1e-8)
 
 
-def input_gradient(function, x):
+def input_gradient(
+    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
     """∇ₓ of the sum of `function(x)`, shaped as `x`; where gradients are enabled, with a graph.
 
     Unlike `func.grad` it lets batch norms count the batch, and has no forward-mode derivative.

@@ -4,6 +4,7 @@ Transformers", ICCV 2023), as a score network of the VE SDE.
 It is a plain module: PyTorch's forward mode pushes directions through it (`models.forward_mode`).
 """
 
+import ml_collections
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -42,17 +43,17 @@ class Transformer(nn.Module):
     def __init__(
         self,
         *,
-        image_size,
-        channels,
-        centered,
-        patch_size,
-        width,
-        depth,
-        heads,
-        mlp_ratio,
-        dropout,
-        fourier_scale,
-    ):
+        image_size: int,
+        channels: int,
+        centered: bool,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        fourier_scale: float,
+    ) -> None:
         super().__init__()
         _require_divisible("config.data.image_size", image_size, "patch_size", patch_size)
         _require_divisible("config.model.width", width, "heads", heads)
@@ -71,7 +72,7 @@ class Transformer(nn.Module):
         self.head = zero_linear(width, channels * patch_size**2)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: ml_collections.ConfigDict) -> "Transformer":
         """The network that ``config.model`` and ``config.data`` describe.
 
         Raises:
@@ -97,7 +98,7 @@ class Transformer(nn.Module):
             **options,
         )
 
-    def forward(self, x, sigma):
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         noise = self.embed(self.fourier(torch.log(sigma)).to(self.positions.dtype))
         sigma = sigma.to(x.dtype)[:, None, None, None]
         u, sigma, unit = (x, sigma, 1) if self.centered else (2 * x - 1, 2 * sigma, 2)
@@ -118,12 +119,14 @@ class AdaptiveNorm(nn.Module):
     At first they are zero. The embedding is (B, width).
     """
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero_linear(width, 2 * width)
 
-    def forward(self, tokens, noise):
+    def forward(
+        self, tokens: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         scale, shift = self.modulation(noise)[:, None].chunk(2, dim=2)
         return self.norm(tokens) * (1 + scale) + shift
 
@@ -135,7 +138,7 @@ class Block(nn.Module):
     the identity ("adaLN-Zero").
     """
 
-    def __init__(self, width, heads, hidden, dropout):
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.norm_1 = AdaptiveNorm(width)
         self.attention = Attention(width, heads)
@@ -146,7 +149,7 @@ class Block(nn.Module):
         self.gates = zero_linear(width, 2 * width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens, noise):
+    def forward(self, tokens: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         first, second = self.gates(noise)[:, None].chunk(2, dim=2)
         tokens = tokens + first * self.dropout(self.attention(self.norm_1(tokens, noise)))
         return tokens + second * self.dropout(self.perceptron(self.norm_2(tokens, noise)))
@@ -155,19 +158,19 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention of tokens (B, N, width) with several heads."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.queries_keys_values = layers.Linear(width, 3 * width)
         self.out = layers.Linear(width, width)
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         parts = self.queries_keys_values(tokens).chunk(3, dim=2)
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def zero_linear(features_in, features_out):
+def zero_linear(features_in: int, features_out: int) -> nn.Linear:
     """A linear layer that gives zero at first."""
     linear = nn.Linear(features_in, features_out)
     nn.init.zeros_(linear.weight)

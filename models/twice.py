@@ -14,6 +14,8 @@ P is symmetric, so a cotangent u of G gives a the gradient T = γ/std · P u, an
     −(⟨n a⟩ T + ⟨n u⟩ G)/std − γ s n/std²,    s = ⟨u a⟩ − ⟨u⟩⟨a⟩ − ⟨n u⟩⟨n a⟩.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch.autograd import Function
@@ -25,7 +27,9 @@ import distributed
 # ---------------------------------------------------------------- convolution
 
 
-def convolve(x, weight, stride, padding):
+def convolve(
+    x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> torch.Tensor:
     """The convolution of x (B, C, H, W) without bias, in autocast's precision."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -74,7 +78,15 @@ class _InputGradient(Function):
 # ---------------------------------------------------------------- batch norm
 
 
-def normalise(x, weight, bias, eps, shortcut, relu, kernels):
+def normalise(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    shortcut: torch.Tensor | None,
+    relu: bool,
+    kernels: dict[str, Callable],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y = relu(γ n + β + shortcut) of x (B, C, H, W) by the statistics of the batch.
 
     Args:

@@ -9,7 +9,8 @@ found and what was expected.
 """
 
 import os
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +45,14 @@ class Source(NamedTuple):
     count: int | None = None
 
 
-def block(origin, images, labels, shape, classes, first_label=0) -> Block:
+def block(
+    origin: object,
+    images: np.ndarray,
+    labels: np.ndarray,
+    shape: tuple[int, int, int],
+    classes: int,
+    first_label: int = 0,
+) -> Block:
     """Check what was read from `origin` and number its labels from 0.
 
     Args:
@@ -69,7 +77,7 @@ def block(origin, images, labels, shape, classes, first_label=0) -> Block:
     return Block(images, labels - first_label)
 
 
-def file_stamps(paths) -> list[str]:
+def file_stamps(paths: Iterable[pathlib.Path]) -> list[str]:
     """Path, size and time of change of each file: a copy made of them is stale if one differs."""
     stamps = []
     for path in paths:

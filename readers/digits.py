@@ -1,11 +1,12 @@
 """The 8×8 digits that scikit-learn carries."""
 
+import ml_collections
 import numpy as np
 
 from readers.common import Source, block
 
 
-def digits(data, split) -> Source:
+def digits(data: ml_collections.ConfigDict, split: str) -> Source:
     """The 1,797 handwritten 8×8 digits inside scikit-learn; a fifth of each class is the test."""
     return Source((1, 8, 8), 10, _digits_blocks(split), [])
 

@@ -7,8 +7,10 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import pathlib
 import threading
 
+import ml_collections
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -28,7 +30,7 @@ DECODERS = 8
 _one_large = threading.Lock()
 
 
-def folder(data, split) -> Source:
+def folder(data: ml_collections.ConfigDict, split: str) -> Source:
     """Images laid out as ``root/train/<class>/*`` and ``root/test/<class>/*``.
 
     The classes are the sorted names of the directories in ``train``. Each image becomes grey
@@ -120,7 +122,7 @@ def _folder_blocks(paths, labels, shape, mode, classes):
             yield block(os.path.dirname(paths[start]), images, labels[part], shape, classes)
 
 
-def decode_image(path, mode, size) -> np.ndarray:
+def decode_image(path: pathlib.Path, mode: str, size: tuple[int, int]) -> np.ndarray:
     """One image file, cropped to its central square and resized: uint8 (size, size, C).
 
     Where `size` is None it stays as it is: uint8 (H, W, C).

@@ -7,6 +7,7 @@ import pathlib
 import struct
 import zlib
 
+import ml_collections
 import numpy as np
 
 from readers.common import Source, block, file_stamps
@@ -15,7 +16,7 @@ from storage.files import require_plausible
 from utils import UserError
 
 
-def idx_or_tfds(data, split, *, name) -> Source:
+def idx_or_tfds(data: ml_collections.ConfigDict, split: str, *, name: str) -> Source:
     """A set like MNIST: the four IDX files in ``root/name``, plain or .gz, else tfds's `name`.
 
     Raises:
@@ -50,7 +51,7 @@ def _idx_blocks(images_path, labels_path, shape, classes):
     yield block(f"{images_path} with {labels_path.name}", images, labels, shape, classes)
 
 
-def read_idx(path, item_shape) -> np.ndarray:
+def read_idx(path: pathlib.Path, item_shape: tuple[int, ...]) -> np.ndarray:
     """An IDX file of unsigned bytes, plain or .gz: uint8 (n, *item_shape).
 
     The header is two zero bytes, the type (8: unsigned byte), the number of dimensions, then each

@@ -3,6 +3,7 @@
 import math
 import pathlib
 
+import ml_collections
 import numpy as np
 
 from readers.common import Source, block, file_stamps
@@ -10,7 +11,7 @@ from storage import array_pickle
 from utils import UserError
 
 
-def imagenet32(data, split) -> Source:
+def imagenet32(data: ml_collections.ConfigDict, split: str) -> Source:
     """Down-sampled ImageNet (Chrabaszcz et al., 2017, arXiv 1707.08819) in ``root/imagenet32``.
 
     Raises:

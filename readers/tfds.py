@@ -4,8 +4,10 @@ import contextlib
 import io
 import pathlib
 import types
+from collections.abc import Iterator
 from unittest import mock
 
+import ml_collections
 import numpy as np
 from PIL import Image
 
@@ -14,7 +16,14 @@ from readers.common import Source, block
 from utils import UserError
 
 
-def tfds(data, split, *, name, shape, classes) -> Source:
+def tfds(
+    data: ml_collections.ConfigDict,
+    split: str,
+    *,
+    name: str,
+    shape: tuple[int, int, int],
+    classes: int,
+) -> Source:
     """A set that tensorflow_datasets knows as `name`, kept in ``root/tensorflow_datasets``."""
     directory = pathlib.Path(data.root) / "tensorflow_datasets"
     return Source(shape, classes, _tfds_blocks(directory, split, name, shape, classes), [])
@@ -49,7 +58,7 @@ def _tfds_blocks(directory, split, name, shape, classes):
 
 
 @contextlib.contextmanager
-def tensorflow_stand_in():
+def tensorflow_stand_in() -> Iterator[None]:
     """Let tfds prepare a data set without TensorFlow, whether or not that is installed.
 
     tfds 4.9 reads prepared sets without TensorFlow, but needs four functions of it to prepare

@@ -29,7 +29,7 @@ class Denoiser:
     sde: SDE
     dtype: torch.dtype = torch.float32
 
-    def __call__(self, x, sigma):
+    def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         time = self.sde.time(sigma)
         scale, _ = self.sde.scale_and_std(time)
         t = torch.full((len(x),), time, dtype=self.dtype, device=x.device)
@@ -51,7 +51,7 @@ class GuidanceInterval:
     sigma_lo: float
     sigma_hi: float
 
-    def __call__(self, x, sigma):
+    def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         inside = self.sigma_lo < sigma <= self.sigma_hi
         return (self.guided if inside else self.unguided)(x, sigma)
 
@@ -59,10 +59,10 @@ class GuidanceInterval:
 class Counted:
     """`denoiser`, with the number of its evaluations so far in `nfe`."""
 
-    def __init__(self, denoiser):
+    def __init__(self, denoiser: Callable[[torch.Tensor, float], torch.Tensor]) -> None:
         self.denoiser = denoiser
         self.nfe = 0
 
-    def __call__(self, x, sigma):
+    def __call__(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
         self.nfe += 1
         return self.denoiser(x, sigma)

@@ -11,22 +11,32 @@ log-SNR λ = −log σ, whatever the SDE.
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+Denoising = Callable[[torch.Tensor, float], torch.Tensor]
+NoiseLike = Callable[[torch.Tensor], torch.Tensor]
 
-def no_callback():
+
+def no_callback() -> None:
     """What is called after each step unless something else is given."""
 
 
-def slope(x, denoised, sigma):
+def slope(x: torch.Tensor, denoised: torch.Tensor, sigma: float) -> torch.Tensor:
     """dx/dσ (B, ...) of the probability flow, which is also the noise in x, in units of σ."""
     return (x - denoised) / sigma
 
 
 @torch.no_grad()
-def euler(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callback):
+def euler(
+    denoiser: Denoising,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    randn_like: NoiseLike = torch.randn_like,
+    callback: Callable[[], object] = no_callback,
+) -> torch.Tensor:
     """Euler's method in σ, the same as DDIM (Song et al., ICLR 2021, eq. 12 with η = 0)."""
     for sigma, following in itertools.pairwise(sigmas):
         x = x + (following - sigma) * slope(x, denoiser(x, sigma), sigma)
@@ -35,7 +45,13 @@ def euler(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callback
 
 
 @torch.no_grad()
-def heun(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callback):
+def heun(
+    denoiser: Denoising,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    randn_like: NoiseLike = torch.randn_like,
+    callback: Callable[[], object] = no_callback,
+) -> torch.Tensor:
     """Heun's method in σ (Karras et al. 2022, algorithm 1); a step to 0 is Euler's."""
     for sigma, following in itertools.pairwise(sigmas):
         x = heun_step(denoiser, x, sigma, following)
@@ -43,7 +59,7 @@ def heun(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callback)
     return x
 
 
-def heun_step(denoiser, x, sigma, following):
+def heun_step(denoiser: Denoising, x: torch.Tensor, sigma: float, following: float) -> torch.Tensor:
     """x at `following` from x at `sigma`: lines 4 to 9 of algorithm 1 of Karras et al."""
     d = slope(x, denoiser(x, sigma), sigma)
     euler_x = x + (following - sigma) * d
@@ -54,7 +70,13 @@ def heun_step(denoiser, x, sigma, following):
 
 
 @torch.no_grad()
-def deis(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callback):
+def deis(
+    denoiser: Denoising,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    randn_like: NoiseLike = torch.randn_like,
+    callback: Callable[[], object] = no_callback,
+) -> torch.Tensor:
     """DEIS of order 4, ρAB (Zhang and Chen, ICLR 2023): Adams-Bashforth in σ.
 
     A polynomial through the last four slopes is integrated. Where steps are equal its weights are
@@ -72,7 +94,13 @@ def deis(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callback)
 
 
 @torch.no_grad()
-def dpmpp_2m(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callback):
+def dpmpp_2m(
+    denoiser: Denoising,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    randn_like: NoiseLike = torch.randn_like,
+    callback: Callable[[], object] = no_callback,
+) -> torch.Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2)."""
     previous = None
     for sigma, following in itertools.pairwise(sigmas):
@@ -84,7 +112,9 @@ def dpmpp_2m(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callb
     return x
 
 
-def extrapolated(D, previous, sigma, following):
+def extrapolated(
+    D: torch.Tensor, previous: tuple[float, torch.Tensor] | None, sigma: float, following: float
+) -> torch.Tensor:
     """D + (D − D₋₁)/(2r), r = h₋₁/h, of algorithm 2 of Lu et al.; at a first or last step D.
 
     `previous` is (σ₋₁, D₋₁) or None.
@@ -97,7 +127,13 @@ def extrapolated(D, previous, sigma, following):
 
 
 @torch.no_grad()
-def dpmpp_3m(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callback):
+def dpmpp_3m(
+    denoiser: Denoising,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    randn_like: NoiseLike = torch.randn_like,
+    callback: Callable[[], object] = no_callback,
+) -> torch.Tensor:
     """DPM-Solver++(3M) (Lu et al. 2022, arXiv 2211.01095): proposition 4.1, expanded to k = 3.
 
     The derivatives of D are those of the parabola in λ through its last three values. Of D'' that
@@ -112,7 +148,13 @@ def dpmpp_3m(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callb
 
 
 @torch.no_grad()
-def unipc(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callback):
+def unipc(
+    denoiser: Denoising,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    randn_like: NoiseLike = torch.randn_like,
+    callback: Callable[[], object] = no_callback,
+) -> torch.Tensor:
     """UniPC-3 (Zhao et al., NeurIPS 2023, algorithms 1 and 2), multistep, B(h) = 1 − e^{−h}.
 
     UniC corrects x with the value of D that UniP's next step needs anyway, to order 4. The last
@@ -129,7 +171,9 @@ def unipc(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callback
     return x
 
 
-def data_prediction_step(x, following, points):
+def data_prediction_step(
+    x: torch.Tensor, following: float, points: Sequence[tuple[float, torch.Tensor]]
+) -> torch.Tensor:
     """x at `following` from x at σ₀ and `points` (σ_m, D_m), the first of them at σ₀.
 
     e^{−h}·x + (1 − e^{−h})·(D₀ + Σ a_m (D_m − D₀)/r_m) with r_m = (λ_m − λ₀)/h, where the a_m make
@@ -147,7 +191,7 @@ def data_prediction_step(x, following, points):
     return (following / sigma) * x + (1 - following / sigma) * target
 
 
-def exponential_moments(h, count):
+def exponential_moments(h: float, count: int) -> list[float]:
     """Means of τ, τ², … over τ in (0, 1) weighted by e^{hτ}, `count` floats."""
     moments = [1.0]
     for k in range(1, count + 1):
@@ -155,6 +199,6 @@ def exponential_moments(h, count):
     return moments[1:]
 
 
-def quadrature(nodes, moments):
+def quadrature(nodes: list[float], moments: list[float]) -> list[float]:
     """Weights w with Σ w_j nodes_j^k = moments_k for all k below their number; floats."""
     return np.linalg.solve(np.vander(nodes, increasing=True).T, moments).tolist()

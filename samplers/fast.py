@@ -31,16 +31,16 @@ class Method:
     stochastic: bool = False
     intervals: tuple[RestartInterval, ...] = ()
 
-    def steps(self, count):
+    def steps(self, count: int) -> int:
         """How often the callback is called on a grid of `count` steps: restarts add theirs."""
         return count + sum(each.steps * each.repeats for each in self.intervals)
 
-    def nfe(self, count):
+    def nfe(self, count: int) -> int:
         """Evaluations of the denoiser on a grid of `count` steps."""
         return self.evaluations * (self.steps(count) - 1) + 1
 
 
-def restarted(method, *intervals):
+def restarted(method: Method, *intervals: RestartInterval) -> Method:
     """The Method that adds restarts to another."""
     function = functools.partial(restart, sampler=method.function, intervals=intervals)
     return dataclasses.replace(method, function=function, stochastic=True, intervals=intervals)
@@ -77,7 +77,7 @@ class FastSampler:
     interval: tuple[float, float] | None = None
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """How often the callback is called."""
         return self.method.steps(len(self.sigmas) - 1)
 

@@ -5,17 +5,20 @@ noise of this scale under every SDE (`SDE.noise_level`). Grids are lists of floa
 samplers decide by them without waiting for a device.
 """
 
+from collections.abc import Callable
+
+from sde_lib import SDE
 from utils import UserError, require_positive
 
 
-def karras(sigma_min, sigma_max, steps, rho=7.0):
+def karras(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> list[float]:
     """σ^(1/ρ) in equal steps from σmax to σmin (Karras et al. 2022, eq. 5), and 0."""
     _check(sigma_min, sigma_max, steps)
     first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return [(first + part * (last - first)) ** rho for part in _parts(steps)] + [0.0]
 
 
-def geometric(sigma_min, sigma_max, steps):
+def geometric(sigma_min: float, sigma_max: float, steps: int) -> list[float]:
     """σ in equal ratios from σmax to σmin, and 0.
 
     Uniform in the log-SNR, log(scale²/std²) = −2 log σ, for every SDE; for VE uniform in t too.
@@ -28,7 +31,9 @@ GRIDS = {"karras": karras, "geometric": geometric, "log_snr": geometric}
 """Name -> grid; equal ratios and equal steps of the log-SNR are the same."""
 
 
-def of_sde(sde, steps, grid=karras):
+def of_sde(
+    sde: SDE, steps: int, grid: Callable[[float, float, int], list[float]] = karras
+) -> list[float]:
     """The `grid` of so many steps from the SDE's noise level at T to the one at sampling_eps."""
     return grid(sde.noise_level(sde.sampling_eps), sde.noise_level(sde.T), steps)
 

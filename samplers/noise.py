@@ -1,5 +1,7 @@
 """Noise that belongs to an image, whatever else is drawn beside it."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 
 from utils import seed_for
@@ -19,13 +21,15 @@ class PerImageNoise:
         purpose, numbers: the stream, see `seed_for`.
     """
 
-    def __init__(self, device, images, purpose, *numbers):
+    def __init__(
+        self, device: torch.device | str, images: Iterable[int], purpose: str, *numbers: int
+    ) -> None:
         self.device = torch.device(device)
         self.generators = [
             torch.Generator().manual_seed(seed_for(purpose, *numbers, image)) for image in images
         ]
 
-    def randn(self, shape):
+    def randn(self, shape: Sequence[int]) -> torch.Tensor:
         """The next draw, float32 of `shape` (B, ...)."""
         # A new buffer each time: that of the last draw may still be on its way to the GPU.
         noise = torch.empty(shape, pin_memory=self.device.type == "cuda")
@@ -33,6 +37,6 @@ class PerImageNoise:
             row.normal_(generator=generator)
         return noise.to(self.device, non_blocking=True)
 
-    def randn_like(self, x):
+    def randn_like(self, x: torch.Tensor) -> torch.Tensor:
         """The next draw, of the shape and dtype of `x`."""
         return self.randn(x.shape).to(x.dtype)

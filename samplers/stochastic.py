@@ -6,26 +6,27 @@ Functions of the same form as those of `deterministic`.
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 
 from samplers import grids
-from samplers.deterministic import extrapolated, heun, heun_step, no_callback
+from samplers.deterministic import Denoising, NoiseLike, extrapolated, heun, heun_step, no_callback
 from utils import UserError
 
 
 @torch.no_grad()
 def churn(
-    denoiser,
-    x,
-    sigmas,
-    randn_like=torch.randn_like,
-    callback=no_callback,
-    s_churn=80.0,
-    s_tmin=0.05,
-    s_tmax=1.0,
-    s_noise=1.007,
-):
+    denoiser: Denoising,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    randn_like: NoiseLike = torch.randn_like,
+    callback: Callable[[], object] = no_callback,
+    s_churn: float = 80.0,
+    s_tmin: float = 0.05,
+    s_tmax: float = 1.0,
+    s_noise: float = 1.007,
+) -> torch.Tensor:
     """The stochastic sampler of Karras et al. (2022), algorithm 2.
 
     The defaults are theirs for the VE NCSN++ on CIFAR-10 (table 5). With s_tmax above sigmas[0]/√2
@@ -43,7 +44,13 @@ def churn(
 
 
 @torch.no_grad()
-def dpmpp_2m_sde(denoiser, x, sigmas, randn_like=torch.randn_like, callback=no_callback):
+def dpmpp_2m_sde(
+    denoiser: Denoising,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    randn_like: NoiseLike = torch.randn_like,
+    callback: Callable[[], object] = no_callback,
+) -> torch.Tensor:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095): 2M for the reverse SDE."""
     previous = None
     for sigma, following in itertools.pairwise(sigmas):
@@ -69,14 +76,16 @@ class RestartInterval:
 
 @torch.no_grad()
 def restart(
-    denoiser,
-    x,
-    sigmas,
-    randn_like=torch.randn_like,
-    callback=no_callback,
-    sampler=heun,
-    intervals=(RestartInterval(sigma_min=0.06, sigma_max=0.3, steps=2, repeats=10),),
-):
+    denoiser: Denoising,
+    x: torch.Tensor,
+    sigmas: Sequence[float],
+    randn_like: NoiseLike = torch.randn_like,
+    callback: Callable[[], object] = no_callback,
+    sampler: Callable = heun,
+    intervals: Sequence[RestartInterval] = (
+        RestartInterval(sigma_min=0.06, sigma_max=0.3, steps=2, repeats=10),
+    ),
+) -> torch.Tensor:
     """Restart sampling (Xu et al., NeurIPS 2023, section 3.1) around any `sampler`.
 
     An interval's σ_min is the nearest of `sigmas`; its steps back are a Karras grid. With the
@@ -97,7 +106,7 @@ def restart(
     return sampler(denoiser, x, sigmas[start:], randn_like, callback)
 
 
-def grid_back(interval, sigmas):
+def grid_back(interval: RestartInterval, sigmas: Sequence[float]) -> list[float]:
     """The `interval`'s noise levels, from σ_max to the one of `sigmas` nearest to σ_min."""
     lowest = min(sigmas[:-1], key=lambda sigma: abs(sigma - interval.sigma_min))
     if not lowest < interval.sigma_max <= sigmas[0]:

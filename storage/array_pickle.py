@@ -9,10 +9,11 @@ whatever memory the file asks for.
 
 import math
 import mmap
+import os
 import pickle
 import re
 import struct
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,7 +25,7 @@ PLAIN_DTYPE = re.compile("[iuf][1248]")
 class Dtype:
     """What ``numpy.dtype`` means in a pickle: a type of whole or real numbers, `value`."""
 
-    def __init__(self, name, align=False, copy=True):
+    def __init__(self, name: object, align: bool = False, copy: bool = True) -> None:
         if not (isinstance(name, str) and PLAIN_DTYPE.fullmatch(name)):
             raise UserError("it holds something else than whole and real numbers.")
         self.value = np.dtype(name)
@@ -40,7 +41,7 @@ class Dtype:
 class Array:
     """What an array is until its state arrives: (version, shape, dtype, Fortran order, bytes)."""
 
-    def __init__(self, kind, shape, code):
+    def __init__(self, kind: object, shape: object, code: object) -> None:
         self.value = None
 
     def __setstate__(self, state):
@@ -49,7 +50,7 @@ class Array:
         self.value = _array(content, dtype, shape, "F" if fortran else "C")
 
 
-def scalar(dtype, content):
+def scalar(dtype: Dtype, content: bytes | str) -> int | float:
     """What a NumPy number is pickled as: its type and its bytes; a Python number."""
     content = content.encode("latin1") if isinstance(content, str) else content
     return _array(content, dtype, (), "C").item()
@@ -116,7 +117,7 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
-def load(path):
+def load(path: str | os.PathLike) -> Any:
     """Unpickle dicts, lists, strings, numbers and NumPy arrays; names in dicts come as str.
 
     Arrays are found as values of the outermost dict, and are read-only.

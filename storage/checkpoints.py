@@ -10,11 +10,15 @@ seeded by (seed, step), so those numbers are the state of the random generators 
 import dataclasses
 import hashlib
 import os
+import pathlib
 import pickletools
 import shutil
 import sys
 import zipfile
+from collections.abc import Iterable
+from typing import Any
 
+import ml_collections
 import torch
 
 from models.ema import EMA
@@ -56,13 +60,13 @@ class TrainState:
     position: int = 0
 
 
-def save(path, state, config):
+def save(path: str | os.PathLike, state: TrainState, config: ml_collections.ConfigDict) -> None:
     """Write `state` to `path`, whole or not at all."""
     with atomic_write(path) as file:
         torch.save(content_of(state, config), file)
 
 
-def content_of(state, config):
+def content_of(state: TrainState, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What a checkpoint of `state` holds, see the module's docstring."""
     return {
         "model": state.model.state_dict(),
@@ -76,7 +80,7 @@ def content_of(state, config):
     }
 
 
-def publish(path, name):
+def publish(path: pathlib.Path, name: pathlib.Path) -> None:
     """Make `name` another name of the checkpoint at `path`, atomically."""
     if name.exists() and name.samefile(path):
         return
@@ -92,7 +96,7 @@ def publish(path, name):
         os.replace(temporary, name)
 
 
-def read(path):
+def read(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint to the CPU without running any code of it.
 
     Raises:
@@ -141,7 +145,7 @@ def _inspect(path):
                 raise ValueError(f"it names {name}")
 
 
-def require_kind(content, path, kind):
+def require_kind(content: dict[str, Any], path: str | os.PathLike, kind: str) -> None:
     """Tell a classifier's checkpoint from a score model's by the names that it holds.
 
     Raises:
@@ -156,7 +160,7 @@ def require_kind(content, path, kind):
         )
 
 
-def load_model(model, content, path):
+def load_model(model: torch.nn.Module, content: dict[str, Any], path: str | os.PathLike) -> None:
     """Load the network's parameters and buffers by name.
 
     Raises:
@@ -197,7 +201,7 @@ def _require_finite(tensor, name, path):
         )
 
 
-def load_ema(ema, content, path):
+def load_ema(ema: EMA, content: dict[str, Any], path: str | os.PathLike) -> None:
     """Load the averages; a file without any (published classifiers) starts them at its weights."""
     try:
         if "ema" in content:
@@ -208,7 +212,9 @@ def load_ema(ema, content, path):
         raise UserError(f"{path}: {error}") from None
 
 
-def load_training(state, content, path, step_if_absent=0):
+def load_training(
+    state: TrainState, content: dict[str, Any], path: str | os.PathLike, step_if_absent: int = 0
+) -> None:
     """Continue from a checkpoint: model, EMA, optimiser moments, step and data position.
 
     The optimiser's settings stay the config's. A file without a step, as the published QC ones,
@@ -225,7 +231,7 @@ def load_training(state, content, path, step_if_absent=0):
     state.position = read_count(content, "position", path, 0)
 
 
-def read_count(content, name, path, default):
+def read_count(content: dict[str, Any], name: str, path: str | os.PathLike, default: int) -> int:
     """A number of steps or images of a checkpoint, or `default` where it has none."""
     value = content.get(name, default)
     if not isinstance(value, int) or not 0 <= value < 2**62:
@@ -234,7 +240,7 @@ def read_count(content, name, path, default):
     return value
 
 
-def fingerprint(parameters):
+def fingerprint(parameters: Iterable[torch.Tensor]) -> str:
     """A short hash of the parameters' values, to tell whose samples a file holds."""
     digest = hashlib.sha256()
     for parameter in parameters:

@@ -9,9 +9,12 @@ import os
 import pathlib
 import uuid
 import zipfile
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
 
 import filelock
 import numpy as np
+import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from storage.provenance import code_version, differences
@@ -23,7 +26,7 @@ LARGEST_COMPRESSION = 20
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="wb"):
+def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Open a temporary file beside `path`; it takes that name only after a complete write.
 
     The data reach the disk before the rename, so a crash leaves the old file or the new one.
@@ -70,7 +73,7 @@ def _remove_abandoned(path):
                 other.unlink()
 
 
-def lock(file, without_locks=False):
+def lock(file: IO, without_locks: bool = False) -> bool:
     """Lock an open file until it is closed or its process ends; whether nobody else has the lock.
 
     `without_locks` is the answer of a file system that knows none.
@@ -85,7 +88,7 @@ def lock(file, without_locks=False):
 
 
 @contextlib.contextmanager
-def turn(path):
+def turn(path: str | os.PathLike) -> Iterator[None]:
     """Within the context this process alone has the lock `path`; others wait for their turn.
 
     The system drops it when its holder dies. On a file system that knows no locks nobody waits.
@@ -99,7 +102,7 @@ def turn(path):
         lock.release()
 
 
-def save_npz(path, **arrays):
+def save_npz(path: str | os.PathLike, **arrays: npt.ArrayLike) -> None:
     """Write named arrays to an uncompressed ``.npz``, atomically; equal arrays give equal bytes.
 
     The array `code` says which code wrote it, see `code_version`.
@@ -108,7 +111,9 @@ def save_npz(path, **arrays):
         np.savez(file, **arrays, code=code_version())
 
 
-def load_npz(path, *names, optional=()):
+def load_npz(
+    path: str | os.PathLike, *names: str, optional: Iterable[str] = ()
+) -> dict[str, np.ndarray]:
     """Read the named arrays of an ``.npz`` as a dict; pickled objects are never loaded.
 
     The names in `optional` are left out where the file lacks them. The file may be anybody's: what
@@ -156,7 +161,7 @@ def _read_npy(archive, info):
         return npy_format.read_array(member, allow_pickle=False)
 
 
-def require_plausible(path, claimed):
+def require_plausible(path: str | os.PathLike, claimed: int) -> None:
     """Raise a UserError if the file at `path` is too small to hold `claimed` bytes, compressed.
 
     Real images and features shrink a few times, a bomb a thousand times.
@@ -169,14 +174,14 @@ def require_plausible(path, claimed):
         )
 
 
-def save_json(path, value):
+def save_json(path: str | os.PathLike, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path, "w") as file:
         json.dump(value, file, indent=2, sort_keys=True)
         file.write("\n")
 
 
-def stands(path, meta, advice, **shapes):
+def stands(path: str | os.PathLike, meta: dict, advice: str, **shapes: tuple[int, ...]) -> bool:
     """Whether the ``.npz`` at `path` is whole: it has arrays of these `shapes`, made with `meta`.
 
     A damaged file counts as missing, and is made again. `meta` is a dict that the file carries as
@@ -202,7 +207,7 @@ def stands(path, meta, advice, **shapes):
     return True
 
 
-def read_meta(path, array):
+def read_meta(path: str | os.PathLike, array: np.ndarray) -> dict[str, Any]:
     """The dict in the `meta` array of the file at `path`.
 
     Raises:
@@ -219,6 +224,6 @@ def read_meta(path, array):
     return meta
 
 
-def to_json(value):
+def to_json(value: object) -> str:
     """Compact JSON with sorted keys, the form of every `meta`."""
     return json.dumps(value, sort_keys=True)

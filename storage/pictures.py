@@ -1,12 +1,16 @@
 """Images as pictures: a grid of them as one PNG."""
 
+import pathlib
+
+import numpy as np
+from PIL import Image
+
 from storage.files import atomic_write
 
 
-def image_grid(images, columns):
+def image_grid(images: np.ndarray, columns: int) -> Image.Image:
     """uint8 images (N, H, W, C) as one picture (PIL); images under 32 pixels are enlarged."""
     import torch
-    from PIL import Image
     from torchvision.utils import make_grid
 
     grid = make_grid(torch.from_numpy(images).permute(0, 3, 1, 2), nrow=columns, padding=1)
@@ -16,7 +20,7 @@ def image_grid(images, columns):
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
-def save_image_grid(path, images, columns=None):
+def save_image_grid(path: pathlib.Path, images: np.ndarray, columns: int | None = None) -> None:
     """Write `image_grid` of the images as a PNG; nearly square unless `columns` are given."""
     picture = image_grid(images, columns or max(1, int(len(images) ** 0.5)))
     with atomic_write(path) as file:

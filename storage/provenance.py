@@ -5,12 +5,14 @@ import hashlib
 import json
 import pathlib
 
+import ml_collections
+
 VERSION = "1.0"
 # The folders of the sources that files are made by.
 SOURCES = (".", "metrics", "models", "readers", "samplers", "storage", "training")
 
 
-def differences(old, new):
+def differences(old: dict, new: dict) -> list[str]:
     """The names of what two `meta` disagree about.
 
     The oldest files have no `config`, and are compared by the rest.
@@ -22,7 +24,7 @@ def differences(old, new):
 
 
 @functools.cache
-def code_version():
+def code_version() -> str:
     """The version, and a hash of the sources as they lie here: commits and local changes alike."""
     root = pathlib.Path(__file__).parent.parent
     digest = hashlib.sha256()
@@ -34,7 +36,7 @@ def code_version():
 code_version()  # while the sources are those that run: they may change under a run of weeks
 
 
-def config_hash(config):
+def config_hash(config: ml_collections.ConfigDict) -> str:
     """A short hash of what a configuration says of data and model, wherever their files lie."""
     content = {
         section: {

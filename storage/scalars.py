@@ -21,18 +21,18 @@ class ScalarWriter:
         OSError: the directory cannot be written, or later, the disk is full.
     """
 
-    def __init__(self, directory, purge_step):
+    def __init__(self, directory: str | os.PathLike, purge_step: int) -> None:
         os.makedirs(directory, exist_ok=True)
         # Two runs may start within the second that the file's name tells apart.
         self._events = EventsWriter(os.path.join(directory, "events"), f".{os.getpid()}")
         self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
-    def add_scalar(self, name, value, step):
+    def add_scalar(self, name: str, value: float, step: int) -> None:
         self._write(step=step, summary=summary.scalar(name, value))
 
     def _write(self, **content):
         self._events.write_event(Event(wall_time=time.time(), **content))
         self._events.flush()
 
-    def close(self):
+    def close(self) -> None:
         self._events.close()

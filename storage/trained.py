@@ -1,10 +1,16 @@
 """Networks as a training run left them: the score and the classifier of a checkpoint."""
 
 import dataclasses
+import os
+
+import ml_collections
+import torch
 
 import models
 from models import compute
 from models.ema import EMA
+from models.scores import EnergyScore, Score
+from sde_lib import SDE
 from storage import checkpoints
 
 
@@ -16,7 +22,13 @@ class LoadedFrom:
     fingerprint: str
 
 
-def load_score(config, path, sde, device, use_ema=True):
+def load_score(
+    config: ml_collections.ConfigDict,
+    path: str | os.PathLike,
+    sde: SDE,
+    device: torch.device,
+    use_ema: bool = True,
+) -> tuple[Score | EnergyScore, LoadedFrom]:
     """The score of the checkpoint at `path`, in eval mode, with averaged or raw weights.
 
     Returns:
@@ -41,7 +53,9 @@ def load_score(config, path, sde, device, use_ema=True):
     )
 
 
-def load_classifier(config, path, device):
+def load_classifier(
+    config: ml_collections.ConfigDict, path: str | os.PathLike, device: torch.device
+) -> tuple[torch.nn.Module, LoadedFrom]:
     """The classifier of the checkpoint at `path`, in eval mode.
 
     Returns:

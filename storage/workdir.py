@@ -5,6 +5,8 @@ import dataclasses
 import json
 import pathlib
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 from storage.files import lock, save_json, turn
 from utils import UserError, is_first
@@ -22,43 +24,43 @@ class Workdir:
     name: str
 
     @property
-    def root(self):
+    def root(self) -> pathlib.Path:
         return pathlib.Path("results") / self.name
 
     @property
-    def checkpoints(self):
+    def checkpoints(self) -> pathlib.Path:
         return self.root / "checkpoints"
 
     @property
-    def resume_point(self):
+    def resume_point(self) -> pathlib.Path:
         return self.root / "checkpoints-meta" / "checkpoint.pth"
 
     @property
-    def tensorboard(self):
+    def tensorboard(self) -> pathlib.Path:
         return self.root / "tensorboard"
 
     @property
-    def log_file(self):
+    def log_file(self) -> pathlib.Path:
         return self.root / "stdout.txt"
 
-    def checkpoint(self, index=None):
+    def checkpoint(self, index: int | None = None) -> pathlib.Path:
         """``checkpoint_{index}.pth``, or the newest checkpoint without an index."""
         return self.checkpoints / ("checkpoint.pth" if index is None else f"checkpoint_{index}.pth")
 
     @property
-    def metrics(self):
+    def metrics(self) -> pathlib.Path:
         return self.root / "metrics.json"
 
-    def nll(self, batch):
+    def nll(self, batch: int) -> pathlib.Path:
         return self.root / "nll" / f"bpd_{batch}.npz"
 
-    def asym(self, repeat, batch=None):
+    def asym(self, repeat: int, batch: int | None = None) -> pathlib.Path:
         """``asym/repeat_{k}.npz``, or one batch of it while it is being calculated."""
         folder = self.root / "asym"
         name = f"repeat_{repeat}"
         return folder / f"{name}.npz" if batch is None else folder / name / f"batch_{batch}.npz"
 
-    def record(self, **results):
+    def record(self, **results: dict) -> None:
         """Add named results (values with the settings that made them) to ``metrics.json``.
 
         Processes that record at once wait for each other, and none loses another's.
@@ -67,7 +69,7 @@ class Workdir:
         with turn(self.root / ".metrics.lock"):
             save_json(self.metrics, {**self.recorded(), **results})
 
-    def recorded(self):
+    def recorded(self) -> dict[str, Any]:
         """The content of ``metrics.json``, a dict; empty where there is none.
 
         Raises:
@@ -83,7 +85,7 @@ class Workdir:
             raise UserError(f"{self.metrics} is damaged; move it away and run this again.")
         return known
 
-    def snapshot_samples(self, step):
+    def snapshot_samples(self, step: int) -> pathlib.Path:
         return self.root / "samples" / f"iter_{step}"
 
     def division(self, index, method):
@@ -102,7 +104,7 @@ class Workdir:
         return self.root / f"eval_samples{suffix(method)}" / str(label)
 
     @property
-    def class_stat(self):
+    def class_stat(self) -> pathlib.Path:
         """Images and features of the real training split, class by class."""
         return self.root / "stat" / "stat.npz"
 
@@ -124,12 +126,12 @@ class Workdir:
         """Every class's values of a metric, as text."""
         return self.root / f"{metric}{suffix(method)}.txt"
 
-    def cas(self, name):
+    def cas(self, name: str) -> "Workdir":
         """The workdir of one CAS training, a run of its own inside this one."""
         return Workdir(str(self.root.absolute() / "checkpoints_cas" / name))
 
     @contextlib.contextmanager
-    def sole_trainer(self):
+    def sole_trainer(self) -> Iterator[None]:
         """Hold the directory for one training run; the system lets go when its process dies.
 
         Raises:
@@ -143,7 +145,7 @@ class Workdir:
                 )
             yield
 
-    def check(self):
+    def check(self) -> None:
         """Raise a UserError if the directory cannot be made or written; leave nothing behind.
 
         Of several processes the first does this, and `create`, for all.
@@ -158,7 +160,7 @@ class Workdir:
                 with contextlib.suppress(OSError):
                     path.rmdir()
 
-    def create(self):
+    def create(self) -> None:
         """Make the directory.
 
         Raises:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from device_option import DEVICE
 
 from sde_lib import SDE, expand
 
@@ -16,7 +17,7 @@ class GaussianData:
     sde: SDE
 
     def sample(self, count, shape):
-        return self.mean + self.std * torch.randn(count, *shape)
+        return self.mean + self.std * torch.randn(count, *shape, device=DEVICE)
 
     def marginal(self, t):
         """a(t), σ(t) and the variance of p_t, each (B,)."""

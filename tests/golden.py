@@ -1,7 +1,8 @@
 """Reads the golden numbers; see docs/testing.md.
 
 Sizes, seeds and settings come from the manifests, so that another set of the same layout can be
-put in its place with the environment variable GOLDEN_DIR.
+put in its place with the environment variable GOLDEN_DIR. Arrays and networks are on the device
+that ``pytest --device`` names.
 """
 
 import functools
@@ -13,6 +14,7 @@ import zlib
 
 import numpy as np
 import torch
+from device_option import DEVICE
 from ml_collections import ConfigDict
 
 import models
@@ -35,7 +37,7 @@ def names(prefix, paper="qc"):
 def arrays(name):
     """The arrays of ``name.npz`` as tensors."""
     with np.load(DIRECTORY / f"{name}.npz") as archive:
-        return {key: torch.from_numpy(archive[key]) for key in archive.files}
+        return {key: torch.from_numpy(archive[key]).to(DEVICE) for key in archive.files}
 
 
 def rule_weight(name, shape):
@@ -60,6 +62,7 @@ def rule_weight(name, shape):
 
 def load_rule_weights(network, tensors):
     """Fill `network` by the rule; its names, shapes and their order must be the manifest's."""
+    network.to(DEVICE)
     state = network.state_dict()
     assert [[name, list(value.shape)] for name, value in state.items()] == tensors
     for name, value in state.items():

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from device_option import DEVICE
 
 from samplers.denoisers import Denoiser
 from sde_lib import SDE, VESDE, VPSDE, SubVPSDE
@@ -54,13 +55,14 @@ class Mixture:
 
     def first(self):
         """The first component alone, a Gaussian."""
-        weights = torch.ones(1, dtype=torch.float64)
+        weights = torch.ones(1, dtype=torch.float64, device=DEVICE)
         return dataclasses.replace(self, weights=weights, means=self.means[:1])
 
     def noise(self, count, seed=0):
         """Standard normal noise (count, ...)."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(count, *self.means.shape[1:], generator=generator, dtype=torch.float64)
+        shape = count, *self.means.shape[1:]
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE)
 
     def nearest(self, x):
         """The component (B,) whose mean is nearest to x (B, ...)."""
@@ -71,7 +73,7 @@ def points(sde, weights=(0.5, 0.2, 0.3)):
     """Three components in the plane."""
     means = torch.tensor([[-1.0, 0.2], [0.9, 0.7], [0.5, -1.1]], dtype=torch.float64)
     covariance = torch.tensor([[0.10, 0.04], [0.04, 0.06]], dtype=torch.float64)
-    return Mixture(torch.tensor(weights, dtype=torch.float64), means, covariance, sde)
+    return mixture(weights, means, covariance, sde)
 
 
 def images(sde, weights=(0.6, 0.4)):
@@ -80,7 +82,13 @@ def images(sde, weights=(0.6, 0.4)):
     means = torch.randn(2, 2, 2, 2, generator=generator, dtype=torch.float64)
     root = torch.randn(8, 8, generator=generator, dtype=torch.float64)
     covariance = 0.01 * root @ root.T + 0.02 * torch.eye(8, dtype=torch.float64)
-    return Mixture(torch.tensor(weights, dtype=torch.float64), means, covariance, sde)
+    return mixture(weights, means, covariance, sde)
+
+
+def mixture(weights, means, covariance, sde):
+    """A `Mixture` on the device that is tested."""
+    weights = torch.tensor(weights, dtype=torch.float64)
+    return Mixture(weights.to(DEVICE), means.to(DEVICE), covariance.to(DEVICE), sde)
 
 
 PROBLEMS = points, images

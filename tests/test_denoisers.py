@@ -4,6 +4,7 @@ import golden
 import mixture
 import pytest
 import torch
+from device_option import DEVICE
 from mixture import each_sde
 
 from models.scores import GuidedScore, Score
@@ -18,7 +19,10 @@ from sde_lib import VESDE, VPSDE
 def test_the_time_of_a_noise_level(sde, t):
     assert sde.time(sde.noise_level(t)) == pytest.approx(t, rel=1e-8)
     scale, std = sde.scale_and_std(t)
-    one, times = torch.ones(1, dtype=torch.float64), torch.tensor([t], dtype=torch.float64)
+    one, times = (
+        torch.ones(1, dtype=torch.float64, device=DEVICE),
+        torch.tensor([t], dtype=torch.float64, device=DEVICE),
+    )
     assert [scale, std] == [value.item() for value in sde.marginal_prob(one, times)]
 
 
@@ -34,7 +38,7 @@ def test_the_denoiser_of_a_gaussian_is_its_posterior_mean(sde, sigma):
     """E[data | x] = mean + C (C + σ²I)⁻¹ (x − mean), whatever the SDE."""
     data = mixture.images(sde).first()
     x = data.means + sigma * data.noise(4)
-    identity = torch.eye(8, dtype=torch.float64)
+    identity = torch.eye(8, dtype=torch.float64, device=DEVICE)
     gain = data.covariance @ torch.linalg.inv(data.covariance + sigma**2 * identity)
     exact = data.means + ((x - data.means).flatten(1) @ gain.T).reshape(x.shape)
     torch.testing.assert_close(data.denoiser()(x, sigma), exact, rtol=1e-9, atol=1e-9)
@@ -49,12 +53,12 @@ def test_the_denoiser_of_a_vp_network_takes_its_output_for_the_noise(sigma):
         seen.update(x=x, cond=cond)
         return torch.cos(x)
 
-    x = 1 + sigma * torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    x = 1 + sigma * torch.randn(4, 3, 2, 2, dtype=torch.float64, device=DEVICE)
     denoised = Denoiser(Score(net, sde), sde)(x, sigma)
     assert seen["x"].dtype == seen["cond"].dtype == torch.float32
     assert denoised.dtype == torch.float64
     time = sde.time(sigma)
-    torch.testing.assert_close(seen["cond"], torch.full((4,), 999 * time))
+    torch.testing.assert_close(seen["cond"], torch.full((4,), 999 * time, device=DEVICE))
     x_t = sde.scale_and_std(time)[0] * x
     torch.testing.assert_close(seen["x"], x_t.float())
     off = denoised - (x - sigma * torch.cos(x_t.float()).double())
@@ -68,7 +72,7 @@ def test_the_denoiser_of_a_ve_network_is_x_plus_variance_times_score():
     x = golden.arrays("loss_dsm")["x"].double()
     with torch.no_grad():
         denoised = Denoiser(Score(net, sde), sde)(x, 0.3)
-        exact = x + 0.09 * net(x.float(), torch.full((len(x),), 0.3)).double()
+        exact = x + 0.09 * net(x.float(), torch.full((len(x),), 0.3, device=DEVICE)).double()
     assert golden.relative_error(denoised, exact) < 1e-5
 
 
@@ -84,7 +88,7 @@ def guided():
     def score(x, t):
         return -x
 
-    by_class = GuidedScore(score, classifier, sde, torch.tensor([0]), scale=3.0)
+    by_class = GuidedScore(score, classifier, sde, torch.tensor([0], device=DEVICE), scale=3.0)
     return Denoiser(by_class, sde), Denoiser(score, sde), asked
 
 
@@ -93,7 +97,7 @@ def guided():
 )
 def test_denoisers_are_guided_in_the_interval_alone(guided, sigma, inside):
     with_classifier, without, asked = guided
-    x = torch.randn(5, 3)
+    x = torch.randn(5, 3, device=DEVICE)
     denoised = GuidanceInterval(with_classifier, without, 0.1, 2.0)(x, sigma)
     assert len(asked) == inside
     assert torch.equal(denoised, (with_classifier if inside else without)(x, sigma))
@@ -105,6 +109,6 @@ def test_samplers_ask_the_classifier_in_the_interval_alone(guided):
     sigmas = grids.karras(0.01, 50.0, 12)
     interval = GuidanceInterval(with_classifier, without, 0.1, 2.0)
     sampler = FastSampler(SAMPLERS["dpmpp_2m"], VESDE(), sigmas)
-    _, nfe = sampler.draw(interval, torch.randn(5, 3))
+    _, nfe = sampler.draw(interval, torch.randn(5, 3, device=DEVICE))
     assert nfe == 12
     assert asked == pytest.approx([sigma for sigma in sigmas if 0.1 < sigma <= 2.0], rel=1e-4)

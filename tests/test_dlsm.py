@@ -8,6 +8,7 @@ import golden
 import pytest
 import torch
 import torch.nn.functional as F
+from device_option import DEVICE
 from ml_collections import ConfigDict
 from oracles import double_backward
 from oracles.published_way import published_layers
@@ -57,9 +58,12 @@ def small_problem(dtype):
     torch.manual_seed(0)
     classifier = {"model": "resnet_small_cond", "classes": 4, "nf": 8, "fourier_scale": 16.0}
     config = ConfigDict({"classifier": classifier, "data": {"num_channels": 1}})
-    network = models.create_classifier(config).to(dtype).train()
-    x, labels = torch.rand(8, 1, 8, 8, dtype=dtype), torch.randint(4, (8,))
-    draws = {"u": torch.rand(8, dtype=dtype), "z": torch.randn_like(x)}
+    network = models.create_classifier(config).to(DEVICE, dtype).train()
+    x, labels = (
+        torch.rand(8, 1, 8, 8, dtype=dtype, device=DEVICE),
+        torch.randint(4, (8,), device=DEVICE),
+    )
+    draws = {"u": torch.rand(8, dtype=dtype, device=DEVICE), "z": torch.randn_like(x)}
     return network, (lambda x, t: torch.sin(3 * x) * (1 - t[:, None, None, None])), x, labels, draws
 
 
@@ -128,9 +132,13 @@ def test_any_classifier_will_do():
             h = self.norm(F.scaled_dot_product_attention(h, h, h) + sigma[:, None, None])
             return self.outward(h.mean(1))
 
-    network, x, labels = Attentive().double(), torch.rand(5, 1, 4, 4).double(), torch.arange(5) % 3
+    network, x, labels = (
+        Attentive().to(DEVICE).double(),
+        torch.rand(5, 1, 4, 4, device=DEVICE).double(),
+        torch.arange(5, device=DEVICE) % 3,
+    )
     objective = losses.DLSM(network, lambda x, t: -x, sde_lib.VESDE(0.1, 8.0), 1e-5)
-    draws = {"u": torch.rand(5).double(), "z": torch.randn_like(x)}
+    draws = {"u": torch.rand(5, device=DEVICE).double(), "z": torch.randn_like(x)}
     parameters = list(network.parameters())
 
     def loss(*parameters):
@@ -219,13 +227,13 @@ def test_the_exact_classifier_is_dlsms_minimum():
 
         def __init__(self, factor):
             super().__init__()
-            self.factor = torch.nn.Parameter(torch.tensor(factor))
+            self.factor = torch.nn.Parameter(torch.tensor(factor, device=DEVICE))
 
         def forward(self, x, sigma):
             return self.factor * problem.classifier(x, sigma)
 
     x, labels = problem.sample(200_000)
-    u, z = torch.rand(len(x)), torch.randn_like(x)
+    u, z = torch.rand(len(x), device=DEVICE), torch.randn_like(x)
     gradients = []
     for factor in (0.5, 1.0, 2.0):
         network = Tilted(factor)

@@ -75,7 +75,7 @@ def test_commands_exist(page):
                 assert flag.lstrip("-").partition("=")[0] in flags, flag
 
 
-@pytest.mark.parametrize("diff", re.findall(r"```diff\n(.*?)```", EXTENDING, re.DOTALL))
+@pytest.mark.parametrize("diff", re.findall(r"```diff\n(\+\+\+ .*?)```", EXTENDING, re.DOTALL))
 def test_diffs_are_of_what_is_there(diff):
     """Each line of a diff in docs/extending.md, an ellipsis apart, follows the one before."""
     header, *lines = diff.splitlines()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import torch
+from device_option import DEVICE
 from mixture import each_problem, each_sde
 
 from models.scores import Score
@@ -32,12 +33,12 @@ def exact_flow(denoiser, x):
     """x at LAST from x at FIRST along the probability flow, by SciPy in log σ."""
 
     def field(log_sigma, y):
-        y = torch.from_numpy(y).reshape(x.shape)
-        return (y - denoiser(y, math.exp(log_sigma))).flatten().numpy()
+        y = torch.from_numpy(y).reshape(x.shape).to(DEVICE)
+        return (y - denoiser(y, math.exp(log_sigma))).flatten().cpu().numpy()
 
-    span, start = (math.log(FIRST), math.log(LAST)), x.flatten().numpy()
+    span, start = (math.log(FIRST), math.log(LAST)), x.flatten().cpu().numpy()
     solution = scipy.integrate.solve_ivp(field, span, start, "DOP853", rtol=1e-9, atol=1e-9)
-    return torch.from_numpy(solution.y[:, -1]).reshape(x.shape)
+    return torch.from_numpy(solution.y[:, -1]).reshape(x.shape).to(DEVICE)
 
 
 @functools.cache
@@ -94,7 +95,7 @@ def drawn(name, data, count, steps, seed):
     generator = torch.Generator().manual_seed(seed)
 
     def randn_like(x):
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(DEVICE)
 
     sigmas = grids.karras(0.01, 20.0, steps)
     x = sigmas[0] * data.noise(count, seed + 1)
@@ -116,7 +117,7 @@ def test_stochastic_samplers_draw_the_gaussian(name, problem, sde):
     off = (drawn(name, data, count, steps=120, seed=2) - data.means).flatten(1)
     white = torch.linalg.solve_triangular(root, off.T, upper=False)
     assert surprise(white.mean(1) * math.sqrt(count)) < 3
-    identity = torch.eye(len(white), dtype=torch.float64)
+    identity = torch.eye(len(white), dtype=torch.float64, device=DEVICE)
     errors = (torch.cov(white) - identity) / torch.sqrt((1 + identity) / count)
     assert surprise(errors[torch.triu(torch.ones_like(errors)) > 0]) < 3
 
@@ -204,9 +205,10 @@ def test_the_published_costs():
 def test_the_last_step_denoises(name):
     """A denoiser that knows the answer gives it, from any x."""
     sampler = FastSampler(SAMPLERS[name], VESDE(), grids.karras(LAST, FIRST, 9))
-    samples, _ = sampler.draw(lambda x, sigma: torch.full_like(x, 0.25), torch.randn(3, 2, 4, 4))
+    latents = torch.randn(3, 2, 4, 4, device=DEVICE)
+    samples, _ = sampler.draw(lambda x, sigma: torch.full_like(x, 0.25), latents)
     assert samples.dtype == torch.float32
-    torch.testing.assert_close(samples, torch.full((3, 2, 4, 4), 0.25))
+    torch.testing.assert_close(samples, torch.full((3, 2, 4, 4), 0.25, device=DEVICE))
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
@@ -218,10 +220,12 @@ def test_no_sampler_waits_for_the_device(name):
 
 
 def test_samples_of_a_network_that_asks_for_gradients_have_no_graph():
-    weight = torch.ones(1, requires_grad=True)
+    weight = torch.ones(1, requires_grad=True, device=DEVICE)
     for method in SAMPLERS.values():
         sigmas = grids.karras(LAST, FIRST, 9)
-        assert not method.function(lambda x, s: weight * x, torch.ones(2, 3), sigmas).requires_grad
+        assert not method.function(
+            lambda x, s: weight * x, torch.ones(2, 3, device=DEVICE), sigmas
+        ).requires_grad
 
 
 # ---------------------------------------------------------------- a seed per image
@@ -233,7 +237,7 @@ def draw_in_batches(name, denoiser, shape, batch_size, total=50):
     batches = []
     for first in range(0, total, batch_size):
         images = range(first, min(first + batch_size, total))
-        noise = PerImageNoise("cpu", images, "test", 7)
+        noise = PerImageNoise(DEVICE, images, "test", 7)
         latents = noise.randn((len(images), *shape))
         batches.append(sampler.draw(denoiser, latents, noise.randn_like)[0])
     return torch.cat(batches)
@@ -265,8 +269,8 @@ def test_batch_size_changes_no_sample_of_a_network():
 
 def test_noise_belongs_to_an_image_and_a_draw():
     def noise(images, *stream):
-        source = PerImageNoise("cpu", images, *stream)
-        like = torch.empty(len(images), 2, 3, dtype=torch.float64)
+        source = PerImageNoise(DEVICE, images, *stream)
+        like = torch.empty(len(images), 2, 3, dtype=torch.float64, device=DEVICE)
         return [source.randn((len(images), 2, 3)), source.randn_like(like), source.randn_like(like)]
 
     every = noise(range(10), "test", 1)
@@ -280,12 +284,12 @@ def test_noise_belongs_to_an_image_and_a_draw():
 
 
 def test_noise_is_standard_normal():
-    values = PerImageNoise("cpu", range(100), "test").randn((100, 1000)).double()
+    values = PerImageNoise(DEVICE, range(100), "test").randn((100, 1000)).double()
     assert abs(values.mean()) < 3 / 1e5**0.5
     assert abs(values.var() - 1) < 3 * (2 / 1e5) ** 0.5
     # Nor do images follow each other.
     correlation = torch.corrcoef(values)
-    assert (correlation - torch.eye(100)).abs().max() < 5 / 1000**0.5
+    assert (correlation - torch.eye(100, device=DEVICE)).abs().max() < 5 / 1000**0.5
 
 
 def test_noise_for_another_number_of_images_is_a_mistake():

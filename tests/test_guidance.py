@@ -3,6 +3,7 @@
 import golden
 import pytest
 import torch
+from device_option import DEVICE
 from gaussian import GaussianData
 from test_sampling import GoldenNoise, check_moments, pc_sampler
 
@@ -32,7 +33,7 @@ def test_guided_samples_are_the_published_ones(name):
         probability_flow=entry["probability_flow"],
     )
     noise = GoldenNoise(entry["noise_seed_first"])
-    latents = noise.randn_like(torch.empty(entry["shape"]))
+    latents = noise.randn_like(torch.empty(entry["shape"], device=DEVICE))
     samples, nfe = sampler(score, latents, noise.randn_like)
     assert noise.next - entry["noise_seed_first"] == entry["noise_draws"]
     assert nfe == golden.evaluations(entry, data["nfe"])
@@ -40,13 +41,15 @@ def test_guided_samples_are_the_published_ones(name):
 
 
 def test_the_log_likelihood():
-    logits = torch.randn(5, 3, dtype=torch.float64)
-    labels = torch.tensor([0, 2, 1, 1, 0])
-    expected = torch.log(torch.softmax(logits, 1) + 1e-8)[torch.arange(5), labels]
+    logits = torch.randn(5, 3, dtype=torch.float64, device=DEVICE)
+    labels = torch.tensor([0, 2, 1, 1, 0], device=DEVICE)
+    expected = torch.log(torch.softmax(logits, 1) + 1e-8)[torch.arange(5, device=DEVICE), labels]
     torch.testing.assert_close(class_log_likelihood(logits, labels), expected)
     # Logits beyond the range of exp, and a class without any probability.
-    far = class_log_likelihood(torch.tensor([[1e4, 0.0, -1e4]] * 2), torch.tensor([0, 2]))
-    torch.testing.assert_close(far, torch.log(torch.tensor([1 + 1e-8, 1e-8])))
+    far = class_log_likelihood(
+        torch.tensor([[1e4, 0.0, -1e4]] * 2, device=DEVICE), torch.tensor([0, 2], device=DEVICE)
+    )
+    torch.testing.assert_close(far, torch.log(torch.tensor([1 + 1e-8, 1e-8], device=DEVICE)))
 
 
 class TwoClasses:
@@ -77,8 +80,8 @@ def test_the_guided_score_is_the_class_score():
     problem = TwoClasses(VE)
     torch.manual_seed(0)
     # Nearby, where no class is so improbable that the 1e-8 shows.
-    x, t = 0.5 * torch.randn(64, 1, 2, 1), 0.6 + 0.4 * torch.rand(64)
-    labels = torch.randint(2, (64,))
+    x, t = 0.5 * torch.randn(64, 1, 2, 1, device=DEVICE), 0.6 + 0.4 * torch.rand(64, device=DEVICE)
+    labels = torch.randint(2, (64,), device=DEVICE)
     exact = torch.stack([problem.classes[y].score(x, t)[i] for i, y in enumerate(labels)])
     guided = GuidedScore(problem.score, problem.classifier, VE, labels)
     assert (guided(x, t) - exact).abs().max() < 1e-3 * exact.abs().max()
@@ -97,15 +100,17 @@ def test_the_guided_score_is_the_class_score():
 def test_guidance_by_the_exact_classifier_draws_the_class(sampler, label):
     torch.manual_seed(0)
     problem = TwoClasses(VE)
-    guided = GuidedScore(problem.score, problem.classifier, VE, torch.tensor([label]))
-    samples, _ = sampler(guided, torch.randn(512, 1, 2, 1))
+    guided = GuidedScore(
+        problem.score, problem.classifier, VE, torch.tensor([label], device=DEVICE)
+    )
+    samples, _ = sampler(guided, torch.randn(512, 1, 2, 1, device=DEVICE))
     check_moments(samples, problem.means[label], 0.5)
 
 
 def test_no_graph_unless_asked():
     problem = TwoClasses(VE)
-    guided = GuidedScore(problem.score, problem.classifier, VE, torch.tensor([1]))
-    x, t = torch.randn(4, 1, 2, 1), torch.rand(4)
+    guided = GuidedScore(problem.score, problem.classifier, VE, torch.tensor([1], device=DEVICE))
+    x, t = torch.randn(4, 1, 2, 1, device=DEVICE), torch.rand(4, device=DEVICE)
     with torch.no_grad():
         assert not guided(x, t).requires_grad
     x.requires_grad_()

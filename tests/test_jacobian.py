@@ -5,6 +5,7 @@ import itertools
 import golden
 import pytest
 import torch
+from device_option import DEVICE
 
 import models
 import sde_lib
@@ -14,7 +15,7 @@ from models.forward_mode import jvp
 from models.scores import EnergyScore, Score
 
 torch.manual_seed(0)
-WEIGHTS = [torch.randn(6, 4).double(), torch.randn(4, 6).double()]
+WEIGHTS = [torch.randn(6, 4, device=DEVICE).double(), torch.randn(4, 6, device=DEVICE).double()]
 
 
 def field(x):
@@ -38,7 +39,7 @@ def products(x, v):
 
 
 def test_products_are_those_of_the_jacobian():
-    x, v = torch.randn(3, 4).double(), torch.randn(5, 3, 4).double()
+    x, v = torch.randn(3, 4, device=DEVICE).double(), torch.randn(5, 3, 4, device=DEVICE).double()
     J = exact(x)
     p, q = products(x, v)
     torch.testing.assert_close(p, torch.einsum("bij,kbj->kbi", J, v))
@@ -47,8 +48,8 @@ def test_products_are_those_of_the_jacobian():
 
 @pytest.mark.parametrize("name", jacobian.ESTIMATORS)
 def test_over_a_full_sign_basis_the_mean_is_exact(name):
-    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4))).double()
-    x = torch.randn(3, 4).double()
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), device=DEVICE).double()
+    x = torch.randn(3, 4, device=DEVICE).double()
     v = signs[:, None].expand(-1, 3, -1)
     J = exact(x)
     expected = 0.5 * (J - J.transpose(1, 2)).square().sum((1, 2))
@@ -59,8 +60,8 @@ def test_over_a_full_sign_basis_the_mean_is_exact(name):
 @pytest.mark.parametrize("name", jacobian.ESTIMATORS)
 def test_unbiased_within_five_standard_errors(name):
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 4, generator=generator).double()
-    normal = torch.randn(20000, 2, 4, generator=generator).double()
+    x = torch.randn(2, 4, generator=generator).to(DEVICE).double()
+    normal = torch.randn(20000, 2, 4, generator=generator).to(DEVICE).double()
     J = exact(x)
     expected = 0.5 * (J - J.transpose(1, 2)).square().sum((1, 2))
     values = jacobian.ESTIMATORS[name](*products(x, jacobian.rademacher(normal)))
@@ -69,14 +70,20 @@ def test_unbiased_within_five_standard_errors(name):
 
 
 def test_skew_is_never_negative_and_paper_is():
-    x, v = torch.randn(50, 4).double(), torch.randn(40, 50, 4).double().sign()
+    x, v = (
+        torch.randn(50, 4, device=DEVICE).double(),
+        torch.randn(40, 50, 4, device=DEVICE).double().sign(),
+    )
     p, q = products(x, v)
     assert jacobian.skew_asymmetry(p, q).min() >= 0
     assert jacobian.paper_asymmetry(p, q).min() < 0
 
 
 def test_partial_derivatives():
-    p, q = torch.randn(2, 3, 4).double(), torch.randn(2, 3, 4).double()
+    p, q = (
+        torch.randn(2, 3, 4, device=DEVICE).double(),
+        torch.randn(2, 3, 4, device=DEVICE).double(),
+    )
     over_p, over_q = jacobian.partial_derivatives(jacobian.paper_asymmetry, p, q)
     torch.testing.assert_close(over_p, -q)
     torch.testing.assert_close(over_q, 2 * q - p)
@@ -86,8 +93,11 @@ def test_partial_derivatives():
 
 
 def test_a_linear_field():
-    A = torch.randn(4, 4).double()
-    x, v = torch.randn(3, 4).double(), torch.randn(6, 3, 4).double().sign()
+    A = torch.randn(4, 4, device=DEVICE).double()
+    x, v = (
+        torch.randn(3, 4, device=DEVICE).double(),
+        torch.randn(6, 3, 4, device=DEVICE).double().sign(),
+    )
     _, p = jvp(lambda x: x @ A.T, x, v)
     q = vjp(lambda x: x @ A.T, x, v)
     torch.testing.assert_close(p, v @ A.T)

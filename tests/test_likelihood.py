@@ -5,6 +5,7 @@ import math
 import golden
 import pytest
 import torch
+from device_option import DEVICE
 from gaussian import GaussianData
 
 import likelihood
@@ -59,7 +60,8 @@ def test_asymmetry_is_the_published_one():
     score = Score(golden.network(entry["model"]), sde)
     v = jacobian.rademacher(data["v"])[None]
     for level in entry["noise_levels"]:
-        t = torch.full((len(data["x"]),), level) * (sde.T - entry["eps"]) + entry["eps"]
+        t = level * (sde.T - entry["eps"]) + entry["eps"]
+        t = torch.full((len(data["x"]),), t, device=DEVICE)
         asym, nasym = likelihood.asymmetry(score, sde, data["x"], t, data["z"], v)
         assert golden.relative_error(asym, data[f"asym_{level}"]) < 1e-4
         assert golden.relative_error(nasym, data[f"nasym_{level}"]) < 1e-4
@@ -69,17 +71,23 @@ def test_asymmetry_is_the_published_one():
 def test_asymmetry_of_a_linear_field(name):
     """s = Ax: Asym is ½‖A − Aᵀ‖² and NAsym ¼‖A − Aᵀ‖²/‖A‖² in the mean."""
     torch.manual_seed(0)
-    A = torch.randn(6, 6)
+    A = torch.randn(6, 6, device=DEVICE)
 
     def network(x, sigma):
         return (x.flatten(1) @ A.T).reshape(x.shape)
 
     sde = sde_lib.VESDE()
     count, slices = 50, 200
-    x, z = torch.randn(count, 1, 2, 3), torch.randn(count, 1, 2, 3)
-    v = jacobian.rademacher(torch.randn(slices, count, 1, 2, 3))
+    x, z = torch.randn(count, 1, 2, 3, device=DEVICE), torch.randn(count, 1, 2, 3, device=DEVICE)
+    v = jacobian.rademacher(torch.randn(slices, count, 1, 2, 3, device=DEVICE))
     asym, nasym = likelihood.asymmetry(
-        Score(network, sde), sde, x, torch.rand(count), z, v, jacobian.ESTIMATORS[name]
+        Score(network, sde),
+        sde,
+        x,
+        torch.rand(count, device=DEVICE),
+        z,
+        v,
+        jacobian.ESTIMATORS[name],
     )
     expected = float(0.5 * (A - A.T).square().sum())
     error = float(asym.std()) / count**0.5
@@ -94,7 +102,7 @@ def test_a_constrained_model_is_symmetric_to_rounding():
     net = golden.network(golden.manifest("qc")["loss_dsm"]["model"])
     x, t = data["x"][:1], data["t"][:1]
     torch.manual_seed(0)
-    v, z = jacobian.rademacher(torch.randn(2, *x.shape)), torch.randn_like(x)
+    v, z = jacobian.rademacher(torch.randn(2, *x.shape, device=DEVICE)), torch.randn_like(x)
     _, symmetric = likelihood.asymmetry(
         EnergyScore(net, sde), sde, x, t, z, v, jacobian.skew_asymmetry
     )
@@ -106,14 +114,14 @@ def test_a_constrained_model_is_symmetric_to_rounding():
 def test_noise_times():
     sde = sde_lib.VESDE()
     times = likelihood.noise_times(4, sde, 0.2)
-    torch.testing.assert_close(times, torch.tensor([0.2, 0.4, 0.6, 0.8]))
+    torch.testing.assert_close(times, torch.tensor([0.2, 0.4, 0.6, 0.8], device=DEVICE))
 
 
 def test_dequantisation_stays_in_its_bin():
-    x = torch.arange(256) / 255
+    x = torch.arange(256, device=DEVICE) / 255
     for noise in (0.0, 0.999):
-        y = likelihood.dequantise(x, torch.full((256,), noise))
-        assert torch.equal((y * 256).floor(), torch.arange(256).float())
+        y = likelihood.dequantise(x, torch.full((256,), noise, device=DEVICE))
+        assert torch.equal((y * 256).floor(), torch.arange(256, device=DEVICE).float())
 
 
 # ---------------------------------------------------------------- in parts

@@ -3,6 +3,7 @@
 import golden
 import pytest
 import torch
+from device_option import DEVICE
 from gaussian import GaussianData
 
 import losses
@@ -51,7 +52,7 @@ def test_dsm_of_the_exact_score_is_its_closed_form(sde, likelihood_weighting, re
     count, shape = 20000, (3, 2, 2)
     x = data.sample(count, shape)
     for u in (0.1, 0.5, 0.9):
-        times = torch.full((count,), u)
+        times = torch.full((count,), u, device=DEVICE)
         objective = losses.DSM(data.score, sde, 1e-5, likelihood_weighting, reduce_mean)
         loss = objective.loss(x, times, torch.randn_like(x)).double()
         t = losses.draw_times(times[:1].double(), sde, 1e-5)
@@ -61,9 +62,9 @@ def test_dsm_of_the_exact_score_is_its_closed_form(sde, likelihood_weighting, re
 
 
 def test_times_cover_the_interval():
-    u = torch.tensor([0.0, 0.5, 1.0])
+    u = torch.tensor([0.0, 0.5, 1.0], device=DEVICE)
     times = losses.draw_times(u, sde_lib.VESDE(), 0.2)
-    torch.testing.assert_close(times, torch.tensor([0.2, 0.6, 1.0]))
+    torch.testing.assert_close(times, torch.tensor([0.2, 0.6, 1.0], device=DEVICE))
 
 
 def config_optim(**changes):
@@ -75,26 +76,26 @@ def config_optim(**changes):
 
 
 def test_warm_up_counts_from_zero_and_gradients_are_clipped():
-    p = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    p = torch.nn.Parameter(torch.tensor([3.0, 4.0], device=DEVICE))
     optim = config_optim(lr=0.1, warmup=4, grad_clip=1.0)
     optimizer = losses.make_optimizer([p], optim)
     rates = []
     for step in range(6):
-        p.grad = torch.tensor([30.0, 40.0])
+        p.grad = torch.tensor([30.0, 40.0], device=DEVICE)
         norm = losses.optimize(optimizer, [p], step, optim)
         rates.append(optimizer.param_groups[0]["lr"])
         assert float(norm) == pytest.approx(50)
-        torch.testing.assert_close(p.grad, torch.tensor([0.6, 0.8]))
+        torch.testing.assert_close(p.grad, torch.tensor([0.6, 0.8], device=DEVICE))
         if step == 0:
-            torch.testing.assert_close(p.detach(), torch.tensor([3.0, 4.0]))
+            torch.testing.assert_close(p.detach(), torch.tensor([3.0, 4.0], device=DEVICE))
     assert rates == pytest.approx([0, 0.025, 0.05, 0.075, 0.1, 0.1])
 
 
 def test_no_warm_up_starts_at_the_full_rate():
-    p = torch.nn.Parameter(torch.ones(1))
+    p = torch.nn.Parameter(torch.ones(1, device=DEVICE))
     optim = config_optim(lr=0.1, warmup=0)
     optimizer = losses.make_optimizer([p], optim)
-    p.grad = torch.ones(1)
+    p.grad = torch.ones(1, device=DEVICE)
     losses.optimize(optimizer, [p], 0, optim)
     assert optimizer.param_groups[0]["lr"] == 0.1
 
@@ -105,10 +106,10 @@ def test_other_optimisers_get_a_sentence():
 
 
 def test_ema_follows_its_formula():
-    p = torch.nn.Parameter(torch.zeros(2))
-    frozen = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    p = torch.nn.Parameter(torch.zeros(2, device=DEVICE))
+    frozen = torch.nn.Parameter(torch.ones(1, device=DEVICE), requires_grad=False)
     ema = EMA([frozen, p], decay=0.5)
-    expected = torch.zeros(2)
+    expected = torch.zeros(2, device=DEVICE)
     for n in range(1, 20):
         with torch.no_grad():
             p += n

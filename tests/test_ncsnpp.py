@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from device_option import DEVICE
 from ml_collections import ConfigDict
 
 import models
@@ -39,18 +40,20 @@ def test_published_size_has_the_published_number_of_trainable_parameters():
 def test_any_channel_count(channels):
     config = config_of(golden.names("ncsnpp_cifar")[0])
     config.data.num_channels = channels
-    x = torch.rand(2, channels, config.data.image_size, config.data.image_size)
-    assert models.create_model(config)(x, torch.tensor([0.1, 3.0])).shape == x.shape
+    x = torch.rand(2, channels, config.data.image_size, config.data.image_size, device=DEVICE)
+    net = models.create_model(config).to(DEVICE)
+    assert net(x, torch.tensor([0.1, 3.0], device=DEVICE)).shape == x.shape
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (1, 2, 1), (1, 3, 3, 1), (1, 2, 3, 2, 5)])
 def test_fir_resampling_is_zero_insertion_then_convolution(kernel):
-    matrix = torch.outer(torch.tensor(kernel), torch.tensor(kernel)).float()
+    weights = torch.tensor(kernel, device=DEVICE)
+    matrix = torch.outer(weights, weights).float()
     matrix = (matrix / matrix.sum()).flip(0, 1)[None, None]
     length = len(kernel)
-    x = torch.randn(2, 1, 6, 8)
+    x = torch.randn(2, 1, 6, 8, device=DEVICE)
 
-    zeros = torch.zeros(2, 1, 12, 16)
+    zeros = torch.zeros(2, 1, 12, 16, device=DEVICE)
     zeros[..., ::2, ::2] = x
     before, after = (length + 1) // 2, (length - 2) // 2
     padded = F.pad(zeros, (before, after, before, after))
@@ -61,8 +64,8 @@ def test_fir_resampling_is_zero_insertion_then_convolution(kernel):
     expected = F.conv2d(padded, matrix, stride=2)
     torch.testing.assert_close(layers.fir_downsample(x, kernel), expected)
 
-    flat = layers.fir_downsample(torch.ones(1, 1, 16, 16), kernel)
-    torch.testing.assert_close(flat[..., 3:-3, 3:-3], torch.ones(1, 1, 2, 2))
+    flat = layers.fir_downsample(torch.ones(1, 1, 16, 16, device=DEVICE), kernel)
+    torch.testing.assert_close(flat[..., 3:-3, 3:-3], torch.ones(1, 1, 2, 2, device=DEVICE))
 
 
 def test_weights_are_initialised_as_specified():
@@ -121,8 +124,9 @@ def test_directions_go_through_every_activation_and_the_same_dropout(nonlinearit
     config.model.dropout = 0.5
     config.model.init_scale = 1.0
     torch.manual_seed(2)
-    net = models.create_model(config).double().train()
-    check_directions(net, torch.rand(2, 3, 32, 32).double(), torch.tensor([0.3, 2.0]).double())
+    net = models.create_model(config).to(DEVICE).double().train()
+    x, cond = torch.rand(2, 3, 32, 32).double(), torch.tensor([0.3, 2.0]).double()
+    check_directions(net, x.to(DEVICE), cond.to(DEVICE))
 
 
 def check_directions(net, x, cond):
@@ -133,7 +137,7 @@ def check_directions(net, x, cond):
         with torch.no_grad():
             return net(*arguments)
 
-    v = torch.randn(2, *x.shape, dtype=torch.float64)
+    v = torch.randn(2, *x.shape, dtype=torch.float64, device=DEVICE)
     out, derivatives = run(x, cond, v)
     torch.testing.assert_close(out, run(x, cond))
     h = 1e-7  # few units cross a kink of relu within it

@@ -3,6 +3,7 @@
 import golden
 import pytest
 import torch
+from device_option import DEVICE
 from oracles import double_backward
 from test_losses import check_gradient_norms
 
@@ -99,16 +100,16 @@ def small_score(dropout=0.0):
     net = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Dropout(dropout),
         torch.nn.Linear(9, 4), torch.nn.Unflatten(1, (1, 2, 2)),
-    ).double()  # fmt: skip
+    ).to(DEVICE).double()  # fmt: skip
     return net, lambda x, cond: net(x) / cond[:, None, None, None]
 
 
 def draws(slices):
     generator = torch.Generator().manual_seed(5)
-    x = torch.rand(3, 1, 2, 2, generator=generator).double()
-    u = torch.rand(3, generator=generator).double()
-    z = torch.randn(3, 1, 2, 2, generator=generator).double()
-    return x, u, z, torch.randn(3, slices, 1, 2, 2, generator=generator).double()
+    x = torch.rand(3, 1, 2, 2, generator=generator).to(DEVICE).double()
+    u = torch.rand(3, generator=generator).to(DEVICE).double()
+    z = torch.randn(3, 1, 2, 2, generator=generator).to(DEVICE).double()
+    return x, u, z, torch.randn(3, slices, 1, 2, 2, generator=generator).to(DEVICE).double()
 
 
 @pytest.mark.parametrize("slices", [1, 3])

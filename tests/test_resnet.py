@@ -5,6 +5,7 @@ import copy
 import golden
 import pytest
 import torch
+from device_option import DEVICE
 from ml_collections import ConfigDict
 from oracles.published_way import published_layers
 
@@ -28,10 +29,10 @@ def test_parity(name):
     """
     data = golden.arrays(name)
     network = golden.classifier(name)
-    best = torch.full((len(data["x"]),), torch.inf)
+    best = torch.full((len(data["x"]),), torch.inf, device=DEVICE)
     for seed in range(8):
         noise = torch.randn(data["x"].shape, generator=torch.Generator().manual_seed(seed))
-        x = (data["x"] * (1 + 1e-7 * seed * noise)).requires_grad_()
+        x = (data["x"] * (1 + 1e-7 * seed * noise.to(DEVICE))).requires_grad_()
         logits = network(x, data["cond"])
         assert golden.relative_error(logits, data["logits"]) < 1e-4
         (vjp,) = torch.autograd.grad(logits, x, data["v"])
@@ -49,15 +50,18 @@ def config(**changes):
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return models.create_classifier(config()).double()
+    return models.create_classifier(config()).to(DEVICE).double()
 
 
 def test_a_pass_counts_the_batch_once(network):
     """The running statistics are those of PyTorch's batch norms."""
     twin = copy.deepcopy(network)
-    x, sigma = torch.rand(6, 1, 8, 8).double(), torch.rand(6).double() + 0.1
+    x, sigma = (
+        torch.rand(6, 1, 8, 8, device=DEVICE).double(),
+        torch.rand(6, device=DEVICE).double() + 0.1,
+    )
     network(x, sigma)
-    with published_layers(torch.device("cpu")):
+    with published_layers(torch.device(DEVICE)):
         twin(x, sigma)
     torch.testing.assert_close(network.state_dict(), twin.state_dict())
     assert int(network.classifier["classifier"].bn1.num_batches_tracked) == 1
@@ -65,8 +69,8 @@ def test_a_pass_counts_the_batch_once(network):
 
 def test_the_noise_level_matters(network):
     network.eval()
-    x = torch.rand(1, 1, 8, 8).double()
-    near, far = (network(x, torch.tensor([sigma]).double()) for sigma in (0.01, 1.0))
+    x = torch.rand(1, 1, 8, 8, device=DEVICE).double()
+    near, far = (network(x, torch.tensor([sigma], device=DEVICE).double()) for sigma in (0.01, 1.0))
     assert (near - far).abs().max() > 1e-3
 
 

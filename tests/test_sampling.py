@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import torch
+from device_option import DEVICE
 from gaussian import GaussianData
 from ml_collections import ConfigDict
 
@@ -23,7 +24,7 @@ class GoldenNoise:
     def randn_like(self, x):
         noise = np.random.RandomState(self.next).randn(*x.shape).astype(np.float32)
         self.next += 1
-        return torch.from_numpy(noise)
+        return torch.from_numpy(noise).to(DEVICE)
 
 
 def pc_sampler(sde, predictor, corrector, **options):
@@ -46,7 +47,7 @@ def test_pc_samples_are_the_published_ones(name):
         probability_flow=entry["probability_flow"],
     )
     noise = GoldenNoise(entry["noise_seed_first"])
-    latents = noise.randn_like(torch.empty(entry["shape"]))
+    latents = noise.randn_like(torch.empty(entry["shape"], device=DEVICE))
     samples, nfe = sampler(Score(golden.network(entry["model"]), sde), latents, noise.randn_like)
     if entry["centered"]:
         samples = (samples + 1) / 2
@@ -85,7 +86,7 @@ def test_pc_draws_the_gaussian_whose_score_it_is_given(sde, predictor, corrector
     torch.manual_seed(0)
     data = GaussianData(mean=0.5, std=0.8, sde=sde)
     sampler = pc_sampler(sde, predictor, corrector, snr=0.05)
-    samples, _ = sampler(data.score, torch.randn(512, 1, 2, 4))
+    samples, _ = sampler(data.score, torch.randn(512, 1, 2, 4, device=DEVICE))
     check_moments(samples, 0.5, 0.8)
 
 
@@ -93,7 +94,9 @@ def test_pc_draws_the_gaussian_whose_score_it_is_given(sde, predictor, corrector
 def test_ode_draws_the_gaussian_whose_score_it_is_given(sde):
     torch.manual_seed(0)
     data = GaussianData(mean=0.5, std=0.8, sde=sde)
-    samples, nfe = sampling.ODESampler(sde, 1e-5, 1e-5)(data.score, torch.randn(512, 1, 2, 4))
+    samples, nfe = sampling.ODESampler(sde, 1e-5, 1e-5)(
+        data.score, torch.randn(512, 1, 2, 4, device=DEVICE)
+    )
     check_moments(samples, 0.5, 0.8)
     assert nfe > 6
 
@@ -101,18 +104,19 @@ def test_ode_draws_the_gaussian_whose_score_it_is_given(sde):
 def test_ode_agrees_with_scipy():
     sde = sde_lib.VPSDE()
     score = GaussianData(mean=0.5, std=0.8, sde=sde).score
-    latents = torch.randn(4, 1, 3, 3)
+    latents = torch.randn(4, 1, 3, 3, device=DEVICE)
     ours, nfe = sampling.ODESampler(sde, 1e-6, 1e-6, noise_removal=False)(score, latents)
     reverse = sde_lib.ReverseSDE(sde, score, probability_flow=True)
 
     def field(t, x):
         x = torch.from_numpy(x).reshape(latents.shape)
-        return reverse.sde(x, torch.full((4,), t, dtype=torch.float64))[0].flatten().numpy()
+        times = torch.full((4,), t, dtype=torch.float64, device=DEVICE)
+        return reverse.sde(x.to(DEVICE), times)[0].flatten().cpu().numpy()
 
-    start = latents.double().flatten().numpy()
+    start = latents.double().flatten().cpu().numpy()
     span = (sde.T, sde.sampling_eps)
     theirs = scipy.integrate.solve_ivp(field, span, start, rtol=1e-6, atol=1e-6, method="RK45")
-    np.testing.assert_allclose(ours.flatten(), theirs.y[:, -1], atol=1e-4)
+    np.testing.assert_allclose(ours.flatten().cpu(), theirs.y[:, -1], atol=1e-4)
     assert nfe == pytest.approx(theirs.nfev, rel=0.1)
 
 
@@ -135,7 +139,7 @@ def test_pc_counts_what_it_evaluates(predictor, corrector):
     sde = sde_lib.VESDE(N=5)
     spy = Spy(GaussianData(mean=0.5, std=0.8, sde=sde).score)
     sampler = pc_sampler(sde, predictor, corrector, snr=0.1, n_steps=3)
-    _, nfe = sampler(spy, torch.randn(2, 1, 2, 2))
+    _, nfe = sampler(spy, torch.randn(2, 1, 2, 2, device=DEVICE))
     assert nfe == spy.calls == 5 * ((predictor != "none") + 3 * (corrector != "none"))
 
 
@@ -146,7 +150,7 @@ def test_ode_counts_what_it_evaluates():
     for noise_removal in (False, True):
         spy = Spy(GaussianData(mean=0.5, std=0.8, sde=sde).score)
         sampler = sampling.ODESampler(sde, 1e-3, 1e-3, noise_removal)
-        _, nfe = sampler(spy, torch.ones(2, 1, 2, 2))
+        _, nfe = sampler(spy, torch.ones(2, 1, 2, 2, device=DEVICE))
         assert nfe == spy.calls
         counts.append(nfe)
     assert counts[1] == counts[0] + 1
@@ -156,9 +160,9 @@ def test_a_composed_score_is_one_evaluation():
     """Guided by a classifier: its gradient and the score of the prior count as one."""
     sde = sde_lib.VESDE(N=5)
     spy = Spy(GaussianData(mean=0.5, std=0.8, sde=sde).score)
-    guided = GuidedScore(spy, lambda x, sigma: x.flatten(1), sde, torch.tensor([1]))
+    guided = GuidedScore(spy, lambda x, sigma: x.flatten(1), sde, torch.tensor([1], device=DEVICE))
     sampler = pc_sampler(sde, "reverse_diffusion", "langevin", snr=0.1)
-    _, nfe = sampler(guided, torch.randn(2, 1, 2, 2))
+    _, nfe = sampler(guided, torch.randn(2, 1, 2, 2, device=DEVICE))
     assert nfe == spy.calls == 10
 
 
@@ -170,7 +174,9 @@ def test_the_last_step():
     def draw(**options):
         noise = GoldenNoise(0)
         sampler = pc_sampler(sde, "reverse_diffusion", "none", snr=0.1, **options)
-        x, _ = sampler(score, noise.randn_like(torch.empty(2, 1, 2, 2)), noise.randn_like)
+        x, _ = sampler(
+            score, noise.randn_like(torch.empty(2, 1, 2, 2, device=DEVICE)), noise.randn_like
+        )
         return x, noise.next
 
     _, draws = draw()
@@ -186,7 +192,7 @@ def test_the_callback_is_called_for_every_step():
     sde = sde_lib.VESDE(N=7)
     score = GaussianData(mean=0.5, std=0.8, sde=sde).score
     sampler = pc_sampler(sde, "reverse_diffusion", "langevin", snr=0.1)
-    sampler(score, torch.randn(2, 1, 2, 2), callback=lambda: calls.append(1))
+    sampler(score, torch.randn(2, 1, 2, 2, device=DEVICE), callback=lambda: calls.append(1))
     assert len(calls) == sampler.steps == 7
 
 

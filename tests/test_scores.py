@@ -3,6 +3,7 @@
 import golden
 import pytest
 import torch
+from device_option import DEVICE
 
 import sde_lib
 from models.scores import EnergyScore, InParts, Score
@@ -33,10 +34,10 @@ def test_scores_are_the_published_ones(kind):
 def test_an_energy_score_is_a_gradient():
     """Its Jacobian is symmetric: v·Jw = w·Jv."""
     net = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5))
-    net.double()
+    net.to(DEVICE).double()
     score = EnergyScore(lambda x, cond: net(x), VE)
-    x = torch.randn(1, 5, dtype=torch.float64)
-    t = torch.tensor([0.4], dtype=torch.float64)
+    x = torch.randn(1, 5, dtype=torch.float64, device=DEVICE)
+    t = torch.tensor([0.4], dtype=torch.float64, device=DEVICE)
     jacobian = torch.autograd.functional.jacobian(lambda x: score(x, t), x)[0, :, 0]
     torch.testing.assert_close(jacobian, jacobian.T)
     assert jacobian.abs().max() > 1e-6

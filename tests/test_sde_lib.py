@@ -5,6 +5,7 @@ import re
 import golden
 import pytest
 import torch
+from device_option import DEVICE
 from ml_collections import ConfigDict
 
 import sde_lib
@@ -55,8 +56,8 @@ def test_quantities_are_the_published_ones(prefix):
 @pytest.mark.parametrize("sde", ALL, ids=lambda sde: type(sde).__name__)
 def test_marginals_solve_the_moment_equations(sde):
     """d mean/dt = a·mean and d var/dt = 2a·var + g², for the linear drift a(t)·x."""
-    t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
-    one, h = torch.ones(7, 1, dtype=torch.float64), 1e-6
+    t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64, device=DEVICE)
+    one, h = torch.ones(7, 1, dtype=torch.float64, device=DEVICE), 1e-6
     drift, g = sde.sde(one, t)
     (m0, s0), (m1, s1) = sde.marginal_prob(one, t - h), sde.marginal_prob(one, t + h)
     mean, std = sde.marginal_prob(one, t)
@@ -67,13 +68,15 @@ def test_marginals_solve_the_moment_equations(sde):
 
 @pytest.mark.parametrize("sde", ALL, ids=lambda sde: type(sde).__name__)
 def test_prior_logp_is_the_density_of_the_prior(sde):
-    z = torch.randn(3, 2, 4, 4, dtype=torch.float64) * sde.prior_std()
-    normal = torch.distributions.Normal(0.0, torch.tensor(sde.prior_std(), dtype=torch.float64))
+    z = torch.randn(3, 2, 4, 4, dtype=torch.float64, device=DEVICE) * sde.prior_std()
+    normal = torch.distributions.Normal(
+        0.0, torch.tensor(sde.prior_std(), dtype=torch.float64, device=DEVICE)
+    )
     torch.testing.assert_close(sde.prior_logp(z), normal.log_prob(z).flatten(1).sum(1))
 
 
 def test_conditions_of_discrete_training():
-    t = torch.tensor([1.0, 0.5, 0.0])
+    t = torch.tensor([1.0, 0.5, 0.0], device=DEVICE)
     label, scale = sde_lib.VESDE(N=11).conditioning(t, continuous=False)
     assert label.tolist() == [0, 5, 10]
     assert scale.tolist() == [1, 1, 1]
@@ -83,7 +86,11 @@ def test_conditions_of_discrete_training():
 
 def test_sub_vp_has_no_ancestral_sampler():
     with pytest.raises(UserError, match="ancestral_sampling is not defined for SubVPSDE"):
-        sde_lib.SubVPSDE().ancestral(torch.zeros(1, 1), torch.ones(1), torch.zeros(1, 1))
+        sde_lib.SubVPSDE().ancestral(
+            torch.zeros(1, 1, device=DEVICE),
+            torch.ones(1, device=DEVICE),
+            torch.zeros(1, 1, device=DEVICE),
+        )
 
 
 @pytest.mark.parametrize(

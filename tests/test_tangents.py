@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from device_option import DEVICE
 
 from models import layers
 from models.forward_mode import jvp
@@ -15,21 +16,24 @@ B, TANGENTS = 2, 3
 def rows(*shape):
     generator = torch.Generator().manual_seed(4)
     x = torch.randn((1 + TANGENTS) * B, *shape, generator=generator, dtype=torch.float64)
-    return x.requires_grad_()
+    return x.to(DEVICE).requires_grad_()
 
 
 @pytest.mark.parametrize("act", [layers.IDENTITY, layers.ACTIVATIONS["swish"]])
 def test_group_norm_and_activation(act):
-    norm = layers.GroupNorm(8).double()
+    norm = layers.GroupNorm(8).to(DEVICE).double()
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     x = rows(8, 3, 2)
     check(functools.partial(norm, act=act), x)
-    shift, kept = torch.randn(B, 8, 1, 1).double(), torch.rand(B, 8, 3, 2).double()
+    shift, kept = (
+        torch.randn(B, 8, 1, 1, device=DEVICE).double(),
+        torch.rand(B, 8, 3, 2, device=DEVICE).double(),
+    )
     check(functools.partial(norm, act=act, shift=shift, kept=kept), x)
 
-    shift = torch.randn(B, 8, 1, 1, dtype=torch.float64, requires_grad=True)
-    kept = torch.rand(B, 8, 3, 2, dtype=torch.float64)
+    shift = torch.randn(B, 8, 1, 1, dtype=torch.float64, requires_grad=True, device=DEVICE)
+    kept = torch.rand(B, 8, 3, 2, dtype=torch.float64, device=DEVICE)
 
     def apply(x, shift, weight, bias):
         settings = norm.num_groups, norm.eps, act, TANGENTS
@@ -49,7 +53,10 @@ def test_activation(name):
 
 
 def test_add_to_values():
-    x, shift = rows(4, 3, 2), torch.randn(B, 4, 1, 1, dtype=torch.float64, requires_grad=True)
+    x, shift = (
+        rows(4, 3, 2),
+        torch.randn(B, 4, 1, 1, dtype=torch.float64, requires_grad=True, device=DEVICE),
+    )
 
     def apply(x, shift):
         return layers.add_to_values(x.clone(), shift, TANGENTS)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from device_option import DEVICE
 
 from models import compute, twice
 from models.resnet import BatchNorm2d
@@ -30,8 +31,8 @@ def plain_convolve(x, weight, stride):
 
 def norm_inputs(with_shortcut, memory_format=torch.contiguous_format):
     torch.manual_seed(0)
-    x = torch.randn(3, 4, 5, 6).double().to(memory_format=memory_format) + 1
-    weight, bias = torch.randn(4).double(), torch.randn(4).double()
+    x = torch.randn(3, 4, 5, 6, device=DEVICE).double().to(memory_format=memory_format) + 1
+    weight, bias = torch.randn(4, device=DEVICE).double(), torch.randn(4, device=DEVICE).double()
     inputs = [x, weight, bias] + ([torch.randn_like(x)] if with_shortcut else [])
     return [tensor.requires_grad_() for tensor in inputs]
 
@@ -39,7 +40,7 @@ def norm_inputs(with_shortcut, memory_format=torch.contiguous_format):
 def gradients(layer, inputs, penalised):
     """Of a function of the outputs and of the gradients of the inputs in `penalised`."""
     y = layer(*inputs)
-    v = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    v = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=DEVICE).reshape(y.shape)
     first = torch.autograd.grad(
         (v * y.sin()).sum(), [inputs[i] for i in penalised], create_graph=True
     )
@@ -63,7 +64,10 @@ def test_norms(relu, with_shortcut, memory_format):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolutions(stride):
     torch.manual_seed(0)
-    x, weight = torch.randn(2, 3, 6, 6).double(), torch.randn(4, 3, 3, 3).double()
+    x, weight = (
+        torch.randn(2, 3, 6, 6, device=DEVICE).double(),
+        torch.randn(4, 3, 3, 3, device=DEVICE).double(),
+    )
     inputs = [x.requires_grad_(), weight.requires_grad_()]
     ours = gradients(lambda *i: convolve(*i, stride), inputs, [0])
     theirs = gradients(lambda *i: plain_convolve(*i, stride), inputs, [0])
@@ -82,7 +86,10 @@ def test_the_inputs_gradient_costs_no_weights_gradient(monkeypatch):
     calls = []
     weight_gradient = twice.conv2d_weight
     monkeypatch.setattr(twice, "conv2d_weight", lambda *a: calls.append(1) or weight_gradient(*a))
-    x, weight = torch.rand(1, 1, 4, 4), torch.rand(1, 1, 3, 3, requires_grad=True)
+    x, weight = (
+        torch.rand(1, 1, 4, 4, device=DEVICE),
+        torch.rand(1, 1, 3, 3, requires_grad=True, device=DEVICE),
+    )
     x.requires_grad_()
     y = convolve(convolve(x, weight, 1), weight, 1)
     (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
@@ -113,9 +120,15 @@ def test_compiled_kernels_give_the_same():
 
 def test_half_precision_takes_its_statistics_in_single():
     torch.manual_seed(0)
-    x = (torch.randn(64, 2, 8, 8) + 300).bfloat16()
+    x = (torch.randn(64, 2, 8, 8, device=DEVICE) + 300).bfloat16()
     _, mean, variance = twice.normalise(
-        x, torch.ones(2), torch.zeros(2), EPS, None, True, twice.KERNELS
+        x,
+        torch.ones(2, device=DEVICE),
+        torch.zeros(2, device=DEVICE),
+        EPS,
+        None,
+        True,
+        twice.KERNELS,
     )
     assert mean.dtype == variance.dtype == torch.float32
     torch.testing.assert_close(mean, x.float().mean((0, 2, 3)))

@@ -246,7 +246,9 @@ def group_of(entry):
     if entry.startswith("cas_"):
         return f"Classification accuracy score, {entry.removeprefix('cas_')}"
     samples = "ODE samples" if entry.endswith("_ode") else "Samples"
-    return f"{samples}, mean over classes" if "_class" in entry else samples
+    if "_class" in entry:
+        return f"{samples}, mean over classes"
+    return f"{samples}, mean over sets" if "_sets" in entry else samples
 
 
 def settings_of(run):

@@ -322,6 +322,17 @@ def main():
         raise UserError("--mode, --classid and --classidend need a configuration of a classifier.")
     else:
         sample(config, FLAGS.workdir, FLAGS.division_idx)
+    if FLAGS.png:
+        write_png_files(config, FLAGS.workdir)
+
+
+def write_png_files(config, workdir):
+    """Write every sample that is drawn as a PNG file, beside the folder of the samples."""
+    from metrics import image_folders
+
+    place, ode = Workdir(workdir), config.sampling.method == "ode"
+    samples = place.class_samples(0, ode) if "classifier" in config else place.division(0, ode)
+    log.info("The PNG files are in %s.", image_folders.write_samples(samples.parent))
 
 
 def restore_paths(restore, restore_classifier):
@@ -356,4 +367,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_scales", None, "Steps of the PC sampler.")
     flags.DEFINE_bool("ode", False, "Sample with the probability-flow ODE.")
     flags.DEFINE_integer("seed", None, "Seed of the samples.")
+    flags.DEFINE_bool("png", False, "Write every sample as a PNG file too.")
     cli.launch(main)

@@ -52,6 +52,7 @@ class SampleMetric:
         backends: who computes it, by the name that --backend takes: ``f(config, *arrays)``, which
             returns a dict of floats.
         settings: the fields of ``config.eval`` that the numbers depend on.
+        usual_samples: of how many samples published numbers are, where fewer give others.
     """
 
     name: str
@@ -61,6 +62,7 @@ class SampleMetric:
     needs: tuple[tuple[str, str], ...]
     backends: dict[str, Callable[..., dict[str, float]]]
     settings: tuple[str, ...] = ()
+    usual_samples: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +153,7 @@ SAMPLE_METRICS = (
         quantities=(Quantity("fid", "FID", "↓"), Quantity("is", "Inception score", "↑")),
         needs=(REAL, GENERATED, LOGITS),
         backends={OURS: _fidis, "tfgan": _tfgan_fidis},
+        usual_samples=50_000,
     ),
     SampleMetric(
         name="kid",

@@ -28,8 +28,9 @@ from utils import UserError, log
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
 COLUMNS, ROWS = 10, 10  # of a sample grid
-# Entries of metrics.json that are about samples: a metric, over classes or not, and the sampler.
-ENTRY = re.compile(r"(?:fid_is|[a-z]+)(_class)?(?:_(.+))?")
+# Entries of metrics.json that are about samples: a metric, what it is a mean of, and the sampler.
+ENTRY = re.compile(r"(?:fid_is|[a-z]+)(_class|_sets)?(?:_(.+))?")
+MEANS = {"_class": "classes", "_sets": "sets"}
 CLASSES = 100  # rows of a grid with a row per class
 
 
@@ -249,9 +250,9 @@ def group_of(entry):
         return "Asymmetry"
     if entry.startswith("cas_"):
         return f"Classification accuracy score, {entry.removeprefix('cas_')}"
-    by_class, method = ENTRY.fullmatch(entry).groups()
+    by, method = ENTRY.fullmatch(entry).groups()
     samples = {None: "Samples", "ode": "ODE samples"}.get(method, f"{method} samples")
-    return f"{samples}, mean over classes" if by_class else samples
+    return samples if by is None else f"{samples}, mean over {MEANS[by]}"
 
 
 def settings_of(run):

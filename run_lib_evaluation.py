@@ -62,6 +62,9 @@ def define_flags(metric=None):
         evaluation.BACKENDS,
         f"Who computes {or_list(metric_flags())}.",
     )
+    flags.DEFINE_integer(
+        "sets", 1, "Cut the samples into so many sets: each one's metrics, minimum and mean."
+    )
     flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
     flags.DEFINE_multi_string(
         "folders", None, "Compare two folders of images, the samples and the real images."
@@ -105,6 +108,10 @@ def main():
     if FLAGS.folders:
         compare_folders(config, FLAGS)
         return
+    if FLAGS.sets < 1 or (FLAGS.sets > 1 and FLAGS.mode == "class"):
+        raise UserError(
+            f"--sets is {FLAGS.sets}, --mode {FLAGS.mode}; expected 1 or more, and --mode full."
+        )
     of_score = FLAGS.calculate or FLAGS.read
     by_class = FLAGS.stat or FLAGS.latent
     whole = FLAGS.encode or FLAGS.encode_dataset
@@ -186,6 +193,7 @@ def compare_folders(config, FLAGS):
 
     given = [f"--{name}" for name in OF_A_RUN if getattr(FLAGS, name)]
     given += ["--mode class"] if FLAGS.mode == "class" else []
+    given += ["--sets"] if FLAGS.sets != 1 else []
     if given:
         raise UserError(
             f"--folders compares two folders of images, whatever made them; {', '.join(given)} "
@@ -208,6 +216,12 @@ def compare(config, FLAGS, real, generated):
     """Print and record the metrics that are asked for."""
     from metrics import measuring
 
+    if FLAGS.sets > 1:
+        for metric in asked_for(FLAGS):
+            measuring.measure_sets(
+                metric, config, FLAGS.workdir, real, generated, FLAGS.sets, FLAGS.backend
+            )
+        return
     for metric in asked_for(FLAGS):
         measuring.measure(metric, config, FLAGS.workdir, real, generated, FLAGS.mode, FLAGS.backend)
 

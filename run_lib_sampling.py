@@ -352,6 +352,18 @@ def main():
         raise UserError("--mode, --classid and --classidend need a configuration of a classifier.")
     else:
         sample(config, FLAGS.workdir, FLAGS.division_idx)
+    if FLAGS.png:
+        write_png_files(config, FLAGS.workdir)
+
+
+def write_png_files(config, workdir):
+    """Write every sample that is drawn as a PNG file, beside the folder of the samples."""
+    from metrics import image_folders
+
+    place, method = Workdir(workdir), config.sampling.method
+    by_class = cli.describes_classifier(config)
+    samples = (place.class_samples if by_class else place.division)(0, method)
+    log.info("The PNG files are in %s.", image_folders.write_samples(samples.parent))
 
 
 def restore_paths(restore, restore_classifier):
@@ -388,4 +400,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("sampler", None, "Sampler: pc, ode, heun, …; else the config's.")
     flags.DEFINE_integer("steps", None, "Steps of a sampler that is neither pc nor ode.")
     flags.DEFINE_integer("seed", None, "Seed of the samples.")
+    flags.DEFINE_bool("png", False, "Write every sample as a PNG file too.")
     cli.launch(main)

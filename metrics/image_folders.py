@@ -1,4 +1,4 @@
-"""Folders of images, as any program leaves them, as sets that the metrics compare.
+"""Folders of images, as any program leaves or takes them: read as sets, written from samples.
 
 The images count as torch-fidelity counts them: PNG and JPEG files in the folder itself, in the
 order of their names, at their own size, in RGB (or in grey, where a configuration's data are).
@@ -6,13 +6,16 @@ order of their names, at their own size, in RGB (or in grey, where a configurati
 
 import concurrent.futures
 import functools
+import os
 import pathlib
 
 import numpy as np
+from tqdm import tqdm
 
 from metrics import encoding, extractors
 from metrics.feature_sets import FeatureSet
-from utils import UserError, lookup
+from metrics.sample_sets import numbered_rounds, read_round
+from utils import UserError, is_first, lookup
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -80,3 +83,44 @@ def _encode(config, extractor, folder, paths):
     pool, logits = extractors.extract_together(extractor, batches, len(paths))
     origin = {"folder": str(folder)}
     return FeatureSet(pool, logits, None, (extractor.name,), origin, pathlib.Path(folder))
+
+
+def write_samples(folder):
+    """Write the samples in ``folder/{part}/samples_{round}.npz`` as PNG files into one folder.
+
+    That is ``{folder}_png``, the names in the order of the samples. Files that are newer than
+    their samples stand. Returns the folder.
+
+    Raises:
+        UserError: a file of samples holds no uint8 images (n, H, W, 1 or 3).
+    """
+    target = folder.with_name(f"{folder.name}_png")
+    target.mkdir(parents=True, exist_ok=True)
+    parts = sorted((int(path.name), path) for path in folder.iterdir() if path.name.isdecimal())
+    rounds = [(part, *found) for part, path in parts for found in numbered_rounds(path)]
+    for part, number, path in tqdm(rounds, desc="PNG files", unit="file", disable=not is_first()):
+        images, _ = read_round(path, "samples")
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise UserError(
+                f"{path} holds {images.dtype} of shape {images.shape}; PNG files are written of "
+                "uint8 images (n, height, width, 1 or 3)."
+            )
+        made = path.stat().st_mtime_ns
+        for index, image in enumerate(images):
+            name = target / f"{part:04}_{number:05}_{index:05}.png"
+            if not name.exists() or name.stat().st_mtime_ns < made:
+                _write_png(name, image)
+    return target
+
+
+def _write_png(path, image):
+    """Write an image (H, W, 1 or 3), whole or not at all.
+
+    Not by `atomic_write`, which waits for the disk and looks for what others left: of tens of
+    thousands of small files in one folder that would take hours.
+    """
+    from PIL import Image
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, format="PNG")
+    os.replace(temporary, path)

@@ -3,12 +3,13 @@
 A metric is an entry of the table in evaluation.py.
 """
 
+import dataclasses
 import functools
 
 from metrics.classwise import classwise, split_by_class
 from storage.files import atomic_write, load_npz
 from storage.workdir import Workdir, suffix
-from utils import UserError, lookup
+from utils import UserError, log, log_to, lookup
 
 
 def measure(metric, config, workdir, real, generated, mode="full", backend="ours"):
@@ -26,14 +27,9 @@ def measure(metric, config, workdir, real, generated, mode="full", backend="ours
     Raises:
         UserError: the sets do not compare or are too small, or there is no such backend.
     """
-    compute = lookup(metric.backends, backend, f"--backend of --{metric.flag}")
-    compute = functools.partial(compute, config)
+    compute = _backend(metric, config, backend)
     place, method = Workdir(workdir), config.sampling.method
-    settings = {
-        "backend": backend,
-        **{name: config.eval[name] for name in metric.settings},
-        **about(real, generated),
-    }
+    settings = _settings(metric, config, real, generated, backend)
     if mode == "full":
         values = compute(*_arrays(metric, real, generated))
         print(table(settings, [{"": "all", **_columns(metric, values)}]))
@@ -49,7 +45,54 @@ def measure(metric, config, workdir, real, generated, mode="full", backend="ours
         print(f"Written to {path}.")
     entry = metric.name + ("_class" if mode == "class" else "") + suffix(method)
     place.record(**{entry: {**values, "settings": settings}})
+    if mode == "full":
+        _warn_of_few(metric, len(generated.pool), place.log_file)
     return values
+
+
+def measure_sets(metric, config, workdir, real, generated, sets, backend="ours"):
+    """Print and record a metric of several sets of samples, one of each seed, and their mean.
+
+    The generated set is cut into `sets` parts of one size, in its order. Takes what `measure`
+    does, and raises a UserError too where the samples do not make such parts.
+
+    Returns:
+        A dict of floats, the means over the sets.
+    """
+    compute = _backend(metric, config, backend)
+    place = Workdir(workdir)
+    settings = _settings(metric, config, real, generated, backend)
+    parts = _cut(generated, sets)
+    each = [compute(*_arrays(metric, real, part)) for part in parts]
+    names = [quantity.name for quantity in metric.quantities]
+    least, mean = ({name: f([v[name] for v in each]) for name in names} for f in (min, _mean))
+    rows = [{"set": number, **_columns(metric, row)} for number, row in enumerate(each)]
+    rows += [{"set": "minimum", **least}, {"set": "mean", **mean}]
+    print(table(settings, rows))
+    settings |= {"sets": sets, "minimum": least}
+    entry = f"{metric.name}_sets{suffix(config.sampling.method)}"
+    place.record(**{entry: {**mean, "settings": settings}})
+    _warn_of_few(metric, len(parts[0].pool), place.log_file)
+    return mean
+
+
+def _mean(values):
+    return sum(values) / len(values)
+
+
+def _cut(generated, sets):
+    """`sets` parts of a `FeatureSet`, of one size, one after the other."""
+    size, rest = divmod(len(generated.pool), sets)
+    if rest:
+        raise UserError(
+            f"{generated.source} holds {len(generated.pool)} samples, which do not make {sets} "
+            "sets of one size (--sets)."
+        )
+    slices = [slice(start, start + size) for start in range(0, size * sets, size)]
+    return [
+        dataclasses.replace(generated, pool=generated.pool[part], logits=generated.logits[part])
+        for part in slices
+    ]
 
 
 def print_metric(metric, config, real, generated, backend="ours"):
@@ -57,11 +100,30 @@ def print_metric(metric, config, real, generated, backend="ours"):
 
     Takes, returns and raises what `measure` does.
     """
-    compute = lookup(metric.backends, backend, f"--backend of --{metric.flag}")
-    settings = about(real, generated)
-    values = compute(config, *_arrays(metric, real, generated))
+    values = _backend(metric, config, backend)(*_arrays(metric, real, generated))
+    settings = _settings(metric, config, real, generated, backend)
     print(table(settings, [{"": "all", **_columns(metric, values)}]))
+    _warn_of_few(metric, len(generated.pool))
     return values
+
+
+def _backend(metric, config, name):
+    """The function of (N, D) arrays that computes `metric`."""
+    compute = lookup(metric.backends, name, f"--backend of --{metric.flag}")
+    return functools.partial(compute, config)
+
+
+def _warn_of_few(metric, count, log_file=None):
+    """Say in the log if a metric of `count` samples does not compare with published numbers."""
+    if count < metric.usual_samples:
+        log_to(log_file)
+        log.warning(
+            "--%s of %d samples: published numbers are of %d, and those of fewer are biased. "
+            "Compare numbers of equal counts only.",
+            metric.flag,
+            count,
+            metric.usual_samples,
+        )
 
 
 def _arrays(metric, real, generated):
@@ -84,13 +146,15 @@ def _columns(metric, values):
     return {quantity.name: values[quantity.name] for quantity in metric.quantities}
 
 
-def about(real, generated):
+def _settings(metric, config, real, generated, backend):
     """What numbers of these sets are numbers of: their settings in ``metrics.json``.
 
     Raises:
         UserError: the sets are of different feature extractors.
     """
     return {
+        "backend": backend,
+        **{name: config.eval[name] for name in metric.settings},
         "features": _common_extractor(real, generated),
         "generated": len(generated.pool),
         "real": len(real.pool),

@@ -10,6 +10,8 @@ Jv comes from a score's method `jvp`, Jᵀv from `vjp` here. Random vectors come
 (K, B, C, H, W): K of them for each of B images.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from models.copies import Copies

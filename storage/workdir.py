@@ -97,6 +97,7 @@ class Workdir:
             path.name.removeprefix(prefix).removeprefix("_") or "pc"
             for prefix in ("eval_sampling", "eval_samples")
             for path in self.root.glob(f"{prefix}*")
+            if any(path.glob("*/samples_*.npz"))
         }
         return sorted(found, key=lambda method: (method != "pc", method != "ode", method))
 

@@ -37,7 +37,7 @@ def score_config():
 def evaluate():
     """Of the run W: all that is shared, and in the same commands what comes after it."""
     flags = types.SimpleNamespace(
-        workdir="W", ema=False, dataset_stat=None, mode="full", backend="ours"
+        workdir="W", ema=False, dataset_stat=None, mode="full", backend="ours", sets=1
     )
     vars(flags).update(dict.fromkeys(ASKED_FOR.split(), True))
     for flags.metric in ("nll", "asym"):

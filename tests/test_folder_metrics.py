@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 from commands import command
+from drawn import draw
 from PIL import Image
 from test_features import weights  # noqa: F401 (a fixture)
 from tiny import CONFIG
@@ -12,6 +13,7 @@ from torch_fidelity import calculate_metrics
 
 import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
 from metrics import encoding, extractors, feature_classifier, image_folders, measuring  # noqa: F401
+from storage.files import save_npz
 from utils import UserError
 
 FOLDERS = "run_lib_evaluation.py --folders"
@@ -113,6 +115,29 @@ def test_mistakes_get_a_sentence(tmp_path):
     refused(f"{FOLDERS} A B --workdir W --fidis", tmp_path, digits, "--workdir")
     refused(f"{FOLDERS} --fidis", tmp_path, (), "folders")
     refused("run_lib_evaluation.py --fidis", tmp_path, (), "--config")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_files_are_the_samples_in_their_order(tmp_path, channels):
+    images = draw(tmp_path / "eval_sampling", 2, 26, 12, shape=(8, 6, channels))
+    target = image_folders.write_samples(tmp_path / "eval_sampling")
+    assert target == tmp_path / "eval_sampling_png"
+    paths = image_folders.image_paths(target)
+    read = np.concatenate(list(image_folders.read_images(paths, 10, channels)))
+    np.testing.assert_array_equal(read, images)
+    # What stands is kept, what was drawn again is written again.
+    stamps = [path.stat().st_mtime_ns for path in paths]
+    other = draw(tmp_path / "eval_sampling", 1, 12, 12, shape=(8, 6, channels), seed=43)
+    image_folders.write_samples(tmp_path / "eval_sampling")
+    changed = [path.stat().st_mtime_ns != stamp for path, stamp in zip(paths, stamps)]
+    assert changed == [number < len(other) for number in range(26)]
+    assert len(list(target.iterdir())) == 26
+
+
+def test_what_is_no_image_is_not_written(tmp_path):
+    save_npz(tmp_path / "plane/0/samples_0.npz", samples=np.zeros((5, 2)), nfe=3)
+    with pytest.raises(UserError, match=r"float64 of shape \(5, 2\); PNG files"):
+        image_folders.write_samples(tmp_path / "plane")
 
 
 def test_images_of_a_folder_are_of_one_size(tmp_path):

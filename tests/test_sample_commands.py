@@ -187,6 +187,31 @@ def test_kid_by_its_flag(tmp_path):
     assert LABELS["kid"] == "KID ↓"
 
 
+def test_sets_of_samples_and_a_warning_that_they_are_few(tmp_path):
+    rng = np.random.default_rng(0)
+    real, fake = (rng.normal(size=(n, 6)).astype(np.float32) for n in (40, 30))
+    stat = tmp_path / "results/W/stat"
+    for name, features in (("dataset_stat", real), ("generated_stat", fake)):
+        save_npz(stat / f"{name}.npz", pool_3=features, logit=features)
+    line = f"{FIDIS}.py --workdir W"
+    said = ok(f"{line} --fidis --sets 3", tmp_path, QC)
+    each = [frechet.frechet_distance(real, part) for part in np.split(fake, 3)]
+    rows = [row.split() for row in said.splitlines() if not row.startswith(("#", "20"))]
+    assert [row[0] for row in rows] == ["set", "0", "1", "2", "minimum", "mean"]
+    fids = [float(row[1]) for row in rows[1:]]
+    assert fids == pytest.approx([*each, min(each), np.mean(each)], rel=1e-5)
+    found = metrics(tmp_path)["fid_is_sets"]
+    assert found["fid"] == pytest.approx(np.mean(each))
+    assert found["settings"]["minimum"]["fid"] == pytest.approx(min(each))
+    warning = "--fidis of {} samples: published numbers are of 50000"
+    assert warning.format(10) in said
+    assert warning.format(30) in ok(f"{line} --fidis", tmp_path, QC)
+    assert warning.format(30) in (tmp_path / "results/W/stdout.txt").read_text()
+    assert "published" not in ok(f"{line} --prdc", tmp_path, QC)
+    refused(f"{line} --fidis --sets 4", tmp_path, QC, "30 samples, which do not make 4 sets")
+    refused(f"{line} --fidis --sets 0", tmp_path, QC, "--sets is 0")
+
+
 def test_identical_sets(tmp_path):
     features_of = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
     stat = tmp_path / "results/W/stat"

@@ -1,11 +1,10 @@
 """The likelihood and the asymmetry of a score model.
 
 Log-likelihood by the instantaneous change of variables along the probability flow (Song et al.,
-ICLR 2021, appendix D.2), with Hutchinson's estimate of the divergence; asymmetry of the score's
-Jacobian as in Chao et al. (ICML 2023, section 5).
+ICLR 2021, appendix D.2); asymmetry of the score's Jacobian as in Chao et al. (ICML 2023, section
+5). Both estimate a trace by vectors v with E[vvᵀ] = I: random signs, Hutchinson's, or all of
+`jacobian.unit_vectors`, which give it exactly.
 """
-
-import math
 
 import torch
 
@@ -16,60 +15,53 @@ from sde_lib import ReverseSDE
 
 
 class DensityField:
-    """d(x, Δ)/dt with dx/dt the probability flow's drift and dΔ/dt = εᵀ∇ₓ(drift)ε.
+    """d(x, Δ)/dt with dx/dt the probability flow's drift and dΔ/dt the mean of vᵀ∇ₓ(drift)v.
 
-    One evaluation of the score and one vector-Jacobian product give both. The state is a matrix
-    (B, D + 1), float64; `nfe` counts the evaluations.
+    One evaluation of the score and one vector-Jacobian product for each of the vectors v
+    (K, B, …) give both. The state is a matrix (B, D + 1), float64; `nfe` counts the evaluations.
     """
 
-    def __init__(self, sde, score, epsilon):
+    def __init__(self, sde, score, v):
         self.reverse = ReverseSDE(sde, score, probability_flow=True)
-        self.epsilon = epsilon
+        self.v = v
         self.nfe = 0
 
     def __call__(self, t, state):
         self.nfe += 1
-        x = state[:, :-1].reshape(self.epsilon.shape).float()
-        with torch.enable_grad():
-            x.requires_grad_()
-            drift, _ = self.reverse.sde(x, t.float().expand(len(x)))
-            (vjp,) = torch.autograd.grad(drift, x, self.epsilon)
-        divergence = (vjp * self.epsilon).flatten(1).sum(1, keepdim=True)
-        return torch.cat([drift.detach().flatten(1), divergence], dim=1).double()
+        x = state[:, :-1].reshape(self.v.shape[1:]).float()
+        drift, vjp = jacobian.value_and_vjp(
+            lambda x: self.reverse.sde(x, t.float().expand(len(x)))[0], x, self.v
+        )
+        divergence = jacobian.dot(vjp, self.v).mean(0)[:, None]
+        return torch.cat([drift.flatten(1), divergence], dim=1).double()
 
 
 @torch.no_grad()
-def bits_per_dim(score, sde, x, epsilon, *, rtol, atol, offset):
-    """Negative log2-likelihood per dimension of 8-bit images under the probability flow.
+def log_likelihood(score, sde, x, v, *, rtol, atol):
+    """Log-density of x under the probability flow.
 
     Args:
-        score: function of x (B, C, H, W) and t (B,), shaped as x.
-        x: dequantised images in the model's range.
-        epsilon: random signs, shaped as x.
+        score: function of x (B, …) and t (B,), shaped as x.
+        x: (B, …), in the model's range.
+        v: vectors (K, B, …) that the divergence is estimated by; their mean is taken.
         rtol, atol: tolerances of the RK45 solver.
-        offset: bits for the change from 0…255 to the model's range, 8 for [0, 1], 7 for [−1, 1].
 
     Returns:
-        bits/dim (B,), the latents z at T, shaped as x, and the number of function evaluations.
+        The log-density (B,), the latents z at T, shaped as x, and the number of function
+        evaluations.
     """
-    field = DensityField(sde, score, epsilon)
+    field = DensityField(sde, score, v)
     start = torch.cat([x.flatten(1), torch.zeros(len(x), 1, device=x.device)], dim=1).double()
     end = integrate(field, start, sde.likelihood_eps, sde.T, rtol, atol)
     z, delta = end[:, :-1].reshape(x.shape), end[:, -1]
-    bits = -(sde.prior_logp(z) + delta) / (x[0].numel() * math.log(2))
-    return bits + offset, z.float(), field.nfe
-
-
-def dequantise(x, noise):
-    """(u + 255x)/256 for 8-bit images x in [0, 1] and uniform noise u."""
-    return (noise + 255 * x) / 256
+    return sde.prior_logp(z) + delta, z.float(), field.nfe
 
 
 def asymmetry(score, sde, x, t, z, v, estimator=jacobian.paper_asymmetry):
     """Asym and NAsym (B,) of the score at x_t = mean + std·z.
 
-    Asym estimates ½‖J − Jᵀ‖_F² by `estimator`, the mean over the K sign vectors `v`
-    (K, B, C, H, W); NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² likewise averaged.
+    Asym estimates ½‖J − Jᵀ‖_F² by `estimator`, the mean over the K vectors `v` (K, B, …);
+    NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² likewise averaged.
     """
     x_t, _ = perturb(sde, x, t, z)
     with torch.no_grad():

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import cli
-import datasets
+import domains
 import sampling
 import sde_lib
 from configs import ranges
 from models.scores import GuidedScore
 from storage.files import save_npz, stands, to_json
-from storage.pictures import save_image_grid
+from storage.pictures import save_picture
 from storage.provenance import config_hash
 from storage.trained import load_classifier, load_score
 from storage.workdir import Workdir
@@ -240,9 +240,9 @@ def own_rounds(rounds):
 
 @dataclasses.dataclass
 class RoundProgress:
-    """A sampler's callback: moves `bar` from `done` on by `count` images in `steps` calls.
+    """A sampler's callback: moves `bar` from `done` on by `count` samples in `steps` calls.
 
-    Whole images; with `steps` None, where the number of calls is not known, none.
+    Whole samples; with `steps` None, where the number of calls is not known, none.
     """
 
     bar: tqdm
@@ -262,12 +262,11 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
 
     `stream`, of `seed_for`, sets these rounds' noise apart from that of other folders.
     """
-    data = config.data
-    image = (data.num_channels, data.image_size, data.image_size)
+    domain = domains.from_config(config.data)
     advice = f"remove {folder.parent} to draw anew, or use another --workdir."
     bar = tqdm(
         total=sum(count for _, count in rounds),
-        unit="img",
+        unit=domain.unit,
         desc=f"{folder.parent.name}/{folder.name}",
         disable=not is_first(),
     )
@@ -276,11 +275,11 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
         for index, count in rounds:
             path = folder / f"samples_{index}.npz"
             meta = dict(provenance, stream=stream, round=index)
-            if not stands(path, meta, advice, samples=(count, *image[1:], image[0]), nfe=()):
+            if not stands(path, meta, advice, samples=(count, *domain.stored_shape), nfe=()):
                 noise = sampling.SeededNoise(device, *stream, index)
                 x, nfe = sampler(
                     score,
-                    noise.randn((count, *image)),
+                    noise.randn((count, *domain.shape)),
                     noise.randn_like,
                     callback=RoundProgress(bar, done, count, sampler.steps),
                 )
@@ -289,9 +288,9 @@ def draw_rounds(score, sampler, config, device, *, folder, rounds, stream, prove
                         f"Round {index} of {folder} came out with NaN or infinite values; nothing "
                         "was written. Look at the checkpoint, or lower config.sampling.snr."
                     )
-                images = datasets.to_uint8(datasets.inverse_scaler(x, data))
-                save_image_grid(path.with_suffix(".png"), images)
-                save_npz(path, samples=images, nfe=nfe, meta=to_json(meta))
+                samples = domain.to_stored(x)
+                save_picture(path.with_suffix(".png"), domain.picture(samples))
+                save_npz(path, samples=samples, nfe=nfe, meta=to_json(meta))
             done += count
             bar.update(done - bar.n)
 

@@ -31,6 +31,7 @@ import torch
 from oracles import double_backward, published_way
 
 import datasets
+import domains
 import evaluation
 import likelihood
 import losses
@@ -148,7 +149,7 @@ class Bench:
         """Images (B, C, H, W), labels (B,)."""
         torch.manual_seed(1)
         data = self.config.data
-        shape = (self.batch, data.num_channels, data.image_size, data.image_size)
+        shape = (self.batch, *domains.from_config(data).shape)
         labels = torch.randint(self.config.classifier.classes, (self.batch,), device=self.device)
         return torch.rand(shape, device=self.device), labels
 
@@ -273,7 +274,7 @@ def nll(bench, way, baseline):
     tolerances = {"rtol": 1e-3, "atol": 1e-5}
     if baseline:
         return lambda: published_way.bits_ode(bench.sde, score, x, epsilon, **tolerances)
-    return lambda: likelihood.bits_per_dim(score, bench.sde, x, epsilon, **tolerances, offset=8)
+    return lambda: likelihood.log_likelihood(score, bench.sde, x, epsilon[None], **tolerances)
 
 
 NETWORK_JOBS = {

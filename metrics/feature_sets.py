@@ -16,6 +16,7 @@ import pathlib
 import numpy as np
 from tqdm import tqdm
 
+import domains
 from metrics import extractors, sharing
 from metrics.sample_sets import Part, check_images, find, in_batches, read_meta, read_round, rows_of
 from storage.files import load_npz, save_npz, stands, to_json
@@ -80,6 +81,7 @@ def open_extractor(config):
         UserError: there is no such extractor, or it cannot be had.
     """
     make = lookup(EXTRACTORS, config.eval.features, "config.eval.features")
+    domains.images_of(config.data, f"The feature network {config.eval.features}")
     require_positive(config.eval.batch_size, "config.eval.batch_size")
     with sharing.first_ahead():  # what it downloads or trains, the others find
         return make(config)

@@ -20,15 +20,32 @@ def rademacher(normal):
     return torch.sign(normal)
 
 
+def unit_vectors(x):
+    """√D times each of the D unit vectors, for every row of `x` (B, …): (D, B, …).
+
+    The mean over them of vᵀAv is the trace of A, that of a quadratic form of v its mean over random
+    signs: exactly.
+    """
+    D = x[0].numel()
+    units = D**0.5 * torch.eye(D, dtype=x.dtype, device=x.device)
+    return units[:, None].expand(D, len(x), D).reshape(D, *x.shape)
+
+
 def vjp(f, x, v):
     """Jᵀv (K, B, …) for K cotangents v of a function f at x (B, …)."""
+    return value_and_vjp(f, x, v)[1]
+
+
+def value_and_vjp(f, x, v):
+    """f(x) (B, …) and Jᵀv (K, B, …) for K cotangents v of a function f at x (B, …)."""
     x = x.detach().requires_grad_()
     again = len(v) > 1
     # In turns: autograd's batched mode, no faster on a CPU, fails for energies in PyTorch 2.11.
     kept = torch.compiler.set_stance("force_eager") if again else contextlib.nullcontext()
     with torch.enable_grad(), kept:  # what is compiled cannot keep its graph
         out = f(x)
-        return torch.stack([torch.autograd.grad(out, x, w, retain_graph=again)[0] for w in v])
+        products = [torch.autograd.grad(out, x, w, retain_graph=again)[0] for w in v]
+    return out.detach(), torch.stack(products)
 
 
 def dot(a, b):

@@ -1,4 +1,4 @@
-"""Images as pictures: a grid of them as one PNG."""
+"""Samples as pictures: a grid of images, a scatter plot of points."""
 
 from storage.files import atomic_write
 
@@ -16,8 +16,31 @@ def image_grid(images, columns):
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
-def save_image_grid(path, images, columns=None):
-    """Write `image_grid` of the images as a PNG; nearly square unless `columns` are given."""
-    picture = image_grid(images, columns or max(1, int(len(images) ** 0.5)))
+def scatter_plot(points, side=5):
+    """Points (N, D) by their first two coordinates as one picture (PIL), `side` inches wide."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    x, y = points[:, 0], points[:, 1] if points.shape[1] > 1 else 0 * points[:, 0]
+    axes.scatter(x, y, s=4, linewidths=0)
+    axes.set_aspect("equal", "datalim")
+    axes.grid(alpha=0.3)
+    return rendered(figure)
+
+
+def rendered(figure):
+    """A matplotlib figure as a picture (PIL)."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return Image.open(buffer).convert("RGB")
+
+
+def save_picture(path, picture):
+    """Write a picture (PIL) as a PNG."""
     with atomic_write(path) as file:
         picture.save(file, format="PNG")

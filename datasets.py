@@ -1,9 +1,9 @@
-"""Image sets as memory-mapped arrays, and batches drawn from them.
+"""Data sets as memory-mapped arrays, and batches drawn from them.
 
 A data set is one line in `DATASETS`: its name and its reader (`readers` says what a reader is).
 `load` reads a split once, into ``data.cache``; from then on it is mapped from there. Images are
-uint8 (N, C, H, W) until `to_model` turns a batch into the model's range, on whatever device the
-batch is on.
+uint8 (N, C, H, W) and points float32 (N, D) until their domain's `to_model` turns a batch into the
+model's range, on whatever device the batch is on.
 """
 
 import contextlib
@@ -20,10 +20,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import domains
+from readers.common import MissingSplit
 from readers.digits import digits
 from readers.folder import folder
 from readers.idx import idx_or_tfds
 from readers.imagenet32 import imagenet32
+from readers.points import checkerboard, gaussian_8, moons, points, spiral_2
 from readers.tfds import tfds
 from storage.files import atomic_write
 from utils import UserError, log, lookup, require_positive, seed_for
@@ -38,15 +41,19 @@ DATASETS = {
     "FashionMNIST": functools.partial(idx_or_tfds, name="fashion_mnist"),
     "digits": digits,
     "folder": folder,
+    "moons": functools.partial(points, draw=moons, classes=2),
+    "checkerboard": functools.partial(points, draw=checkerboard),
+    "gaussian_8": functools.partial(points, draw=gaussian_8),
+    "spiral_2": functools.partial(points, draw=spiral_2),
 }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """One split of a data set; ``len()`` is its number of images.
+    """One split of a data set; ``len()`` is its number of images or points.
 
     Attributes:
-        images: uint8 (N, C, H, W), memory-mapped, read-only.
+        images: uint8 (N, C, H, W), or points, float32 (N, D); memory-mapped, read-only.
         labels: int64 (N,), each in [0, classes).
         classes: the number of classes.
     """
@@ -70,12 +77,12 @@ def load(data, split) -> Split:
     paths, sizes and times: changed files are read anew.
 
     Args:
-        data: ``config.data``, with dataset, image_size, num_channels, root and cache.
+        data: ``config.data``.
         split: ``"train"`` or ``"test"``.
 
     Raises:
-        UserError: no such data set, image_size or num_channels is not the set's, raw files are
-            missing or malformed, or the cache cannot be written.
+        UserError: no such data set, its shape is not that of the configuration's domain, raw files
+            are missing or malformed, or the cache cannot be written.
     """
     if split not in ("train", "test"):
         raise UserError(f"The split is {split!r}; expected train or test.")
@@ -84,13 +91,7 @@ def load(data, split) -> Split:
         source = reader(data, split)
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from None
-    channels, height, _ = source.shape
-    if (data.num_channels, data.image_size) != (channels, height):
-        raise UserError(
-            f"data.num_channels is {data.num_channels} and data.image_size {data.image_size}, but "
-            f"the images of {data.dataset} have {channels} channels and {height}×{height} pixels; "
-            f"set data.num_channels to {channels} and data.image_size to {height}."
-        )
+    domains.from_config(data).require_shape(source.shape, data.dataset)
     identity = "\n".join([str(source.shape), *source.identity]).encode(errors="surrogateescape")
     key = hashlib.sha256(identity).hexdigest()[:16]
     place = pathlib.Path(data.cache) / f"{data.dataset}-{split}-{key}"
@@ -104,6 +105,19 @@ def load(data, split) -> Split:
     return cached
 
 
+def load_both(data) -> tuple[Split, Split | None]:
+    """The training split, and the test split or None where the set has none.
+
+    Raises:
+        UserError: as `load`.
+    """
+    train = load(data, "train")
+    try:
+        return train, load(data, "test")
+    except MissingSplit:
+        return train, None
+
+
 def _open(place, source):
     """The Split cached in the directory `place`; None if there is none or it is damaged."""
     if not place.exists():
@@ -115,9 +129,10 @@ def _open(place, source):
         if not within or labels.min() < 0 or labels.max() >= source.classes:
             raise ValueError(f"its labels are not whole numbers below {source.classes}")
         size = (place / "images.bin").stat().st_size
-        if size != len(labels) * math.prod(source.shape):
+        shape = len(labels), *source.shape
+        if size != math.prod(shape) * source.dtype.itemsize:
             raise ValueError(f"{len(labels)} images cannot have {size} bytes")
-        images = np.memmap(place / "images.bin", np.uint8, "r", shape=(len(labels), *source.shape))
+        images = np.memmap(place / "images.bin", source.dtype, "r", shape=shape)
     except (OSError, EOFError, ValueError) as error:
         log.warning("The cache %s is damaged (%s); it will be built again.", place, error)
         return None
@@ -205,7 +220,7 @@ class TrainBatches:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next images, uint8 (B, C, H, W), and their labels, int64 (B,), on the CPU."""
+        """The next images or points (B, …) and their labels, int64 (B,), on the CPU."""
         indices = []
         missing = self.batch_size
         while missing:
@@ -229,14 +244,11 @@ def fixed_batch(split: Split, count: int, seed: int) -> tuple[torch.Tensor, torc
 
 
 def eval_batches(split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every image once, in order: uint8 (B, C, H, W) and int64 (B,); the last may be smaller."""
+    """Every image once, in order, (B, …) and int64 (B,); the last batch may be smaller."""
     require_positive(batch_size, "The batch size")
     for start in range(0, len(split), batch_size):
         part = slice(start, start + batch_size)
         yield torch.tensor(split.images[part]), torch.tensor(split.labels[part])
-
-
-# ---------------------------------------------------------------- pixels and the model's range
 
 
 def upload(x, device):
@@ -244,40 +256,3 @@ def upload(x, device):
     if device.type == "cuda":
         x = x.pin_memory()  # a GPU copies by itself from nothing else
     return x.to(device, non_blocking=True)
-
-
-def to_model(images: torch.Tensor, data, *, train: bool) -> torch.Tensor:
-    """A batch in the model's range, on the device of `images`.
-
-    Training images are flipped with probability 1/2 (data.random_flip) and dequantised to
-    (u + 255x)/256 with u uniform in [0, 1) (data.uniform_dequantization); both draw from the
-    device's default generator.
-
-    Args:
-        images: uint8 (B, C, H, W).
-
-    Returns:
-        float32 (B, C, H, W) in [0, 1], or in [-1, 1] with data.centered.
-    """
-    if train and data.random_flip:
-        flipped = torch.rand(len(images), device=images.device) < 0.5
-        images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-    x = images.float() / 255
-    if train and data.uniform_dequantization:
-        x = (torch.rand_like(x) + 255 * x) / 256
-    return scaler(x, data)
-
-
-def scaler(x: torch.Tensor, data) -> torch.Tensor:
-    """[0, 1] to the model's range."""
-    return 2 * x - 1 if data.centered else x
-
-
-def inverse_scaler(x: torch.Tensor, data) -> torch.Tensor:
-    """The model's range to [0, 1]."""
-    return (x + 1) / 2 if data.centered else x
-
-
-def to_uint8(x: torch.Tensor) -> np.ndarray:
-    """Images (N, C, H, W) in [0, 1] as uint8 (N, H, W, C): 255x, clipped and truncated."""
-    return (255 * x).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

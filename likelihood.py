@@ -1,84 +1,98 @@
 """The likelihood and the asymmetry of a score model.
 
 Log-likelihood by the instantaneous change of variables along the probability flow (Song et al.,
-ICLR 2021, appendix D.2), with Hutchinson's estimate of the divergence; asymmetry of the score's
-Jacobian as in Chao et al. (ICML 2023, section 5).
+ICLR 2021, appendix D.2); asymmetry of the score's Jacobian as in Chao et al. (ICML 2023, section
+5). Both estimate a trace by vectors v with E[vvᵀ] = I: random signs, Hutchinson's, or all of
+`jacobian.unit_vectors`, which give it exactly.
 """
 
 import functools
-import math
+from collections.abc import Callable
 
 import torch
 
 from models import jacobian
 from models.scores import in_parts
 from sampling import integrate
-from sde_lib import ReverseSDE, perturb
+from sde_lib import SDE, ReverseSDE, perturb
 
 
 class DensityField:
-    """d(x, Δ)/dt with dx/dt the probability flow's drift and dΔ/dt = εᵀ∇ₓ(drift)ε.
+    """d(x, Δ)/dt with dx/dt the probability flow's drift and dΔ/dt the mean of vᵀ∇ₓ(drift)v.
 
-    One evaluation of the score and one vector-Jacobian product give both, for `rows` images at a
-    time (None: all). The state is a matrix (B, D + 1), float64; `nfe` counts the evaluations.
+    One evaluation of the score and one vector-Jacobian product for each of the vectors v
+    (K, B, …) give both. An image makes K rows; the network takes `rows` of them at a time (None:
+    all), but whole images. The state is a matrix (B, D + 1), float64; `nfe` counts the evaluations.
     """
 
-    def __init__(self, sde, score, epsilon, rows=None):
+    def __init__(self, sde: SDE, score: Callable, v: torch.Tensor, rows: int | None = None):
         self.reverse = ReverseSDE(sde, score, probability_flow=True)
-        self.epsilon = epsilon
-        self.rows = rows
+        self.v = v.transpose(0, 1)
+        self.images = None if rows is None else max(1, rows // len(v))
         self.nfe = 0
 
-    def __call__(self, t, state):
+    def __call__(self, t: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         self.nfe += 1
-        x = state[:, :-1].reshape(self.epsilon.shape).float()
+        x = state[:, :-1].reshape(len(self.v), *self.v.shape[2:]).float()
         times = t.float().expand(len(x))
-        return in_parts(self.derivatives, self.rows, x, times, self.epsilon).double()
+        return in_parts(self.derivatives, self.images, x, times, self.v).double()
 
-    def derivatives(self, x, t, epsilon):
-        """dx/dt and dΔ/dt of images x (b, C, H, W) at times t (b,), side by side: (b, D + 1)."""
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            drift, _ = self.reverse.sde(x, t)
-            (vjp,) = torch.autograd.grad(drift, x, epsilon)
-        divergence = (vjp * epsilon).flatten(1).sum(1, keepdim=True)
-        return torch.cat([drift.detach().flatten(1), divergence], dim=1)
+    def derivatives(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """dx/dt and dΔ/dt at x (b, …), t (b,) and of v (b, K, …), side by side: (b, D + 1)."""
+        v = v.transpose(0, 1)
+        drift, vjp = jacobian.value_and_vjp(self.drift, x, t, v)
+        divergence = jacobian.dot(vjp, v).mean(0)[:, None]
+        return torch.cat([drift.flatten(1), divergence], dim=1)
+
+    def drift(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.reverse.sde(x, t)[0]
 
 
 @torch.no_grad()
-def bits_per_dim(score, sde, x, epsilon, *, rtol, atol, offset, rows=None):
-    """Negative log2-likelihood per dimension of 8-bit images under the probability flow.
+def log_likelihood(
+    score: Callable,
+    sde: SDE,
+    x: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    rtol: float,
+    atol: float,
+    rows: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Log-density of x under the probability flow.
 
     Args:
-        score: function of x (B, C, H, W) and t (B,), shaped as x.
-        x: dequantised images in the model's range.
-        epsilon: random signs, shaped as x.
+        score: function of x (B, …) and t (B,), shaped as x.
+        x: (B, …), in the model's range.
+        v: vectors (K, B, …) that the divergence is estimated by; their mean is taken.
         rtol, atol: tolerances of the RK45 solver.
-        offset: bits for the change from 0…255 to the model's range, 8 for [0, 1], 7 for [−1, 1].
-        rows: images that the network takes at a time; None: all. The solver's steps are those of
-            the whole batch.
+        rows: as in `DensityField`. The solver's steps are those of the whole batch.
 
     Returns:
-        bits/dim (B,), the latents z at T, shaped as x, and the number of function evaluations.
+        The log-density (B,), the latents z at T, shaped as x, and the number of function
+        evaluations.
     """
-    field = DensityField(sde, score, epsilon, rows)
+    field = DensityField(sde, score, v, rows)
     start = torch.cat([x.flatten(1), torch.zeros(len(x), 1, device=x.device)], dim=1).double()
     end = integrate(field, start, sde.likelihood_eps, sde.T, rtol, atol)
     z, delta = end[:, :-1].reshape(x.shape), end[:, -1]
-    bits = -(sde.prior_logp(z) + delta) / (x[0].numel() * math.log(2))
-    return bits + offset, z.float(), field.nfe
+    return sde.prior_logp(z) + delta, z.float(), field.nfe
 
 
-def dequantise(x, noise):
-    """(u + 255x)/256 for 8-bit images x in [0, 1] and uniform noise u."""
-    return (noise + 255 * x) / 256
-
-
-def asymmetry(score, sde, x, t, z, v, estimator=jacobian.paper_asymmetry, rows=None):
+def asymmetry(
+    score: Callable,
+    sde: SDE,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    z: torch.Tensor,
+    v: torch.Tensor,
+    estimator: Callable = jacobian.paper_asymmetry,
+    rows: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Asym and NAsym (B,) of the score at x_t = mean + std·z.
 
-    Asym estimates ½‖J − Jᵀ‖_F² by `estimator`, the mean over the K sign vectors `v`
-    (K, B, C, H, W); NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² likewise averaged. An image
+    Asym estimates ½‖J − Jᵀ‖_F² by `estimator`, the mean over the K vectors `v`
+    (K, B, …); NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² likewise averaged. An image
     makes 1 + K rows; the network takes `rows` of them at a time (None: all), but whole images.
     """
     measure = functools.partial(_asymmetry, score, sde, estimator)
@@ -87,7 +101,7 @@ def asymmetry(score, sde, x, t, z, v, estimator=jacobian.paper_asymmetry, rows=N
 
 
 def _asymmetry(score, sde, estimator, x, t, z, v):
-    """Asym and NAsym side by side (b, 2), of v (b, K, C, H, W)."""
+    """Asym and NAsym side by side (b, 2), of v (b, K, …)."""
     x_t, _ = perturb(sde, x, t, z)
     v = v.transpose(0, 1)
     with torch.no_grad():
@@ -97,6 +111,6 @@ def _asymmetry(score, sde, estimator, x, t, z, v):
     return torch.stack([asym, 0.5 * asym / (jacobian.dot(q, q).mean(0) + 1e-8)], dim=1)
 
 
-def noise_times(levels, sde, eps):
+def noise_times(levels: int, sde: SDE, eps: float) -> torch.Tensor:
     """t = level·(T − eps) + eps for `levels` equally spaced levels in [0, 1)."""
     return torch.arange(levels) / levels * (sde.T - eps) + eps

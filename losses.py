@@ -145,11 +145,15 @@ class QuasiConservative(DSM):
         v = torch.randn(len(x), self.slices, *x.shape[1:], device=x.device, dtype=x.dtype)
         return dict(super().draw(x), v=v)
 
+    def vectors(self, v):
+        """The random vectors (B, K, …) of the draws `v`."""
+        return jacobian.rademacher(v)
+
     def both(self, x, u, z, v):
         """DSM (B,), the regulariser (B,), and the scalar whose gradient is the objective's."""
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
-        v = jacobian.rademacher(v).transpose(0, 1)  # (K, B, C, H, W), as all of `jacobian`
+        v = self.vectors(v).transpose(0, 1)  # (K, B, C, H, W), as all of `jacobian`
 
         with same_masks(x.device):
             q = jacobian.vjp(self.score, x_t, t, v)
@@ -171,6 +175,24 @@ class QuasiConservative(DSM):
         return surrogate, {"loss": total, "dsm": dsm, "regulariser": regulariser}
 
 
+@dataclasses.dataclass(frozen=True)
+class ExactQuasiConservative(QuasiConservative):
+    """QC with e = ½‖J − Jᵀ‖_F² itself, from all D unit vectors: for points, whose D is small."""
+
+    def draw(self, x):
+        """u, z, and v (B, D, …), √D times each unit vector."""
+        return dict(DSM.draw(self, x), v=jacobian.unit_vectors(x).transpose(0, 1))
+
+    def vectors(self, v):
+        return v
+
+
+QC_OBJECTIVES = {"exact": ExactQuasiConservative} | {
+    name: functools.partial(QuasiConservative, estimator=each)
+    for name, each in jacobian.ESTIMATORS.items()
+}
+
+
 def score_objective(config, score, sde):
     """The objective that a score model's configuration describes.
 
@@ -190,11 +212,11 @@ def score_objective(config, score, sde):
         return EnergyDSM(*common)
     if not regularised:
         return DSM(*common)
-    return QuasiConservative(
+    build = lookup(QC_OBJECTIVES, config.loss.estimator, "config.loss.estimator")
+    return build(
         *common,
         balancing_fac=config.loss.balancing_fac,
         slices=require_positive(config.loss.slices, "config.loss.slices"),
-        estimator=lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator"),
     )
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from absl import flags
 
 import cli
+import domains
 from evaluation import LABELS
 from metrics.sample_sets import numbered_rounds
 from storage.files import atomic_write, load_npz
-from storage.pictures import image_grid
 from storage.workdir import Workdir
 from utils import UserError, log
 
@@ -156,7 +156,7 @@ def labels(classes):
 
 def padded(images):
     """A row of COLUMNS images, black where there are fewer."""
-    row = np.zeros((COLUMNS, *images.shape[1:]), np.uint8)
+    row = np.zeros((COLUMNS, *images.shape[1:]), images.dtype)
     row[: len(images)] = images
     return row
 
@@ -170,7 +170,7 @@ def data_uri(png):
 
 def grid_picture(title, images):
     buffer = io.BytesIO()
-    image_grid(images, COLUMNS).save(buffer, format="PNG")
+    domains.of_stored(images).picture(images, COLUMNS).save(buffer, format="PNG")
     return Picture(title, data_uri(buffer.getvalue()))
 
 

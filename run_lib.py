@@ -1,7 +1,7 @@
 """Training: one loop, top to bottom, for whatever job it is handed.
 
 The loop knows nothing of score models or classifiers. It asks a training job for its model, its
-objective, its images, its validation and its pictures; `ScoreTraining` is one such job.
+objective, its domain, its data, its validation and its pictures; `ScoreTraining` is one such job.
 """
 
 import contextlib
@@ -20,8 +20,7 @@ from configs import ranges
 from models import memory
 from models.ema import EMA
 from storage import checkpoints
-from storage.files import atomic_write
-from storage.pictures import save_image_grid
+from storage.files import atomic_write, save_picture
 from storage.scalars import ScalarWriter
 from storage.workdir import Workdir
 from training import resuming
@@ -71,8 +70,9 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     place.create()
     log_to(place.log_file)
     log.info(
-        "Training on %d images of %s: %s parameters, %s, batch %d, to step %d.",
+        "Training on %d %s of %s: %s parameters, %s, batch %d, to step %d.",
         len(train_split),
+        job.domain.noun,
         config.data.dataset,
         f"{sum(p.numel() for p in parameters):,}",
         device,
@@ -88,7 +88,11 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     batches = datasets.TrainBatches(
         train_split, training.batch_size, config.seed, position=state.position
     )
-    images, labels = datasets.fixed_batch(test_split, VALIDATION_IMAGES, config.seed)
+    if test_split is None:
+        log.info("%s has no test split: nothing is validated.", config.data.dataset)
+        validation = None
+    else:
+        validation = *datasets.fixed_batch(test_split, VALIDATION_IMAGES, config.seed), test_split
     if is_first():
         memory.report_step(job, training, has_batch_norms(job.model))
 
@@ -102,7 +106,7 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
         world = stack.enter_context(distributed.join(job, agreed(state, config)))
         stop = stack.enter_context(StopRequest())
         stack.enter_context(logging_redirect_tqdm([log]))
-        bar = stack.enter_context(progress_bar(state, training))
+        bar = stack.enter_context(progress_bar(state, training, job.domain.unit))
         saved = state.step
         if is_first() and pictures_are_missing(state, training, place):
             draw_pictures(state, job, place, stop)  # a kill came before they were drawn
@@ -137,8 +141,8 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
             if due or is_snapshot(state, training):
                 save(state, config, place, watch)
                 saved = state.step
-            if is_first() and state.step % training.eval_freq == 0:
-                validate(state, job, images, labels, test_split, writer, stop)
+            if is_first() and validation and state.step % training.eval_freq == 0:
+                validate(state, job, *validation, writer, stop)
             if is_first() and pictures_are_missing(state, training, place):
                 draw_pictures(state, job, place, stop)
     log.info("Trained to step %d; checkpoints are in %s.", state.step, place.checkpoints)
@@ -230,7 +234,7 @@ def gradients(state, job, batches, config, world):
     """Leave the gradients of the next batch in the parameters; returns the objective's values."""
     images, labels = next(batches)
     images, labels = (datasets.upload(part, job.device) for part in (images, labels))
-    x = datasets.to_model(images, config.data, train=True)
+    x = job.domain.to_model(images, train=True)
     draws = job.objective.draw(x)
     part = losses.rows_of(x, labels, draws, world.rows(len(x)))
     if world.size > 1:
@@ -325,17 +329,17 @@ def draw_pictures(state, job, place, stop):
         return
     images, columns = drawn
     picture, array = picture_files(state, place)
-    save_image_grid(picture, images, columns)
+    save_picture(picture, job.domain.picture(images, columns))
     with atomic_write(array) as file:
         np.save(file, images)
     log.info("Step %d: drew %d samples in %s.", state.step, len(images), picture.parent)
 
 
-def progress_bar(state, training):
+def progress_bar(state, training, unit):
     return tqdm(
         total=training.n_iters * training.batch_size,
         initial=state.step * training.batch_size,
-        unit="img",
+        unit=unit,
         unit_scale=True,
         desc="Training",
         disable=not is_first(),

@@ -71,7 +71,7 @@ def cas(config, workdir, setup=None, samples=None):
         ),
     )
     job.model.eval()
-    right = accuracy(job.model, test_split, config.training.batch_size, config.data, job.device)
+    right = accuracy(job.model, test_split, config.training.batch_size, job.domain, job.device)
     if is_first():
         report(place, name, right, settings)
     return right

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import cli
-import datasets
+import domains
 import sampling
 import sde_lib
 from configs import ranges
 from models.scores import GuidedScore, InParts
-from storage.files import save_npz, stands, to_json
-from storage.pictures import save_image_grid
+from samplers.progress import RoundProgress
+from storage.files import save_npz, save_picture, stands, to_json
 from storage.provenance import config_hash
 from storage.trained import load_classifier, load_score
 from storage.workdir import Workdir
@@ -265,37 +265,18 @@ def own_rounds(rounds):
         dealt += len(every)
 
 
-@dataclasses.dataclass
-class RoundProgress:
-    """A sampler's callback: moves `bar` from `done` on by `count` images in `steps` calls.
-
-    Whole images; with `steps` None, where the number of calls is not known, none.
-    """
-
-    bar: tqdm
-    done: int
-    count: int
-    steps: int | None
-    calls: int = 0
-
-    def __call__(self):
-        self.calls += 1
-        if self.steps:
-            self.bar.update(self.done + self.count * self.calls // self.steps - self.bar.n)
-
-
 def draw_rounds(drawing, score, *, folder, rounds, of_round, of_images, provenance):
     """Draw the missing ones of `rounds` into ``folder/samples_{number}.npz``.
 
     `of_round` and `of_images` are streams of `seed_for` that set the noise apart from that of other
     folders, and from that of other images.
     """
-    data, device, sampler = drawing.config.data, drawing.device, drawing.sampler
-    image = (data.num_channels, data.image_size, data.image_size)
+    device, sampler = drawing.device, drawing.sampler
+    domain = domains.from_config(drawing.config.data)
     advice = f"remove {folder.parent} to draw anew, or use another --workdir."
     bar = tqdm(
         total=sum(each.count for each in rounds),
-        unit="img",
+        unit=domain.unit,
         desc=f"{folder.parent.name}/{folder.name}",
         disable=not is_first(),
     )
@@ -305,11 +286,11 @@ def draw_rounds(drawing, score, *, folder, rounds, of_round, of_images, provenan
             path = folder / f"samples_{number}.npz"
             stream = sampler.stream((*of_round, number), (*of_images, first))
             meta = dict(provenance, stream=stream[:-1], round=stream[-1])
-            if not stands(path, meta, advice, samples=(count, *image[1:], image[0]), nfe=()):
+            if not stands(path, meta, advice, samples=(count, *domain.stored_shape), nfe=()):
                 noise = sampler.noise(device, stream, count)
                 x, nfe = sampler(
                     score,
-                    noise.randn((count, *image)),
+                    noise.randn((count, *domain.shape)),
                     noise.randn_like,
                     callback=RoundProgress(bar, done, count, sampler.steps),
                 )
@@ -318,9 +299,9 @@ def draw_rounds(drawing, score, *, folder, rounds, of_round, of_images, provenan
                         f"Round {number} of {folder} came out with NaN or infinite values; nothing "
                         "was written. Look at the checkpoint, or lower config.sampling.snr."
                     )
-                images = datasets.to_uint8(datasets.inverse_scaler(x, data))
-                save_image_grid(path.with_suffix(".png"), images)
-                save_npz(path, samples=images, nfe=nfe, meta=to_json(meta))
+                samples = domain.to_stored(x)
+                save_picture(path.with_suffix(".png"), domain.picture(samples))
+                save_npz(path, samples=samples, nfe=nfe, meta=to_json(meta))
             done += count
             bar.update(done - bar.n)
 

@@ -11,7 +11,6 @@ import torch
 from absl import flags
 
 import cli
-import datasets
 import sampling
 from metrics.nll_and_asym import TestRun
 from models import jacobian
@@ -23,7 +22,7 @@ IMAGES, VECTORS = 100, 32
 
 def variances(run, t, noise):
     """Means (2,) and variances (2,) of the paper's and the skew estimator at the time `t`."""
-    x = datasets.scaler(run.images(0)[:IMAGES], run.config.data)
+    x = run.domain.to_model(run.images(0)[:IMAGES], train=False)
     times = torch.full((len(x),), t, device=run.device)
     x_t, std = perturb(run.sde, x, times, noise.randn(x.shape))
     v = jacobian.rademacher(noise.randn((VECTORS, *x.shape)))

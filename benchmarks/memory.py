@@ -165,7 +165,9 @@ def nll(precision, kind):
 
     def derivatives(images):
         x = pixels(images)
-        return likelihood.DensityField(SDE, score, x).derivatives(x, times(images), x)
+        return likelihood.DensityField(SDE, score, x[None]).derivatives(
+            x, times(images), x[:, None]
+        )
 
     return evaluation(derivatives)
 

@@ -22,6 +22,7 @@ import torch
 from oracles import double_backward, published_way
 
 import datasets
+import domains
 import likelihood
 import losses
 import models
@@ -81,7 +82,7 @@ class Bench:
         """Images (B, C, H, W), labels (B,)."""
         torch.manual_seed(1)
         data = self.config.data
-        shape = (self.batch, data.num_channels, data.image_size, data.image_size)
+        shape = (self.batch, *domains.from_config(data).shape)
         labels = torch.randint(self.config.classifier.classes, (self.batch,), device=self.device)
         return torch.rand(shape, device=self.device), labels
 
@@ -206,7 +207,7 @@ def nll(bench, way, baseline):
     tolerances = {"rtol": 1e-3, "atol": 1e-5}
     if baseline:
         return lambda: published_way.bits_ode(bench.sde, score, x, epsilon, **tolerances)
-    return lambda: likelihood.bits_per_dim(score, bench.sde, x, epsilon, **tolerances, offset=8)
+    return lambda: likelihood.log_likelihood(score, bench.sde, x, epsilon[None], **tolerances)
 
 
 NETWORK_JOBS = {
@@ -245,14 +246,14 @@ def batches(device):
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     images = np.random.default_rng(0).integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8)
     source = as_data_source(images, folder)
-    data = common.base(common.CIFAR10).data
+    domain = domains.from_config(common.base(common.CIFAR10).data)
     split = datasets.Split(images.transpose(0, 3, 1, 2).copy(), np.zeros(5000, np.int64), 10)
     drawn = datasets.TrainBatches(split, size, 0)
     rng = np.random.default_rng(0)
 
     def ours():
         for _ in range(count):
-            datasets.to_model(next(drawn)[0].to(device), data, train=True)
+            domain.to_model(next(drawn)[0].to(device), train=True)
 
     def published():
         for _ in range(count):

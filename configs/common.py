@@ -26,6 +26,7 @@ def base(dataset):
     data.root = "data"
     data.cache = "data/cache"
     data.image_size = 32
+    data.image_width = placeholder(int)  # none: images are square
     data.num_channels = 3
     data.random_flip = dataset != IMAGENET
     data.centered = False

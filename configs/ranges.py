@@ -52,7 +52,11 @@ SHARE = _real(0, 1)
 RANGES = {
     "seed": _whole(0, 2**63 - 1),
     "data.image_size": WIDTH,
+    "data.image_width": _optional(WIDTH),
     "data.num_channels": WIDTH,
+    "data.dimensions": WIDTH,
+    "data.num_points": _whole(1, 10**8),
+    "data.data_seed": _whole(0, 2**63 - 1),
     "model.sigma_min": POSITIVE,
     "model.sigma_max": POSITIVE,
     "model.beta_min": POSITIVE,

@@ -13,8 +13,8 @@ import numpy as np
 from recognise import digits, flatten, recogniser
 
 import datasets
-from storage.files import load_npz
-from storage.pictures import save_image_grid
+from domains import image_grid
+from storage.files import load_npz, save_picture
 from storage.workdir import Workdir
 
 CLASSES = range(10)
@@ -37,7 +37,7 @@ def main(workdirs):
         drawn = [samples(workdir, label) for label in CLASSES]
         rows[workdir] = [(model.predict(flatten(x)) == c).mean() for c, x in enumerate(drawn)]
         picture = Workdir(workdir).root / "classes.png"
-        save_image_grid(picture, np.concatenate([x[:COLUMNS] for x in drawn]), COLUMNS)
+        save_picture(picture, image_grid(np.concatenate([x[:COLUMNS] for x in drawn]), COLUMNS))
     print("Share of the samples in which an independent classifier sees the class asked for:")
     print("| samples | all | " + " | ".join(map(str, CLASSES)) + " |")
     print("|---|---|" + "---|" * len(CLASSES))

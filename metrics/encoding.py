@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 from tqdm import tqdm
 
+import domains
 from metrics import extractors, feature_classifier, sharing
 from metrics.sample_sets import (
     find_class_samples,
@@ -56,6 +57,7 @@ def open_extractor(config):
         UserError: there is no such extractor, or it cannot be had.
     """
     make = lookup(EXTRACTORS, config.eval.features, "config.eval.features")
+    domains.images_of(config.data, f"The feature network {config.eval.features}")
     require_positive(config.eval.batch_size, "config.eval.batch_size")
     with sharing.first_ahead():  # what it downloads or trains, the others find
         return extractors.InParts(make(config), config.eval.microbatch)

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 import datasets
+import domains
 import likelihood
 import sampling
 import sde_lib
@@ -40,6 +41,7 @@ class TestRun:
     score: object
     loaded: LoadedFrom
     split: datasets.Split
+    domain: domains.Images | domains.Points
     batch_size: int
 
     @classmethod
@@ -57,7 +59,8 @@ class TestRun:
         log_to(place.log_file)
         weights = "averaged" if use_ema else "raw"
         log.info("Evaluating %s weights of step %d on %s.", weights, loaded.step, device)
-        return cls(config, place, device, sde, score, loaded, split, config.eval.batch_size)
+        domain, size = domains.from_config(config.data), config.eval.batch_size
+        return cls(config, place, device, sde, score, loaded, split, domain, size)
 
     @property
     def batches(self):
@@ -67,15 +70,16 @@ class TestRun:
         return min(self.batch_size, len(self.split) - batch * self.batch_size)
 
     def images(self, batch):
-        """The batch's images in [0, 1], on the device."""
+        """The batch's images, as they are stored, on the device."""
         start = batch * self.batch_size
         # A copy, because the mapped file is read-only and PyTorch knows no such tensors.
         images = torch.tensor(self.split.images[start : start + self.batch_size])
-        return images.to(self.device).float() / 255
+        return images.to(self.device)
 
     def meta(self, **settings):
         return dict(
             settings,
+            **self.domain.identity,
             batch_size=self.batch_size,
             checkpoint_step=self.loaded.step,
             config=config_hash(self.config),
@@ -107,19 +111,14 @@ def calculate_nll(config, workdir, use_ema=False):
             path = run.place.nll(batch)
             if not stands(path, meta, advice, bpd=(run.size(batch),), nfe=()):
                 noise = sampling.SeededNoise(run.device, "nll", config.seed, batch)
-                x = run.images(batch)
-                x = likelihood.dequantise(x, noise.rand(x.shape))
-                bits, _, nfe = likelihood.bits_per_dim(
-                    run.score,
-                    run.sde,
-                    datasets.scaler(x, config.data),
-                    jacobian.rademacher(noise.randn(x.shape)),
-                    offset=7 if config.data.centered else 8,
-                    rows=config.eval.microbatch,
-                    **tolerances,
+                x = run.domain.to_density(run.images(batch), noise.rand)
+                v = jacobian.rademacher(noise.randn((1, *x.shape)))
+                rows = config.eval.microbatch
+                density, _, nfe = likelihood.log_likelihood(
+                    run.score, run.sde, x, v, rows=rows, **tolerances
                 )
-                bits = bits.cpu().numpy()
-                require_finite(bits, f"The bits/dim of batch {batch}")
+                bits = run.domain.negative_log_likelihood(density).cpu().numpy()
+                require_finite(bits, f"The likelihood of batch {batch}")
                 save_npz(path, bpd=bits, nfe=nfe, meta=to_json(meta))
             bar.update(run.size(batch))
     sharing.wait()
@@ -127,7 +126,7 @@ def calculate_nll(config, workdir, use_ema=False):
 
 
 def read_nll(workdir):
-    """Print and record the mean bits/dim over the test split, and the mean NFE.
+    """Print and record the mean over the test split, in bits/dim or nats, and the mean NFE.
 
     Raises:
         UserError: nothing is calculated, or not all of it; says what to run.
@@ -139,6 +138,7 @@ def read_nll(workdir):
         count = math.ceil(meta["images"] / meta["batch_size"])
     except (KeyError, TypeError, ZeroDivisionError):
         raise UserError(f"{place.nll(0)} does not say of how many images it is.") from None
+    kind = lookup(domains.KINDS, meta.get("domain", "images"), f"The domain in {place.nll(0)}")
     files = [first] + [
         read_same(place.nll(batch), meta, command, "bpd", "nfe") for batch in range(1, count)
     ]
@@ -146,19 +146,19 @@ def read_nll(workdir):
     single = all(file["nfe"].size == 1 for file in files)
     if not (single and len(bits) == meta["images"] and np.isfinite(bits.std())):
         raise UserError(
-            f"{place.nll(0).parent} does not hold bits/dim of {meta['images']} images; remove it "
-            f"and run: python {command} --config …"
+            f"{place.nll(0).parent} does not hold {kind.likelihood_unit} of {meta['images']} "
+            f"{kind.noun}; remove it and run: python {command} --config …"
         )
     result = {
-        "bits_per_dim": float(bits.mean()),
+        kind.likelihood_name: float(bits.mean()),
         "standard_error": float(bits.std() / math.sqrt(len(bits))),
         "nfe": float(np.mean([file["nfe"] for file in files])),
         "settings": meta,
     }
     place.record(nll=result)
     print(
-        f"NLL {result['bits_per_dim']:.4f} ± {result['standard_error']:.4f} bits/dim over "
-        f"{len(bits)} images, mean NFE {result['nfe']:.1f}"
+        f"NLL {result[kind.likelihood_name]:.4f} ± {result['standard_error']:.4f} "
+        f"{kind.likelihood_unit} over {len(bits)} {kind.noun}, mean NFE {result['nfe']:.1f}"
     )
     return result
 
@@ -228,7 +228,7 @@ def require_finite(values, name):
 
 def _asym_of_batch(run, times, slices, estimator, repeat, batch, bar):
     """Asym and NAsym (2, levels, n) of one batch."""
-    x = datasets.scaler(run.images(batch), run.config.data)
+    x = run.domain.to_model(run.images(batch), train=False)
     values = []
     for level, t in enumerate(times.to(run.device)):
         numbers = (run.config.seed, repeat, batch, level)

@@ -12,8 +12,7 @@ import math
 import pathlib
 import re
 
-import numpy as np
-
+import domains
 from storage import files
 from storage.files import load_npz
 from storage.provenance import differences
@@ -144,17 +143,17 @@ def _some(items, separator):
     return separator.join(items[:NAMED]) + more
 
 
-def check_images(images, path, data):
-    """Refuse what are not the uint8 images (n, H, W, C) of ``config.data``.
+def check_images(samples, path, data):
+    """Refuse what are not stored samples of the domain of ``config.data``, (n, H, W, C) or (n, D).
 
     Raises:
         UserError: another type or shape; names the file.
     """
-    expected = (data.image_size, data.image_size, data.num_channels)
-    if images.dtype != np.uint8 or images.shape[1:] != expected:
+    domain = domains.from_config(data)
+    if (samples.dtype, samples.shape[1:]) != (domain.dtype, domain.stored_shape):
         raise UserError(
-            f"{path} holds {images.dtype} images of shape {images.shape[1:]}; "
-            f"expected uint8 of {expected}."
+            f"{path} holds {samples.dtype} {domain.noun} of shape {samples.shape[1:]}; "
+            f"expected {domain.dtype} of {domain.stored_shape}."
         )
 
 

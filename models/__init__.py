@@ -8,7 +8,8 @@ import torch
 
 import sde_lib
 from models.ncsnpp import NCSNpp, NCSNppMod
-from models.resnet import NoiseConditionedResNet, classifier_options
+from models.points import MoonsNet, PlaneNet
+from models.resnet import NoiseConditionedResNet
 from models.scores import EnergyScore, Score
 from models.transformer import Transformer
 from utils import UserError, lookup, require_positive
@@ -17,21 +18,25 @@ MODELS = {
     "ncsnpp": NCSNpp.from_config,
     "ncsnpp_mod": NCSNppMod.from_config,
     "transformer": Transformer.from_config,
+    "plane": PlaneNet.from_config,
+    "moons": MoonsNet.score,
 }
 """``config.model.name`` -> a function of the configuration that builds the network."""
 
 CLASSIFIERS = {
     "resnet18_cond": functools.partial(
-        NoiseConditionedResNet, blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512)
+        NoiseConditionedResNet.from_config, blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512)
     ),
     "resnet34_cond": functools.partial(
-        NoiseConditionedResNet, blocks=(3, 4, 6, 3), widths=(64, 128, 256, 512)
+        NoiseConditionedResNet.from_config, blocks=(3, 4, 6, 3), widths=(64, 128, 256, 512)
     ),
     # For images much smaller than CIFAR's.
     "resnet_small_cond": functools.partial(
-        NoiseConditionedResNet, blocks=(1, 1, 1), widths=(32, 64, 128)
+        NoiseConditionedResNet.from_config, blocks=(1, 1, 1), widths=(32, 64, 128)
     ),
+    "moons": MoonsNet.classifier,
 }
+"""``config.classifier.model`` -> a function of the configuration that builds the network."""
 
 
 def create_model(config: ml_collections.ConfigDict) -> torch.nn.Module:
@@ -65,9 +70,9 @@ def create_classifier(config: ml_collections.ConfigDict) -> torch.nn.Module:
     Raises:
         UserError: the name is unknown or the number of classes is none.
     """
-    network = lookup(CLASSIFIERS, config.classifier.model, "config.classifier.model")
+    build = lookup(CLASSIFIERS, config.classifier.model, "config.classifier.model")
     require_positive(config.classifier.classes, "config.classifier.classes")
-    return network(**classifier_options(config))
+    return build(config)
 
 
 def create_score(

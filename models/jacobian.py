@@ -22,17 +22,35 @@ def rademacher(normal: torch.Tensor) -> torch.Tensor:
     return torch.sign(normal)
 
 
-def vjp(score, x, t, v):
-    """Jᵀv (K, B, …) for K cotangents v of a `score(x, t)` at x (B, …) and t (B,).
+def unit_vectors(x: torch.Tensor) -> torch.Tensor:
+    """√D times each of the D unit vectors, for every row of `x` (B, …): (D, B, …).
+
+    The mean over them of vᵀAv is the trace of A, that of a quadratic form of v its mean over random
+    signs: exactly.
+    """
+    D = x[0].numel()
+    units = D**0.5 * torch.eye(D, dtype=x.dtype, device=x.device)
+    return units[:, None].expand(D, len(x), D).reshape(D, *x.shape)
+
+
+def vjp(score: Callable, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Jᵀv (K, B, …) for K cotangents v of a `score(x, t)` at x (B, …) and t (B,)."""
+    return value_and_vjp(score, x, t, v)[1]
+
+
+def value_and_vjp(
+    function: Callable, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``function(x, t)`` (B, …) and Jᵀv (K, B, …) for K cotangents v at x (B, …) and t (B,).
 
     One pass forward and one backward, of K·B rows. Dropout is the same in all copies of an image.
     """
     copies = len(v)
     x = torch.cat([x.detach()] * copies).requires_grad_()
     with torch.enable_grad(), Copies(copies):
-        out = score(x, t.repeat(copies))
+        out = function(x, t.repeat(copies))
         (q,) = torch.autograd.grad(out, x, v.flatten(0, 1))
-    return q.unflatten(0, (copies, -1))
+    return out[: len(t)].detach(), q.unflatten(0, (copies, -1))
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -122,8 +122,7 @@ def count_step(job, images, processes=1):
     Args:
         processes: how many train together; DistributedDataParallel copies the gradients.
     """
-    data = job.config.data
-    shape = (images, data.num_channels, data.image_size, data.image_size)
+    shape = (images, *job.domain.shape)
 
     def loss():
         x = torch.rand(shape, device=job.device)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import domains
 from models import layers
 from utils import UserError, lookup, take
 
@@ -32,7 +33,7 @@ class NCSNpp(nn.Module):
     alone for the backward pass, which computes the rest anew: less memory, one more forward pass.
 
     Args:
-        image_size: height and width.
+        image_size: height and width, a pair.
         channels: image channels, any number.
         sigmas: (N,) descending noise levels; a buffer of the published checkpoints.
         nf, ch_mult, num_res_blocks, attn_resolutions, dropout, …: as in `model_options`.
@@ -81,12 +82,13 @@ class NCSNpp(nn.Module):
         self.progressive = _one_of(PROGRESSIVE, progressive, "progressive")
         self.progressive_input = _one_of(PROGRESSIVE_INPUT, progressive_input, "progressive_input")
         _one_of(COMBINE, progressive_combine, "progressive_combine")
-        smallest = image_size // 2 ** (len(ch_mult) - 1)
-        if smallest * 2 ** (len(ch_mult) - 1) != image_size or smallest < 1:
-            raise UserError(
-                f"config.data.image_size is {image_size}; {len(ch_mult)} resolutions "
-                f"(config.model.ch_mult) need a multiple of {2 ** (len(ch_mult) - 1)}."
-            )
+        factor = 2 ** (len(ch_mult) - 1)
+        for name, value in zip(("image_size", "image_width"), image_size):
+            if value % factor or value < 1:
+                raise UserError(
+                    f"config.data.{name} is {value}; {len(ch_mult)} resolutions "
+                    f"(config.model.ch_mult) need a multiple of {factor}."
+                )
         if nf % 4:
             raise UserError(f"config.model.nf is {nf}; expected a multiple of 4.")
         self.nf, self.levels, self.num_res_blocks = nf, len(ch_mult), num_res_blocks
@@ -124,7 +126,7 @@ class NCSNpp(nn.Module):
         # Down.
         modules.append(layers.conv3x3(channels, nf))
         widths = [nf]  # of the features that the up path will take
-        width, pyramid_width, resolution = nf, channels, image_size
+        width, pyramid_width, resolution = nf, channels, image_size[0]
         for level, mult in enumerate(ch_mult):
             for _ in range(num_res_blocks):
                 modules.append(block(width, nf * mult))
@@ -262,7 +264,7 @@ class NCSNpp(nn.Module):
         for level in range(self.levels):
             for _ in range(self.num_res_blocks):
                 h = self._residual(next(modules), h, temb, tangents)
-                if h.shape[-1] in self.attn_resolutions:
+                if h.shape[-2] in self.attn_resolutions:
                     h = self._attention(next(modules), h, tangents)
                 skips.append(h)
             if level == self.levels - 1:
@@ -284,7 +286,7 @@ class NCSNpp(nn.Module):
             for _ in range(self.num_res_blocks + 1):
                 joined = torch.cat([h, skips.pop()], dim=1)
                 h = self._residual(next(modules), joined, temb, tangents)
-            if h.shape[-1] in self.attn_resolutions:
+            if h.shape[-2] in self.attn_resolutions:
                 h = self._attention(next(modules), h, tangents)
             if self.progressive == "output_skip":
                 normalised = next(modules)(h, tangents, self.act)
@@ -309,12 +311,13 @@ class NCSNppMod(NCSNpp):
     """
 
     def __init__(self, *, image_size, channels, **options):
-        if image_size != 28:
+        if image_size != (28, 28):
+            height, width = image_size
             raise UserError(
-                f"config.data.image_size is {image_size}; the model ncsnpp_mod takes 28 "
-                "(use ncsnpp for other sizes)."
+                f"config.data.image_size is {height}" + f"×{width}" * (width != height) + "; the "
+                "model ncsnpp_mod takes 28 (use ncsnpp for other sizes)."
             )
-        super().__init__(image_size=32, channels=channels, **options)
+        super().__init__(image_size=(32, 32), channels=channels, **options)
         # The published parameter order has the two convolutions first.
         body = self.all_modules
         del self.all_modules
@@ -343,10 +346,11 @@ def model_options(config):
         "fourier_scale conditional resblock_type fir fir_kernel resamp_with_conv skip_rescale "
         "progressive progressive_input progressive_combine init_scale scale_by_sigma"
     ).split()
+    domain = domains.images_of(data, f"The model {model.name}")
     return dict(
         take(model, names),
         sigmas=sigmas,
-        image_size=data.image_size,
-        channels=data.num_channels,
-        centered=data.centered,
+        image_size=(domain.height, domain.width),
+        channels=domain.channels,
+        centered=domain.centered,
     )

@@ -7,14 +7,13 @@ published checkpoints.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-import ml_collections
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import distributed
+import domains
 from models import layers, twice
 
 
@@ -162,18 +161,21 @@ class NoiseConditionedResNet(nn.Module):
             }
         )
 
+    @classmethod
+    def from_config(cls, config, blocks, widths):
+        """The network that ``config.classifier`` and ``config.data`` describe."""
+        classifier = config.classifier
+        domain = domains.images_of(config.data, f"The classifier {classifier.model}")
+        return cls(
+            channels=domain.channels,
+            classes=classifier.classes,
+            nf=classifier.nf,
+            fourier_scale=classifier.fourier_scale,
+            blocks=blocks,
+            widths=widths,
+        )
+
     def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         fourier, first, second = self.classifier["condition_modules"]
         temb = second(F.silu(first(fourier(torch.log(sigma)))))
         return self.classifier["classifier"](x, temb).to(x.dtype)
-
-
-def classifier_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The arguments of `NoiseConditionedResNet` from ``config.classifier`` and ``config.data``."""
-    classifier = config.classifier
-    return {
-        "channels": config.data.num_channels,
-        "classes": classifier.classes,
-        "nf": classifier.nf,
-        "fourier_scale": classifier.fourier_scale,
-    }

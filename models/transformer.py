@@ -4,11 +4,14 @@ Transformers", ICCV 2023), as a score network of the VE SDE.
 It is a plain module: PyTorch's forward mode pushes directions through it (`models.forward_mode`).
 """
 
+import math
+
 import ml_collections
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import domains
 from models import layers
 from utils import UserError, take
 
@@ -25,7 +28,7 @@ class Transformer(nn.Module):
     puts them together again. At first it is zero.
 
     Args:
-        image_size: height and width.
+        image_size: height and width, a pair.
         channels: image channels.
         centered: whether the images are in [−1, 1] already, not in [0, 1].
         patch_size: p.
@@ -55,12 +58,14 @@ class Transformer(nn.Module):
         fourier_scale: float,
     ) -> None:
         super().__init__()
-        _require_divisible("config.data.image_size", image_size, "patch_size", patch_size)
+        for name, value in zip(("image_size", "image_width"), image_size):
+            _require_divisible(f"config.data.{name}", value, "patch_size", patch_size)
         _require_divisible("config.model.width", width, "heads", heads)
         _require_divisible("config.model.width", width, "2, for sines and cosines,", 2)
         self.centered, self.patch_size = centered, patch_size
         self.patches = layers.Conv2d(channels, width, patch_size, stride=patch_size)
-        self.positions = nn.Parameter(0.02 * torch.randn((image_size // patch_size) ** 2, width))
+        tokens = math.prod(value // patch_size for value in image_size)
+        self.positions = nn.Parameter(0.02 * torch.randn(tokens, width))
         self.fourier = layers.GaussianFourierProjection(width // 2, fourier_scale)
         self.embed = nn.Sequential(
             layers.Linear(width, width), nn.SiLU(), layers.Linear(width, width), nn.SiLU()
@@ -78,7 +83,8 @@ class Transformer(nn.Module):
         Raises:
             UserError: an option is missing or out of range, or the SDE is not the continuous VE.
         """
-        training, data = config.training, config.data
+        training = config.training
+        domain = domains.images_of(config.data, "The model transformer")
         if training.sde != "vesde" or not training.continuous:
             raise UserError(
                 "The model transformer takes noise levels of the continuous VE SDE; set "
@@ -92,9 +98,9 @@ class Transformer(nn.Module):
                     f"{most}."
                 )
         return cls(
-            image_size=data.image_size,
-            channels=data.num_channels,
-            centered=data.centered,
+            image_size=(domain.height, domain.width),
+            channels=domain.channels,
+            centered=domain.centered,
             **options,
         )
 

@@ -20,8 +20,12 @@ from utils import UserError
 BLOCK = 100  # images read before they are written on
 
 
+class MissingSplit(UserError):
+    """The data set is there, and has no such split."""
+
+
 class Block(NamedTuple):
-    """Some images, uint8 (n, C, H, W), and their labels from 0, int64 (n,)."""
+    """Some images, uint8 (n, C, H, W), or points, and their labels from 0, int64 (n,)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -31,18 +35,20 @@ class Source(NamedTuple):
     """One split of a raw data set, before it is read.
 
     Attributes:
-        shape: (C, H, W) of every image.
+        shape: (C, H, W) of every image, (D,) of points.
         classes: how many labels there are.
         blocks: the images in order; an iterator that reads as it goes.
         identity: what a cached copy depends on, such as files with their sizes and times.
         count: the number of images where it is known beforehand, for the progress bar.
+        dtype: of the images; points are float32.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     blocks: Iterator[Block]
     identity: list[str]
     count: int | None = None
+    dtype: np.dtype = np.dtype(np.uint8)
 
 
 def block(

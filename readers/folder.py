@@ -1,4 +1,4 @@
-"""The reader of a folder of images, ``train/<class>/*`` and ``test/<class>/*``.
+"""The reader of a folder of images, ``train/<class>/*`` and ``test/<class>/*``, or without classes.
 
 Whatever does not fit is a UserError that names the file: no image is passed over in silence.
 """
@@ -14,8 +14,9 @@ import ml_collections
 import numpy as np
 from PIL import Image, ImageOps
 
+import domains
 from readers import common
-from readers.common import Source, block, file_stamps
+from readers.common import MissingSplit, Source, block, file_stamps
 from utils import UserError, lookup, require_positive
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it runs Ghostscript
@@ -31,29 +32,42 @@ _one_large = threading.Lock()
 
 
 def folder(data: ml_collections.ConfigDict, split: str) -> Source:
-    """Images laid out as ``root/train/<class>/*`` and ``root/test/<class>/*``.
+    """Images laid out as ``root/train/<class>/*`` and ``root/test/<class>/*``, or without classes.
 
-    The classes are the sorted names of the directories in ``train``. Each image becomes grey
-    (num_channels 1) or RGB (3), is cropped to its central square and resized to image_size.
+    The classes are the sorted names of the directories in ``train``; images that lie in ``train``
+    itself are of one class. Each image becomes grey (num_channels 1) or RGB (3), is cropped about
+    its centre to the form of image_size rows of image_width (none: a square) and resized to that.
     Names that begin with a dot are passed over.
 
     Raises:
-        UserError: there are no classes or no images, a class of ``test`` is not in ``train``,
-            something that is no file lies among the images, a link leads out of the folder, or
-            image_size or num_channels is no size or number of channels.
+        MissingSplit: there is no ``root/test``.
+        UserError: there are no images, a class of ``test`` is not in ``train``, something that is
+            no file lies among the images, a link leads out of the folder, or a size or
+            num_channels is none.
     """
-    size = require_positive(data.image_size, "data.image_size")
+    domain = domains.images_of(data, "The data set folder")
+    require_positive(domain.height, "data.image_size")
+    require_positive(domain.width, "data.image_width")
     mode = lookup(MODES, data.num_channels, "data.num_channels")
     root = os.path.realpath(data.root)
     names = _class_names(root, "train")
     paths, labels = [], []
+    if split == "test" and not os.path.isdir(os.path.join(root, split)):
+        raise MissingSplit(
+            f"{root}/{split} is no directory; expected the test images, laid out as "
+            "train/<class>/<image> are, in the folder that data.root names."
+        )
     for name in names if split == "train" else _class_names(root, split):
         if name not in names:
             raise UserError(
-                f"{root}/{split} has the class {name!r}, which {root}/train lacks; expected the "
-                f"classes {', '.join(names)} or some of them."
+                f"{root}/{split} has the class {name!r}, which {root}/train lacks; expected "
+                + (
+                    "images without classes, as there."
+                    if names == ["."]
+                    else f"the classes {', '.join(names)} or some of them."
+                )
             )
-        found = _visible(root, os.path.join(root, split, name))
+        found = _visible(root, os.path.normpath(os.path.join(root, split, name)))
         for path in found:
             if not os.path.isfile(path):
                 raise UserError(f"{path} is no file; expected nothing but images beside it.")
@@ -63,20 +77,21 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
         labels += [names.index(name)] * len(found)
     if not paths:
         raise UserError(f"{root}/{split} holds no images; expected {split}/<class>/<image>.")
-    shape = (data.num_channels, size, size)
-    blocks = _folder_blocks(paths, np.array(labels), shape, mode, len(names))
-    return Source(shape, len(names), blocks, names + file_stamps(paths), len(paths))
+    blocks = _folder_blocks(paths, np.array(labels), domain.shape, mode, len(names))
+    return Source(domain.shape, len(names), blocks, names + file_stamps(paths), len(paths))
 
 
 def _class_names(root, split):
-    """The sorted names of the directories in ``root/split``."""
+    """The sorted names of the directories in ``root/split``; of images without classes ``"."``."""
     directory = os.path.join(root, split)
     if not os.path.isdir(directory):
         raise UserError(
-            f"{directory} is no directory; expected images laid out as train/<class>/<image> and "
-            "test/<class>/<image> in the folder that data.root names."
+            f"{directory} is no directory; expected images laid out as train/<class>/<image>, or "
+            "train/<image> without classes, in the folder that data.root names."
         )
     paths = _visible(root, directory)
+    if paths and not any(map(os.path.isdir, paths)):
+        return ["."]
     for path in paths:
         if not os.path.isdir(path):
             raise UserError(
@@ -117,13 +132,13 @@ def _folder_blocks(paths, labels, shape, mode, classes):
     with concurrent.futures.ThreadPoolExecutor(DECODERS) as pool:
         for start in range(0, len(paths), common.BLOCK):
             part = slice(start, start + common.BLOCK)
-            decode = functools.partial(decode_image, mode=mode, size=shape[-1])
+            decode = functools.partial(decode_image, mode=mode, size=shape[1:])
             images = np.stack(list(pool.map(decode, paths[part]))).transpose(0, 3, 1, 2)
             yield block(os.path.dirname(paths[start]), images, labels[part], shape, classes)
 
 
-def decode_image(path: pathlib.Path, mode: str, size: tuple[int, int]) -> np.ndarray:
-    """One image file, cropped to its central square and resized: uint8 (size, size, C).
+def decode_image(path: pathlib.Path, mode: str, size: tuple[int, int] | None) -> np.ndarray:
+    """One image file as uint8 (H, W, C), cropped about its centre and resized to `size` (H, W).
 
     Where `size` is None it stays as it is: uint8 (H, W, C).
 
@@ -140,7 +155,7 @@ def decode_image(path: pathlib.Path, mode: str, size: tuple[int, int]) -> np.nda
             with _one_large if pixels > LARGE_PIXELS else contextlib.nullcontext():
                 converted = image if image.mode == mode else image.convert(mode)
                 if size is not None:
-                    converted = ImageOps.fit(converted, (size, size), Image.Resampling.BICUBIC)
+                    converted = ImageOps.fit(converted, size[::-1], Image.Resampling.BICUBIC)
                 array = np.array(converted)
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
         raise UserError(

@@ -227,3 +227,9 @@ def read_meta(path: str | os.PathLike, array: np.ndarray) -> dict[str, Any]:
 def to_json(value: object) -> str:
     """Compact JSON with sorted keys, the form of every `meta`."""
     return json.dumps(value, sort_keys=True)
+
+
+def save_picture(path: pathlib.Path, picture) -> None:
+    """Write a picture (PIL) as a PNG, atomically."""
+    with atomic_write(path) as file:
+        picture.save(file, format="PNG")

@@ -42,7 +42,8 @@ def config_hash(config: ml_collections.ConfigDict) -> str:
         section: {
             name: value
             for name, value in config[section].to_dict().items()
-            if name not in ("root", "cache") and not name.endswith("_path")
+            # What is not set has no entry: a field that is new and none changes no hash.
+            if value is not None and name not in ("root", "cache") and not name.endswith("_path")
         }
         for section in ("data", "model")
     }

@@ -105,7 +105,7 @@ def test_another_shape_than_the_configs(tmp_path, reads, size, channels):
     with pytest.raises(UserError) as error:
         datasets.load(data, "train")
     for part in (
-        f"data.image_size {size}",
+        f"data.image_size is {size}",
         f"data.num_channels is {channels}",
         "3 channels",
         "4×4",
@@ -308,86 +308,3 @@ def test_batches_do_not_reach_into_the_map(data, reads):
         images.zero_()
     next(datasets.TrainBatches(split, 4, seed=0))[0].zero_()
     assert is_whole(split)
-
-
-# ---------------------------------------------------------------- pixels and the model's range
-
-
-def test_to_model_range(tmp_path):
-    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    plain = datasets.to_model(images, config(tmp_path), train=True)
-    centered = datasets.to_model(images, config(tmp_path, centered=True), train=True)
-    exact = torch.linspace(0, 1, 256, dtype=torch.float64).reshape(1, 1, 16, 16)
-    assert plain.dtype == centered.dtype == torch.float32
-    torch.testing.assert_close(plain.double(), exact, rtol=0, atol=1e-7)
-    torch.testing.assert_close(centered.double(), 2 * exact - 1, rtol=0, atol=2e-7)
-
-
-def test_half_of_the_training_images_are_flipped_left_to_right(tmp_path):
-    data = config(tmp_path, random_flip=True)
-    image = torch.from_numpy(IMAGES[:1])
-    images = image.expand(400, 3, 4, 4)
-    torch.manual_seed(0)
-    x = datasets.to_model(images, data, train=True)
-    plain, mirrored = image / 255, image.flip(3) / 255
-    is_plain = (x == plain).flatten(1).all(1)
-    is_mirrored = (x == mirrored).flatten(1).all(1)
-    assert torch.all(is_plain ^ is_mirrored)
-    assert 140 < is_mirrored.sum() < 260  # six standard deviations about 200
-    assert torch.equal(datasets.to_model(images, data, train=False), plain.expand_as(x))
-
-
-def test_dequantization(tmp_path):
-    """Each pixel is spread evenly over its own 256th of [0, 1), in training alone."""
-    data = config(tmp_path, uniform_dequantization=True)
-    images = torch.from_numpy(IMAGES).repeat(50, 1, 1, 1)
-    torch.manual_seed(0)
-    x = datasets.to_model(images, data, train=True)
-    within = x.double() * 256 - images
-    assert within.min() > -1e-4
-    assert within.max() < 1 + 1e-4
-    assert abs(within.mean() - 0.5) < 6 * (1 / 12 / within.numel()) ** 0.5
-    assert abs(within.var() - 1 / 12) < 0.005
-    assert torch.equal(datasets.to_model(images, data, train=False), images / 255)
-    centered = config(tmp_path, uniform_dequantization=True, centered=True)
-    torch.manual_seed(0)
-    assert torch.equal(datasets.to_model(images, centered, train=True), 2 * x - 1)
-
-
-def test_augmentation_follows_the_default_generator(tmp_path):
-    data = config(tmp_path, random_flip=True, uniform_dequantization=True)
-    drawn = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        drawn.append(datasets.to_model(torch.from_numpy(IMAGES), data, train=True))
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-
-
-@pytest.mark.parametrize(("centered", "low"), [(False, 0), (True, -1)])
-def test_scaler_and_its_inverse(tmp_path, centered, low):
-    data = config(tmp_path, centered=centered)
-    x = torch.linspace(0, 1, 11)
-    scaled = datasets.scaler(x, data)
-    assert (scaled.min(), scaled.max()) == (low, 1)
-    torch.testing.assert_close(datasets.inverse_scaler(scaled, data), x)
-
-
-def test_to_uint8_clips_and_truncates():
-    x = torch.tensor([-3.0, 0.0, 0.9 / 255, 1.5 / 255, 254.9 / 255, 1.0, 7.0, 0.5])
-    images = datasets.to_uint8(x.reshape(2, 1, 2, 2))
-    assert (images.dtype, images.shape) == (np.uint8, (2, 2, 2, 1))
-    assert images.ravel().tolist() == [0, 0, 0, 1, 254, 255, 255, 127]
-    colours = torch.rand(2, 3, 4, 5)
-    assert datasets.to_uint8(colours).shape == (2, 4, 5, 3)
-    assert datasets.to_uint8(colours)[1, 2, 3, 0] == int(255 * colours[1, 0, 2, 3])
-
-
-@pytest.mark.parametrize("centered", [False, True])
-def test_pixels_survive_the_way_to_the_model_and_back(tmp_path, centered):
-    """Every value returns; after centring, truncation may make it one less."""
-    data = config(tmp_path, centered=centered)
-    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    x = datasets.inverse_scaler(datasets.to_model(images, data, train=False), data)
-    lost = images.numpy().ravel() - datasets.to_uint8(x).ravel().astype(int)
-    assert set(lost) <= ({0, 1} if centered else {0})

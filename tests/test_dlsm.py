@@ -57,7 +57,7 @@ def small_problem(dtype):
     """A small classifier in train mode, a score, images, labels and draws."""
     torch.manual_seed(0)
     classifier = {"model": "resnet_small_cond", "classes": 4, "nf": 8, "fourier_scale": 16.0}
-    config = ConfigDict({"classifier": classifier, "data": {"num_channels": 1}})
+    config = ConfigDict({"classifier": classifier, "data": {"num_channels": 1, "image_size": 8}})
     network = models.create_classifier(config).to(DEVICE, dtype).train()
     x, labels = (
         torch.rand(8, 1, 8, 8, dtype=dtype, device=DEVICE),

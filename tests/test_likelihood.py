@@ -8,6 +8,7 @@ import torch
 from device_option import DEVICE
 from gaussian import GaussianData
 
+import domains
 import likelihood
 import sde_lib
 from models import jacobian, memory
@@ -19,15 +20,15 @@ def test_bits_per_dim_are_the_published_ones():
     entry, data = golden.manifest("qc")[name], golden.arrays(name)
     sde = golden.sde(entry["sde"])
     assert sde.likelihood_eps == entry["eps"]
-    bits, z, nfe = likelihood.bits_per_dim(
+    density, z, nfe = likelihood.log_likelihood(
         Score(golden.network(entry["model"]), sde),
         sde,
         data["x"],
-        data["epsilon"],
+        data["epsilon"][None],
         rtol=entry["rtol"],
         atol=entry["atol"],
-        offset=8,
     )
+    bits = domains.Images(*data["x"].shape[1:]).negative_log_likelihood(density)
     # Relative, as losses are: at these tolerances the flow of random weights amplifies rounding,
     # and SciPy's own RK45 on this field ends up to 6e-4 away from the published number.
     assert golden.relative_error(bits, data["bpd"]) < 1e-3
@@ -45,12 +46,36 @@ def test_bits_per_dim_of_gaussian_data(sde):
     data = GaussianData(mean=0.4, std=0.2, sde=sde)
     x = data.sample(64, (2, 3, 3))
     epsilon = jacobian.rademacher(torch.randn_like(x))
-    bits, _, _ = likelihood.bits_per_dim(
-        data.score, sde, x, epsilon, rtol=1e-5, atol=1e-5, offset=8
-    )
+    found, _, _ = likelihood.log_likelihood(data.score, sde, x, epsilon[None], rtol=1e-5, atol=1e-5)
+    images = domains.Images(2, 3, 3)
+    bits = images.negative_log_likelihood(found)
     density = torch.distributions.Normal(0.4, 0.2).log_prob(x).flatten(1).sum(1)
     expected = -density / (x[0].numel() * math.log(2)) + 8
     assert (bits - expected).abs().max() < 0.01
+    centered = domains.Images(2, 3, 3, centered=True)
+    torch.testing.assert_close(centered.negative_log_likelihood(found), bits - 1)
+
+
+def test_unit_vectors_give_the_exact_divergence():
+    """Points of a Gaussian with a rotating field added, whose divergence random signs miss."""
+    sde = sde_lib.VESDE(0.01, 50.0)
+    covariance = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
+
+    def score(x, t):
+        variance = covariance + sde.sigma(t[0].double()) ** 2 * torch.eye(2, dtype=torch.float64)
+        return -(torch.linalg.solve(variance, x.double().T).T).float()
+
+    torch.manual_seed(0)
+    x = torch.randn(20, 2)
+    expected = torch.distributions.MultivariateNormal(torch.zeros(2).double(), covariance)
+    found, _, _ = likelihood.log_likelihood(
+        score, sde, x, jacobian.unit_vectors(x), rtol=1e-6, atol=1e-6
+    )
+    # The prior, a Gaussian of σmax alone, is narrower than p_T by a little.
+    assert (found - expected.log_prob(x.double())).abs().max() < 0.02
+    signs = jacobian.rademacher(torch.randn(1, *x.shape))
+    estimate, _, _ = likelihood.log_likelihood(score, sde, x, signs, rtol=1e-6, atol=1e-6)
+    assert (estimate - found).abs().max() > 0.1
 
 
 def test_asymmetry_is_the_published_one():
@@ -120,7 +145,7 @@ def test_noise_times():
 def test_dequantisation_stays_in_its_bin():
     x = torch.arange(256, device=DEVICE) / 255
     for noise in (0.0, 0.999):
-        y = likelihood.dequantise(x, torch.full((256,), noise, device=DEVICE))
+        y = domains.dequantise(x, torch.full((256,), noise, device=DEVICE))
         assert torch.equal((y * 256).floor(), torch.arange(256, device=DEVICE).float())
 
 
@@ -140,21 +165,21 @@ def test_the_likelihood_in_parts_is_that_of_the_whole_batch(network_and_data, ki
     x, epsilon = (torch.cat([data[name]] * 3)[:5] for name in ("x", "epsilon"))
     score, sde = kind(network, sde_lib.VESDE()), sde_lib.VESDE()
     state = torch.cat([x.flatten(1), torch.zeros(5, 1)], dim=1).double()
-    fields = [likelihood.DensityField(sde, score, epsilon, rows) for rows in (None, 2)]
+    fields = [likelihood.DensityField(sde, score, epsilon[None], rows) for rows in (None, 2)]
     whole, parts = (field(torch.tensor(0.4), state) for field in fields)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
     assert [field.nfe for field in fields] == [1, 1]
 
 
-def test_bits_per_dim_in_parts():
+def test_densities_in_parts():
     torch.manual_seed(0)
     sde = sde_lib.VESDE()
     data = GaussianData(mean=0.4, std=0.2, sde=sde)
     x = data.sample(10, (2, 3, 3))
     epsilon = jacobian.rademacher(torch.randn_like(x))
     (whole, _, steps), (parts, _, same_steps) = (
-        likelihood.bits_per_dim(
-            data.score, sde, x, epsilon, rtol=1e-5, atol=1e-5, offset=8, rows=rows
+        likelihood.log_likelihood(
+            data.score, sde, x, epsilon[None], rtol=1e-5, atol=1e-5, rows=rows
         )
         for rows in (None, 3)
     )
@@ -190,7 +215,7 @@ def test_parts_bound_the_memory_of_a_published_batch(network_and_data):
     def peak(images, rows):
         def derivatives():
             x = torch.rand(images, *size)
-            field = likelihood.DensityField(sde, score, x, rows)
+            field = likelihood.DensityField(sde, score, x[None], rows)
             return field(torch.tensor(0.4), torch.rand(images, x[0].numel() + 1))
 
         return memory.count(derivatives).peak

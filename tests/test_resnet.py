@@ -44,7 +44,9 @@ def test_parity(name):
 
 def config(**changes):
     classifier = {"model": "resnet_small_cond", "classes": 4, "nf": 8, "fourier_scale": 16.0}
-    return ConfigDict({"classifier": classifier | changes, "data": {"num_channels": 1}})
+    return ConfigDict(
+        {"classifier": classifier | changes, "data": {"num_channels": 1, "image_size": 8}}
+    )
 
 
 @pytest.fixture

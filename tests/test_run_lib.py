@@ -14,7 +14,7 @@ import tiny_classifier
 import torch
 from test_checkpoints import assert_equal
 
-import datasets
+import domains
 import run_lib
 from storage import checkpoints
 from storage.workdir import Workdir
@@ -191,18 +191,18 @@ def test_a_non_finite_gradient_stops_the_run(here, cache, value):
 
 def test_a_non_finite_loss_stops_the_run(here, cache, monkeypatch):
     """The last good checkpoint stays, and the sentence names the step."""
-    to_model = datasets.to_model
+    to_model = domains.Images.to_model
     seen = []
 
-    def poisoned(images, data, *, train):
-        x = to_model(images, data, train=train)
+    def poisoned(domain, images, *, train):
+        x = to_model(domain, images, train=train)
         if train:
             seen.append(1)
             if len(seen) == 6:
                 x[0, 0, 0, 0] = float("nan")
         return x
 
-    monkeypatch.setattr(datasets, "to_model", poisoned)
+    monkeypatch.setattr(domains.Images, "to_model", poisoned)
     with pytest.raises(UserError, match="The loss stopped being finite at step 6;"):
         run_lib.train(tiny.config(cache, training__log_freq=7), "run")
     assert newest("run")["step"] == 4

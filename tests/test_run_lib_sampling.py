@@ -14,7 +14,8 @@ from tqdm import tqdm
 import run_lib
 from metrics.sample_sets import numbered_rounds
 from models.ncsnpp import NCSNpp
-from run_lib_sampling import Round, RoundProgress, sample, split_rounds
+from run_lib_sampling import Round, sample, split_rounds
+from samplers.progress import RoundProgress
 from storage import checkpoints
 from storage.files import load_npz, to_json
 from storage.provenance import code_version, config_hash

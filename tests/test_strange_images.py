@@ -52,7 +52,7 @@ def path(tmp_path_factory):
 
 
 def decode(path):
-    return folder.decode_image(str(path), "RGB", 8)
+    return folder.decode_image(str(path), "RGB", (8, 8))
 
 
 def check_refused_or_image(path, content):

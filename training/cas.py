@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import domains
 from models import compute
 from models.cas import create_cas_classifier
 from storage.files import save_json
@@ -43,6 +44,7 @@ class CASTraining:
     def __init__(self, config, device, train_split, test_split, record):
         self.config = config
         self.device = device
+        self.domain = domains.images_of(config.data, "CAS")
         self.train_split, self.test_split = train_split, test_split
         self.record = record
         self.fingerprint = require_same_images(record, train_split)
@@ -59,7 +61,7 @@ class CASTraining:
     def validate(self, images, labels, split):
         """The accuracy on the whole test `split`."""
         size = self.config.training.batch_size
-        return {"accuracy": accuracy(self.model, split, size, self.config.data, self.device)}
+        return {"accuracy": accuracy(self.model, split, size, self.domain, self.device)}
 
     def pictures(self, step):
         """None: it draws no samples."""

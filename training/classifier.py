@@ -6,6 +6,7 @@ Chao et al., ICLR 2022, section 4. The objectives are `losses.DLSM` and `losses.
 import torch
 
 import datasets
+import domains
 import losses
 import models
 import sampling
@@ -34,6 +35,7 @@ class ClassifierTraining:
     def __init__(self, config, device):
         self.config = config
         self.device = device
+        self.domain = domains.from_config(config.data)
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
         self.model = compute.prepare(models.create_classifier(config), config.compute, device)
@@ -41,13 +43,13 @@ class ClassifierTraining:
         self.objective = losses.classifier_objective(config, self.model, self.score, self.sde)
 
     def splits(self):
-        """The training and the test images.
+        """The training and the test data; None for a test split that the set has not.
 
         Raises:
             UserError: the data have another number of classes than the classifier.
         """
         data = self.config.data
-        splits = datasets.load(data, "train"), datasets.load(data, "test")
+        splits = datasets.load_both(data)
         classes = self.config.classifier.classes
         if classes != splits[0].classes:
             raise UserError(
@@ -61,7 +63,7 @@ class ClassifierTraining:
         """The objective's values on a fixed batch; the accuracy on the whole test `split`."""
         values = validation_means(self, self.values, images, labels)
         size = self.config.training.batch_size
-        right = accuracy(self.logits, split, size, self.config.data, self.device)
+        right = accuracy(self.logits, split, size, self.domain, self.device)
         return dict(values, accuracy=right)
 
     def values(self, x, labels, draws):
@@ -74,24 +76,23 @@ class ClassifierTraining:
         return self.model(*sde_lib.perturb(self.sde, x, t, torch.randn_like(x)))
 
     def pictures(self, step):
-        """Guided samples as uint8 (N, H, W, C), a row for each class, and the rows' length."""
+        """Guided samples as they are stored, a row for each class, and the rows' length."""
         noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
-        classes, data = self.config.classifier.classes, self.config.data
+        classes = self.config.classifier.classes
         columns = max(1, self.config.sampling.batch_size // classes)
         labels = torch.arange(classes, device=self.device).repeat_interleave(columns)
         score = GuidedScore(
             self.score, self.model, self.sde, labels, self.config.sampling.scaling_factor
         )
-        shape = (len(labels), data.num_channels, data.image_size, data.image_size)
-        x, _ = self.sampler(score, noise.randn(shape), noise.randn_like)
-        return datasets.to_uint8(datasets.inverse_scaler(x, data)), columns
+        x, _ = self.sampler(score, noise.randn((len(labels), *self.domain.shape)), noise.randn_like)
+        return self.domain.to_stored(x), columns
 
 
 @torch.no_grad()
-def accuracy(logits, split, batch_size, data, device):
+def accuracy(logits, split, batch_size, domain, device):
     """Share of the images of `split` whose label has the largest of ``logits(x)`` (B, classes)."""
     right = 0
     for images, labels in datasets.eval_batches(split, batch_size):
-        x = datasets.to_model(images.to(device), data, train=False)
+        x = domain.to_model(images.to(device), train=False)
         right += int((logits(x).argmax(1).cpu() == labels).sum())
     return right / len(split)

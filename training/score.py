@@ -3,6 +3,7 @@
 import torch
 
 import datasets
+import domains
 import losses
 import models
 import sampling
@@ -20,6 +21,7 @@ class ScoreTraining:
     def __init__(self, config, device):
         self.config = config
         self.device = device
+        self.domain = domains.from_config(config.data)
         self.ema_rate = config.model.ema_rate
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
@@ -29,8 +31,8 @@ class ScoreTraining:
         self.objective = losses.score_objective(config, self.score, self.sde)
 
     def splits(self):
-        """The training and the test images."""
-        return datasets.load(self.config.data, "train"), datasets.load(self.config.data, "test")
+        """The training and the test data; None for a test split that the set has not."""
+        return datasets.load_both(self.config.data)
 
     @torch.no_grad()
     def validate(self, images, labels, split):
@@ -38,23 +40,17 @@ class ScoreTraining:
         return validation_means(self, self.objective.evaluate, images, labels)
 
     def pictures(self, step):
-        """Samples as uint8 (N, H, W, C), and the columns of their grid."""
+        """Samples as they are stored, and the columns of their grid."""
         noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
-        data = self.config.data
-        shape = (
-            self.config.sampling.batch_size,
-            data.num_channels,
-            data.image_size,
-            data.image_size,
-        )
+        shape = (self.config.sampling.batch_size, *self.domain.shape)
         x, _ = self.sampler(self.score, noise.randn(shape), noise.randn_like)
-        return datasets.to_uint8(datasets.inverse_scaler(x, data)), None
+        return self.domain.to_stored(x), None
 
 
 def validation_means(job, evaluate, images, labels):
-    """Means of ``evaluate(x, labels, draws)``, a dict, over uint8 images, at stratified times."""
+    """Means of ``evaluate(x, labels, draws)``, a dict, over stored images, at stratified times."""
     config = job.config
-    x = datasets.to_model(images.to(job.device), config.data, train=False)
+    x = job.domain.to_model(images.to(job.device), train=False)
     draws = job.objective.draw(x)
     draws["u"] = losses.stratified(draws["u"])
     size = config.training.microbatch or config.training.batch_size

@@ -1,0 +1,71 @@
+"""The papers' experiments in the plane, once: data sets of points and the networks for them."""
+
+import ml_collections
+
+from configs import common
+
+
+def base(dataset, count):
+    """Points drawn from a seed, on a CPU; VE SDE, no EMA, no warm-up, no dropout, no pictures."""
+    config = common.other_network(common.base(dataset), "plane")
+    config.device = "cpu"
+
+    config.data = data = ml_collections.ConfigDict()
+    data.dataset = dataset
+    data.root = "data"
+    data.cache = "data/cache"
+    data.dimensions = 2
+    data.num_points = count
+    data.data_seed = 0
+
+    config.model.dropout = 0.0
+    config.model.ema_rate = 0.0
+    config.optim.warmup = 0
+
+    training = config.training
+    training.snapshot_sampling = False
+    training.snapshot_freq_for_preemption = 1000
+    training.snapshot_freq = 1000
+    training.eval_freq = 1000
+
+    config.sampling.atol = config.sampling.rtol = 1e-5
+    evaluation = config.eval
+    evaluation.batch_size = 5000
+    evaluation.num_samples = 5000
+    evaluation.num_divisions = 1
+    evaluation.checkpoint_idx = common.placeholder(int)  # none: the newest
+    evaluation.noise_levels = 10
+    evaluation.total_repeat = 1
+    evaluation.atol, evaluation.rtol = 1e-5, 1e-3  # of the likelihood's ODE
+    return config
+
+
+def plane(dataset, kind):
+    """A model of Chao et al. (ICML 2023, section 3.2): usbm, qcsbm or csbm.
+
+    The paper's loss has no ½. With it here, clipping and Adam's eps are half the paper's: the
+    steps are then the same, the scale being a power of two.
+    """
+    config = base(dataset, 50000)
+    model = config.model
+    model.energy = kind == "csbm"
+    model.activation = "leaky_relu" if dataset == "gaussian_8" else "elu"
+    model.sigma_min, model.sigma_max = 0.1, 3.0
+
+    optim = config.optim
+    optim.lr = 7.5e-4
+    optim.grad_clip = 0.5
+    optim.eps = 5e-9
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.slices = 2
+    loss.estimator = "exact"
+    loss.balancing_fac = 0.05 if kind == "qcsbm" else 0.0
+
+    training = config.training
+    training.batch_size = 5000
+    training.n_iters = 4000 if dataset == "checkerboard" else 2000
+    training.snapshot_freq = training.snapshot_freq_for_preemption = 500
+    config.sampling.method = "ode"
+    config.sampling.atol, config.sampling.rtol = 1e-5, 1e-3
+    return config

@@ -1,0 +1,273 @@
+"""What is modelled: images, or points. Everything that depends on which of the two it is.
+
+A domain knows the shape of what a model sees, the form in which it is stored, the way from one to
+the other, its picture, and the unit of its likelihood. `from_config` makes the one that
+``config.data`` describes; a new kind is a class like these two and a line there.
+"""
+
+import dataclasses
+import io
+import math
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from utils import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """8-bit images, stored as uint8 (N, C, H, W) in data sets and (N, H, W, C) as samples.
+
+    Args:
+        channels, height, width: C, H and W.
+        random_flip: mirror half of the training images.
+        centered: the model's range is [−1, 1], not [0, 1].
+        uniform_dequantization: spread the values of training images over their bins.
+    """
+
+    channels: int
+    height: int
+    width: int
+    random_flip: bool = False
+    centered: bool = False
+    uniform_dequantization: bool = False
+
+    dtype = np.dtype(np.uint8)
+    noun, unit = "images", "img"
+    likelihood_name, likelihood_unit = "bits_per_dim", "bits/dim"
+    # What a file's `meta` says of the domain: files are of images where they say nothing.
+    identity: ClassVar = {}
+
+    @property
+    def shape(self):
+        """Of one image, as models and data sets have it."""
+        return self.channels, self.height, self.width
+
+    @property
+    def stored_shape(self):
+        """Of one sample, as it is stored."""
+        return self.height, self.width, self.channels
+
+    def require_shape(self, shape, dataset):
+        """Raise a UserError if the images of `dataset` have another `shape`."""
+        if shape == self.shape:
+            return
+        _require_rank(shape, 3, dataset, "images", "data.dimensions")
+        channels, height, width = shape
+        square = self.height == self.width and height == width
+        names = ["num_channels", "image_size", *([] if square else ["image_width"])]
+        given = " and ".join(f"data.{name} is {value}" for name, value in zip(names, self.shape))
+        wanted = " and ".join(f"data.{name} to {value}" for name, value in zip(names, shape))
+        raise UserError(
+            f"{given}, but the images of {dataset} have {channels} channels and {height}×{width} "
+            f"pixels; set {wanted}."
+        )
+
+    def to_model(self, images, *, train):
+        """A batch in the model's range, on the device of `images`.
+
+        Training images are flipped with probability 1/2 (random_flip) and dequantised to
+        (u + 255x)/256 with u uniform in [0, 1) (uniform_dequantization); both draw from the
+        device's default generator.
+
+        Args:
+            images: uint8 (B, C, H, W).
+
+        Returns:
+            float32 (B, C, H, W) in [0, 1], or in [-1, 1] if centered.
+        """
+        import torch
+
+        if train and self.random_flip:
+            flipped = torch.rand(len(images), device=images.device) < 0.5
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        x = images.float() / 255
+        if train and self.uniform_dequantization:
+            x = dequantise(x, torch.rand_like(x))
+        return self.scaler(x)
+
+    def to_density(self, images, rand):
+        """`to_model` of dequantised images, whose density bounds the probability of the 8-bit ones.
+
+        `rand(shape)` draws the noise, uniform in [0, 1).
+        """
+        x = images.float() / 255
+        return self.scaler(dequantise(x, rand(x.shape)))
+
+    def scaler(self, x):
+        """[0, 1] to the model's range."""
+        return 2 * x - 1 if self.centered else x
+
+    def inverse_scaler(self, x):
+        """The model's range to [0, 1]."""
+        return (x + 1) / 2 if self.centered else x
+
+    def to_stored(self, x):
+        """Samples (N, C, H, W) of the model as uint8 (N, H, W, C): 255x, clipped and truncated."""
+        import torch
+
+        pixels = (255 * self.inverse_scaler(x)).clamp(0, 255).to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def negative_log_likelihood(self, log_density):
+        """Bits per dimension of 8-bit images from log-densities (B,) in the model's range.
+
+        The offset is for the change from 0…255 to that range: 8 bits to [0, 1], 7 to [−1, 1].
+        """
+        dimensions = self.channels * self.height * self.width
+        return -log_density / (dimensions * math.log(2)) + (7 if self.centered else 8)
+
+    def picture(self, samples, columns=None):
+        """A grid of uint8 samples (N, H, W, C), a PIL image; nearly square without `columns`."""
+        return image_grid(samples, columns or max(1, int(len(samples) ** 0.5)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """Points of D = `dimensions`, float32 (N, D) wherever they are."""
+
+    dimensions: int
+
+    dtype = np.dtype(np.float32)
+    noun, unit = "points", "pt"
+    likelihood_name = likelihood_unit = "nats"
+    identity: ClassVar = {"domain": "points"}
+
+    @property
+    def shape(self):
+        """Of one point."""
+        return (self.dimensions,)
+
+    stored_shape = shape
+
+    def require_shape(self, shape, dataset):
+        """Raise a UserError if the points of `dataset` have another `shape`."""
+        if shape == self.shape:
+            return
+        _require_rank(shape, 1, dataset, "points", "data.num_channels and data.image_size")
+        raise UserError(
+            f"data.dimensions is {self.dimensions}, but the points of {dataset} have {shape[0]} "
+            f"dimensions; set data.dimensions to {shape[0]}."
+        )
+
+    def to_model(self, points, *, train):
+        """The points (B, D) themselves."""
+        return points
+
+    def to_density(self, points, rand):
+        """The points (B, D) themselves."""
+        return points
+
+    def to_stored(self, x):
+        """Samples (N, D) of the model as a float32 array."""
+        return x.float().cpu().numpy()
+
+    def negative_log_likelihood(self, log_density):
+        """Nats per point from log-densities (B,)."""
+        return -log_density
+
+    def picture(self, samples, columns=None):
+        """A scatter plot of the first two coordinates of samples (N, D), a PIL image."""
+        return scatter_plot(samples)
+
+
+KINDS = {"images": Images, "points": Points}
+
+
+def dequantise(x, noise):
+    """(u + 255x)/256 for 8-bit images x in [0, 1] and uniform noise u."""
+    return (noise + 255 * x) / 256
+
+
+def _require_rank(shape, rank, dataset, noun, instead):
+    if len(shape) != rank:
+        raise UserError(
+            f"The configuration describes {noun}, but {dataset} holds arrays of shape {shape}; "
+            f"take a configuration that was made for this data set, with {instead}."
+        )
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def image_grid(images: np.ndarray, columns: int) -> Image.Image:
+    """uint8 images (N, H, W, C) as one picture (PIL); images under 32 pixels are enlarged."""
+    import torch
+    from torchvision.utils import make_grid
+
+    grid = make_grid(torch.from_numpy(images).permute(0, 3, 1, 2), nrow=columns, padding=1)
+    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    zoom = max(1, 32 // images.shape[1])
+    size = (picture.width * zoom, picture.height * zoom)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def scatter_plot(points: np.ndarray, side: float = 5) -> Image.Image:
+    """Points (N, D) by their first two coordinates as one picture (PIL), `side` inches wide."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    x, y = points[:, 0], points[:, 1] if points.shape[1] > 1 else 0 * points[:, 0]
+    axes.scatter(x, y, s=4, linewidths=0)
+    axes.set_aspect("equal", "datalim")
+    axes.grid(alpha=0.3)
+    return rendered(figure)
+
+
+def rendered(figure) -> Image.Image:
+    """A matplotlib figure as a picture (PIL)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return Image.open(buffer).convert("RGB")
+
+
+# ---------------------------------------------------------------- which one
+
+
+def from_config(data):
+    """The domain that ``config.data`` describes: points if it has `dimensions`, else images."""
+    if "dimensions" in data:
+        return Points(data.dimensions)
+    options = ("random_flip", "centered", "uniform_dequantization")
+    return Images(
+        data.num_channels,
+        data.image_size,
+        data.get("image_width") or data.image_size,
+        **{name: data[name] for name in options if name in data},
+    )
+
+
+def of_stored(samples):
+    """The domain of stored samples: of points if they are rows of numbers, else of images."""
+    if samples.ndim == 2:
+        return Points(samples.shape[1])
+    return Images(samples.shape[3], *samples.shape[1:3])
+
+
+def images_of(data, user):
+    """The domain of ``config.data`` if it is of images.
+
+    Raises:
+        UserError: it is of something else, which `user`, the words a sentence begins with, cannot.
+    """
+    domain = from_config(data)
+    if not isinstance(domain, Images):
+        raise UserError(
+            f"{user} takes images, but config.data describes {domain.noun} ({data.dataset}); "
+            "choose another that is made for them."
+        )
+    return domain
+
+
+def points_of(data, user):
+    """The domain of ``config.data`` if it is of points; raises as `images_of`."""
+    domain = from_config(data)
+    if not isinstance(domain, Points):
+        raise UserError(
+            f"{user} takes points, but config.data describes {domain.noun} ({data.dataset}); "
+            "choose another that is made for them."
+        )
+    return domain

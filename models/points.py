@@ -1,0 +1,87 @@
+"""The networks of both papers' experiments on points (B, 2) at noise levels σ (B,) of the VE SDE.
+
+They are plain modules: PyTorch's forward mode pushes directions through them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import domains
+from utils import lookup
+
+ACTIVATIONS = {"elu": F.elu, "leaky_relu": lambda o: F.leaky_relu(o, 0.1)}
+
+
+class Swish(nn.Module):
+    """u·sigmoid(βu) of features (B, width), with a learnable β for each, 1 at first."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(width))
+
+    def forward(self, u):
+        return u * torch.sigmoid(self.beta * u)
+
+
+class PlaneNet(nn.Module):
+    """The score network of Chao et al. (ICML 2023, section 3.2): (x − o)/σ with o (B, 2) learnt.
+
+    For an energy it gives x − act(o) instead, whose half square over σ is the energy.
+
+    Args:
+        energy: whether it is for an energy.
+        activation: a name in `ACTIVATIONS`, of an energy's `act`.
+    """
+
+    def __init__(self, energy=False, activation="elu"):
+        super().__init__()
+        self.energy = energy
+        self.activation = lookup(ACTIVATIONS, activation, "config.model.activation")
+        self.point = nn.Sequential(
+            nn.Linear(2, 64), Swish(64), nn.Linear(64, 128), Swish(128), nn.Linear(128, 256)
+        )
+        self.noise = nn.Sequential(
+            nn.Linear(1, 1), Swish(1), nn.Linear(1, 1), Swish(1), nn.Linear(1, 1)
+        )
+        self.head = nn.Sequential(Swish(257), nn.Linear(257, 2))
+
+    @classmethod
+    def from_config(cls, config):
+        """The network that ``config.model`` describes."""
+        domains.points_of(config.data, "The model plane")
+        return cls(config.model.energy, config.model.activation)
+
+    def forward(self, x, sigma):
+        sigma = sigma[:, None]
+        o = self.head(torch.cat([self.point(x), self.noise(sigma)], dim=1))
+        return x - self.activation(o) if self.energy else (x - o) / sigma
+
+
+class MoonsNet(nn.Module):
+    """The score network and classifier of Chao et al. (ICLR 2022) on two moons: (B, outputs)."""
+
+    def __init__(self, outputs=2):
+        super().__init__()
+        self.point = nn.Sequential(
+            nn.Linear(2, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 64)
+        )
+        self.noise = nn.Sequential(
+            nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16)
+        )
+        self.head = nn.Linear(80, outputs)
+
+    @classmethod
+    def score(cls, config):
+        """The score network."""
+        domains.points_of(config.data, "The model moons")
+        return cls()
+
+    @classmethod
+    def classifier(cls, config):
+        """The classifier of ``config.classifier.classes``."""
+        domains.points_of(config.data, "The classifier moons")
+        return cls(config.classifier.classes)
+
+    def forward(self, x, sigma):
+        return self.head(torch.cat([self.point(x), self.noise(sigma[:, None])], dim=1))

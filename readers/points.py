@@ -1,0 +1,64 @@
+"""Sets of points in the plane, drawn from a seed.
+
+The moons are those of Chao et al. (ICLR 2022), the others those of Chao et al. (ICML 2023).
+"""
+
+import functools
+import math
+
+import numpy as np
+
+import domains
+from readers.common import Block, Source
+from utils import require_positive, seed_for
+
+
+def points(data, split, *, draw, classes=1) -> Source:
+    """`data.num_points` points (n, 2) and their labels, drawn by `draw(generator, n)`.
+
+    ``data.data_seed`` and the split set the generator.
+
+    Raises:
+        UserError: the configuration does not describe points, or no number of them.
+    """
+    domains.points_of(data, f"The data set {data.dataset}")
+    count = require_positive(data.num_points, "data.num_points")
+    seed = seed_for("points", data.data_seed, split == "test")
+    blocks = _blocks(functools.partial(draw, np.random.default_rng(seed), count))
+    dtype = domains.Points.dtype
+    return Source((2,), classes, blocks, [f"{count} from {seed}"], count, dtype)
+
+
+def _blocks(draw):
+    x, labels = draw()
+    yield Block(x.astype(domains.Points.dtype), labels.astype(np.int64))
+
+
+def moons(rng, count):
+    """Two interleaved half-circles without noise, about their mean, × 20; upper 0, lower 1."""
+    from sklearn.datasets import make_moons
+
+    x, labels = make_moons(count, noise=None, random_state=int(rng.integers(2**31)))
+    return 20 * (x - x.mean(0)), labels
+
+
+def checkerboard(rng, count):
+    """Every other square of side 3, of rows and columns; in [−6, 6]² uniform."""
+    x = rng.uniform(-2, 2, count)
+    y = rng.random(count) - 2 * rng.integers(2, size=count) + np.floor(x) % 2
+    return 3 * np.stack([x, y], axis=1), np.zeros(count)
+
+
+def gaussian_8(rng, count):
+    """Eight Gaussians of standard deviation 1/√2 on a circle of radius 8/√2."""
+    angles = rng.integers(8, size=count) * math.pi / 4
+    centres = 8 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return (rng.standard_normal((count, 2)) + centres) / math.sqrt(2), np.zeros(count)
+
+
+def spiral_2(rng, count):
+    """Two spirals (−n cos n, n sin n), n = 3π√U, widened by uniform noise, × 2.3/3."""
+    n = np.sqrt(rng.random(count)) * 3 * math.pi
+    arm = np.stack([-n * np.cos(n), n * np.sin(n)], axis=1) + rng.random((count, 2)) / 2
+    sign = np.where(np.arange(count) < count // 2, 1, -1)[:, None]
+    return sign * arm * 2.3 / 3, np.zeros(count)

@@ -1,0 +1,141 @@
+"""Images that are not square, have no labels, or no test split: through training and evaluation."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from raw_data import random_images
+from test_image_folder import save
+
+import datasets
+import models
+import report
+import run_lib
+import run_lib_sampling
+from configs import common
+from metrics import nll_and_asym
+from storage.files import load_npz
+from storage.workdir import Workdir
+from utils import UserError
+
+HEIGHT, WIDTH = 8, 12
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder `photos` of images of 12×8 pixels without classes, in `train` alone."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(20):
+        save(tmp_path / "photos" / "train" / f"{i:02}.png", random_images(HEIGHT, WIDTH, 3, seed=i))
+    return tmp_path
+
+
+def config(**more):
+    """A tiny run on the folder, with attention and two resolutions."""
+    return tiny.config(
+        "cache",
+        data__dataset="folder",
+        data__root="photos",
+        data__num_channels=3,
+        data__image_size=HEIGHT,
+        data__image_width=WIDTH,
+        model__ch_mult=(1, 1),
+        model__attn_resolutions=(4,),
+        training__n_iters=2,
+        eval__num_samples=3,
+        eval__num_divisions=1,
+        eval__noise_levels=2,
+        training__eval_freq=1,
+        training__snapshot_sampling=True,
+        **more,
+    )
+
+
+def test_a_flat_folder_is_one_class(here):
+    split = datasets.load(config().data, "train")
+    assert (split.images.shape, split.classes) == ((20, 3, HEIGHT, WIDTH), 1)
+    assert not split.labels.any()
+    np.testing.assert_array_equal(
+        split.images[3], random_images(8, 12, 3, seed=3).transpose(2, 0, 1)
+    )
+
+
+def test_a_class_in_the_test_split_of_a_flat_folder(here):
+    save(here / "photos" / "test" / "cat" / "x.png", random_images(HEIGHT, WIDTH, 3))
+    with pytest.raises(UserError, match=r"has the class 'cat', which .* expected images without"):
+        datasets.load(config().data, "test")
+
+
+def test_images_are_cropped_to_their_form(here):
+    """Of a square picture the middle rows remain."""
+    picture = np.zeros((36, 36, 3), np.uint8)
+    picture[6:30] = 200
+    save(here / "photos" / "train" / "00.png", picture)
+    image = datasets.load(config().data, "train").images[0]
+    assert image.shape == (3, HEIGHT, WIDTH)
+    np.testing.assert_allclose(image, 200, atol=20)
+
+
+def test_the_whole_way_without_a_test_split(here):
+    run_lib.train(config(), "run")
+    place = Workdir("run")
+    assert "folder has no test split: nothing is validated." in place.log_file.read_text()
+    assert np.load(place.snapshot_samples(2) / "sample.np").shape == (4, HEIGHT, WIDTH, 3)
+
+    run_lib_sampling.sample(config(), "run")
+    drawn = load_npz(place.division(0, ode=False) / "samples_0.npz", "samples")["samples"]
+    assert (drawn.dtype, drawn.shape) == (np.uint8, (3, HEIGHT, WIDTH, 3))
+    report.report(["run"])
+
+    for calculate in (nll_and_asym.calculate_nll, nll_and_asym.calculate_asym):
+        with pytest.raises(
+            UserError, match="photos/test is no directory; expected the test images"
+        ):
+            calculate(config(), "run")
+    save(here / "photos" / "test" / "x.png", random_images(HEIGHT, WIDTH, 3, seed=50))
+    for calculate in (nll_and_asym.calculate_nll, nll_and_asym.calculate_asym):
+        calculate(config(), "run")
+    assert np.isfinite(nll_and_asym.read_nll("run")["bits_per_dim"])
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (12, 8)])
+def test_networks_take_any_form(height, width):
+    """Also a transformer; and J's products, whose directions have the images' form."""
+    wide = config()
+    wide.data.image_size, wide.data.image_width = height, width
+    transformer = common.other_network(
+        tiny.config("cache"),
+        "transformer",
+        patch_size=4,
+        width=8,
+        depth=1,
+        heads=2,
+        mlp_ratio=2,
+        fourier_scale=1.0,
+    )
+    transformer.data = wide.data
+    x = torch.rand(2, 3, height, width)
+    for settings in (wide, transformer):
+        network = models.create_model(settings).eval()
+        assert network(x, torch.ones(2)).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"data__image_width": 13}, "config.data.image_width is 13; 2 resolutions"),
+        ({"model__name": "ncsnpp_mod"}, "config.data.image_size is 8×12; the model ncsnpp_mod"),
+        ({"data__image_width": 0}, "config.data.image_width is 0; expected a whole number"),
+    ],
+)
+def test_a_form_that_does_not_fit_has_its_sentence(here, fields, said):
+    settings = config()
+    settings.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    with pytest.raises(UserError, match=said):
+        run_lib.train(settings, "run")
+
+
+def test_a_square_set_refuses_a_width(here):
+    settings = tiny.config("cache", data__image_width=12)
+    with pytest.raises(UserError, match=r"image_width is 12, but the images of digits .* to 8"):
+        datasets.load(settings.data, "train")

@@ -29,9 +29,9 @@ def attention(q, k, v, tangents=0):
     return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1) @ v
 
 
-def dropout_factors(shape, probability, device):
-    # The steps of PyTorch's own on a CPU. On a GPU it has one kernel for them.
-    return torch.empty(shape, device=device).bernoulli_(1 - probability).div_(1 - probability)
+def dropout_mask(shape, probability, device):
+    # As PyTorch's own draws it on a CPU. On a GPU that has one kernel for all of dropout.
+    return torch.empty(shape, device=device).bernoulli_(1 - probability).bool()
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def published_layers(device):
         exact_products(),
         mock.patch.object(layers, "fir_resample", resampler),
         mock.patch.object(layers, "attention", attention),
-        mock.patch.object(layers, "dropout_factors", dropout_factors),
+        mock.patch.object(layers, "dropout_mask", dropout_mask),
     ):
         yield
 

@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -143,20 +144,19 @@ class Linear(nn.Linear):
 class GroupNorm(nn.GroupNorm):
     """min(C/4, 32) groups, ε = 1e-6; with an `Activation` behind it.
 
-    `shift` and `kept` are as in `pushed.NormAct`.
+    `shift`, `kept` and `gain` are as in `pushed.NormAct`.
     """
 
     def __init__(self, channels):
         super().__init__(min(channels // 4, 32), channels, eps=1e-6)
 
-    def forward(self, x, tangents=0, act=IDENTITY, shift=None, kept=None):
+    def forward(self, x, tangents=0, act=IDENTITY, shift=None, kept=None, gain=1.0):
         if tangents:
-            return pushed.NormAct.apply(
-                x, shift, kept, self.weight, self.bias, self.num_groups, self.eps, act, tangents
-            )
+            settings = self.num_groups, self.eps, act, tangents
+            return pushed.NormAct.apply(x, shift, kept, gain, self.weight, self.bias, *settings)
         h = act(super().forward(x if shift is None else x + shift))
         # Autocast leaves float32 here, which the next convolution would only round.
-        return (h if kept is None else h * kept).to(x.dtype)
+        return (h if kept is None else pushed.drop(h, kept, gain)).to(x.dtype)
 
 
 class NIN(nn.Module):
@@ -355,10 +355,15 @@ def attention(q, k, v, tangents=0):
     return join_rows(weights @ v, d @ v + weights @ dv)
 
 
-def dropout_factors(shape, probability, device):
-    """0 with `probability`, otherwise 1 / (1 − probability)."""
+def dropout_mask(shape, probability, device):
+    """Which units are kept: False with `probability`. A byte each is all that autograd keeps."""
     # Uniform numbers are drawn several times as fast as Bernoulli's.
-    return torch.rand(shape, device=device).ge_(probability).div_(1 - probability)
+    return torch.rand(shape, device=device) >= probability
+
+
+def dropout_gain(probability):
+    """1 / (1 − probability), the factor of what is kept; rounded as float32 tensors divide."""
+    return float(np.float32(1) / np.float32(1 - probability))
 
 
 class AttnBlock(nn.Module):
@@ -404,7 +409,7 @@ class ResnetBlock(nn.Module):
         self.act = act
         self.resample = resample
         self.add = ResidualSum(skip_rescale)
-        self.dropout = dropout
+        self.dropout, self.gain = dropout, dropout_gain(dropout)
         self.GroupNorm_0 = GroupNorm(channels_in)
         self.Conv_0 = conv3x3(channels_in, channels_out)
         self.Dense_0 = Linear(temb_dim, channels_out)
@@ -422,14 +427,14 @@ class ResnetBlock(nn.Module):
         return self.transform(x, temb, self.kept_units(x, tangents), tangents)
 
     def kept_units(self, x, tangents):
-        """Dropout's factors for the values, drawn outside of what can be compiled; or None."""
+        """Dropout's mask for the values, drawn outside of what can be compiled; or None."""
         if not (self.training and self.dropout):
             return None
         rows, _, height, width = x.shape
         if self.resample is not None:
             height, width = self.resample.size(height), self.resample.size(width)
         shape = (rows // (1 + tangents), self.Conv_0.out_channels, height, width)
-        return dropout_factors(shape, self.dropout, x.device)
+        return dropout_mask(shape, self.dropout, x.device)
 
     def transform(self, x, temb, kept, tangents):
         h = self.GroupNorm_0(x, tangents, self.act)
@@ -438,7 +443,7 @@ class ResnetBlock(nn.Module):
         shift = self.Conv_0.bias[None, :, None, None]
         if temb is not None:
             shift = shift + self.Dense_0(self.act(temb))[:, :, None, None]
-        h = self.GroupNorm_1(self.Conv_0.linear(h), tangents, self.act, shift, kept)
+        h = self.GroupNorm_1(self.Conv_0.linear(h), tangents, self.act, shift, kept, self.gain)
         h = self.Conv_1(h, tangents)
         if self.shortcut is not None:
             x = getattr(self, self.shortcut)(x, tangents)

@@ -100,9 +100,9 @@ def load_classifier(config, path, device):
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "classifier")
     checkpoints.load_model(network, content, path)
-    compute.prepare(network, config.compute, device).eval().requires_grad_(False)
     step = checkpoints.read_count(content, "step", path, 0)
-    return network, LoadedFrom(step, checkpoints.fingerprint(network.state_dict().values()))
+    loaded = LoadedFrom(step, checkpoints.fingerprint(network.state_dict().values()))
+    return compute.freeze(network, config.compute, device), loaded
 
 
 @torch.no_grad()

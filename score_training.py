@@ -91,12 +91,10 @@ def load_score(config, path, sde, device, use_ema=True):
         ema = EMA(network.parameters(), config.model.ema_rate)
         checkpoints.load_ema(ema, content, path)
         ema.copy_to_parameters()
-    compute.prepare(network, config.compute, device).eval().requires_grad_(False)
     step = checkpoints.read_count(content, "step", path, 0)
-    return (
-        make_score(config, network, sde),
-        LoadedFrom(step, checkpoints.fingerprint(network.parameters())),
-    )
+    loaded = LoadedFrom(step, checkpoints.fingerprint(network.parameters()))
+    compute.freeze(network, config.compute, device)
+    return make_score(config, network, sde), loaded
 
 
 def validation_means(job, evaluate, images, labels):

@@ -8,6 +8,7 @@ all rows at once; biases belong to the values. One reverse pass through such a l
 values and tangents together, which `torch.compile` can do and a second reverse pass it cannot.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -88,6 +89,11 @@ ACTIVATIONS = {
 # ---------------------------------------------------------------- linear maps and normalisation
 
 
+def channels_come_last(x):
+    """Whether maps (B, C, H, W) lie in memory as (B, H, W, C), and not as (B, C, H, W) too."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def variance_scaling_(weight, scale, fan_in, fan_out):
     """Fill with U(−b, b), b = √(3·scale / mean(fan_in, fan_out)); 1e-10 stands for scale 0."""
     scale = scale or 1e-10
@@ -154,9 +160,19 @@ class GroupNorm(nn.GroupNorm):
         if tangents:
             settings = self.num_groups, self.eps, act, tangents
             return pushed.NormAct.apply(x, shift, kept, gain, self.weight, self.bias, *settings)
-        h = act(super().forward(x if shift is None else x + shift))
-        # Autocast leaves float32 here, which the next convolution would only round.
-        return (h if kept is None else pushed.drop(h, kept, gain)).to(x.dtype)
+        h = act(self.normalise(x if shift is None else x + shift))
+        h = h if kept is None else pushed.drop(h, kept, gain)
+        # Autocast leaves float32 here, which the next convolution would only round, and on a GPU
+        # PyTorch's group norm leaves the channels first: both are undone in one pass.
+        last = channels_come_last(x)
+        return h.to(x.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
+
+    def normalise(self, x):
+        """x (B, C, H, W), normalised by groups and mapped by the weight and the bias."""
+        if torch.compiler.is_compiling() and channels_come_last(x):
+            # Elementary operations become one piece of code with what follows, channels last.
+            return pushed.group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
+        return super().forward(x)
 
 
 class NIN(nn.Module):
@@ -200,6 +216,13 @@ def positional_embedding(c, nf):
 # ---------------------------------------------------------------- resampling by 2
 
 
+def no_autocast(device_type):
+    """A context within which operations compute in the types of their inputs."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
 @functools.cache
 def fir_matrix(kernel, size, up, down, pads, device):
     """The matrix (out, size) that resamples an axis of `size` pixels.
@@ -217,11 +240,19 @@ def fir_matrix(kernel, size, up, down, pads, device):
 
 
 def fir_resample(x, kernel, pads, up=1, down=1):
-    """Resample both axes of x (B, C, H, W) as `fir_matrix` says: two matrix products."""
+    """Resample both axes of x (B, C, H, W) as `fir_matrix` says: two matrix products.
+
+    Maps with their channels last keep them there. Within autocast, too, x keeps its type: float32
+    is an image's, whose rounding would show.
+    """
     height, width = (
         fir_matrix(kernel, size, up, down, pads, x.device).to(x.dtype) for size in x.shape[-2:]
     )
-    return height @ (x @ width.T)
+    with no_autocast(x.device.type):
+        if not channels_come_last(x):
+            return height @ (x @ width.T)
+        rows = width @ x.permute(0, 2, 3, 1)  # (B, H, new W, C)
+        return (height @ rows.flatten(2)).unflatten(2, rows.shape[2:]).permute(0, 3, 1, 2)
 
 
 def fir_upsample(x, kernel):

@@ -84,6 +84,7 @@ class NCSNpp(nn.Module):
         if nf % 4:
             raise UserError(f"config.model.nf is {nf}; expected a multiple of 4.")
         self.nf, self.levels, self.num_res_blocks = nf, len(ch_mult), num_res_blocks
+        self.channels = channels
         self.attn_resolutions = tuple(attn_resolutions)
         self.conditional = conditional
         self.scale_by_sigma, self.centered = scale_by_sigma, centered
@@ -181,6 +182,17 @@ class NCSNpp(nn.Module):
         # neither the names nor the order there.
         self.pyramid_up, self.pyramid_down = up, down
         self.add = layers.ResidualSum(skip_rescale)
+
+    def edges(self):
+        """Yields the convolutions that read or write images.
+
+        Each comes with whether its result is an inner map, one that coarser arithmetic may round.
+        """
+        for layer in self.modules():
+            if not isinstance(layer, layers.Conv2d):
+                continue
+            if self.channels in (layer.in_channels, layer.out_channels):
+                yield layer, layer.out_channels != self.channels
 
     def forward(self, x, cond, directions=None):
         """The network's output, and with `directions` v (m, B, C, H, W) its derivatives too.

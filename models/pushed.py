@@ -44,7 +44,7 @@ def drop(x, kept, gain):
 
 
 class NormAct(Function):
-    """gain·kept·f(y), y = w·n + b with n = (x − mean)/std normalised by groups, and f an `Activation`.
+    """gain·kept·f(y), y = w·n + b: n = (x − mean)/std normalised by groups, f an `Activation`.
 
     The tangents of n are h = P(dx)/std with P(d) = d − mean(d) − n·mean(n·d), the means over a
     group, and those of the output gain·kept·f′(y)·w·h.
@@ -105,6 +105,19 @@ class NormAct(Function):
         rows = join_rows(over_values.flatten(1, 2), over_tangents.flatten(2, 3))
         parameters = over_weight.flatten(), over_bias.flatten()
         return rows, over_shift, None, None, *parameters, None, None, None, None
+
+
+def group_norm(x, weight, bias, groups, eps):
+    """w·n + b, n of x (B, C, H, W) normalised by groups, in the memory format of x.
+
+    Elementary operations, which any derivative passes through; in float32 or wider.
+    """
+    x = _wide(x)
+    grouped = x.unflatten(1, (groups, -1))
+    variance, mean = torch.var_mean(grouped, GROUP, correction=0, keepdim=True)
+    slope = torch.rsqrt(variance + eps) * _per_channel(weight, groups)
+    offset = _per_channel(bias, groups) - mean * slope
+    return torch.addcmul(offset.flatten(1, 2), x, slope.flatten(1, 2))
 
 
 # Of maps (rows, groups, channels of a group, H, W): a group, and a channel of all rows.

@@ -65,6 +65,29 @@ def test_fir_resampling_is_zero_insertion_then_convolution(kernel):
     torch.testing.assert_close(flat[..., 3:-3, 3:-3], torch.ones(1, 1, 2, 2))
 
 
+@pytest.mark.parametrize("up", [1, 2])
+@pytest.mark.parametrize("down", [1, 2])
+def test_fir_resampling_keeps_the_memory_format(up, down):
+    """Values and gradients are the same, whatever the formats of maps and of their gradients."""
+    first = torch.randn(2, 8, 6, 10)
+
+    def resample(x, cotangent_format):
+        x = x.requires_grad_()
+        out = layers.fir_resample(x, (1, 2, 3, 2, 5), (3, 2), up, down)
+        cotangent = torch.arange(out.numel()).view(out.shape).sin()
+        cotangent = cotangent.contiguous(memory_format=cotangent_format)
+        return out, torch.autograd.grad(out, x, cotangent)[0]
+
+    expected, over_x = resample(first, torch.contiguous_format)
+    assert expected.is_contiguous()
+    for cotangent_format in (torch.contiguous_format, torch.channels_last):
+        last = first.detach().contiguous(memory_format=torch.channels_last)
+        out, gradient = resample(last, cotangent_format)
+        for ours, theirs in ((out, expected), (gradient, over_x)):
+            assert ours.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(ours, theirs)
+
+
 def test_weights_are_initialised_as_specified():
     config = config_of(golden.names("ncsnpp_cifar")[0])
     config.model.nf = 64

@@ -33,7 +33,7 @@ from benchmarks.parity_metrics import real_and_fake
 from configs import common
 from metrics import frechet, prdc
 from models import jacobian
-from models.compute import prepare
+from models.compute import freeze, prepare
 from models.ema import EMA
 from models.scores import Score
 from readers.tfds import tensorflow_stand_in
@@ -90,17 +90,15 @@ class Bench:
     def sde(self):
         return sde_lib.from_config(self.config)
 
-    def network(self, create, way):
+    def network(self, create, way, ready=prepare):
         """A network of `models` with the same weights whatever the way to compute."""
         torch.manual_seed(0)
         settings = self.config.copy_and_resolve_references().compute
         settings.update(way)
-        return prepare(create(self.config), settings, self.device)
+        return ready(create(self.config), settings, self.device)
 
     def score(self, way, train=True):
-        network = self.network(models.create_model, way)
-        if not train:
-            network.eval().requires_grad_(False)
+        network = self.network(models.create_model, way, prepare if train else freeze)
         return Score(network, self.sde)
 
 

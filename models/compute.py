@@ -6,13 +6,15 @@ the depth of the network, and gradients pass through it once.
 """
 
 import contextlib
+import functools
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models import twice
 from models.elementary import Elementary
-from models.layers import GroupNorm, ResidualSum
+from models.layers import NIN, GroupNorm, ResidualSum, no_autocast
 from models.resnet import BatchNorm2d
 from utils import lookup
 
@@ -21,6 +23,9 @@ AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16}
 
 COMPILED = GroupNorm, ResidualSum
 
+# The layers that autocast computes in bfloat16, with the names of their weights.
+CAST = {nn.Conv2d: "weight", nn.Linear: "weight", NIN: "W"}
+
 # The shapes of layers, with and without gradients and tangents, that one network may have.
 SHAPES = 1024
 
@@ -28,8 +33,9 @@ SHAPES = 1024
 def prepare(network, compute, device):
     """Move `network` to `device` and let it compute as `compute` (``config.compute``) says.
 
-    Its inputs and outputs stay float32. tf32 holds for the whole process: with it, CUDA's float32
-    products keep 10 bits of their factors; otherwise they keep all, convolutions too.
+    Its inputs and outputs stay float32. Two settings are of the whole process. With tf32, CUDA's
+    float32 products keep 10 bits of their factors; otherwise they keep all, convolutions too. And
+    cuDNN searches the fastest algorithm of each shape, unless deterministic ones were asked for.
 
     Returns:
         The network.
@@ -41,13 +47,55 @@ def prepare(network, compute, device):
     exact = compute.precision != "tf32"
     torch.set_float32_matmul_precision("highest" if exact else "high")
     torch.backends.cudnn.allow_tf32 = not exact
+    # A job computes in few shapes, many times each: whole batches or microbatches, and once in an
+    # epoch, a division or a test split a last one that is smaller, which costs one search more.
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     network.to(device)
     if compute.channels_last:
         network.to(memory_format=torch.channels_last)
     if compute.compile:
         compile_layers(network)
     if dtype is not None:
+        for layer, inner in edges(network):
+            result = dtype if inner else torch.float32
+            layer.forward = functools.partial(_exactly, layer.forward, device.type, result)
         network.forward = torch.autocast(device.type, dtype)(network.forward)
+    return network
+
+
+def edges(network):
+    """The layers that keep to float32, as the `network` names them; see `NCSNpp.edges`."""
+    return network.edges() if hasattr(network, "edges") else ()
+
+
+def _exactly(forward, device_type, result, x, *rest):
+    """``forward(x, *rest)`` in float32 within autocast, as the type `result`."""
+    with no_autocast(device_type):
+        return forward(x.float(), *rest).to(result)
+
+
+def freeze(network, compute, device):
+    """`prepare` a `network` whose weights will not change: in eval mode, without gradients.
+
+    What it computes in bfloat16 has its weights cast once. Autocast, whose numbers these are bit
+    for bit, casts what requires no gradient anew in every pass. All else stays float32.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: an unknown precision.
+    """
+    prepare(network, compute, device).eval().requires_grad_(False)
+    dtype = AUTOCAST[compute.precision]
+    if dtype is None:
+        return network
+    exact = {layer for layer, _ in edges(network)}
+    for layer in network.modules():
+        for kind, name in CAST.items():
+            if isinstance(layer, kind) and layer not in exact:
+                weight = getattr(layer, name).to(dtype)
+                setattr(layer, name, nn.Parameter(weight, requires_grad=False))
     return network
 
 

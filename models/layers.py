@@ -8,16 +8,25 @@ all rows at once; biases belong to the values. One reverse pass through such a l
 values and tangents together, which `torch.compile` can do and a second reverse pass it cannot.
 """
 
+import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.tangents import AddToValues, Elementwise, NormAct, join_rows, split_rows
+from models.tangents import (
+    AddToValues,
+    Elementwise,
+    NormAct,
+    drop,
+    group_norm,
+    join_rows,
+    split_rows,
+)
 
 SQRT2 = math.sqrt(2.0)
 
@@ -86,6 +95,18 @@ ACTIVATIONS = {
 # ---------------------------------------------------------------- linear maps and normalisation
 
 
+def channels_come_last(x):
+    """Whether maps (B, C, H, W) lie in memory as (B, H, W, C), and not as (B, C, H, W) too."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def no_autocast(device_type):
+    """A context within which operations compute in the types of their inputs."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def variance_scaling_(weight, scale, fan_in, fan_out):
     """Fill with U(−b, b), b = √(3·scale / mean(fan_in, fan_out)); 1e-10 stands for scale 0."""
     scale = scale or 1e-10
@@ -142,20 +163,29 @@ class Linear(nn.Linear):
 class GroupNorm(nn.GroupNorm):
     """min(C/4, 32) groups, ε = 1e-6; with an `Activation` behind it.
 
-    `shift` and `kept` are as in `NormAct`.
+    `shift`, `kept` and `gain` are as in `NormAct`.
     """
 
     def __init__(self, channels):
         super().__init__(min(channels // 4, 32), channels, eps=1e-6)
 
-    def forward(self, x, tangents=0, act=IDENTITY, shift=None, kept=None):
+    def forward(self, x, tangents=0, act=IDENTITY, shift=None, kept=None, gain=1.0):
         if tangents:
-            return NormAct.apply(
-                x, shift, kept, self.weight, self.bias, self.num_groups, self.eps, act, tangents
-            )
-        h = act(super().forward(x if shift is None else x + shift))
-        # Autocast leaves float32 here, which the next convolution would only round.
-        return (h if kept is None else h * kept).to(x.dtype)
+            settings = self.num_groups, self.eps, act, tangents
+            return NormAct.apply(x, shift, kept, gain, self.weight, self.bias, *settings)
+        h = act(self.normalise(x if shift is None else x + shift))
+        h = h if kept is None else drop(h, kept, gain)
+        # Autocast leaves float32 here, which the next convolution would only round, and on a GPU
+        # PyTorch's group norm leaves the channels first: both are undone in one pass.
+        last = channels_come_last(x)
+        return h.to(x.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
+
+    def normalise(self, x):
+        """x (B, C, H, W), normalised by groups and mapped by the weight and the bias."""
+        if torch.compiler.is_compiling() and channels_come_last(x):
+            # Elementary operations become one piece of code with what follows, channels last.
+            return group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
+        return super().forward(x)
 
 
 class NIN(nn.Module):
@@ -194,123 +224,6 @@ def positional_embedding(c, nf):
     k = torch.arange(half, device=c.device, dtype=torch.float32)
     angle = c.float()[:, None] * torch.exp(k * (-math.log(10000) / (half - 1)))[None, :]
     return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
-
-
-# ---------------------------------------------------------------- resampling by 2
-
-
-@functools.cache
-def fir_matrix(kernel, size, up, down, pads, device):
-    """The matrix (out, size) that resamples an axis of `size` pixels.
-
-    Insert up − 1 zeros between the pixels, pad with zeros by pads = (before, after), filter with
-    `kernel`, a tuple normalised here to the sum `up`, and keep every `down`-th pixel.
-    """
-    before, after = pads
-    k = torch.tensor(kernel[::-1], dtype=torch.float64)
-    k *= up / k.sum()
-    count = (size * up + before + after - len(k)) // down + 1
-    taps = up * torch.arange(size) + before - down * torch.arange(count)[:, None]
-    there = (taps >= 0) & (taps < len(k))
-    return torch.where(there, k[taps.clamp(0, len(k) - 1)], 0).to(device, torch.float32)
-
-
-def fir_resample(x, kernel, pads, up=1, down=1):
-    """Resample both axes of x (B, C, H, W) as `fir_matrix` says: two matrix products."""
-    height, width = (
-        fir_matrix(kernel, size, up, down, pads, x.device).to(x.dtype) for size in x.shape[-2:]
-    )
-    return height @ (x @ width.T)
-
-
-def fir_upsample(x, kernel):
-    """Twice the height and width."""
-    length = len(kernel)
-    return fir_resample(x, kernel, ((length + 1) // 2, (length - 2) // 2), up=2)
-
-
-def fir_downsample(x, kernel):
-    """Half the height and width."""
-    surplus = len(kernel) - 2
-    return fir_resample(x, kernel, ((surplus + 1) // 2, surplus // 2), down=2)
-
-
-def nearest_upsample(x):
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def average_downsample(x):
-    return F.avg_pool2d(x, 2)
-
-
-class Resampler(nn.Module):
-    """Base of the layers that change resolution; holds the FIR kernel."""
-
-    def __init__(self, fir, fir_kernel):
-        super().__init__()
-        self.fir = fir
-        self.kernel = tuple(fir_kernel)
-
-    def up(self, x):
-        return fir_upsample(x, self.kernel) if self.fir else nearest_upsample(x)
-
-    def down(self, x):
-        return fir_downsample(x, self.kernel) if self.fir else average_downsample(x)
-
-
-class Downsample(Resampler):
-    """Half the resolution, without parameters."""
-
-    def size(self, size):
-        return size // 2
-
-    def forward(self, x, tangents=0):
-        return self.down(x)
-
-
-class Upsample(Resampler):
-    """Twice the resolution, without parameters."""
-
-    def size(self, size):
-        return 2 * size
-
-    def forward(self, x, tangents=0):
-        return self.up(x)
-
-
-class ConvDownsample(Resampler):
-    """A 3×3 convolution of stride 2, after the FIR filter where there is one."""
-
-    def __init__(self, channels_in, channels_out, fir, fir_kernel):
-        super().__init__(fir, fir_kernel)
-        conv = conv3x3(channels_in, channels_out, stride=2, padding=0)
-        self.add_module("Conv2d_0" if fir else "Conv_0", conv)
-
-    def forward(self, x, tangents=0):
-        if self.fir:
-            surplus = len(self.kernel)  # (L − 2) of the filter and 2 of the convolution
-            filtered = fir_resample(x, self.kernel, ((surplus + 1) // 2, surplus // 2))
-            return self.Conv2d_0(filtered, tangents)
-        return self.Conv_0(F.pad(x, (0, 1, 0, 1)), tangents)
-
-
-class ConvUpsample(Resampler):
-    """A transposed 3×3 convolution of stride 2, then the FIR filter; or nearest, then 3×3."""
-
-    def __init__(self, channels_in, channels_out, fir, fir_kernel):
-        super().__init__(fir, fir_kernel)
-        conv = conv3x3(channels_in, channels_out)
-        self.add_module("Conv2d_0" if fir else "Conv_0", conv)
-
-    def forward(self, x, tangents=0):
-        if self.fir:
-            weight = self.Conv2d_0.weight.flip(2, 3).transpose(0, 1)
-            y = F.conv_transpose2d(x, weight, stride=2)
-            surplus = len(self.kernel) - 4
-            pads = ((surplus + 1) // 2 + 1, surplus // 2 + 1)
-            y = 4 * fir_resample(y, self.kernel, pads)
-            return add_to_values(y, self.Conv2d_0.bias[None, :, None, None], tangents)
-        return self.Conv_0(nearest_upsample(x), tangents)
 
 
 # ---------------------------------------------------------------- blocks
@@ -354,10 +267,15 @@ def attention(q, k, v, tangents=0):
     return join_rows(weights @ v, d @ v + weights @ dv)
 
 
-def dropout_factors(shape, probability, device):
-    """0 with `probability`, otherwise 1 / (1 − probability)."""
+def dropout_mask(shape, probability, device):
+    """Which units are kept: False with `probability`. A byte each is all that autograd keeps."""
     # Uniform numbers are drawn several times as fast as Bernoulli's.
-    return torch.rand(shape, device=device).ge_(probability).div_(1 - probability)
+    return torch.rand(shape, device=device) >= probability
+
+
+def dropout_gain(probability):
+    """1 / (1 − probability), the factor of what is kept; rounded as float32 tensors divide."""
+    return float(np.float32(1) / np.float32(1 - probability))
 
 
 class AttnBlock(nn.Module):
@@ -403,7 +321,7 @@ class ResnetBlock(nn.Module):
         self.act = act
         self.resample = resample
         self.add = ResidualSum(skip_rescale)
-        self.dropout = dropout
+        self.dropout, self.gain = dropout, dropout_gain(dropout)
         self.GroupNorm_0 = GroupNorm(channels_in)
         self.Conv_0 = conv3x3(channels_in, channels_out)
         self.Dense_0 = Linear(temb_dim, channels_out)
@@ -421,14 +339,14 @@ class ResnetBlock(nn.Module):
         return self.transform(x, temb, self.kept_units(x, tangents), tangents)
 
     def kept_units(self, x, tangents):
-        """Dropout's factors for the values, drawn outside of what can be compiled; or None."""
+        """Dropout's mask for the values, drawn outside of what can be compiled; or None."""
         if not (self.training and self.dropout):
             return None
         rows, _, height, width = x.shape
         if self.resample is not None:
             height, width = self.resample.size(height), self.resample.size(width)
         shape = (rows // (1 + tangents), self.Conv_0.out_channels, height, width)
-        return dropout_factors(shape, self.dropout, x.device)
+        return dropout_mask(shape, self.dropout, x.device)
 
     def transform(self, x, temb, kept, tangents):
         h = self.GroupNorm_0(x, tangents, self.act)
@@ -437,7 +355,7 @@ class ResnetBlock(nn.Module):
         shift = self.Conv_0.bias[None, :, None, None]
         if temb is not None:
             shift = shift + self.Dense_0(self.act(temb))[:, :, None, None]
-        h = self.GroupNorm_1(self.Conv_0.linear(h), tangents, self.act, shift, kept)
+        h = self.GroupNorm_1(self.Conv_0.linear(h), tangents, self.act, shift, kept, self.gain)
         h = self.Conv_1(h, tangents)
         if self.shortcut is not None:
             x = getattr(self, self.shortcut)(x, tangents)

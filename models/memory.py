@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models import layers
+from models import resampling
 from utils import log, rank_and_size
 
 MIB, GIB = 2**20, 2**30
@@ -80,7 +80,7 @@ def pretence():
         with torch.compiler.set_stance("force_eager"), FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
-        layers.fir_matrix.cache_clear()  # it may have kept fake ones
+        resampling.fir_matrix.cache_clear()  # it may have kept fake ones
 
 
 def count(call):

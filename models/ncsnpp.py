@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import domains
-from models import layers
+from models import layers, resampling
 from utils import UserError, lookup, take
 
 EMBEDDINGS = ("fourier", "positional")
@@ -92,13 +92,14 @@ class NCSNpp(nn.Module):
         if nf % 4:
             raise UserError(f"config.model.nf is {nf}; expected a multiple of 4.")
         self.nf, self.levels, self.num_res_blocks = nf, len(ch_mult), num_res_blocks
+        self.channels = channels
         self.attn_resolutions = tuple(attn_resolutions)
         self.conditional = conditional
         self.scale_by_sigma, self.centered = scale_by_sigma, centered
 
         temb_dim = 4 * nf
-        up = layers.Upsample(fir, fir_kernel)
-        down = layers.Downsample(fir, fir_kernel)
+        up = resampling.Upsample(fir, fir_kernel)
+        down = resampling.Downsample(fir, fir_kernel)
 
         def block(channels_in, channels_out, resample=None):
             return layers.ResnetBlock(
@@ -140,7 +141,7 @@ class NCSNpp(nn.Module):
             if resblock_type == "biggan":
                 modules.append(block(width, width, down))
             elif resamp_with_conv:
-                modules.append(layers.ConvDownsample(width, width, fir, fir_kernel))
+                modules.append(resampling.ConvDownsample(width, width, fir, fir_kernel))
             else:
                 modules.append(down)
             if progressive_input == "input_skip":
@@ -148,7 +149,7 @@ class NCSNpp(nn.Module):
                 if progressive_combine == "cat":
                     width *= 2
             elif progressive_input == "residual":
-                modules.append(layers.ConvDownsample(pyramid_width, width, fir, fir_kernel))
+                modules.append(resampling.ConvDownsample(pyramid_width, width, fir, fir_kernel))
                 pyramid_width = width
             widths.append(width)
 
@@ -170,14 +171,14 @@ class NCSNpp(nn.Module):
                 modules.append(layers.GroupNorm(width))
                 modules.append(layers.conv3x3(width, pyramid_width, init_scale=scale))
             elif progressive == "residual":
-                modules.append(layers.ConvUpsample(pyramid_width, width, fir, fir_kernel))
+                modules.append(resampling.ConvUpsample(pyramid_width, width, fir, fir_kernel))
                 pyramid_width = width
             if level > 0:
                 resolution *= 2
                 if resblock_type == "biggan":
                     modules.append(block(width, width, up))
                 elif resamp_with_conv:
-                    modules.append(layers.ConvUpsample(width, width, fir, fir_kernel))
+                    modules.append(resampling.ConvUpsample(width, width, fir, fir_kernel))
                 else:
                     modules.append(up)
 
@@ -189,6 +190,17 @@ class NCSNpp(nn.Module):
         # neither the names nor the order there.
         self.pyramid_up, self.pyramid_down = up, down
         self.add = layers.ResidualSum(skip_rescale)
+
+    def edges(self):
+        """Yields the convolutions that read or write images.
+
+        Each comes with whether its result is an inner map, one that coarser arithmetic may round.
+        """
+        for layer in self.modules():
+            if not isinstance(layer, layers.Conv2d):
+                continue
+            if self.channels in (layer.in_channels, layer.out_channels):
+                yield layer, layer.out_channels != self.channels
 
     def forward(self, x, cond, directions=None):
         """The network's output, and with `directions` v (m, B, C, H, W) its derivatives too.

@@ -38,28 +38,35 @@ class AddToValues(Function):
         return grad, values.sum_to_size(ctx.shape), None
 
 
+def drop(x, kept, gain):
+    """gain·x where `kept`, a mask shaped as x, is True, and 0 elsewhere."""
+    return torch.where(kept, x * gain, 0.0)
+
+
 class NormAct(Function):
-    """kept·f(y), y = w·n + b with n = (x − mean)/std normalised by groups, and f an `Activation`.
+    """gain·kept·f(y), y = w·n + b: n = (x − mean)/std normalised by groups, f an `Activation`.
 
     The tangents of n are h = P(dx)/std with P(d) = d − mean(d) − n·mean(n·d), the means over a
-    group, and those of the output kept·f′(y)·w·h.
+    group, and those of the output gain·kept·f′(y)·w·h.
 
     Args:
         shift: added to the values first, a constant without tangents (B or 1, C, 1, 1); or None.
-        kept: factors of the values and of every tangent (B, C, H, W), without gradient; or None.
+        kept: which units of the values and of every tangent are not dropped, a mask (B, C, H, W);
+            or None.
+        gain: the factor of what is kept.
     """
 
     @staticmethod
-    def forward(ctx, x, shift, kept, weight, bias, groups, eps, act, tangents):
+    def forward(ctx, x, shift, kept, gain, weight, bias, groups, eps, act, tangents):
         ctx.save_for_backward(x, shift, kept, weight, bias)
-        ctx.groups, ctx.eps, ctx.act, ctx.tangents = groups, eps, act, tangents
+        ctx.gain, ctx.groups, ctx.eps, ctx.act, ctx.tangents = gain, groups, eps, act, tangents
         normal, _, h, _ = _normalise(x, shift, groups, eps, tangents)
         weight, bias = _per_channel(weight, groups), _per_channel(bias, groups)
         y = normal * weight + bias
         values, slope = act.function(y), act.derivative(y) * weight
         if kept is not None:
             kept = kept.view_as(y)
-            values, slope = values * kept, slope * kept
+            values, slope = drop(values, kept, gain), drop(slope, kept, gain)
         values, d = values.to(x.dtype), (h * slope).to(x.dtype)
         # Flattened before they are joined, maps keep their channels last where they are.
         return join_rows(values.flatten(1, 2), d.flatten(2, 3))
@@ -74,7 +81,7 @@ class NormAct(Function):
         over_out, over_d = split_rows(_wide(grad).unflatten(1, (ctx.groups, -1)), ctx.tangents)
         if kept is not None:
             kept = kept.view_as(y)
-            over_out, over_d = over_out * kept, over_d * kept
+            over_out, over_d = drop(over_out, kept, ctx.gain), drop(over_d, kept, ctx.gain)
         derivative = ctx.act.derivative(y)
         products = _sum(over_d * h)
         over_y = over_out * derivative + products * (ctx.act.second(y) * weight)
@@ -97,7 +104,20 @@ class NormAct(Function):
         over_values, over_tangents = over_values.to(x.dtype), over_tangents.to(x.dtype)
         rows = join_rows(over_values.flatten(1, 2), over_tangents.flatten(2, 3))
         parameters = over_weight.flatten(), over_bias.flatten()
-        return rows, over_shift, None, *parameters, None, None, None, None
+        return rows, over_shift, None, None, *parameters, None, None, None, None
+
+
+def group_norm(x, weight, bias, groups, eps):
+    """w·n + b, n of x (B, C, H, W) normalised by groups, in the memory format of x.
+
+    Elementary operations, which any derivative passes through; in float32 or wider.
+    """
+    x = _wide(x)
+    grouped = x.unflatten(1, (groups, -1))
+    variance, mean = torch.var_mean(grouped, GROUP, correction=0, keepdim=True)
+    slope = torch.rsqrt(variance + eps) * _per_channel(weight, groups)
+    offset = _per_channel(bias, groups) - mean * slope
+    return torch.addcmul(offset.flatten(1, 2), x, slope.flatten(1, 2))
 
 
 # Of maps (rows, groups, channels of a group, H, W): a group, and a channel of all rows.

@@ -45,12 +45,10 @@ def load_score(
         ema = EMA(network.parameters(), config.model.ema_rate)
         checkpoints.load_ema(ema, content, path)
         ema.copy_to_parameters()
-    compute.prepare(network, config.compute, device).eval().requires_grad_(False)
     step = checkpoints.read_count(content, "step", path, 0)
-    return (
-        models.create_score(config, network, sde),
-        LoadedFrom(step, checkpoints.fingerprint(network.parameters())),
-    )
+    loaded = LoadedFrom(step, checkpoints.fingerprint(network.parameters()))
+    compute.freeze(network, config.compute, device)
+    return models.create_score(config, network, sde), loaded
 
 
 def load_classifier(
@@ -68,6 +66,6 @@ def load_classifier(
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "classifier")
     checkpoints.load_model(network, content, path)
-    compute.prepare(network, config.compute, device).eval().requires_grad_(False)
     step = checkpoints.read_count(content, "step", path, 0)
-    return network, LoadedFrom(step, checkpoints.fingerprint(network.state_dict().values()))
+    loaded = LoadedFrom(step, checkpoints.fingerprint(network.state_dict().values()))
+    return compute.freeze(network, config.compute, device), loaded

@@ -1,22 +1,28 @@
 """config.compute: compiled and eager training agree, bfloat16 is near, mistakes get sentences."""
 
+import golden
 import pytest
 import tiny
 import tiny_classifier
 import torch
+from ml_collections import ConfigDict
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+import cli
 import datasets
 import distributed
 import losses
 import models
 import run_lib
 import sde_lib
-from models import compute
+from models import compute, layers, resampling
 from models.ema import EMA
 from models.jacobian import vjp
 from models.scores import EnergyScore
 from storage import checkpoints
 from storage.provenance import config_hash
+from storage.trained import load_score
+from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
 from training.safeguards import StopRequest
 from utils import UserError
@@ -90,6 +96,149 @@ def test_every_way_to_compute_gives_the_same_output():
     for ours, expected in zip(output(compute__precision="bf16"), exact):
         assert ours.dtype == torch.float32
         assert 0 < (ours - expected).norm() / expected.norm() < 0.03
+
+
+# Not the published size, which takes long in bfloat16 and has no layer that the others lack.
+SMALL = [n for n in golden.names("ncsnpp_") if "n_trainable" not in golden.manifest("qc")[n]]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_frozen_weights_are_cast_once_and_the_numbers_are_autocasts(name):
+    """Bit for bit: outputs, pushed directions and the gradient of the input."""
+    check_frozen_is_cast(name, bf16(), directions=1)
+
+
+def test_frozen_weights_keep_their_memory_format():
+    check_frozen_is_cast(SMALL[0], bf16(channels_last=True), directions=0)
+
+
+def check_frozen_is_cast(name, settings, directions):
+    data = golden.arrays(name)
+    x, cond = data["x"][:1], data["cond"][:1]
+    v = torch.randn(directions, *x.shape)
+
+    def numbers(network):
+        probe = x.clone().requires_grad_()
+        if directions:
+            out, pushed = network(probe, cond, v)
+        else:
+            out = pushed = network(probe, cond)
+        return out, pushed, torch.autograd.grad(out, probe, x.sin())[0]
+
+    cast = compute.prepare(golden.network(name), settings, CPU).requires_grad_(False)
+    frozen = compute.freeze(golden.network(name).train(), settings, CPU)
+    assert not frozen.training
+    check_frozen(frozen)
+    for ours, expected in zip(numbers(frozen), numbers(cast)):
+        assert torch.equal(ours, expected)
+
+
+def test_a_frozen_classifier_has_autocasts_numbers():
+    name = golden.names("classifier", "dlsm")[0]
+    data = golden.arrays(name)
+    x, sigma = data["x"][:2], data["cond"][:2]
+    cast = compute.prepare(golden.classifier(name), bf16(), CPU).requires_grad_(False)
+    frozen = compute.freeze(golden.classifier(name), bf16(), CPU)
+    check_frozen(frozen)
+    assert torch.equal(frozen(x, sigma), cast(x, sigma))
+
+
+def bf16(channels_last=False):
+    """``config.compute`` for bfloat16."""
+    more = {"compute__precision": "bf16", "compute__channels_last": channels_last}
+    return tiny.config("cache", **more).compute
+
+
+def check_frozen(network):
+    """No pass casts a weight; biases, norms, embeddings and the edges' weights are float32."""
+    exact = {layer.weight for layer, _ in compute.edges(network)}
+    for name, parameter in network.named_parameters():
+        assert not parameter.requires_grad
+        cast = parameter.ndim > 1 and parameter not in exact
+        assert parameter.dtype == (torch.bfloat16 if cast else torch.float32), name
+
+
+def test_only_bf16_casts_frozen_weights():
+    config = tiny.config("cache")
+    network = compute.freeze(models.create_model(config), config.compute, CPU)
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+
+
+def test_a_fingerprint_is_of_float32_weights(tmp_path, monkeypatch):
+    """So that samples in bf16 name the same weights as those in fp32."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny.config("cache", training__n_iters=4)
+    run_lib.train(config, "run")
+    path, sde = Workdir("run").checkpoint(), sde_lib.from_config(config)
+    _, exact = load_score(config, path, sde, CPU)
+    config.compute.precision = "bf16"
+    score, coarse = load_score(config, path, sde, CPU)
+    check_frozen(score.net)
+    assert coarse == exact
+
+
+def test_cudnn_searches_unless_deterministic_algorithms_are_asked_for(monkeypatch):
+    """``--deterministic`` speaks first, as `cli.launch` has it."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # restored afterwards
+    config = tiny.config("cache")
+    compute.prepare(models.create_model(config), config.compute, CPU)
+    assert torch.backends.cudnn.benchmark
+    try:
+        cli.make_deterministic()
+        compute.prepare(models.create_model(config), config.compute, CPU)
+        assert not torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("directions", [0, 2])
+def test_no_layer_leaves_channels_last_on_a_gpu(name, directions):
+    """A GPU's kernels choose formats otherwise than a CPU's; tensors without data know how.
+
+    Maps of three channels and less are images, which are small.
+    """
+    left = []
+
+    def look(layer, inputs, out):
+        maps = torch.is_tensor(out) and out.ndim == 4 and out.shape[1] > 3 and out.shape[2] > 1
+        if maps and not out.is_contiguous(memory_format=torch.channels_last):
+            left.append(f"{type(layer).__name__} {tuple(out.shape)}")
+
+    resampling.fir_matrix.cache_clear()
+    with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
+        network = models.create_model(ConfigDict(golden.manifest("qc")[name]["config"]))
+        for layer in network.modules():
+            layer.register_forward_hook(look)
+            if isinstance(layer, torch.nn.Conv2d):
+                weight = layer.weight.detach().to(memory_format=torch.channels_last)
+                layer.weight = torch.nn.Parameter(weight)
+        x = torch.empty(golden.arrays(name)["x"].shape)
+        v = torch.empty(directions, *x.shape) if directions else None
+        network(x, torch.ones(len(x)), v)
+    resampling.fir_matrix.cache_clear()
+    assert not left
+
+
+def test_a_compiled_group_norm_is_the_eager_one_in_either_memory_format():
+    """With its gradients."""
+    x, cotangent = torch.randn(2, 3, 8, 4, 6)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        found = []
+        for compiled in (False, True):
+            norm = layers.GroupNorm(8)
+            torch.manual_seed(0)
+            torch.nn.init.normal_(norm.weight)
+            torch.nn.init.normal_(norm.bias)
+            if compiled:
+                compute.compile_layers(norm)
+            probe = (5 + x).contiguous(memory_format=memory_format).requires_grad_()
+            out = norm(probe, act=layers.ACTIVATIONS["swish"])
+            assert out.is_contiguous(memory_format=memory_format)
+            parameters = probe, norm.weight, norm.bias
+            found.append((out, *torch.autograd.grad(out, parameters, cotangent)))
+        torch.testing.assert_close(*found)
 
 
 def test_an_unknown_precision_gets_a_sentence():

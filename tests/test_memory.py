@@ -7,7 +7,7 @@ from torch._dynamo.utils import counters
 
 import run_lib
 from benchmarks import memory as table
-from models import layers, memory
+from models import memory, resampling
 from storage.workdir import Workdir
 from training.score import ScoreTraining
 
@@ -77,7 +77,7 @@ def test_the_count_is_what_pytorch_takes(tmp_path, fields):
 
 def test_nothing_real_is_changed(tmp_path):
     """Counters, random numbers and gradients stay, and what is kept for later is real."""
-    layers.fir_matrix.cache_clear()
+    resampling.fir_matrix.cache_clear()
     job = ScoreTraining(tiny.config(tmp_path, model__ch_mult=(1, 1), model__fir=True), CPU)
     job.model.norm = torch.nn.BatchNorm2d(1)
     network = job.model.network

@@ -9,7 +9,7 @@ from device_option import DEVICE
 from ml_collections import ConfigDict
 
 import models
-from models import layers
+from models import layers, resampling
 from utils import UserError
 
 
@@ -57,15 +57,38 @@ def test_fir_resampling_is_zero_insertion_then_convolution(kernel):
     zeros[..., ::2, ::2] = x
     before, after = (length + 1) // 2, (length - 2) // 2
     padded = F.pad(zeros, (before, after, before, after))
-    torch.testing.assert_close(layers.fir_upsample(x, kernel), F.conv2d(padded, 4 * matrix))
+    torch.testing.assert_close(resampling.fir_upsample(x, kernel), F.conv2d(padded, 4 * matrix))
 
     before, after = (length - 1) // 2, (length - 2) // 2
     padded = F.pad(x, (before, after, before, after))
     expected = F.conv2d(padded, matrix, stride=2)
-    torch.testing.assert_close(layers.fir_downsample(x, kernel), expected)
+    torch.testing.assert_close(resampling.fir_downsample(x, kernel), expected)
 
-    flat = layers.fir_downsample(torch.ones(1, 1, 16, 16, device=DEVICE), kernel)
+    flat = resampling.fir_downsample(torch.ones(1, 1, 16, 16, device=DEVICE), kernel)
     torch.testing.assert_close(flat[..., 3:-3, 3:-3], torch.ones(1, 1, 2, 2, device=DEVICE))
+
+
+@pytest.mark.parametrize("up", [1, 2])
+@pytest.mark.parametrize("down", [1, 2])
+def test_fir_resampling_keeps_the_memory_format(up, down):
+    """Values and gradients are the same, whatever the formats of maps and of their gradients."""
+    first = torch.randn(2, 8, 6, 10)
+
+    def resample(x, cotangent_format):
+        x = x.requires_grad_()
+        out = resampling.fir_resample(x, (1, 2, 3, 2, 5), (3, 2), up, down)
+        cotangent = torch.arange(out.numel()).view(out.shape).sin()
+        cotangent = cotangent.contiguous(memory_format=cotangent_format)
+        return out, torch.autograd.grad(out, x, cotangent)[0]
+
+    expected, over_x = resample(first, torch.contiguous_format)
+    assert expected.is_contiguous()
+    for cotangent_format in (torch.contiguous_format, torch.channels_last):
+        last = first.detach().contiguous(memory_format=torch.channels_last)
+        out, gradient = resample(last, cotangent_format)
+        for ours, theirs in ((out, expected), (gradient, over_x)):
+            assert ours.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_weights_are_initialised_as_specified():

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 import sde_lib
-from models import layers, twice
+from models import layers, resampling, twice
 from models.compute import exact_products
 from models.resnet import BatchNorm2d
 
 
 def resample(x, kernel, pads, up=1, down=1):
-    """`layers.fir_resample`: put in zeros, convolve, keep every other pixel."""
+    """`resampling.fir_resample`: put in zeros, convolve, keep every other pixel."""
     rows, channels, height, width = x.shape
     k = torch.tensor(kernel, device=x.device, dtype=x.dtype)
     k = torch.outer(k, k).flip(0, 1) * (up / k.sum()) ** 2
@@ -30,9 +30,9 @@ def attention(q, k, v, tangents=0):
     return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1) @ v
 
 
-def dropout_factors(shape, probability, device):
-    # The steps of PyTorch's own on a CPU. On a GPU it has one kernel for them.
-    return torch.empty(shape, device=device).bernoulli_(1 - probability).div_(1 - probability)
+def dropout_mask(shape, probability, device):
+    # As PyTorch's own draws it on a CPU. On a GPU that has one kernel for all of dropout.
+    return torch.empty(shape, device=device).bernoulli_(1 - probability).bool()
 
 
 def convolve(x, weight, stride, padding):
@@ -49,12 +49,12 @@ def normalise(norm, x, shortcut=None, relu=True):
 def published_layers(device):
     """Within the context networks have the published code's layers where ours compute otherwise."""
     # On a GPU the published code resamples by a CUDA kernel of its own, which is not at hand.
-    resampler = resample if device.type == "cpu" else layers.fir_resample
+    resampler = resample if device.type == "cpu" else resampling.fir_resample
     with (
         exact_products(),
-        mock.patch.object(layers, "fir_resample", resampler),
+        mock.patch.object(resampling, "fir_resample", resampler),
         mock.patch.object(layers, "attention", attention),
-        mock.patch.object(layers, "dropout_factors", dropout_factors),
+        mock.patch.object(layers, "dropout_mask", dropout_mask),
         mock.patch.object(twice, "convolve", convolve),
         mock.patch.object(BatchNorm2d, "normalise", normalise),
     ):

@@ -1,0 +1,134 @@
+"""Twice or half the resolution of maps (B, C, H, W): FIR filters, nearest pixels, averages.
+
+Layers with the argument `tangents` are as in `layers`.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.layers import add_to_values, channels_come_last, conv3x3, no_autocast
+
+
+@functools.cache
+def fir_matrix(kernel, size, up, down, pads, device):
+    """The matrix (out, size) that resamples an axis of `size` pixels.
+
+    Insert up − 1 zeros between the pixels, pad with zeros by pads = (before, after), filter with
+    `kernel`, a tuple normalised here to the sum `up`, and keep every `down`-th pixel.
+    """
+    before, after = pads
+    k = torch.tensor(kernel[::-1], dtype=torch.float64)
+    k *= up / k.sum()
+    count = (size * up + before + after - len(k)) // down + 1
+    taps = up * torch.arange(size) + before - down * torch.arange(count)[:, None]
+    there = (taps >= 0) & (taps < len(k))
+    return torch.where(there, k[taps.clamp(0, len(k) - 1)], 0).to(device, torch.float32)
+
+
+def fir_resample(x, kernel, pads, up=1, down=1):
+    """Resample both axes of x (B, C, H, W) as `fir_matrix` says: two matrix products.
+
+    Maps with their channels last keep them there. Within autocast, too, x keeps its type: float32
+    is an image's, whose rounding would show.
+    """
+    height, width = (
+        fir_matrix(kernel, size, up, down, pads, x.device).to(x.dtype) for size in x.shape[-2:]
+    )
+    with no_autocast(x.device.type):
+        if not channels_come_last(x):
+            return height @ (x @ width.T)
+        rows = width @ x.permute(0, 2, 3, 1)  # (B, H, new W, C)
+        return (height @ rows.flatten(2)).unflatten(2, rows.shape[2:]).permute(0, 3, 1, 2)
+
+
+def fir_upsample(x, kernel):
+    """Twice the height and width."""
+    length = len(kernel)
+    return fir_resample(x, kernel, ((length + 1) // 2, (length - 2) // 2), up=2)
+
+
+def fir_downsample(x, kernel):
+    """Half the height and width."""
+    surplus = len(kernel) - 2
+    return fir_resample(x, kernel, ((surplus + 1) // 2, surplus // 2), down=2)
+
+
+def nearest_upsample(x):
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def average_downsample(x):
+    return F.avg_pool2d(x, 2)
+
+
+class Resampler(nn.Module):
+    """Base of the layers that change resolution; holds the FIR kernel."""
+
+    def __init__(self, fir, fir_kernel):
+        super().__init__()
+        self.fir = fir
+        self.kernel = tuple(fir_kernel)
+
+    def up(self, x):
+        return fir_upsample(x, self.kernel) if self.fir else nearest_upsample(x)
+
+    def down(self, x):
+        return fir_downsample(x, self.kernel) if self.fir else average_downsample(x)
+
+
+class Downsample(Resampler):
+    """Half the resolution, without parameters."""
+
+    def size(self, size):
+        return size // 2
+
+    def forward(self, x, tangents=0):
+        return self.down(x)
+
+
+class Upsample(Resampler):
+    """Twice the resolution, without parameters."""
+
+    def size(self, size):
+        return 2 * size
+
+    def forward(self, x, tangents=0):
+        return self.up(x)
+
+
+class ConvDownsample(Resampler):
+    """A 3×3 convolution of stride 2, after the FIR filter where there is one."""
+
+    def __init__(self, channels_in, channels_out, fir, fir_kernel):
+        super().__init__(fir, fir_kernel)
+        conv = conv3x3(channels_in, channels_out, stride=2, padding=0)
+        self.add_module("Conv2d_0" if fir else "Conv_0", conv)
+
+    def forward(self, x, tangents=0):
+        if self.fir:
+            surplus = len(self.kernel)  # (L − 2) of the filter and 2 of the convolution
+            filtered = fir_resample(x, self.kernel, ((surplus + 1) // 2, surplus // 2))
+            return self.Conv2d_0(filtered, tangents)
+        return self.Conv_0(F.pad(x, (0, 1, 0, 1)), tangents)
+
+
+class ConvUpsample(Resampler):
+    """A transposed 3×3 convolution of stride 2, then the FIR filter; or nearest, then 3×3."""
+
+    def __init__(self, channels_in, channels_out, fir, fir_kernel):
+        super().__init__(fir, fir_kernel)
+        conv = conv3x3(channels_in, channels_out)
+        self.add_module("Conv2d_0" if fir else "Conv_0", conv)
+
+    def forward(self, x, tangents=0):
+        if self.fir:
+            weight = self.Conv2d_0.weight.flip(2, 3).transpose(0, 1)
+            y = F.conv_transpose2d(x, weight, stride=2)
+            surplus = len(self.kernel) - 4
+            pads = ((surplus + 1) // 2 + 1, surplus // 2 + 1)
+            y = 4 * fir_resample(y, self.kernel, pads)
+            return add_to_values(y, self.Conv2d_0.bias[None, :, None, None], tangents)
+        return self.Conv_0(nearest_upsample(x), tangents)

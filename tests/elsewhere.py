@@ -168,4 +168,6 @@ def install():
     torch.Generator = Generator
     torch.tensor = functools.partial(moved, torch.tensor)
     torch.as_tensor = functools.partial(moved, torch.as_tensor)
+    autocasts = torch.is_autocast_enabled  # which asks no device that it does not know
+    torch.is_autocast_enabled = lambda *kind: DEVICE.type not in kind and autocasts(*kind)
     Dispatch().__enter__()

@@ -227,13 +227,13 @@ def test_the_exact_classifier_is_dlsms_minimum():
 
         def __init__(self, factor):
             super().__init__()
-            self.factor = torch.nn.Parameter(torch.tensor(factor, device=DEVICE))
+            self.factor = torch.nn.Parameter(torch.tensor(factor))
 
         def forward(self, x, sigma):
             return self.factor * problem.classifier(x, sigma)
 
     x, labels = problem.sample(200_000)
-    u, z = torch.rand(len(x), device=DEVICE), torch.randn_like(x)
+    u, z = torch.rand(len(x)), torch.randn_like(x)
     gradients = []
     for factor in (0.5, 1.0, 2.0):
         network = Tilted(factor)

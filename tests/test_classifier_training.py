@@ -11,13 +11,14 @@ import pytest
 import tiny
 import tiny_classifier
 import torch
+
+import domains
 from test_checkpoints import assert_equal
 
 import losses
 from configs import common
 from datasets import Split
-from storage import checkpoints
-from storage.trained import load_classifier
+from storage from storage.trained import load_classifier
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining, accuracy
 from utils import UserError
@@ -152,13 +153,13 @@ def test_accuracy_visits_every_image():
     images = np.zeros((10, 1, 2, 2), np.uint8)
     images[:, 0, 0, 0] = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
     labels = np.array([0, 1, 2, 0, 1, 2, 0, 0, 0, 1])
-    data = tiny.digits.get_config().data
+    domain = domains.Images(1, 2, 2)
 
     def logits(x):
         return -(x[:, 0, 0, :1] * 255 - torch.arange(3)).abs()
 
     split = Split(images, labels, 3)
-    assert accuracy(logits, split, 4, data, torch.device("cpu")) == 0.7
+    assert accuracy(logits, split, 4, domain, torch.device("cpu")) == 0.7
 
 
 def test_the_accuracy_is_taken_at_the_smallest_time(cache):

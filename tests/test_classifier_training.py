@@ -11,14 +11,14 @@ import pytest
 import tiny
 import tiny_classifier
 import torch
-
-import domains
 from test_checkpoints import assert_equal
 
+import domains
 import losses
 from configs import common
 from datasets import Split
-from storage from storage.trained import load_classifier
+from storage import checkpoints
+from storage.trained import load_classifier
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining, accuracy
 from utils import UserError

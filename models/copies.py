@@ -26,6 +26,8 @@ class Copies(TorchFunctionMode):
             return self.dropout(function, *args, **kwargs)
         if self.count > 1 and function is torch.rand:
             return self.rand(*args, **kwargs)
+        if self.count > 1 and function is torch.Tensor.bernoulli_:
+            return self.bernoulli_(*args, **kwargs)
         return function(*args, **kwargs)
 
     def dropout(self, function, input, *args, **kwargs):
@@ -42,3 +44,8 @@ class Copies(TorchFunctionMode):
             return torch.rand(shape, **options)
         draws = torch.rand((shape[0] // self.count, *shape[1:]), **options)
         return torch.cat([draws] * self.count)
+
+    def bernoulli_(self, tensor, *args, **kwargs):
+        """`torch.Tensor.bernoulli_` of K·B rows, in the order of memory of B rows."""
+        first = torch.empty_like(tensor[: len(tensor) // self.count]).bernoulli_(*args, **kwargs)
+        return tensor.copy_(torch.cat([first] * self.count))

@@ -238,7 +238,7 @@ def test_a_compiled_group_norm_is_the_eager_one_in_either_memory_format():
             assert out.is_contiguous(memory_format=memory_format)
             parameters = probe, norm.weight, norm.bias
             found.append((out, *torch.autograd.grad(out, parameters, cotangent)))
-        torch.testing.assert_close(*found)
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_an_unknown_precision_gets_a_sentence():

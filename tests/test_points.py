@@ -13,7 +13,7 @@ import run_lib_sampling
 import sde_lib
 from configs import points
 from configs.demo import digits, digits_classifier
-from metrics import feature_sets, nll_and_asym
+from metrics import encoding, nll_and_asym
 from storage.files import load_npz
 from storage.workdir import Workdir
 from utils import UserError
@@ -180,7 +180,7 @@ def test_points_go_all_the_way(here, kind, capsys):
 
 def test_fid_of_points_has_its_sentence(here):
     with pytest.raises(UserError, match="The feature network inception takes images"):
-        feature_sets.open_extractor(tiny("usbm"))
+        encoding.open_extractor(tiny("usbm"))
 
 
 # ---------------------------------------------------------------- the exact regulariser

@@ -9,6 +9,7 @@ import tiny
 
 import run_lib
 from configs.demo import digits
+from evaluation import SAMPLE_METRICS
 
 PAGES = [tiny.ROOT / "README.md", *sorted((tiny.ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text()
@@ -64,6 +65,7 @@ def test_commands_exist(page):
     """Their scripts, configurations and flags."""
     defined = "".join(path.read_text() for path in tiny.ROOT.glob("*.py"))
     flags = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', defined), "config"}
+    flags |= {metric.flag for metric in SAMPLE_METRICS}
     for words in commands(page.read_text()):
         script = next(word for word in words if word.endswith(".py"))
         assert (tiny.ROOT / script).is_file(), script

@@ -211,6 +211,6 @@ def test_unknown_samplers_get_a_sentence(field):
     from configs import common
 
     settings = ConfigDict(common.base("CIFAR10").sampling)
-    settings[field] = "heun"
-    with pytest.raises(UserError, match=f"config.sampling.{field} is 'heun'; expected one of"):
+    settings[field] = "milstein"
+    with pytest.raises(UserError, match=f"config.sampling.{field} is 'milstein'; expected one of"):
         sampling.from_config(settings, sde_lib.VESDE())

@@ -33,6 +33,19 @@ def unit_vectors(x: torch.Tensor) -> torch.Tensor:
     return units[:, None].expand(D, len(x), D).reshape(D, *x.shape)
 
 
+def matrix(jvp: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """f(x) (B, D) and J (B, D, D) at points x (B, D); ``jvp(v)`` gives f(x) and J v (m, B, D)."""
+    D = x.shape[1]
+    units = torch.eye(D, dtype=x.dtype, device=x.device)[:, None].expand(D, *x.shape)
+    value, columns = jvp(units)
+    return value, columns.permute(1, 2, 0)
+
+
+def asymmetry(J: torch.Tensor) -> torch.Tensor:
+    """½‖J − Jᵀ‖_F² = tr JJᵀ − tr JJ (B,) of J (B, D, D)."""
+    return 0.5 * (J - J.mT).square().sum((1, 2))
+
+
 def vjp(score: Callable, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Jᵀv (K, B, …) for K cotangents v of a `score(x, t)` at x (B, …) and t (B,)."""
     return value_and_vjp(score, x, t, v)[1]

@@ -1,0 +1,104 @@
+"""Symmetry without tied weights (Chao et al., ICML 2023, section 6).
+
+    python -m experiments.autoencoder
+
+The score s(x) = R·Sw(Wᵀx + b) + c of a one-layer autoencoder is trained by the asymmetry of its
+Jacobian alone. The asymmetry vanishes and RWᵀ becomes symmetric, but R does not become W.
+"""
+
+import ml_collections
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import losses
+from experiments import common
+from models import forward_mode, jacobian
+from models.points import Swish
+
+STEPS, EVERY = 10_002, 200
+
+
+class Autoencoder(nn.Module):
+    """R·Sw(Wᵀx + b) + c of points x (B, 2), its weights and biases uniform in [−1, 1]."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode = nn.Linear(2, 2)  # Wᵀ and b
+        self.decode = nn.Linear(2, 2)  # R and c
+        self.activation = Swish(2)
+        for layer in (self.decode, self.encode):
+            nn.init.uniform_(layer.weight, -1, 1)
+            nn.init.uniform_(layer.bias, -1, 1)
+
+    def forward(self, x):
+        return self.decode(self.activation(self.encode(x)))
+
+    def sym_diff(self):
+        """|Σ_k (R₀ₖW₁ₖ − R₁ₖW₀ₖ)|: how far RWᵀ is from symmetric."""
+        product = self.decode.weight @ self.encode.weight
+        return (product[0, 1] - product[1, 0]).abs().item()
+
+    def weight_diff(self):
+        """‖R − W‖_F."""
+        return (self.decode.weight - self.encode.weight.T).norm().item()
+
+
+def asymmetry(network, x):
+    """The mean over points x (B, 2) of tr JJᵀ − tr JJ, a scalar to differentiate."""
+    _, J = jacobian.matrix(lambda v: forward_mode.jvp(network, x, v), x)
+    return jacobian.asymmetry(J).mean()
+
+
+def train(seed, steps=STEPS, every=EVERY):
+    """Rows (step, loss, sym_diff, weight_diff), one for every `every` steps."""
+    torch.manual_seed(seed)
+    network = Autoencoder()
+    parameters = list(network.parameters())
+    optim = ml_collections.ConfigDict(
+        {"optimizer": "Adam", "lr": 1e-4, "beta1": 0.9, "eps": 1e-8, "weight_decay": 0.0}
+    )
+    optim.warmup, optim.grad_clip = 0, 1.0
+    optimizer = losses.make_optimizer(parameters, optim)
+    x = torch.from_numpy(common.grid(-10, 10, 40, "float32"))
+    rows = []
+    for step in tqdm(range(steps), desc=f"autoencoder, seed {seed}", unit="step"):
+        loss = asymmetry(network, x)
+        if step % every == 0:
+            rows.append((step, loss.item(), network.sym_diff(), network.weight_diff()))
+        optimizer.zero_grad()
+        loss.backward()
+        losses.optimize(optimizer, parameters, step, optim)
+    return rows
+
+
+def draw(place, seed, rows):
+    """The three curves of a training."""
+    figure, axes = common.figure_of(1, 3)
+    step, *curves = zip(*rows)
+    for panel, name, values in zip(axes[0], ("loss", "sym_diff", "weight_diff"), curves):
+        panel.plot(step, values)
+        panel.set(xlabel="step", title=name, yscale="linear" if "weight" in name else "log")
+        panel.grid(alpha=0.3)
+    return common.save_figure(place, f"training_seed_{seed}", figure)
+
+
+def main(seed, as_published):
+    place = common.workdir("autoencoder")
+    rows = train(seed)
+    common.print_table(
+        ["step", "loss", "sym_diff", "weight_diff"],
+        [
+            [f"{step:,}", f"{loss:.3e}", f"{sym:.4g}", f"{weight:.5f}"]
+            for step, loss, sym, weight in rows
+            if step % 1000 == 0
+        ],
+    )
+    step, loss, sym, weight = rows[-1]
+    result = {"step": step, "loss": loss, "sym_diff": sym, "weight_diff": weight}
+    place.record(**{f"seed_{seed}": {**result, "settings": {"seed": seed}}})
+    print(f"The figure is {draw(place, seed, rows)}.")
+
+
+if __name__ == "__main__":
+    common.launch(main, seed=8, published="Changes nothing here: no fault touches the numbers.")

@@ -1,0 +1,54 @@
+"""What the experiments share: flags, where results lie, tables and figures."""
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+import cli
+from storage.files import atomic_write
+from storage.workdir import Workdir
+
+
+def launch(main, seed, published):
+    """Define --seed and --as_published, parse the flags, and run ``main(seed, as_published)``.
+
+    `published` says what the second changes.
+    """
+    flags.DEFINE_integer("seed", seed, "Seed of what is random.")
+    flags.DEFINE_bool("as_published", False, published)
+    cli.launch(lambda: main(flags.FLAGS.seed, flags.FLAGS.as_published))
+
+
+def workdir(name):
+    """The directory ``results/experiments/{name}``, made."""
+    place = Workdir(f"experiments/{name}")
+    place.create()
+    return place
+
+
+def print_table(heads, rows):
+    """Print rows of strings below their heads, as Markdown."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows)]
+    for row in (heads, ["-" * width for width in widths], *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths))
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def figure_of(rows, columns, side=3.0):
+    """A figure of equal panels, and its axes as an array (rows, columns)."""
+    figure = Figure(figsize=(side * columns, side * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save_figure(place, name, figure):
+    """Write a figure to ``figures/{name}.png`` of a workdir, where the report finds it."""
+    path = place.root / "figures" / f"{name}.png"
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    return path
+
+
+def grid(low, high, count, dtype=None):
+    """The points (count², 2) of an even square grid, a NumPy array; the first coordinate first."""
+    line = np.linspace(low, high, count, dtype=dtype)
+    return np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)

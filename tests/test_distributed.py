@@ -107,7 +107,7 @@ def train_together(script, cache):
     """Run a script after the prelude in two processes."""
     path = cache.parent / "script.py"
     path.write_text(PRELUDE.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests")) + script)
-    return torchrun(path, str(cache), *free_ports(9), cwd=cache.parent)
+    return torchrun(path, str(cache), *free_ports(10), cwd=cache.parent)
 
 
 def draw(cache):

@@ -111,7 +111,8 @@ def base(dataset):
 
 SHARED = (
     *("name", "energy", "sigma_min", "sigma_max", "beta_min", "beta_max", "num_scales"),
-    *("dropout", "ema_rate"),
+    *("dropout", "ema_rate", "score_restore_path", "classifier_restore_path"),
+    *("loss_type", "weighting_dlsm", "weighting_ce", "coef"),
 )
 
 

@@ -4,7 +4,7 @@ from configs import common
 
 
 def small(config):
-    """`config` for Fashion-MNIST's 28×28 images on a CPU: the data and a network that suits them."""
+    """`config` for Fashion-MNIST's 28×28 images on a CPU: data and a network that suits them."""
     config.device = "cpu"
 
     config.data.image_size = 28

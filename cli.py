@@ -3,6 +3,7 @@
 import functools
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import ml_collections
@@ -12,7 +13,7 @@ from ml_collections.config_flags import config_flags
 from utils import UserError, log_to
 
 
-def define_common_flags(default_config=None):
+def define_common_flags(default_config: str | None = None) -> None:
     """Define ``--config FILE.py`` with its ``--config.field=value`` overrides, and what all share.
 
     That is --workdir and --deterministic. With a default configuration neither it nor a workdir
@@ -47,12 +48,12 @@ def override(config: ml_collections.ConfigDict, **values: object) -> None:
         config[section][field] = value
 
 
-def describes_classifier(config):
+def describes_classifier(config: ml_collections.ConfigDict) -> bool:
     """Whether a configuration is DLSM's, of a score model guided by a classifier, and not QC's."""
     return "classifier" in config
 
 
-def sampling_method(ode, sampler):
+def sampling_method(ode: bool, sampler: str | None) -> str | None:
     """The sampling method that ``--ode`` and ``--sampler`` ask for; None: the configuration's.
 
     Raises:
@@ -63,7 +64,7 @@ def sampling_method(ode, sampler):
     return "ode" if ode else sampler
 
 
-def make_deterministic():
+def make_deterministic() -> None:
     """Let PyTorch use deterministic algorithms only."""
     import os
 
@@ -74,7 +75,7 @@ def make_deterministic():
     torch.use_deterministic_algorithms(True)
 
 
-def launch(main, pairs=()):
+def launch(main: Callable[[], object], pairs: Sequence[str] = ()) -> None:
     """Run `main()` after parsing flags; a mistake ends in one sentence and exit status 1.
 
     The flags in `pairs` may be given as ``--name A B`` for ``--name=A --name=B``.

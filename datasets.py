@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator
 
 import filelock
+import ml_collections
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -62,14 +63,14 @@ class Split:
     labels: np.ndarray
     classes: int
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
 
 # ---------------------------------------------------------------- the cache
 
 
-def load(data, split) -> Split:
+def load(data: ml_collections.ConfigDict, split: str) -> Split:
     """Open a split of ``data.dataset``, building its cache under ``data.cache`` at first use.
 
     The cache is built under a lock, in a directory that takes its name when it is whole, so that
@@ -105,7 +106,7 @@ def load(data, split) -> Split:
     return cached
 
 
-def load_both(data) -> tuple[Split, Split | None]:
+def load_both(data: ml_collections.ConfigDict) -> tuple[Split, Split | None]:
     """The training split, and the test split or None where the set has none.
 
     Raises:
@@ -208,7 +209,7 @@ class TrainBatches:
     off. A batch may begin in one epoch and end in a later one.
     """
 
-    def __init__(self, split: Split, batch_size: int, seed: int, position: int = 0):
+    def __init__(self, split: Split, batch_size: int, seed: int, position: int = 0) -> None:
         self.split = split
         self.batch_size = require_positive(batch_size, "The batch size")
         self.seed = seed
@@ -216,7 +217,7 @@ class TrainBatches:
         self._images = np.asarray(split.images)  # indexing a memmap itself costs more
         self._epoch, self._order = None, None
 
-    def __iter__(self):
+    def __iter__(self) -> "TrainBatches":
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -251,7 +252,7 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, 
         yield torch.tensor(split.images[part]), torch.tensor(split.labels[part])
 
 
-def upload(x, device):
+def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`x`, a tensor of the host, on `device`; the host does not wait for a GPU to have taken it."""
     if device.type == "cuda":
         x = x.pin_memory()  # a GPU copies by itself from nothing else

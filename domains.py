@@ -8,12 +8,18 @@ the other, its picture, and the unit of its likelihood. `from_config` makes the 
 import dataclasses
 import io
 import math
-from typing import ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
+import ml_collections
 import numpy as np
 from PIL import Image
 
 from utils import UserError
+
+if TYPE_CHECKING:  # neither need be there
+    import torch
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +47,16 @@ class Images:
     identity: ClassVar = {}
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int, int]:
         """Of one image, as models and data sets have it."""
         return self.channels, self.height, self.width
 
     @property
-    def stored_shape(self):
+    def stored_shape(self) -> tuple[int, int, int]:
         """Of one sample, as it is stored."""
         return self.height, self.width, self.channels
 
-    def require_shape(self, shape, dataset):
+    def require_shape(self, shape: tuple[int, ...], dataset: str) -> None:
         """Raise a UserError if the images of `dataset` have another `shape`."""
         if shape == self.shape:
             return
@@ -65,7 +71,7 @@ class Images:
             f"pixels; set {wanted}."
         )
 
-    def to_model(self, images, *, train):
+    def to_model(self, images: "torch.Tensor", *, train: bool) -> "torch.Tensor":
         """A batch in the model's range, on the device of `images`.
 
         Training images are flipped with probability 1/2 (random_flip) and dequantised to
@@ -88,7 +94,7 @@ class Images:
             x = dequantise(x, torch.rand_like(x))
         return self.scaler(x)
 
-    def to_density(self, images, rand):
+    def to_density(self, images: "torch.Tensor", rand: Callable) -> "torch.Tensor":
         """`to_model` of dequantised images, whose density bounds the probability of the 8-bit ones.
 
         `rand(shape)` draws the noise, uniform in [0, 1).
@@ -96,22 +102,22 @@ class Images:
         x = images.float() / 255
         return self.scaler(dequantise(x, rand(x.shape)))
 
-    def scaler(self, x):
+    def scaler(self, x: "torch.Tensor") -> "torch.Tensor":
         """[0, 1] to the model's range."""
         return 2 * x - 1 if self.centered else x
 
-    def inverse_scaler(self, x):
+    def inverse_scaler(self, x: "torch.Tensor") -> "torch.Tensor":
         """The model's range to [0, 1]."""
         return (x + 1) / 2 if self.centered else x
 
-    def to_stored(self, x):
+    def to_stored(self, x: "torch.Tensor") -> np.ndarray:
         """Samples (N, C, H, W) of the model as uint8 (N, H, W, C): 255x, clipped and truncated."""
         import torch
 
         pixels = (255 * self.inverse_scaler(x)).clamp(0, 255).to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
-    def negative_log_likelihood(self, log_density):
+    def negative_log_likelihood(self, log_density: "torch.Tensor") -> "torch.Tensor":
         """Bits per dimension of 8-bit images from log-densities (B,) in the model's range.
 
         The offset is for the change from 0…255 to that range: 8 bits to [0, 1], 7 to [−1, 1].
@@ -119,7 +125,7 @@ class Images:
         dimensions = self.channels * self.height * self.width
         return -log_density / (dimensions * math.log(2)) + (7 if self.centered else 8)
 
-    def picture(self, samples, columns=None):
+    def picture(self, samples: np.ndarray, columns: int | None = None) -> Image.Image:
         """A grid of uint8 samples (N, H, W, C), a PIL image; nearly square without `columns`."""
         return image_grid(samples, columns or max(1, int(len(samples) ** 0.5)))
 
@@ -136,13 +142,13 @@ class Points:
     identity: ClassVar = {"domain": "points"}
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int]:
         """Of one point."""
         return (self.dimensions,)
 
     stored_shape = shape
 
-    def require_shape(self, shape, dataset):
+    def require_shape(self, shape: tuple[int, ...], dataset: str) -> None:
         """Raise a UserError if the points of `dataset` have another `shape`."""
         if shape == self.shape:
             return
@@ -152,23 +158,23 @@ class Points:
             f"dimensions; set data.dimensions to {shape[0]}."
         )
 
-    def to_model(self, points, *, train):
+    def to_model(self, points: "torch.Tensor", *, train: bool) -> "torch.Tensor":
         """The points (B, D) themselves."""
         return points
 
-    def to_density(self, points, rand):
+    def to_density(self, points: "torch.Tensor", rand: Callable) -> "torch.Tensor":
         """The points (B, D) themselves."""
         return points
 
-    def to_stored(self, x):
+    def to_stored(self, x: "torch.Tensor") -> np.ndarray:
         """Samples (N, D) of the model as a float32 array."""
         return x.float().cpu().numpy()
 
-    def negative_log_likelihood(self, log_density):
+    def negative_log_likelihood(self, log_density: "torch.Tensor") -> "torch.Tensor":
         """Nats per point from log-densities (B,)."""
         return -log_density
 
-    def picture(self, samples, columns=None):
+    def picture(self, samples: np.ndarray, columns: int | None = None) -> Image.Image:
         """A scatter plot of the first two coordinates of samples (N, D), a PIL image."""
         return scatter_plot(samples)
 
@@ -176,7 +182,7 @@ class Points:
 KINDS = {"images": Images, "points": Points}
 
 
-def dequantise(x, noise):
+def dequantise(x: "torch.Tensor", noise: "torch.Tensor") -> "torch.Tensor":
     """(u + 255x)/256 for 8-bit images x in [0, 1] and uniform noise u."""
     return (noise + 255 * x) / 256
 
@@ -217,7 +223,7 @@ def scatter_plot(points: np.ndarray, side: float = 5) -> Image.Image:
     return rendered(figure)
 
 
-def rendered(figure) -> Image.Image:
+def rendered(figure: "Figure") -> Image.Image:
     """A matplotlib figure as a picture (PIL)."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
@@ -227,7 +233,7 @@ def rendered(figure) -> Image.Image:
 # ---------------------------------------------------------------- which one
 
 
-def from_config(data):
+def from_config(data: ml_collections.ConfigDict) -> Images | Points:
     """The domain that ``config.data`` describes: points if it has `dimensions`, else images."""
     if "dimensions" in data:
         return Points(data.dimensions)
@@ -240,14 +246,14 @@ def from_config(data):
     )
 
 
-def of_stored(samples):
+def of_stored(samples: np.ndarray) -> Images | Points:
     """The domain of stored samples: of points if they are rows of numbers, else of images."""
     if samples.ndim == 2:
         return Points(samples.shape[1])
     return Images(samples.shape[3], *samples.shape[1:3])
 
 
-def images_of(data, user):
+def images_of(data: ml_collections.ConfigDict, user: str) -> Images:
     """The domain of ``config.data`` if it is of images.
 
     Raises:
@@ -262,7 +268,7 @@ def images_of(data, user):
     return domain
 
 
-def points_of(data, user):
+def points_of(data: ml_collections.ConfigDict, user: str) -> Points:
     """The domain of ``config.data`` if it is of points; raises as `images_of`."""
     domain = from_config(data)
     if not isinstance(domain, Points):

@@ -25,7 +25,7 @@ class DensityField:
     all), but whole images. The state is a matrix (B, D + 1), float64; `nfe` counts the evaluations.
     """
 
-    def __init__(self, sde: SDE, score: Callable, v: torch.Tensor, rows: int | None = None):
+    def __init__(self, sde: SDE, score: Callable, v: torch.Tensor, rows: int | None = None) -> None:
         self.reverse = ReverseSDE(sde, score, probability_flow=True)
         self.v = v.transpose(0, 1)
         self.images = None if rows is None else max(1, rows // len(v))

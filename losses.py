@@ -16,38 +16,44 @@ rows of all three. It returns the scalar to differentiate, a mean over the image
 detached means to report.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from ml_collections import ConfigDict
+from torch import Tensor, nn
 
 from models import jacobian
 from models.compute import twice_differentiable
-from models.scores import class_log_likelihood
+from models.scores import EnergyScore, Score, class_log_likelihood
 from sde_lib import SDE, expand, perturb
 from utils import UserError, lookup, require_positive
 
+Draws = dict[str, Tensor]
+Batch = tuple[Tensor, Tensor, Draws]
 
-def rows_of(x, labels, draws, rows):
+
+def rows_of(x: Tensor, labels: Tensor, draws: Draws, rows: slice) -> Batch:
     """A part of a batch, as an objective takes it."""
     return x[rows], labels[rows], {name: draw[rows] for name, draw in draws.items()}
 
 
-def parts_of(x, labels, draws, size):
+def parts_of(x: Tensor, labels: Tensor, draws: Draws, size: int) -> Iterator[tuple[float, Batch]]:
     """Yields a batch in parts of `size` images: each part's share of it, and the part."""
     for start in range(0, len(x), size):
         part = rows_of(x, labels, draws, slice(start, start + size))
         yield len(part[0]) / len(x), part
 
 
-def draw_times(u, sde, eps):
+def draw_times(u: Tensor, sde: SDE, eps: float) -> Tensor:
     """Times t = u·(T − eps) + eps (B,) from uniform draws `u` (B,)."""
     return u * (sde.T - eps) + eps
 
 
-def stratified(u):
+def stratified(u: Tensor) -> Tensor:
     """Uniform draws (B,), one in each of B equal parts of [0, 1), in random order, from `u` (B,).
 
     A mean over them varies less than one over `u`: it misses no part of the times.
@@ -55,7 +61,9 @@ def stratified(u):
     return (torch.randperm(len(u), device=u.device) + u) / len(u)
 
 
-def dsm_residual(score, sde, t, std, z, likelihood_weighting):
+def dsm_residual(
+    score: Tensor, sde: SDE, t: Tensor, std: Tensor, z: Tensor, likelihood_weighting: bool
+) -> Tensor:
     """r, shaped as `z`, with ½‖r‖² the DSM loss: s·std + z, or g·(s + z/std)."""
     if not likelihood_weighting:
         return score * expand(std, z) + z
@@ -63,7 +71,7 @@ def dsm_residual(score, sde, t, std, z, likelihood_weighting):
     return expand(diffusion, z) * (score + z / expand(std, z))
 
 
-def half_square(residual, reduce_mean):
+def half_square(residual: Tensor, reduce_mean: bool) -> Tensor:
     """½‖r‖² per image (B,); with `reduce_mean` the mean of r² over its dimensions instead."""
     squares = residual.square().flatten(1)
     return squares.mean(1) if reduce_mean else 0.5 * squares.sum(1)
@@ -85,23 +93,23 @@ class DSM:
     likelihood_weighting: bool = False
     reduce_mean: bool = False
 
-    def draw(self, x):
+    def draw(self, x: Tensor) -> Draws:
         """Uniform draws u (B,) and noise z, shaped as `x`."""
         u = torch.rand(len(x), device=x.device, dtype=x.dtype)
         return {"u": u, "z": torch.randn_like(x)}
 
-    def loss(self, x, u, z):
+    def loss(self, x: Tensor, u: Tensor, z: Tensor) -> Tensor:
         """DSM loss per image (B,)."""
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
         residual = dsm_residual(self.score(x_t, t), self.sde, t, std, z, self.likelihood_weighting)
         return half_square(residual, self.reduce_mean)
 
-    def __call__(self, x, labels, draws):
+    def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         loss = self.loss(x, **draws).mean()
         return loss, {"loss": loss.detach()}
 
-    def evaluate(self, x, labels, draws):
+    def evaluate(self, x: Tensor, labels: Tensor, draws: Draws) -> Draws:
         """The DSM loss of a batch, for validation; nothing is differentiated."""
         return {"loss": self.loss(x, draws["u"], draws["z"]).mean()}
 
@@ -114,7 +122,7 @@ class EnergyDSM(DSM):
     gradient is that of d·∇ₓE, the directional derivative of the energy along d.
     """
 
-    def __call__(self, x, labels, draws):
+    def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         t = draw_times(draws["u"], self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, draws["z"])
         with torch.no_grad(), same_masks(x.device):
@@ -140,16 +148,16 @@ class QuasiConservative(DSM):
     slices: int = 1
     estimator: Callable = jacobian.paper_asymmetry
 
-    def draw(self, x):
+    def draw(self, x: Tensor) -> Draws:
         """u, z, and standard normal v (B, K, C, H, W), whose signs are the random vectors."""
         v = torch.randn(len(x), self.slices, *x.shape[1:], device=x.device, dtype=x.dtype)
         return dict(super().draw(x), v=v)
 
-    def vectors(self, v):
+    def vectors(self, v: Tensor) -> Tensor:
         """The random vectors (B, K, …) of the draws `v`."""
         return jacobian.rademacher(v)
 
-    def both(self, x, u, z, v):
+    def both(self, x: Tensor, u: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """DSM (B,), the regulariser (B,), and the scalar whose gradient is the objective's."""
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
@@ -168,7 +176,7 @@ class QuasiConservative(DSM):
         surrogate = dsm.mean() + self.balancing_fac * (std**2 * slope.mean(0)).mean()
         return dsm.detach(), regulariser, surrogate
 
-    def __call__(self, x, labels, draws):
+    def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         dsm, regulariser, surrogate = self.both(x, **draws)
         dsm, regulariser = dsm.mean(), regulariser.mean()
         total = dsm + self.balancing_fac * regulariser
@@ -179,11 +187,11 @@ class QuasiConservative(DSM):
 class ExactQuasiConservative(QuasiConservative):
     """QC with e = ½‖J − Jᵀ‖_F² itself, from all D unit vectors: for points, whose D is small."""
 
-    def draw(self, x):
+    def draw(self, x: Tensor) -> Draws:
         """u, z, and v (B, D, …), √D times each unit vector."""
         return dict(DSM.draw(self, x), v=jacobian.unit_vectors(x).transpose(0, 1))
 
-    def vectors(self, v):
+    def vectors(self, v: Tensor) -> Tensor:
         return v
 
 
@@ -193,7 +201,7 @@ QC_OBJECTIVES = {"exact": ExactQuasiConservative} | {
 }
 
 
-def score_objective(config, score, sde):
+def score_objective(config: ConfigDict, score: Score | EnergyScore, sde: SDE) -> DSM:
     """The objective that a score model's configuration describes.
 
     Raises:
@@ -220,18 +228,15 @@ def score_objective(config, score, sde):
     )
 
 
-def same_masks(device):
-    """A context after which the random generators stand as before it.
-
-    The next pass through the network then drops out the same units.
-    """
+def same_masks(device: torch.device) -> contextlib.AbstractContextManager:
+    """A context that restores the random generators: the next pass drops out the same units."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 # ---------------------------------------------------------------- noise-conditioned classifiers
 
 
-def weighted_cross_entropy(logits, labels, std, weighting):
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, std: Tensor, weighting: float) -> Tensor:
     """Batch mean of CE·σ^(−2·weighting), a scalar."""
     losses = F.cross_entropy(logits, labels, reduction="none")
     return (losses * std ** (-2 * weighting)).mean()
@@ -247,19 +252,19 @@ class CrossEntropy:
         weighting: as in `weighted_cross_entropy`.
     """
 
-    classifier: torch.nn.Module
+    classifier: nn.Module
     sde: SDE
     eps: float
     weighting: float = 0.0
 
     draw = DSM.draw
 
-    def loss(self, x, labels, u, z):
+    def loss(self, x: Tensor, labels: Tensor, u: Tensor, z: Tensor) -> Tensor:
         """The loss, a scalar, of images x (B, C, H, W) and labels (B,)."""
         x_t, std = perturb(self.sde, x, draw_times(u, self.sde, self.eps), z)
         return weighted_cross_entropy(self.classifier(x_t, std), labels, std, self.weighting)
 
-    def __call__(self, x, labels, draws):
+    def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         loss = self.loss(x, labels, **draws)
         return loss, {"loss": loss.detach()}
 
@@ -283,7 +288,7 @@ class DLSM:
         weighting_dlsm, weighting_ce, coef: as above and in `weighted_cross_entropy`.
     """
 
-    classifier: torch.nn.Module
+    classifier: nn.Module
     score: Callable
     sde: SDE
     eps: float
@@ -293,7 +298,7 @@ class DLSM:
 
     draw = DSM.draw
 
-    def likelihood_score(self, x_t, std, labels):
+    def likelihood_score(self, x_t: Tensor, std: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, classes) and ∇ₓℓ, shaped as `x_t`; with a graph where gradients are enabled.
 
         The network sees the batch once, so that batch norms count it once.
@@ -306,7 +311,7 @@ class DLSM:
             (gradient,) = torch.autograd.grad(total, x_t, create_graph=keep_graph)
         return logits if keep_graph else logits.detach(), gradient
 
-    def terms(self, x, labels, u, z):
+    def terms(self, x: Tensor, labels: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """DLSM and CE, scalars, of images x (B, C, H, W) and labels (B,)."""
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
@@ -317,7 +322,7 @@ class DLSM:
         dlsm = 0.5 * residual.square().mean()
         return dlsm, weighted_cross_entropy(logits, labels, std, self.weighting_ce)
 
-    def __call__(self, x, labels, draws):
+    def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         dlsm, ce = self.terms(x, labels, **draws)
         loss = dlsm + self.coef * ce
         return loss, {"loss": loss.detach(), "dlsm": dlsm.detach(), "ce": ce.detach()}
@@ -346,7 +351,9 @@ CLASSIFIER_OBJECTIVES = {
 }
 
 
-def classifier_objective(config, classifier, score, sde):
+def classifier_objective(
+    config: ConfigDict, classifier: nn.Module, score: Score | EnergyScore, sde: SDE
+) -> CrossEntropy | DLSM:
     """The objective of a noise-conditioned classifier that ``config.model.loss_type`` names.
 
     Raises:
@@ -359,7 +366,7 @@ def classifier_objective(config, classifier, score, sde):
 # ---------------------------------------------------------------- the optimiser
 
 
-def make_optimizer(parameters, optim):
+def make_optimizer(parameters: list[nn.Parameter], optim: ConfigDict) -> torch.optim.Optimizer:
     """The Adam optimiser of ``config.optim``, over all `parameters` in their order.
 
     Raises:
@@ -377,13 +384,13 @@ def make_optimizer(parameters, optim):
     )
 
 
-def optimize(optimizer, parameters, step, optim):
+def optimize(
+    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], step: int, optim: ConfigDict
+) -> Tensor:
     """One update from the gradients at `step` (counted from 0): warm-up, clipping, Adam.
 
     The rate is lr·min(step/warmup, 1); gradients are clipped to the global norm grad_clip.
-
-    Returns:
-        The gradients' global norm before clipping, a scalar tensor on their device.
+    Returns their global norm before clipping, a scalar tensor on their device.
     """
     rate = optim.lr * (min(step / optim.warmup, 1.0) if optim.warmup > 0 else 1.0)
     for group in optimizer.param_groups:

@@ -19,7 +19,7 @@ flags.DEFINE_float("balancing_fac", None, "Weight of the QC regulariser.")
 flags.DEFINE_integer("slices", None, "Random vectors per image of the QC regulariser.")
 
 
-def main():
+def main() -> None:
     import run_lib
     from training.classifier import ClassifierTraining
 

@@ -13,6 +13,8 @@ import itertools
 import logging
 import pathlib
 import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -64,7 +66,7 @@ class Run:
 # ---------------------------------------------------------------- what a workdir holds
 
 
-def open_run(name):
+def open_run(name: str) -> Run:
     """Read the workdir `name`.
 
     Raises:
@@ -83,7 +85,7 @@ def open_run(name):
     )
 
 
-def read_curves(folder):
+def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, ...]]:
     """The scalars of TensorBoard's event files: tag -> (steps, values), sorted by step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -98,7 +100,7 @@ def read_curves(folder):
     return curves
 
 
-def read_asymmetry(place):
+def read_asymmetry(place: Workdir) -> dict[str, np.ndarray] | None:
     """Asym and NAsym at each noise level, means over the repeats; None where there are none."""
     repeats = list(itertools.takewhile(pathlib.Path.exists, map(place.asym, itertools.count())))
     if not repeats:
@@ -107,7 +109,7 @@ def read_asymmetry(place):
     return {name: np.mean([file[name] for file in files], axis=0) for name in files[0]}
 
 
-def sample_pictures(place):
+def sample_pictures(place: Workdir) -> list[Picture]:
     """Grids of the samples drawn for evaluation, else of the last ones drawn in training."""
     pictures = []
     for method in place.methods():
@@ -132,7 +134,7 @@ def sample_pictures(place):
     return pictures
 
 
-def first_images(folder, count):
+def first_images(folder: pathlib.Path, count: int) -> dict[int, np.ndarray]:
     """The first `count` images of each numbered folder in `folder`: number -> (n, H, W, C)."""
     result = {}
     numbered = [path for path in folder.glob("*") if path.is_dir() and path.name.isdecimal()]
@@ -147,14 +149,14 @@ def first_images(folder, count):
     return result
 
 
-def labels(classes):
+def labels(classes: Collection[int]) -> str:
     """The labels of the classes that are shown, in words."""
     shown = list(classes)[:CLASSES]
     rest = f" (of {len(classes)} classes)" if len(classes) > CLASSES else ""
     return f"{', '.join(map(str, shown))}{rest}" if len(shown) <= 10 else f"{len(shown)}{rest}"
 
 
-def padded(images):
+def padded(images: np.ndarray) -> np.ndarray:
     """A row of COLUMNS images, black where there are fewer."""
     row = np.zeros((COLUMNS, *images.shape[1:]), images.dtype)
     row[: len(images)] = images
@@ -164,17 +166,22 @@ def padded(images):
 # ---------------------------------------------------------------- pictures
 
 
-def data_uri(png):
+def data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def grid_picture(title, images):
+def grid_picture(title: str, images: np.ndarray) -> Picture:
     buffer = io.BytesIO()
     domains.of_stored(images).picture(images, COLUMNS).save(buffer, format="PNG")
     return Picture(title, data_uri(buffer.getvalue()))
 
 
-def plot(title, lines, xlabel, scale="linear"):
+def plot(
+    title: str,
+    lines: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    xlabel: str,
+    scale: str = "linear",
+) -> Picture:
     """A picture of `lines`, (name, x, y), in one pair of axes."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -195,7 +202,7 @@ def plot(title, lines, xlabel, scale="linear"):
     return Picture(title, data_uri(buffer.getvalue()))
 
 
-def curve_pictures(runs):
+def curve_pictures(runs: Sequence[Run]) -> list[Picture]:
     """A picture for each scalar of the training, with a line for each run that has it."""
     tags = dict.fromkeys(tag for run in runs for tag in run.curves)
     return [
@@ -204,7 +211,7 @@ def curve_pictures(runs):
     ]
 
 
-def asymmetry_pictures(runs):
+def asymmetry_pictures(runs: Sequence[Run]) -> list[Picture]:
     """Asym and NAsym against the time of the noise level, with a line for each run."""
     runs = [run for run in runs if run.asymmetry is not None]
     if not runs:
@@ -227,7 +234,7 @@ def _positive(lines):
 # ---------------------------------------------------------------- the table of metrics
 
 
-def metric_groups(runs):
+def metric_groups(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
     """The recorded values in groups, a title with rows: what a value is, and each run's number."""
     groups = {}
     for column, run in enumerate(runs):
@@ -242,7 +249,7 @@ def metric_groups(runs):
     return {title: groups[title] for title in sorted(groups)}
 
 
-def group_of(entry):
+def group_of(entry: str) -> str:
     """What the numbers of an entry of ``metrics.json`` are about."""
     if entry == "nll":
         return "Likelihood"
@@ -255,12 +262,12 @@ def group_of(entry):
     return samples if by is None else f"{samples}, mean over {MEANS[by]}"
 
 
-def settings_of(run):
+def settings_of(run: Run) -> dict[str, dict[str, Any]]:
     """What made each recorded number."""
     return {entry: content.get("settings", {}) for entry, content in run.metrics.items()}
 
 
-def flat(settings, prefix=""):
+def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested settings as (dotted name, text)."""
     for name, value in sorted(settings.items()):
         if isinstance(value, dict):
@@ -272,7 +279,7 @@ def flat(settings, prefix=""):
 # ---------------------------------------------------------------- the page
 
 
-def report(workdirs):
+def report(workdirs: Sequence[str]) -> pathlib.Path:
     """Write ``report.html`` into the first of `workdirs`; returns its path.
 
     Raises:
@@ -301,7 +308,7 @@ def report(workdirs):
     return path
 
 
-def main():
+def main() -> None:
     path = report(flags.FLAGS.workdir)
     log.info("Wrote %s.", path)
 

@@ -5,9 +5,14 @@ objective, its domain, its data, its validation and its pictures; `ScoreTraining
 """
 
 import contextlib
+import os
+import pathlib
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
+import ml_collections
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -20,6 +25,7 @@ from configs import ranges
 from models import memory
 from models.ema import EMA
 from storage import checkpoints
+from storage.checkpoints import TrainState
 from storage.files import atomic_write, save_picture
 from storage.scalars import ScalarWriter
 from storage.workdir import Workdir
@@ -31,7 +37,12 @@ from utils import UserError, get_device, is_first, log, log_to, rank_and_size, s
 VALIDATION_IMAGES = 128
 
 
-def train(config, workdir, restore=None, make_job=ScoreTraining):
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    restore: str | os.PathLike | None = None,
+    make_job: Callable = ScoreTraining,
+) -> Any:
     """Train until ``config.training.n_iters`` updates are done; run again, it continues.
 
     The processes that torchrun started train together, see `distributed`.
@@ -149,7 +160,7 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     return job
 
 
-def require_divisible(model, training):
+def require_divisible(model: torch.nn.Module, training: ml_collections.ConfigDict) -> None:
     """Check that the batch can be shared out as ``config.training.microbatch`` and torchrun ask.
 
     Raises:
@@ -172,11 +183,16 @@ def require_divisible(model, training):
         )
 
 
-def has_batch_norms(model):
+def has_batch_norms(model: torch.nn.Module) -> bool:
     return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
-def restore_state(state, config, place, restore):
+def restore_state(
+    state: TrainState,
+    config: ml_collections.ConfigDict,
+    place: Workdir,
+    restore: str | os.PathLike | None,
+) -> list[str]:
     """Fill `state` from the workdir, else from `restore`; says in sentences, a list, from where.
 
     Raises:
@@ -197,7 +213,7 @@ def restore_state(state, config, place, restore):
     return [f"Restored {restore} at step {state.step}."]
 
 
-def agreed(state, config):
+def agreed(state: TrainState, config: ml_collections.ConfigDict) -> dict[str, object]:
     """What the processes of a run must have in common, by name."""
     fields = resuming.flatten(config.to_dict())
     elsewhere = ("device", *resuming.PLACES)
@@ -205,7 +221,14 @@ def agreed(state, config):
     return {"the step": state.step, "the position": state.position, **fields}
 
 
-def training_step(state, job, batches, config, world, stop):
+def training_step(
+    state: TrainState,
+    job: Any,
+    batches: datasets.TrainBatches,
+    config: ml_collections.ConfigDict,
+    world: distributed.World,
+    stop: StopRequest,
+) -> dict[str, torch.Tensor] | None:
     """One update; returns the detached values of the objective and the gradient norm.
 
     None, and nothing has changed, if a stop cut it short; several processes, which wait for each
@@ -230,7 +253,13 @@ def training_step(state, job, batches, config, world, stop):
     return dict(world.means(values), grad_norm=norm)
 
 
-def gradients(state, job, batches, config, world):
+def gradients(
+    state: TrainState,
+    job: Any,
+    batches: datasets.TrainBatches,
+    config: ml_collections.ConfigDict,
+    world: distributed.World,
+) -> dict[str, torch.Tensor]:
     """Leave the gradients of the next batch in the parameters; returns the objective's values."""
     images, labels = next(batches)
     images, labels = (datasets.upload(part, job.device) for part in (images, labels))
@@ -245,7 +274,13 @@ def gradients(state, job, batches, config, world):
     return accumulate_gradients(world.objective, *part, config.training.microbatch)
 
 
-def accumulate_gradients(objective, x, labels, draws, microbatch):
+def accumulate_gradients(
+    objective: Callable,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    draws: dict[str, torch.Tensor],
+    microbatch: int | None,
+) -> dict[str, torch.Tensor]:
     """Add the gradient of a batch's mean loss, `microbatch` images at a time; None: all at once.
 
     Returns:
@@ -263,7 +298,15 @@ def accumulate_gradients(objective, x, labels, draws, microbatch):
     return means
 
 
-def validate(state, job, images, labels, split, writer, stop):
+def validate(
+    state: TrainState,
+    job: Any,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    split: datasets.Split,
+    writer: ScalarWriter,
+    stop: StopRequest,
+) -> None:
     """Write the job's validation values, with averaged weights, to the log and TensorBoard.
 
     The images and all that is drawn are the same at every step: what changes is the model.
@@ -280,17 +323,19 @@ def validate(state, job, images, labels, split, writer, stop):
     log.info("Step %d, test: %s.", state.step, text)
 
 
-def write_scalars(writer, split, numbers, step):
+def write_scalars(writer: ScalarWriter, split: str, numbers: dict[str, float], step: int) -> None:
     for name, value in numbers.items():
         writer.add_scalar(f"{split}/{name}", value, step)
 
 
-def is_snapshot(state, training):
+def is_snapshot(state: TrainState, training: ml_collections.ConfigDict) -> bool:
     """Whether the step is one of which a snapshot and pictures are kept."""
     return state.step == training.n_iters or state.step % training.snapshot_freq == 0
 
 
-def save(state, config, place, watch):
+def save(
+    state: TrainState, config: ml_collections.ConfigDict, place: Workdir, watch: FiniteWatch
+) -> None:
     """Write a snapshot if the step is one of theirs, else the resume point alone."""
     watch.check()
     if not is_first():
@@ -304,23 +349,25 @@ def save(state, config, place, watch):
     log.info("Step %d: wrote %s.", state.step, path)
 
 
-def publish(path, place):
+def publish(path: pathlib.Path, place: Workdir) -> None:
     """Let the newest snapshot and the resume point be other names of a snapshot."""
     for name in (place.checkpoint(), place.resume_point):
         checkpoints.publish(path, name)
 
 
-def pictures_are_missing(state, training, place):
+def pictures_are_missing(
+    state: TrainState, training: ml_collections.ConfigDict, place: Workdir
+) -> bool:
     wanted = training.snapshot_sampling and state.step > 0 and is_snapshot(state, training)
     return wanted and not all(path.exists() for path in picture_files(state, place))
 
 
-def picture_files(state, place):
+def picture_files(state: TrainState, place: Workdir) -> tuple[pathlib.Path, pathlib.Path]:
     folder = place.snapshot_samples(state.step)
     return folder / "sample.png", folder / "sample.np"
 
 
-def draw_pictures(state, job, place, stop):
+def draw_pictures(state: TrainState, job: Any, place: Workdir, stop: StopRequest) -> None:
     """Write the job's pictures, if it has any, drawn with averaged weights."""
     job.model.eval()
     with state.ema.applied():
@@ -335,7 +382,7 @@ def draw_pictures(state, job, place, stop):
     log.info("Step %d: drew %d samples in %s.", state.step, len(images), picture.parent)
 
 
-def progress_bar(state, training, unit):
+def progress_bar(state: TrainState, training: ml_collections.ConfigDict, unit: str) -> tqdm:
     return tqdm(
         total=training.n_iters * training.batch_size,
         initial=state.step * training.batch_size,

@@ -5,8 +5,11 @@ lack what tells the classes apart, or part of a class, teach it less than real i
 """
 
 import functools
+import os
 import pathlib
+from typing import Any
 
+import ml_collections
 import numpy as np
 
 import datasets
@@ -21,7 +24,12 @@ from utils import UserError, is_first, log, require_positive, shares
 REAL = "real"  # the set-up of the reference line
 
 
-def cas(config, workdir, setup=None, samples=None):
+def cas(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    setup: str | None = None,
+    samples: str | os.PathLike | None = None,
+) -> float:
     """Train on the samples of a set-up and test on the real test images.
 
     Run again, it continues from its last resume point; torchrun's processes train together. The
@@ -77,7 +85,9 @@ def cas(config, workdir, setup=None, samples=None):
     return right
 
 
-def source(config, setup, samples):
+def source(
+    config: ml_collections.ConfigDict, setup: str | None, samples: str | os.PathLike | None
+) -> tuple[str, pathlib.Path | None]:
     """The name of the CAS run and the folder of its samples, None for real images.
 
     Raises:
@@ -103,7 +113,9 @@ def source(config, setup, samples):
     )
 
 
-def read_samples(config, folder, classes):
+def read_samples(
+    config: ml_collections.ConfigDict, folder: pathlib.Path, classes: int
+) -> datasets.Split:
     """The first ``config.eval.num_samples_all`` / classes samples of each class, as a `Split`.
 
     Raises:
@@ -133,7 +145,7 @@ def read_samples(config, folder, classes):
     return datasets.Split(np.concatenate(images), np.array(labels), classes)
 
 
-def report(place, name, right, settings):
+def report(place: Workdir, name: str, right: float, settings: dict[str, Any]) -> None:
     """Keep the accuracy in ``metrics.json``; print it beside the reference, if there is one."""
     place.record(**{f"cas_{name}": {"accuracy": right, "settings": settings}})
     results = place.recorded()

@@ -12,13 +12,19 @@ and --encode_dataset. The first alone reads, measures, prints and records.
 import itertools
 import pathlib
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import ml_collections
 from absl import flags
 
 import cli
 import evaluation
 from configs import ranges
 from utils import UserError, is_first
+
+if TYPE_CHECKING:  # the command line does without it
+    from metrics.feature_sets import FeatureSet
 
 MODES = ("full", "class")
 FOLDERS_CONFIG = pathlib.Path(__file__).parent / "configs" / "folders.py"
@@ -29,7 +35,7 @@ OF_A_RUN = (
 )
 
 
-def define_flags(metric=None):
+def define_flags(metric: str | None = None) -> None:
     """Define the evaluation flags; `metric` is what --metric stands at when it is not given."""
     of_folders = any(argument.partition("=")[0] == "--folders" for argument in sys.argv)
     cli.define_common_flags(default_config=str(FOLDERS_CONFIG) if of_folders else None)
@@ -71,25 +77,25 @@ def define_flags(metric=None):
     )
 
 
-def launch():
+def launch() -> None:
     cli.launch(main, pairs=("folders",))
 
 
-def metric_flags():
+def metric_flags() -> list[str]:
     """The flags that ask for metrics of samples, as they are typed."""
     return [f"--{metric.flag}" for metric in evaluation.SAMPLE_METRICS]
 
 
-def or_list(words):
+def or_list(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def asked_for(FLAGS):
+def asked_for(FLAGS: flags.FlagValues) -> list[evaluation.SampleMetric]:
     """The metrics of samples that the flags ask for."""
     return [metric for metric in evaluation.SAMPLE_METRICS if getattr(FLAGS, metric.flag)]
 
 
-def main():
+def main() -> None:
     """Do what the flags ask for, in the order in which results depend on each other."""
     FLAGS = flags.FLAGS
     config = FLAGS.config
@@ -143,7 +149,7 @@ def main():
         sample_metrics_of(config, FLAGS)
 
 
-def score_metric(config, FLAGS):
+def score_metric(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
     """NLL or asymmetry of a score model."""
     calculate, read = evaluation.SCORE_METRICS[FLAGS.metric].functions()
     if FLAGS.calculate:
@@ -152,7 +158,7 @@ def score_metric(config, FLAGS):
         read(FLAGS.workdir)
 
 
-def class_sample_metrics(config, FLAGS):
+def class_sample_metrics(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
     """Features and metrics of samples that were drawn class by class."""
     from metrics import encoding, feature_sets, measuring, sample_sets
 
@@ -169,7 +175,7 @@ def class_sample_metrics(config, FLAGS):
         measuring.nfe(config, FLAGS.workdir, list(itertools.chain.from_iterable(classes)))
 
 
-def sample_metrics_of(config, FLAGS):
+def sample_metrics_of(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
     """Features and metrics of samples that were drawn in divisions."""
     from metrics import encoding, feature_sets, measuring, sample_sets
 
@@ -187,7 +193,7 @@ def sample_metrics_of(config, FLAGS):
         measuring.nfe(config, FLAGS.workdir, rounds)
 
 
-def compare_folders(config, FLAGS):
+def compare_folders(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
     """Metrics of two folders of images that belong to no run."""
     from metrics import image_folders, measuring
 
@@ -212,7 +218,12 @@ def compare_folders(config, FLAGS):
             measuring.print_metric(metric, config, real, generated, FLAGS.backend)
 
 
-def compare(config, FLAGS, real, generated):
+def compare(
+    config: ml_collections.ConfigDict,
+    FLAGS: flags.FlagValues,
+    real: "FeatureSet",
+    generated: "FeatureSet",
+) -> None:
     """Print and record the metrics that are asked for."""
     from metrics import measuring
 

@@ -10,7 +10,7 @@ import cli
 from utils import UserError
 
 
-def main():
+def main() -> None:
     import run_lib_cas
 
     FLAGS = flags.FLAGS

@@ -8,9 +8,12 @@ the processes share the rounds out among themselves.
 """
 
 import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from absl import flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -57,7 +60,7 @@ class Drawing:
     sampler: object
 
     @classmethod
-    def check(cls, config, workdir):
+    def check(cls, config: ConfigDict, workdir: str) -> "Drawing":
         """Whatever can be checked before a checkpoint is read.
 
         Raises:
@@ -70,12 +73,12 @@ class Drawing:
         sde = sde_lib.from_config(config)
         return cls(config, place, device, sde, sampling.from_config(config.sampling, sde))
 
-    def open(self):
+    def open(self) -> None:
         """Make the workdir and its log."""
         self.place.create()
         log_to(self.place.log_file)
 
-    def provenance(self, **weights):
+    def provenance(self, **weights: object) -> dict[str, object]:
         """What all files of the drawing have in common."""
         return {
             **weights,
@@ -86,7 +89,7 @@ class Drawing:
         }
 
 
-def sample(config, workdir, division_idx=None):
+def sample(config: ConfigDict, workdir: str, division_idx: int | None = None) -> None:
     """Draw one division of ``config.eval.num_samples`` samples, or all of them in order.
 
     A round of ``config.eval.batch_size`` samples is written when it is whole; a round that is
@@ -131,7 +134,9 @@ def sample(config, workdir, division_idx=None):
     log.info("The samples are in %s.", place.division(0, method).parent)
 
 
-def sample_classes(config, workdir, classes, division_idx=None):
+def sample_classes(
+    config: ConfigDict, workdir: str, classes: Sequence[int], division_idx: int | None = None
+) -> None:
     """Draw the samples of the chosen classes, guided by the classifier, class by class.
 
     ``config.eval.num_samples`` is shared among all classes, not only the chosen ones. A division
@@ -190,7 +195,7 @@ def sample_classes(config, workdir, classes, division_idx=None):
     log.info("The samples are in %s.", place.class_samples(0, method).parent)
 
 
-def chosen_classes(count, mode, first, end):
+def chosen_classes(count: int, mode: str | None, first: int | None, end: int | None) -> range:
     """The labels that ``--mode``, ``--classid`` and ``--classidend`` choose of `count` classes.
 
     Raises:
@@ -219,7 +224,7 @@ def chosen_classes(count, mode, first, end):
     return range(first, end)
 
 
-def divisions(evaluation, division_idx):
+def divisions(evaluation: ConfigDict, division_idx: int | None) -> range:
     """The divisions to draw: all of ``config.eval.num_divisions``, or one.
 
     Raises:
@@ -236,14 +241,14 @@ def divisions(evaluation, division_idx):
     return range(division_idx, division_idx + 1)
 
 
-def share(items, parts, index):
+def share(items: Sequence, parts: int, index: int) -> Sequence:
     """The `index`-th of `parts` shares of a list, in order."""
     sizes = shares(len(items), parts)
     start = sum(sizes[:index])
     return items[start : start + sizes[index]]
 
 
-def split_rounds(total, batch_size, first=0):
+def split_rounds(total: int, batch_size: int, first: int = 0) -> list[Round]:
     """The rounds of `total` samples, the number of the first one given; the last may be partial."""
     starts = range(0, total, batch_size)
     return [
@@ -252,7 +257,7 @@ def split_rounds(total, batch_size, first=0):
     ]
 
 
-def own_rounds(rounds):
+def own_rounds(rounds: dict[int, list[Round]]) -> Iterator[tuple[int, list[Round]]]:
     """What this process draws of the `rounds` of several folders, a dict of lists.
 
     The rounds are dealt out in turn among the processes that torchrun started, which need not
@@ -265,7 +270,16 @@ def own_rounds(rounds):
         dealt += len(every)
 
 
-def draw_rounds(drawing, score, *, folder, rounds, of_round, of_images, provenance):
+def draw_rounds(
+    drawing: Drawing,
+    score: Callable,
+    *,
+    folder: pathlib.Path,
+    rounds: Sequence[Round],
+    of_round: tuple,
+    of_images: tuple,
+    provenance: dict[str, object],
+) -> None:
     """Draw the missing ones of `rounds` into ``folder/samples_{number}.npz``.
 
     `of_round` and `of_images` are streams of `seed_for` that set the noise apart from that of other
@@ -306,7 +320,7 @@ def draw_rounds(drawing, score, *, folder, rounds, of_round, of_images, provenan
             bar.update(done - bar.n)
 
 
-def main():
+def main() -> None:
     FLAGS = flags.FLAGS
     config = FLAGS.config
     score_path, classifier_path = restore_paths(FLAGS.restore, FLAGS.restore_classifier)
@@ -337,7 +351,7 @@ def main():
         write_png_files(config, FLAGS.workdir)
 
 
-def write_png_files(config, workdir):
+def write_png_files(config: ConfigDict, workdir: str) -> None:
     """Write every sample that is drawn as a PNG file, beside the folder of the samples."""
     from metrics import image_folders
 
@@ -347,7 +361,7 @@ def write_png_files(config, workdir):
     log.info("The PNG files are in %s.", image_folders.write_samples(samples.parent))
 
 
-def restore_paths(restore, restore_classifier):
+def restore_paths(restore: Sequence[str], restore_classifier: str | None) -> tuple[str | None, ...]:
     """The score's and the classifier's checkpoint; a second --restore is the classifier's.
 
     Raises:

@@ -11,11 +11,15 @@ a corrector is a function (sde, score, x, t, snr, randn_like) → x and an entry
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import ml_collections
 import torch
 from torchdiffeq import odeint
 
 from samplers import fast, grids
+from samplers.deterministic import NoiseLike
 from samplers.fast import FastSampler
 from sde_lib import SDE, ReverseSDE, expand
 from utils import UserError, lookup, require_positive, seed_for
@@ -23,7 +27,9 @@ from utils import UserError, lookup, require_positive, seed_for
 # ---------------------------------------------------------------- predictors
 
 
-def reverse_diffusion(reverse, x, t, randn_like):
+def reverse_diffusion(
+    reverse: ReverseSDE, x: torch.Tensor, t: torch.Tensor, randn_like: NoiseLike
+) -> tuple[torch.Tensor, torch.Tensor]:
     """x_{i−1} = x_i − f + G z, with the discretised reverse SDE (Song et al., appendix E)."""
     f, G = reverse.discretize(x, t)
     noise = randn_like(x)
@@ -31,7 +37,9 @@ def reverse_diffusion(reverse, x, t, randn_like):
     return mean + expand(G, x) * noise, mean
 
 
-def euler_maruyama(reverse, x, t, randn_like):
+def euler_maruyama(
+    reverse: ReverseSDE, x: torch.Tensor, t: torch.Tensor, randn_like: NoiseLike
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A step of dt = −1/N of the reverse SDE."""
     dt = -1 / reverse.forward.N
     noise = randn_like(x)
@@ -40,13 +48,17 @@ def euler_maruyama(reverse, x, t, randn_like):
     return mean + expand(diffusion, x) * math.sqrt(-dt) * noise, mean
 
 
-def ancestral_sampling(reverse, x, t, randn_like):
+def ancestral_sampling(
+    reverse: ReverseSDE, x: torch.Tensor, t: torch.Tensor, randn_like: NoiseLike
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The ancestral sampler of the discrete chain (Song et al., appendix F; VE and VP)."""
     mean, std = reverse.forward.ancestral(x, t, reverse.score(x, t))
     return mean + expand(std, x) * randn_like(x), mean
 
 
-def no_predictor(reverse, x, t, randn_like):
+def no_predictor(
+    reverse: ReverseSDE, x: torch.Tensor, t: torch.Tensor, randn_like: NoiseLike
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Leave x as it is."""
     return x, x
 
@@ -65,7 +77,9 @@ def _langevin_step(score, x, step, noise):
     return x + expand(step, x) * score + expand(torch.sqrt(2 * step), x) * noise
 
 
-def langevin(sde, score, x, t, snr, randn_like):
+def langevin(
+    sde: SDE, score: Callable, x: torch.Tensor, t: torch.Tensor, snr: float, randn_like: NoiseLike
+) -> torch.Tensor:
     """Langevin dynamics of step 2α(snr·‖z‖/‖s‖)², both norms averaged over the batch."""
     gradient = score(x, t)
     noise = randn_like(x)
@@ -75,14 +89,18 @@ def langevin(sde, score, x, t, snr, randn_like):
     return _langevin_step(gradient, x, step, noise)
 
 
-def annealed_langevin(sde, score, x, t, snr, randn_like):
+def annealed_langevin(
+    sde: SDE, score: Callable, x: torch.Tensor, t: torch.Tensor, snr: float, randn_like: NoiseLike
+) -> torch.Tensor:
     """Annealed Langevin dynamics of step 2α(snr·std)² (Song and Ermon 2019)."""
     _, std = sde.marginal_prob(x, t)
     step = 2 * sde.alpha(t) * (snr * std) ** 2
     return _langevin_step(score(x, t), x, step, randn_like(x))
 
 
-def no_corrector(sde, score, x, t, snr, randn_like):
+def no_corrector(
+    sde: SDE, score: Callable, x: torch.Tensor, t: torch.Tensor, snr: float, randn_like: NoiseLike
+) -> torch.Tensor:
     """Leave x as it is."""
     return x
 
@@ -95,11 +113,11 @@ CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": no_correct
 class CountedScore:
     """A score that counts its evaluations in `nfe`, one a call, whatever it is composed of."""
 
-    def __init__(self, score):
+    def __init__(self, score: Callable) -> None:
         self.score = score
         self.nfe = 0
 
-    def __call__(self, x, t):
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         self.nfe += 1
         return self.score(x, t)
 
@@ -128,20 +146,26 @@ class PCSampler:
     last_step_snr: float = 0.0
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """How often the callback is called."""
         return self.sde.N
 
-    def stream(self, of_round, of_images):
+    def stream(self, of_round: tuple, of_images: tuple) -> tuple:
         """Which of two streams of random numbers a round draws from: Langevin's step couples it."""
         return of_round
 
-    def noise(self, device, stream, count):
+    def noise(self, device: torch.device, stream: Sequence, count: int) -> "SeededNoise":
         """The noise of a round of `count` images."""
         return SeededNoise(device, *stream)
 
     @torch.no_grad()
-    def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
+    def __call__(
+        self,
+        score: Callable,
+        latents: torch.Tensor,
+        randn_like: NoiseLike = torch.randn_like,
+        callback: Callable[[], object] | None = None,
+    ) -> tuple[torch.Tensor, int]:
         """Samples (B, C, H, W) and the NFE: N·(n_steps + 1), less where `none` evaluates nothing.
 
         `callback()` is called after each of the N steps.
@@ -171,18 +195,22 @@ class FlowField:
     the score is evaluated in float32.
     """
 
-    def __init__(self, sde, score, callback=None):
+    def __init__(
+        self, sde: SDE, score: Callable, callback: Callable[[], object] | None = None
+    ) -> None:
         self.reverse = ReverseSDE(sde, score, probability_flow=True)
         self.callback = callback
 
-    def __call__(self, t, x):
+    def __call__(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if self.callback is not None:
             self.callback()
         drift, _ = self.reverse.sde(x.float(), t.float().expand(len(x)))
         return drift.double()
 
 
-def integrate(field, y, start, end, rtol, atol):
+def integrate(
+    field: Callable, y: torch.Tensor, start: float, end: float, rtol: float, atol: float
+) -> torch.Tensor:
     """The solution at `end` of dy/dt = field(t, y), on y's device, by RK45 (Dormand-Prince)."""
     times = torch.tensor([start, end], dtype=torch.float64, device=y.device)
     # A step must end at `end`: beyond it a VP score does not exist.
@@ -206,7 +234,13 @@ class ODESampler:
     stream, noise = PCSampler.stream, PCSampler.noise
 
     @torch.no_grad()
-    def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
+    def __call__(
+        self,
+        score: Callable,
+        latents: torch.Tensor,
+        randn_like: NoiseLike = torch.randn_like,
+        callback: Callable[[], object] | None = None,
+    ) -> tuple[torch.Tensor, int]:
         """Samples (B, C, H, W) and the NFE, the last mean's evaluation included.
 
         `callback()` is called at each evaluation of the flow.
@@ -268,7 +302,9 @@ SAMPLERS = {
 FAST_FIELDS = {"steps", "grid", "guidance_interval"}
 
 
-def from_config(sampling, sde):
+def from_config(
+    sampling: ml_collections.ConfigDict, sde: SDE
+) -> PCSampler | ODESampler | FastSampler:
     """The sampler that ``config.sampling`` describes, for a score that was trained with `sde`.
 
     With ``sampling.num_scales`` it takes so many steps; the score's own are the SDE's.
@@ -287,7 +323,7 @@ def from_config(sampling, sde):
     return build(sampling, sde)
 
 
-def settings(sampling):
+def settings(sampling: ml_collections.ConfigDict) -> dict[str, Any]:
     """What of ``config.sampling`` makes samples what they are, a dict."""
     everything = sampling.to_dict()
     if sampling.method in fast.SAMPLERS:
@@ -303,16 +339,16 @@ class SeededNoise:
     The stream belongs to the device it is drawn on, so the same bytes are promised there only.
     """
 
-    def __init__(self, device, purpose, *numbers):
+    def __init__(self, device: torch.device, purpose: str, *numbers: int) -> None:
         self.generator = torch.Generator(device)
         self.generator.manual_seed(seed_for(purpose, *numbers))
 
-    def randn(self, shape):
+    def randn(self, shape: Sequence[int]) -> torch.Tensor:
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
 
-    def randn_like(self, x):
+    def randn_like(self, x: torch.Tensor) -> torch.Tensor:
         return self.randn(x.shape)
 
-    def rand(self, shape):
+    def rand(self, shape: Sequence[int]) -> torch.Tensor:
         """Uniform noise in [0, 1)."""
         return torch.rand(shape, generator=self.generator, device=self.generator.device)

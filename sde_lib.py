@@ -20,7 +20,9 @@ def expand(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
-def perturb(sde, x, t, z):
+def perturb(
+    sde: "SDE", x: torch.Tensor, t: torch.Tensor, z: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """x_t = mean + std·z, shaped as `x`, and std (B,)."""
     mean, std = sde.marginal_prob(x, t)
     return mean + expand(std, x) * z, std

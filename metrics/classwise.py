@@ -1,12 +1,14 @@
 """Metrics class by class: the papers' CW metrics."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from tqdm import tqdm
 
 from utils import UserError
 
 
-def split_by_class(features, sizes):
+def split_by_class(features: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
     """Views of features (N, D) that lie class after class, `sizes[c]` of them for class c.
 
     Raises:
@@ -20,7 +22,9 @@ def split_by_class(features, sizes):
     return [features[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-def classwise(metric, *sets):
+def classwise(
+    metric: Callable[..., dict[str, float]], *sets: Sequence[np.ndarray]
+) -> tuple[list[dict[str, float]], dict[str, float]]:
     """Apply a metric class by class: the papers' CW metrics.
 
     Args:

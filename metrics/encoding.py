@@ -9,7 +9,9 @@ in the environment of TF-GAN too.
 """
 
 import pathlib
+from typing import TYPE_CHECKING
 
+import ml_collections
 import numpy as np
 from tqdm import tqdm
 
@@ -25,20 +27,23 @@ from storage.files import load_npz, save_npz, stands, to_json
 from storage.workdir import Workdir
 from utils import UserError, get_device, is_first, log, log_to, lookup, require_positive
 
+if TYPE_CHECKING:  # torch need not be there
+    import datasets
+
 # ---------------------------------------------------------------- feature extractors
 
 
-def inception(config):
+def inception(config: ml_collections.ConfigDict) -> extractors.InceptionFeatures:
     return extractors.InceptionFeatures(
         get_device(config.device), config.eval.inception_weights, config.eval.trust_weights
     )
 
 
-def tfhub(config):
+def tfhub(config: ml_collections.ConfigDict) -> extractors.TFHubFeatures:
     return extractors.TFHubFeatures()
 
 
-def classifier(config):
+def classifier(config: ml_collections.ConfigDict) -> feature_classifier.ClassifierFeatures:
     data = config.data
     split = training_split(data)
     cache = pathlib.Path(data.cache) / f"{data.dataset}-features.pth"
@@ -50,7 +55,7 @@ def classifier(config):
 EXTRACTORS = {"inception": inception, "tfhub": tfhub, "classifier": classifier}
 
 
-def open_extractor(config):
+def open_extractor(config: ml_collections.ConfigDict) -> extractors.InParts:
     """The feature extractor of ``config.eval.features``.
 
     Raises:
@@ -63,7 +68,7 @@ def open_extractor(config):
         return extractors.InParts(make(config), config.eval.microbatch)
 
 
-def training_split(data):
+def training_split(data: ml_collections.ConfigDict) -> "datasets.Split":
     """The real images that samples are compared with.
 
     Raises:
@@ -83,7 +88,7 @@ def training_split(data):
 # ---------------------------------------------------------------- encoding: one file (QC)
 
 
-def encode_samples(config, workdir):
+def encode_samples(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Write ``stat[_METHOD]/generated_stat.npz``: pool_3 (N, D) and logit (N, K) of the samples.
 
     Raises:
@@ -100,7 +105,7 @@ def encode_samples(config, workdir):
     _encode(path, extractor, batches, count, meta)
 
 
-def encode_dataset(config, workdir):
+def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Write ``stat[_METHOD]/dataset_stat.npz``: pool_3 (N, D) and logit (N, K) of real images.
 
     Raises:
@@ -156,7 +161,7 @@ def _encode(path, extractor, batches, count, meta, **more):
 # ---------------------------------------------------------------- encoding: by class (DLSM)
 
 
-def encode_real_classes(config, workdir):
+def encode_real_classes(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Write ``stat/stat.npz`` of the real training split, class after class.
 
     It holds `batch`, uint8 (N, H, W, C); of each class its `size` and where it `start`s; `pool_3`
@@ -182,7 +187,7 @@ def encode_real_classes(config, workdir):
     _encode(path, extractor, batches, count, meta, batch=images, size=size, start=start)
 
 
-def encode_class_samples(config, workdir):
+def encode_class_samples(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Write ``latent/{class}/samples_{round}_latent.npz`` for every file of samples.
 
     Files that stand are kept. Each holds `pool_3` (n, D) and `logits` (n, K).

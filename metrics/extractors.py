@@ -16,8 +16,11 @@ torch and TensorFlow are imported where they are used, so that each can be missi
 import dataclasses
 import hashlib
 import io
+import os
 import pathlib
 import pickle
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,12 +28,17 @@ from tqdm import tqdm
 from metrics import sharing
 from utils import UserError, is_first, rank_and_size
 
+if TYPE_CHECKING:  # torch need not be there
+    import torch
+
 # pt_inception-2015-12-05, the weights that torch-fidelity and pytorch-fid publish.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 TFHUB_INCEPTION = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 
 
-def extract(extractor, batches, count):
+def extract(
+    extractor: Any, batches: Iterable[np.ndarray], count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Stream uint8 image batches through `extractor` into arrays made once.
 
     Args:
@@ -48,7 +56,9 @@ def extract(extractor, batches, count):
     return pool, logits
 
 
-def extract_together(extractor, batches, count):
+def extract_together(
+    extractor: Any, batches: Iterable[np.ndarray], count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """As `extract`, by the processes that torchrun started, a batch each in turn.
 
     All of them are given all batches. The first has the rows of all in the end, the others theirs.
@@ -98,10 +108,10 @@ class InParts:
     extractor: object
     rows: int
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.extractor, name)
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = np.array_split(images, -(-len(images) // self.rows))
         pool, logits = zip(*map(self.extractor, parts))
         return np.concatenate(pool), np.concatenate(logits)
@@ -112,7 +122,7 @@ def _in_colour(images):
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
-def channels_first(images, device):
+def channels_first(images: np.ndarray, device: "torch.device | str") -> "torch.Tensor":
     """A copy of images (n, H, W, C) as a tensor (n, C, H, W) on `device`.
 
     In one memory layout whatever that of `images`, because convolutions round differently in
@@ -127,7 +137,7 @@ def channels_first(images, device):
 # ---------------------------------------------------------------- Inception, torch-fidelity's
 
 
-def download_inception_weights():
+def download_inception_weights() -> pathlib.Path:
     """The published weights' path in torch.hub's cache, after downloading them where need be.
 
     Raises:
@@ -149,7 +159,9 @@ def download_inception_weights():
     return path
 
 
-def read_inception_weights(path, trust_weights=False):
+def read_inception_weights(
+    path: str | os.PathLike, trust_weights: bool = False
+) -> "tuple[dict[str, torch.Tensor], str]":
     """The state dict in a weight file and the file's SHA-256.
 
     The hash is taken of the very bytes that are then read, and they are read weights-only, so
@@ -197,7 +209,12 @@ class InceptionFeatures:
 
     pool_width, logit_width = 2048, 1008
 
-    def __init__(self, device, weights=None, trust_weights=False):
+    def __init__(
+        self,
+        device: "torch.device",
+        weights: str | os.PathLike | None = None,
+        trust_weights: bool = False,
+    ) -> None:
         import torch
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -218,7 +235,7 @@ class InceptionFeatures:
         self.device = device
         self.network = network.to(device)
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         from models.compute import exact_products
@@ -249,7 +266,7 @@ class TFHubFeatures:
 
     pool_width, logit_width = 2048, 1008
 
-    def __init__(self, module=TFHUB_INCEPTION):
+    def __init__(self, module: str = TFHUB_INCEPTION) -> None:
         try:
             import tensorflow_hub
         except ImportError as error:
@@ -263,7 +280,7 @@ class TFHubFeatures:
             raise UserError(f"The TF-Hub module {module} cannot be loaded ({error}).") from None
         self.name = "inception-tfhub" if module == TFHUB_INCEPTION else f"tfhub-{module}"
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import tensorflow as tf
 
         outputs = self.module((tf.cast(_in_colour(images), tf.float32) - 127.5) / 127.5)

@@ -1,19 +1,25 @@
 """Features as the metrics take them: (N, D) NumPy arrays, memory maps or torch tensors, checked."""
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from utils import UserError
 
+if TYPE_CHECKING:  # torch need not be there
+    import torch
+
 ROWS = 4096  # samples taken to float64 at a time
 
 
-def float64_chunks(features):
+def float64_chunks(features: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the rows of `features` (N, D) as float64 pieces of at most ROWS rows."""
     for start in range(0, len(features), ROWS):
         yield np.asarray(features[start : start + ROWS], dtype=np.float64)
 
 
-def checked(features, name, at_least=1):
+def checked(features: "np.ndarray | torch.Tensor", name: str, at_least: int = 1) -> np.ndarray:
     """Return `features` as an (N, D) array or memory map that holds what the metrics can use.
 
     Raises:
@@ -38,7 +44,7 @@ def checked(features, name, at_least=1):
     return features
 
 
-def require_one_width(real, fake):
+def require_one_width(real: np.ndarray, fake: np.ndarray) -> None:
     if real.shape[1] != fake.shape[1]:
         raise UserError(
             f"The real features are {real.shape[1]} wide, the generated ones {fake.shape[1]}; "

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import os
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -10,6 +12,9 @@ from tqdm import tqdm
 from metrics.extractors import channels_first
 from storage.files import atomic_write
 from utils import UserError
+
+if TYPE_CHECKING:  # torch need not be there
+    import torch
 
 
 def _small_classifier(channels, classes):
@@ -48,7 +53,13 @@ def _one_thread():
 
 
 @_one_thread()  # more add up in another order, and torchrun allows its processes another number
-def train_small_classifier(images, labels, device, steps=1000, batch_size=128):
+def train_small_classifier(
+    images: np.ndarray,
+    labels: np.ndarray,
+    device: "torch.device",
+    steps: int = 1000,
+    batch_size: int = 128,
+) -> "torch.nn.Sequential":
     """Train the small classifier with Adam on uint8 images (N, H, W, C) and labels (N,).
 
     Equal data give equal weights on one machine; another machine's rounding may differ.
@@ -114,7 +125,14 @@ class ClassifierFeatures:
 
     pool_width = 128
 
-    def __init__(self, dataset, images, labels, device, cache):
+    def __init__(
+        self,
+        dataset: str,
+        images: np.ndarray,
+        labels: np.ndarray,
+        device: "torch.device",
+        cache: str | os.PathLike,
+    ) -> None:
         import torch
 
         from storage import checkpoints
@@ -137,7 +155,7 @@ class ClassifierFeatures:
         self.device = device
         self.network = network
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         with torch.inference_mode():

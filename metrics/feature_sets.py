@@ -4,8 +4,10 @@ Nothing here imports PyTorch, so that features can be read in the environment of
 """
 
 import dataclasses
+import os
 import pathlib
 
+import ml_collections
 import numpy as np
 
 from metrics.sample_sets import class_parts, find, flag_of, read_meta, rows_of
@@ -39,7 +41,9 @@ class FeatureSet:
     source: pathlib.Path
 
 
-def open_sets(config, workdir, dataset_stat=None):
+def open_sets(
+    config: ml_collections.ConfigDict, workdir: str, dataset_stat: str | os.PathLike | None = None
+) -> tuple[FeatureSet, FeatureSet]:
     """The real and the generated `FeatureSet` of a QC run.
 
     The real one is `dataset_stat`, else the workdir's own, else the published file of the data
@@ -91,7 +95,7 @@ def _claims(meta, path):
     return (meta["features"],), meta["samples"]
 
 
-def open_classes(config, workdir):
+def open_classes(config: ml_collections.ConfigDict, workdir: str) -> tuple[FeatureSet, FeatureSet]:
     """The real and the generated `FeatureSet` of a DLSM run, class after class.
 
     Of each class's samples the first ``config.eval.num_samples_all`` / classes count.

@@ -55,7 +55,7 @@ def _trace_of_root(covariance, other):
     return roots.sum() if (error / roots).sum() < 1e-8 * roots.sum() else None
 
 
-def frechet_distance(real, fake):
+def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """The Fréchet distance of two feature sets (N, D), (M, D); FID where they are Inception's.
 
     Covariances divide by N − 1, as TF-GAN's and torch-fidelity's do. Where the last term of the
@@ -83,7 +83,7 @@ def frechet_distance(real, fake):
     return max(float(distance), 0.0)  # rounding may leave equal sets a hair below 0
 
 
-def tfgan_frechet_distance(real, fake):
+def tfgan_frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """What `frechet_distance` returns, computed by TF-GAN.
 
     Raises:

@@ -8,7 +8,9 @@ import concurrent.futures
 import functools
 import os
 import pathlib
+from collections.abc import Iterator, Sequence
 
+import ml_collections
 import numpy as np
 from tqdm import tqdm
 
@@ -20,7 +22,7 @@ from utils import UserError, is_first, lookup
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def image_paths(folder):
+def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
     """The images in `folder`, by name; other files and folders in it are passed over.
 
     Raises:
@@ -37,7 +39,9 @@ def image_paths(folder):
     return paths
 
 
-def read_images(paths, batch_size, channels):
+def read_images(
+    paths: Sequence[pathlib.Path], batch_size: int, channels: int
+) -> Iterator[np.ndarray]:
     """Yield the images in batches, uint8 (n, H, W, channels).
 
     Raises:
@@ -64,7 +68,9 @@ def read_images(paths, batch_size, channels):
             yield np.stack(images)
 
 
-def open_folders(config, samples, real):
+def open_folders(
+    config: ml_collections.ConfigDict, samples: str | os.PathLike, real: str | os.PathLike
+) -> tuple[FeatureSet, FeatureSet]:
     """The `FeatureSet` of the real images and that of the samples, encoded in memory.
 
     Processes that torchrun started share the work; the first has all of it in the end.
@@ -85,7 +91,7 @@ def _encode(config, extractor, folder, paths):
     return FeatureSet(pool, logits, None, (extractor.name,), origin, pathlib.Path(folder))
 
 
-def write_samples(folder):
+def write_samples(folder: pathlib.Path) -> pathlib.Path:
     """Write the samples in ``folder/{part}/samples_{round}.npz`` as PNG files into one folder.
 
     That is ``{folder}_png``, the names in the order of the samples. Files that are newer than

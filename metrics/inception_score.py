@@ -10,7 +10,7 @@ from metrics import oracles
 from metrics.feature_arrays import checked, float64_chunks
 
 
-def inception_score(logits):
+def inception_score(logits: np.ndarray) -> float:
     """The Inception score of logits (N, K), over the whole set: no splits, as TF-GAN's.
 
     E KL(p(y|x) ‖ p(y)) = H(p(y)) − E H(p(y|x)), which needs one pass and no log of a zero.
@@ -29,7 +29,7 @@ def inception_score(logits):
     return float(np.exp(entr(marginal / count).sum() + sum_p_log_p / count))
 
 
-def tfgan_inception_score(logits):
+def tfgan_inception_score(logits: np.ndarray) -> float:
     """What `inception_score` returns, computed by TF-GAN.
 
     Raises:

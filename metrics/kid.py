@@ -18,7 +18,9 @@ SUBSETS = 100
 SEED = 2020  # torch-fidelity's, so that the subsets are the same
 
 
-def kernel_inception_distance(real, fake, subset_size=1000):
+def kernel_inception_distance(
+    real: np.ndarray, fake: np.ndarray, subset_size: int = 1000
+) -> dict[str, float]:
     """Mean and standard deviation of the unbiased MMD² of features (N, D), (M, D) over subsets.
 
     Args:
@@ -45,7 +47,7 @@ def kernel_inception_distance(real, fake, subset_size=1000):
     return {"kid": float(np.mean(values)), "kid_std": float(np.std(values))}
 
 
-def unbiased_mmd2(x, y):
+def unbiased_mmd2(x: np.ndarray, y: np.ndarray) -> float:
     """The unbiased MMD² of two sets of m samples (m, D)."""
     m = len(x)
     within = sum(k.sum() - np.trace(k) for k in (_kernel(x, x), _kernel(y, y)))
@@ -72,7 +74,9 @@ def _checked_sets(real, fake, subset_size):
     return real, fake
 
 
-def torch_fidelity_kid(real, fake, subset_size=1000):
+def torch_fidelity_kid(
+    real: np.ndarray, fake: np.ndarray, subset_size: int = 1000
+) -> dict[str, float]:
     """What `kernel_inception_distance` returns, computed by torch-fidelity.
 
     Raises:

@@ -5,14 +5,29 @@ A metric is an entry of the table in evaluation.py.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import Any
 
+import ml_collections
+
+from evaluation import SampleMetric
 from metrics.classwise import classwise, split_by_class
+from metrics.feature_sets import FeatureSet
+from metrics.sample_sets import Round
 from storage.files import atomic_write, load_npz
 from storage.workdir import Workdir, suffix
 from utils import UserError, log, log_to, lookup
 
 
-def measure(metric, config, workdir, real, generated, mode="full", backend="ours"):
+def measure(
+    metric: SampleMetric,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    real: FeatureSet,
+    generated: FeatureSet,
+    mode: str = "full",
+    backend: str = "ours",
+) -> dict[str, float]:
     """Print and record a metric of samples: over all of them, or class by class.
 
     Args:
@@ -50,7 +65,15 @@ def measure(metric, config, workdir, real, generated, mode="full", backend="ours
     return values
 
 
-def measure_sets(metric, config, workdir, real, generated, sets, backend="ours"):
+def measure_sets(
+    metric: SampleMetric,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    real: FeatureSet,
+    generated: FeatureSet,
+    sets: int,
+    backend: str = "ours",
+) -> dict[str, float]:
     """Print and record a metric of several sets of samples, one of each seed, and their mean.
 
     The generated set is cut into `sets` parts of one size, in its order. Takes what `measure`
@@ -95,7 +118,13 @@ def _cut(generated, sets):
     ]
 
 
-def print_metric(metric, config, real, generated, backend="ours"):
+def print_metric(
+    metric: SampleMetric,
+    config: ml_collections.ConfigDict,
+    real: FeatureSet,
+    generated: FeatureSet,
+    backend: str = "ours",
+) -> dict[str, float]:
     """Print a metric of sets that belong to no run; nothing is recorded.
 
     Takes, returns and raises what `measure` does.
@@ -188,7 +217,7 @@ def _describe(origin):
     return f" ({', '.join(words)})" if words else ""
 
 
-def table(settings, rows):
+def table(settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Lines of text: as comments what the numbers are of, then a column for each key of `rows`."""
     cells = [list(rows[0])]
     cells += [
@@ -204,7 +233,7 @@ def table(settings, rows):
     return "\n".join(lines)
 
 
-def nfe(config, workdir, rounds):
+def nfe(config: ml_collections.ConfigDict, workdir: str, rounds: Sequence[Round]) -> float:
     """Print and record the mean number of function evaluations of the samples in `rounds`.
 
     Raises:

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ TINY = 1e-30
 CHUNK = 256  # rows taken to float64 at a time, few enough for a cache
 
 
-def block_side(width, block_bytes):
+def block_side(width: int, block_bytes: int) -> int:
     """The largest s for which a block of (s, s) distances of D-wide features fits `block_bytes`.
 
     Two float64 copies of (s, D) rows, and for every pair, where all are open, its indices, its
@@ -43,7 +44,7 @@ def block_side(width, block_bytes):
     return side
 
 
-def slices(count, side):
+def slices(count: int, side: int) -> list[slice]:
     return [slice(start, min(start + side, count)) for start in range(0, count, side)]
 
 
@@ -63,13 +64,13 @@ class Features:
     squares: torch.Tensor
     slack: torch.Tensor
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.exact)
 
-    def __getitem__(self, part):
+    def __getitem__(self, part: slice) -> "Features":
         return Features(self.exact[part], self.rows[part], self.squares[part], self.slack[part])
 
-    def bounds(self, other):
+    def bounds(self, other: "Features") -> torch.Tensor:
         """Lower bounds (N, M) of |x̃ − ỹ|² = |x̃|² + |ỹ|² − 2x̃ỹ."""
         products = (self.rows @ other.rows.T).float()
         return torch.add(self.squares[:, None] + other.squares, products, alpha=-2)
@@ -81,7 +82,7 @@ class Distances:
     They are decided by |x − y| ≥ |x̃ − ỹ| − |x̃ − x| − |ỹ − y| with the rounded rows of `Features`.
     """
 
-    def __init__(self, sets, side, device):
+    def __init__(self, sets: Sequence[np.ndarray], side: int, device: torch.device | str) -> None:
         self.side, self.device = side, device
         # Around the centre bounds are tightest, and at the scale 1 no square overflows.
         self.centre = np.mean(sets[0], axis=0, dtype=np.float64)
@@ -95,7 +96,7 @@ class Distances:
         float32 = all(x.dtype == np.float32 for x in sets)
         self.rounded = torch.float32 if float32 else torch.float64
 
-    def features(self, x):
+    def features(self, x: np.ndarray) -> Features:
         """The `Features` of the array `x` (N, D)."""
         parts = []
         for part in slices(len(x), CHUNK):
@@ -109,11 +110,11 @@ class Distances:
             exact = torch.from_numpy(np.ascontiguousarray(x))
         return Features(exact, *(torch.cat(values) for values in zip(*parts)))
 
-    def limit(self, radii, slack):
+    def limit(self, radii: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
         """What |x̃ − ỹ|² must be below for |x − y| to be below one of `radii`."""
         return ((radii / self.scale + slack) * (1 + 1e-6)).square().float()
 
-    def block(self, a, b):
+    def block(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """All distances (n, m) between the features `a` (n, D) and `b` (m, D) on the host.
 
         |a|² + |b|² − 2ab in float64. What cannot be told from 0 there is 0, so that copies of one
@@ -126,7 +127,9 @@ class Distances:
         squared.masked_fill_(squared < rounding_bound, 0)
         return squared.to(self.rounded).sqrt_().double()
 
-    def pairs(self, a, b, rows, columns):
+    def pairs(
+        self, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+    ) -> torch.Tensor:
         """The distances (n, k) of ``a[rows]``, rows (n,), to ``b[columns]``, columns (n, k).
 
         `a` and `b` are features (N, D) and (M, D) on the host.
@@ -142,7 +145,7 @@ class Distances:
             found[part] = squares.to(self.rounded).sqrt().double()
         return found
 
-    def radii(self, x, nearest_k, name):
+    def radii(self, x: Features, nearest_k: int, name: str) -> torch.Tensor:
         """Distance (N,) of each of the `Features` `x` (N, D) to its k-th nearest neighbour."""
         count = len(x)
         # One more than k, because every sample is its own nearest.
@@ -173,7 +176,9 @@ class Distances:
             radii[chosen] = best.amax(1)
         return radii
 
-    def spheres(self, a, b, radii_a, radii_b):
+    def spheres(
+        self, a: Features, b: Features, radii_a: torch.Tensor, radii_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Which of the `Features` `a` (N, D) and `b` (M, D) lie within each other's radii.
 
         The radii are (N,) and (M,), one for each sample.
@@ -206,14 +211,16 @@ class Distances:
         return around_b, covered, recalled
 
 
-def filter_type(device):
+def filter_type(device: torch.device) -> torch.dtype:
     """The type to bound distances in: the fastest whose products a device sums in float32."""
     # Not on GPUs: PyTorch lets CUDA add up bfloat16 products in bfloat16.
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast and device.type == "cpu" else torch.float32
 
 
-def keep_smallest(bounds, indices, rows, block, start):
+def keep_smallest(
+    bounds: torch.Tensor, indices: torch.Tensor, rows: slice, block: torch.Tensor, start: int
+) -> None:
     """Keep the smallest of `bounds` (N, n) in `rows` and of `block` (rows, m), with their indices.
 
     The first column of `block` is number `start`.
@@ -226,6 +233,6 @@ def keep_smallest(bounds, indices, rows, block, start):
     indices[rows] = found.gather(1, order)
 
 
-def progress(what, blocks):
+def progress(what: str, blocks: int) -> tqdm:
     """A progress bar, if it takes long; no more than one at a time."""
     return tqdm(desc=what, total=blocks, unit="block", leave=None, delay=1)

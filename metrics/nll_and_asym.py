@@ -8,7 +8,10 @@ started share the batches out (`sharing`).
 import dataclasses
 import itertools
 import math
+import pathlib
+from typing import Any
 
+import ml_collections
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -45,7 +48,7 @@ class TestRun:
     batch_size: int
 
     @classmethod
-    def open(cls, config, workdir, use_ema):
+    def open(cls, config: ml_collections.ConfigDict, workdir: str, use_ema: bool) -> "TestRun":
         """Check the settings, load the checkpoint and the test split, and open the workdir."""
         ranges.check(config)
         device = get_device(config.device)
@@ -63,20 +66,20 @@ class TestRun:
         return cls(config, place, device, sde, score, loaded, split, domain, size)
 
     @property
-    def batches(self):
+    def batches(self) -> int:
         return math.ceil(len(self.split) / self.batch_size)
 
-    def size(self, batch):
+    def size(self, batch: int) -> int:
         return min(self.batch_size, len(self.split) - batch * self.batch_size)
 
-    def images(self, batch):
+    def images(self, batch: int) -> torch.Tensor:
         """The batch's images, as they are stored, on the device."""
         start = batch * self.batch_size
         # A copy, because the mapped file is read-only and PyTorch knows no such tensors.
         images = torch.tensor(self.split.images[start : start + self.batch_size])
         return images.to(self.device)
 
-    def meta(self, **settings):
+    def meta(self, **settings: Any) -> dict[str, Any]:
         return dict(
             settings,
             **self.domain.identity,
@@ -94,7 +97,7 @@ class TestRun:
 # ---------------------------------------------------------------- NLL
 
 
-def calculate_nll(config, workdir, use_ema=False):
+def calculate_nll(config: ml_collections.ConfigDict, workdir: str, use_ema: bool = False) -> None:
     """Write ``nll/bpd_{batch}.npz`` (bpd (n,), nfe) for every batch of the test split.
 
     Raises:
@@ -125,7 +128,7 @@ def calculate_nll(config, workdir, use_ema=False):
     log.info("Wrote %d batches to %s.", run.batches, run.place.nll(0).parent)
 
 
-def read_nll(workdir):
+def read_nll(workdir: str) -> dict[str, Any]:
     """Print and record the mean over the test split, in bits/dim or nats, and the mean NFE.
 
     Raises:
@@ -166,7 +169,7 @@ def read_nll(workdir):
 # ---------------------------------------------------------------- Asym and NAsym
 
 
-def calculate_asym(config, workdir, use_ema=False):
+def calculate_asym(config: ml_collections.ConfigDict, workdir: str, use_ema: bool = False) -> None:
     """Write ``asym/repeat_{k}.npz``: the means of Asym and NAsym at every noise level.
 
     Raises:
@@ -212,12 +215,12 @@ def _save_means(run, times, repeat, meta):
     save_npz(run.place.asym(repeat), **means, times=times.numpy(), meta=to_json(meta))
 
 
-def progress_bar(images, name):
+def progress_bar(images: int, name: str) -> tqdm:
     """A bar of the first process's own `images`; the others show none."""
     return tqdm(total=images, unit="img", desc=name, disable=not is_first())
 
 
-def require_finite(values, name):
+def require_finite(values: np.ndarray, name: str) -> None:
     """Raise a UserError if the array `values` is not finite everywhere."""
     if not np.isfinite(values).all():
         raise UserError(
@@ -250,7 +253,7 @@ def _asym_of_batch(run, times, slices, estimator, repeat, batch, bar):
     return torch.stack(values, dim=1).cpu().numpy()
 
 
-def read_asym(workdir):
+def read_asym(workdir: str) -> dict[str, Any]:
     """Print and record the means of Asym and NAsym over noise levels and repeats; plot both.
 
     Raises:
@@ -288,7 +291,7 @@ def read_asym(workdir):
     return result
 
 
-def plot_asym(path, times, asym, nasym):
+def plot_asym(path: pathlib.Path, times: np.ndarray, asym: np.ndarray, nasym: np.ndarray) -> None:
     """A PNG with Asym and NAsym against the time of the noise level."""
     from matplotlib.figure import Figure
 
@@ -304,7 +307,9 @@ def plot_asym(path, times, asym, nasym):
 # ---------------------------------------------------------------- reading what stands
 
 
-def open_first(path, command, *names):
+def open_first(
+    path: pathlib.Path, command: str, *names: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the meta of the first file.
 
     Raises:
@@ -322,7 +327,9 @@ def open_first(path, command, *names):
     return arrays, read_meta(path, arrays["meta"])
 
 
-def read_same(path, meta, command, *names):
+def read_same(
+    path: pathlib.Path, meta: dict[str, Any], command: str, *names: str
+) -> dict[str, np.ndarray]:
     """The arrays of a further file, made as the first one was."""
     if not path.exists():
         raise UserError(f"{path} is missing; finish with: python {command} --config …")

@@ -1,9 +1,11 @@
 """The implementations that the metrics are tested against, imported where one is asked for."""
 
+import types
+
 from utils import UserError
 
 
-def tfgan():
+def tfgan() -> types.ModuleType:
     """The module of TF-GAN.
 
     Raises:

@@ -7,12 +7,24 @@ the distances are computed (`neighbours`), and nowhere else.
 
 import contextlib
 import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from metrics.feature_arrays import checked, require_one_width
 from utils import UserError, require_positive
 
+if TYPE_CHECKING:  # torch need not be there
+    import torch
 
-def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**28, device="cpu"):
+
+def precision_recall_density_coverage(
+    real: np.ndarray,
+    fake: np.ndarray,
+    nearest_k: int = 3,
+    block_bytes: int = 2**28,
+    device: "torch.device | str" = "cpu",
+) -> dict[str, float]:
     """Precision, recall, density and coverage of features (N, D), (M, D), as `prdc` defines them.
 
     Args:
@@ -50,7 +62,7 @@ def precision_recall_density_coverage(real, fake, nearest_k=3, block_bytes=2**28
     }
 
 
-def prdc_package(real, fake, nearest_k=3):
+def prdc_package(real: np.ndarray, fake: np.ndarray, nearest_k: int = 3) -> dict[str, float]:
     """What `precision_recall_density_coverage` returns, computed by the `prdc` package.
 
     It holds whole distance matrices: 4·(N² + M² + NM) bytes and more.

@@ -11,6 +11,11 @@ import itertools
 import math
 import pathlib
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
 
 import domains
 from storage import files
@@ -43,13 +48,13 @@ class Round:
     origin: dict
 
 
-def numbered_rounds(folder):
+def numbered_rounds(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
     """The pairs (round, path) of a folder, in the order of the numbers: 2 before 10."""
     matches = ((ROUND.fullmatch(path.name), path) for path in folder.glob("samples_*.npz"))
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def read_round(path, array):
+def read_round(path: pathlib.Path, array: str) -> tuple[np.ndarray, dict[str, Any]]:
     """A round's array and origin.
 
     Raises:
@@ -62,7 +67,7 @@ def read_round(path, array):
     return content[array], {name: meta[name] for name in meta if name not in PER_FILE}
 
 
-def read_meta(content, path):
+def read_meta(content: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, Any]:
     """The `meta` among a file's arrays as a dict; empty where there is none.
 
     Raises:
@@ -71,7 +76,12 @@ def read_meta(content, path):
     return files.read_meta(path, content["meta"]) if "meta" in content else {}
 
 
-def find(parts, array, advice, check=None):
+def find(
+    parts: Sequence[Part],
+    array: str,
+    advice: str,
+    check: Callable[[np.ndarray, pathlib.Path], object] | None = None,
+) -> list[list[Round]]:
     """The rounds of each of `parts`, complete and of one origin.
 
     Args:
@@ -143,7 +153,7 @@ def _some(items, separator):
     return separator.join(items[:NAMED]) + more
 
 
-def check_images(samples, path, data):
+def check_images(samples: np.ndarray, path: pathlib.Path, data: ml_collections.ConfigDict) -> None:
     """Refuse what are not stored samples of the domain of ``config.data``, (n, H, W, C) or (n, D).
 
     Raises:
@@ -157,7 +167,7 @@ def check_images(samples, path, data):
         )
 
 
-def rows_of(content, name, path):
+def rows_of(content: dict[str, np.ndarray], name: str, path: pathlib.Path) -> np.ndarray | None:
     """The features `name` of a file's arrays: numbers (n, D), or None where they are optional.
 
     Raises:
@@ -172,7 +182,7 @@ def rows_of(content, name, path):
     return array
 
 
-def in_batches(arrays, size):
+def in_batches(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """Yield each of `arrays` in pieces of at most `size` rows."""
     for array in arrays:
         for start in range(0, len(array), size):
@@ -182,13 +192,13 @@ def in_batches(arrays, size):
 # ---------------------------------------------------------------- what a configuration asks for
 
 
-def flag_of(config):
+def flag_of(config: ml_collections.ConfigDict) -> str:
     """The flag that chooses ``config.sampling.method`` on a command line, after a space."""
     method = config.sampling.method
     return {"pc": "", "ode": " --ode"}.get(method, f" --sampler {method}")
 
 
-def division_parts(config, place):
+def division_parts(config: ml_collections.ConfigDict, place: Workdir) -> list[Part]:
     """A part for each division of a QC run."""
     for field in ("num_samples", "num_divisions"):
         require_positive(config.eval[field], f"config.eval.{field}")
@@ -199,7 +209,9 @@ def division_parts(config, place):
     ]
 
 
-def class_parts(config, folder_of):
+def class_parts(
+    config: ml_collections.ConfigDict, folder_of: Callable[[int, str], pathlib.Path]
+) -> list[Part]:
     """A part for each class of a DLSM run; ``folder_of(label, method)`` holds it."""
     total = require_positive(config.eval.num_samples, "config.eval.num_samples")
     sizes = shares(total, config.classifier.classes)
@@ -209,7 +221,7 @@ def class_parts(config, folder_of):
     ]
 
 
-def find_samples(config, parts):
+def find_samples(config: ml_collections.ConfigDict, parts: Sequence[Part]) -> list[list[Round]]:
     """The rounds of every part, checked to be all there, images of the data's shape, of one make.
 
     Raises:
@@ -225,18 +237,18 @@ def find_samples(config, parts):
     )
 
 
-def find_division_samples(config, workdir):
+def find_division_samples(config: ml_collections.ConfigDict, workdir: str) -> list[Round]:
     """The rounds of a QC run's samples, one after the other."""
     parts = division_parts(config, Workdir(workdir))
     return list(itertools.chain.from_iterable(find_samples(config, parts)))
 
 
-def find_class_samples(config, workdir):
+def find_class_samples(config: ml_collections.ConfigDict, workdir: str) -> list[list[Round]]:
     """The rounds of a DLSM run's samples, a list for each class."""
     return find_samples(config, class_parts(config, Workdir(workdir).class_samples))
 
 
-def read_samples(rounds):
+def read_samples(rounds: Iterable[Round]) -> Iterator[np.ndarray]:
     """Yield the images of each round."""
     for item in rounds:
         yield read_round(item.path, "samples")[0]

@@ -12,19 +12,23 @@ environment lacks.
 import contextlib
 import functools
 import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
 
 from utils import UserError, is_first, rank_and_size
 
 _meetings = itertools.count()
 
 
-def own(items):
+def own(items: Sequence) -> Sequence:
     """What of a sequence is this process's: dealt out in turn, the first item to the first."""
     rank, size = rank_and_size()
     return items[rank::size]
 
 
-def wait(**agreed):
+def wait(**agreed: object) -> None:
     """Return when all processes have come here.
 
     Raises:
@@ -39,7 +43,7 @@ def wait(**agreed):
 
 
 @contextlib.contextmanager
-def first_ahead():
+def first_ahead() -> Iterator[None]:
     """The first process goes through the context alone; the others follow when it is out."""
     if not is_first():
         wait()
@@ -48,7 +52,7 @@ def first_ahead():
         wait()
 
 
-def first_decides(question, *arguments, **options):
+def first_decides(question: Callable[..., bool], *arguments: Any, **options: Any) -> bool:
     """The yes or no of ``question(*arguments, **options)`` in the first process, for all."""
     rank, size = rank_and_size()
     answer = rank == 0 and question(*arguments, **options)
@@ -64,7 +68,7 @@ def first_decides(question, *arguments, **options):
     return bool(decided)
 
 
-def collect(arrays, parts):
+def collect(arrays: Sequence[np.ndarray], parts: Sequence[slice]) -> None:
     """Bring rows of NumPy `arrays` together in the first process's.
 
     `parts` are slices of the rows, of which each process has filled its `own`.

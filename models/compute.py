@@ -7,7 +7,9 @@ the depth of the network, and gradients pass through it once.
 
 import contextlib
 import functools
+from collections.abc import Callable, Iterable, Iterator
 
+import ml_collections
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,7 +32,9 @@ CAST = {nn.Conv2d: "weight", nn.Linear: "weight", NIN: "W"}
 SHAPES = 1024
 
 
-def prepare(network, compute, device):
+def prepare(
+    network: nn.Module, compute: ml_collections.ConfigDict, device: torch.device
+) -> nn.Module:
     """Move `network` to `device` and let it compute as `compute` (``config.compute``) says.
 
     Its inputs and outputs stay float32. Two settings are of the whole process. With tf32, CUDA's
@@ -63,7 +67,7 @@ def prepare(network, compute, device):
     return network
 
 
-def edges(network):
+def edges(network: nn.Module) -> Iterable[tuple[nn.Module, bool]]:
     """The layers that keep to float32, as the `network` names them; see `NCSNpp.edges`."""
     return network.edges() if hasattr(network, "edges") else ()
 
@@ -74,7 +78,9 @@ def _exactly(forward, device_type, result, x, *rest):
         return forward(x.float(), *rest).to(result)
 
 
-def freeze(network, compute, device):
+def freeze(
+    network: nn.Module, compute: ml_collections.ConfigDict, device: torch.device
+) -> nn.Module:
     """`prepare` a `network` whose weights will not change: in eval mode, without gradients.
 
     What it computes in bfloat16 has its weights cast once. Autocast, whose numbers these are bit
@@ -99,7 +105,7 @@ def freeze(network, compute, device):
     return network
 
 
-def compile_layers(network):
+def compile_layers(network: nn.Module) -> None:
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES
     kernels = {name: compiled(kernel) for name, kernel in twice.KERNELS.items()}
@@ -110,12 +116,12 @@ def compile_layers(network):
             layer.kernels = kernels
 
 
-def compiled(function):
+def compiled(function: Callable) -> Callable:
     return torch.compile(function, dynamic=False)
 
 
 @contextlib.contextmanager
-def exact_products():
+def exact_products() -> Iterator[None]:
     """Within the context CUDA's float32 products, convolutions too, keep all bits of factors."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -127,7 +133,7 @@ def exact_products():
 
 
 @contextlib.contextmanager
-def plain():
+def plain() -> Iterator[None]:
     """Within the context networks are plain operations: no compiled code, no fused attention.
 
     What PyTorch's compiler would differentiate a second time has to be.
@@ -137,7 +143,7 @@ def plain():
 
 
 @contextlib.contextmanager
-def twice_differentiable():
+def twice_differentiable() -> Iterator[None]:
     """Within the context attention and, as `models.elementary` says, norms have second derivatives.
 
     What is compiled has them where it has none of the compiler's, as `models.twice`.

@@ -1,5 +1,8 @@
 """Batches that hold several copies of every image, which dropout has to treat alike."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
@@ -16,11 +19,17 @@ class Copies(TorchFunctionMode):
     `torch.rand`; attention's own `dropout_p` is out of reach, as it is drawn inside of a kernel.
     """
 
-    def __init__(self, count):
+    def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        function: Callable,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if self.count > 1 and function in DROPOUTS:
             return self.dropout(function, *args, **kwargs)
@@ -30,13 +39,15 @@ class Copies(TorchFunctionMode):
             return self.bernoulli_(*args, **kwargs)
         return function(*args, **kwargs)
 
-    def dropout(self, function, input, *args, **kwargs):
+    def dropout(
+        self, function: Callable, input: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         """A dropout's output, of the factors that it gives to the first copy."""
         first = input[: len(input) // self.count]
         factors = function(torch.ones_like(first), *args, **kwargs)
         return input * torch.cat([factors] * self.count)
 
-    def rand(self, *size, **options):
+    def rand(self, *size: Any, **options: Any) -> torch.Tensor:
         """`torch.rand` of a size (K·B, …); of another one as it is."""
         size = options.pop("size", size)
         shape = size if isinstance(size[0], int) else size[0]
@@ -45,7 +56,7 @@ class Copies(TorchFunctionMode):
         draws = torch.rand((shape[0] // self.count, *shape[1:]), **options)
         return torch.cat([draws] * self.count)
 
-    def bernoulli_(self, tensor, *args, **kwargs):
+    def bernoulli_(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """`torch.Tensor.bernoulli_` of K·B rows, in the order of memory of B rows."""
         first = torch.empty_like(tensor[: len(tensor) // self.count]).bernoulli_(*args, **kwargs)
         return tensor.copy_(torch.cat([first] * self.count))

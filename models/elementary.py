@@ -7,6 +7,8 @@ constants, and missing for gated linear units.
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,25 @@ from torch.overrides import TorchFunctionMode
 class Elementary(TorchFunctionMode):
     """Within the context PyTorch's functions of `REPLACED` are elementary operations."""
 
-    def __torch_function__(self, function, types, arguments=(), options=None):
+    def __torch_function__(
+        self,
+        function: Callable,
+        types: Sequence[type],
+        arguments: tuple = (),
+        options: dict[str, Any] | None = None,
+    ) -> Any:
         function = REPLACED.get(function, function)
         return function(*arguments, **(options or {}))
 
 
-def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+def layer_norm(
+    input: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> torch.Tensor:
     """`F.layer_norm`: (x − mean)/√(variance + ε)·weight + bias over the last dimensions."""
     # PyTorch's has its result in order too; dropout's masks depend on that.
     y = _normalise(input.contiguous(), tuple(range(-len(normalized_shape), 0)), eps)
@@ -30,15 +45,15 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_
 
 
 def instance_norm(
-    input,
-    running_mean=None,
-    running_var=None,
-    weight=None,
-    bias=None,
-    use_input_stats=True,
-    momentum=0.1,
-    eps=1e-5,
-):
+    input: torch.Tensor,
+    running_mean: torch.Tensor | None = None,
+    running_var: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
     """`F.instance_norm` of maps (B, C, …); that with running statistics is left to PyTorch."""
     if running_mean is not None or not use_input_stats:
         return F.instance_norm(
@@ -49,7 +64,9 @@ def instance_norm(
     return _affine(_normalise(input, tuple(range(2, input.ndim)), eps), weight, bias, input)
 
 
-def linear(input, weight, bias=None):
+def linear(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """`F.linear` of rows, where PyTorch may multiply each image by its own copy of the weight."""
     if input.ndim < 3:
         return linear_in_input(F.linear, input, weight, bias)
@@ -57,7 +74,14 @@ def linear(input, weight, bias=None):
     return rows.unflatten(0, input.shape[:-1])
 
 
-def linear_in_input(function, input, weight, bias=None, *arguments, **options):
+def linear_in_input(
+    function: Callable,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *arguments: Any,
+    **options: Any,
+) -> torch.Tensor:
     """A function such as `F.conv2d` of the values and, without the bias, of the tangents.
 
     PyTorch would also take it of the values and of a tangent of the weight that is zero.
@@ -69,13 +93,15 @@ def linear_in_input(function, input, weight, bias=None, *arguments, **options):
     return make_dual(out, function(tangents, weight, None, *arguments, **options))
 
 
-def glu(input, dim=-1):
+def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """`F.glu`: a·sigmoid(b) of the two halves a and b."""
     a, b = input.chunk(2, dim)
     return a * torch.sigmoid(b)
 
 
-def dropout(input, p=0.5, training=True, inplace=False):
+def dropout(
+    input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> torch.Tensor:
     """`F.dropout` with the mask of a plain pass, drawn in the order that the map has in memory."""
     if input.is_cuda or not training or p in (0, 1):
         return F.dropout(input, p, training, inplace)

@@ -11,7 +11,8 @@ values and tangents together, which `torch.compile` can do and a second reverse 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Activation:
     derivative: Callable
     second: Callable
 
-    def __call__(self, x, tangents=0):
+    def __call__(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         if not tangents:
             return self.function(x)
         return Elementwise.apply(x, self.function, self.derivative, self.second, tangents)
@@ -95,26 +96,28 @@ ACTIVATIONS = {
 # ---------------------------------------------------------------- linear maps and normalisation
 
 
-def channels_come_last(x):
+def channels_come_last(x: torch.Tensor) -> bool:
     """Whether maps (B, C, H, W) lie in memory as (B, H, W, C), and not as (B, C, H, W) too."""
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def no_autocast(device_type):
+def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     """A context within which operations compute in the types of their inputs."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 
 
-def variance_scaling_(weight, scale, fan_in, fan_out):
+def variance_scaling_(
+    weight: torch.Tensor, scale: float, fan_in: float, fan_out: float
+) -> torch.Tensor:
     """Fill with U(−b, b), b = √(3·scale / mean(fan_in, fan_out)); 1e-10 stands for scale 0."""
     scale = scale or 1e-10
     bound = math.sqrt(3 * scale / ((fan_in + fan_out) / 2))
     return nn.init.uniform_(weight, -bound, bound)
 
 
-def add_to_values(x, shift, tangents):
+def add_to_values(x: torch.Tensor, shift: torch.Tensor, tangents: int) -> torch.Tensor:
     """Add `shift` (B or 1, C, 1, 1) to the values; as a constant it has no tangents.
 
     With tangents `x` must be a fresh result that nothing else needs: it is added to in place.
@@ -125,28 +128,43 @@ def add_to_values(x, shift, tangents):
 class Conv2d(nn.Conv2d):
     """A convolution with variance-scaling weights and zero biases."""
 
-    def __init__(self, channels_in, channels_out, kernel_size, *, init_scale=1.0, **options):
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel_size: int,
+        *,
+        init_scale: float = 1.0,
+        **options: Any,
+    ) -> None:
         self.init_scale = init_scale
         super().__init__(channels_in, channels_out, kernel_size, **options)
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         area = self.weight[0, 0].numel()
         variance_scaling_(
             self.weight, self.init_scale, self.in_channels * area, self.out_channels * area
         )
         nn.init.zeros_(self.bias)
 
-    def forward(self, x, tangents=0):
+    def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         if not tangents:
             return super().forward(x)
         return add_to_values(self.linear(x), self.bias[None, :, None, None], tangents)
 
-    def linear(self, x):
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
         """The convolution without its bias."""
         return self._conv_forward(x, self.weight, None)
 
 
-def conv3x3(channels_in, channels_out, *, init_scale=1.0, stride=1, padding=1):
+def conv3x3(
+    channels_in: int,
+    channels_out: int,
+    *,
+    init_scale: float = 1.0,
+    stride: int = 1,
+    padding: int = 1,
+) -> Conv2d:
     return Conv2d(
         channels_in, channels_out, 3, init_scale=init_scale, stride=stride, padding=padding
     )
@@ -155,7 +173,7 @@ def conv3x3(channels_in, channels_out, *, init_scale=1.0, stride=1, padding=1):
 class Linear(nn.Linear):
     """A linear layer with variance-scaling weights and zero bias."""
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         variance_scaling_(self.weight, 1.0, self.in_features, self.out_features)
         nn.init.zeros_(self.bias)
 
@@ -166,10 +184,18 @@ class GroupNorm(nn.GroupNorm):
     `shift`, `kept` and `gain` are as in `NormAct`.
     """
 
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         super().__init__(min(channels // 4, 32), channels, eps=1e-6)
 
-    def forward(self, x, tangents=0, act=IDENTITY, shift=None, kept=None, gain=1.0):
+    def forward(
+        self,
+        x: torch.Tensor,
+        tangents: int = 0,
+        act: Activation = IDENTITY,
+        shift: torch.Tensor | None = None,
+        kept: torch.Tensor | None = None,
+        gain: float = 1.0,
+    ) -> torch.Tensor:
         if tangents:
             settings = self.num_groups, self.eps, act, tangents
             return NormAct.apply(x, shift, kept, gain, self.weight, self.bias, *settings)
@@ -180,7 +206,7 @@ class GroupNorm(nn.GroupNorm):
         last = channels_come_last(x)
         return h.to(x.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
 
-    def normalise(self, x):
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, C, H, W), normalised by groups and mapped by the weight and the bias."""
         if torch.compiler.is_compiling() and channels_come_last(x):
             # Elementary operations become one piece of code with what follows, channels last.
@@ -191,13 +217,13 @@ class GroupNorm(nn.GroupNorm):
 class NIN(nn.Module):
     """A 1×1 map over the channels: weight `W` (in, out), bias `b`."""
 
-    def __init__(self, channels_in, channels_out, init_scale=0.1):
+    def __init__(self, channels_in: int, channels_out: int, init_scale: float = 0.1) -> None:
         super().__init__()
         self.W = nn.Parameter(torch.empty(channels_in, channels_out))
         self.b = nn.Parameter(torch.zeros(channels_out))
         variance_scaling_(self.W, init_scale, channels_in, channels_out)
 
-    def forward(self, x, tangents=0):
+    def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         weight = self.W.t()[:, :, None, None]
         if not tangents:
             return F.conv2d(x, weight, self.b)
@@ -207,18 +233,18 @@ class NIN(nn.Module):
 class GaussianFourierProjection(nn.Module):
     """concat(sin 2πWc, cos 2πWc) of c (B,): (B, 2·nf), with fixed W ~ N(0, scale²)."""
 
-    def __init__(self, nf, scale):
+    def __init__(self, nf: int, scale: float) -> None:
         super().__init__()
         self.W = nn.Parameter(torch.randn(nf) * scale, requires_grad=False)
 
-    def forward(self, c):
+    def forward(self, c: torch.Tensor) -> torch.Tensor:
         # The product with W comes first, as in the published networks: the argument reaches
         # hundreds of radians, where the order of roundings shows.
         angle = c[:, None] * self.W[None, :] * (2 * math.pi)
         return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
 
 
-def positional_embedding(c, nf):
+def positional_embedding(c: torch.Tensor, nf: int) -> torch.Tensor:
     """sin, then cos, of c·exp(−k·ln 10000/(nf/2 − 1)) for c (B,): (B, nf)."""
     half = nf // 2
     k = torch.arange(half, device=c.device, dtype=torch.float32)
@@ -232,28 +258,28 @@ def positional_embedding(c, nf):
 class ResidualSum(nn.Module):
     """x + h, divided by √2 with `skip_rescale`."""
 
-    def __init__(self, skip_rescale):
+    def __init__(self, skip_rescale: bool) -> None:
         super().__init__()
         self.scale = 1 / SQRT2 if skip_rescale else 1.0
 
-    def forward(self, x, h):
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         return (x + h) * self.scale
 
 
 class Combine(nn.Module):
     """Join the input pyramid `x`, through a 1×1 convolution, to the features `y`."""
 
-    def __init__(self, channels_in, channels_out, method):
+    def __init__(self, channels_in: int, channels_out: int, method: str) -> None:
         super().__init__()
         self.Conv_0 = Conv2d(channels_in, channels_out, 1)
         self.method = method
 
-    def forward(self, x, y, tangents=0):
+    def forward(self, x: torch.Tensor, y: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         h = self.Conv_0(x, tangents)
         return torch.cat([h, y], dim=1) if self.method == "cat" else h + y
 
 
-def attention(q, k, v, tangents=0):
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tangents: int = 0) -> torch.Tensor:
     """softmax(q kᵀ/√C) v of queries, keys and values (rows, pixels, C)."""
     if not tangents:
         # PyTorch's fused kernels take batches of heads, and adjacent channels.
@@ -267,13 +293,13 @@ def attention(q, k, v, tangents=0):
     return join_rows(weights @ v, d @ v + weights @ dv)
 
 
-def dropout_mask(shape, probability, device):
+def dropout_mask(shape: Sequence[int], probability: float, device: torch.device) -> torch.Tensor:
     """Which units are kept: False with `probability`. A byte each is all that autograd keeps."""
     # Uniform numbers are drawn several times as fast as Bernoulli's.
     return torch.rand(shape, device=device) >= probability
 
 
-def dropout_gain(probability):
+def dropout_gain(probability: float) -> float:
     """1 / (1 − probability), the factor of what is kept; rounded as float32 tensors divide."""
     return float(np.float32(1) / np.float32(1 - probability))
 
@@ -281,7 +307,7 @@ def dropout_gain(probability):
 class AttnBlock(nn.Module):
     """One head of self-attention over all pixels, q·k/√C, with a residual connection."""
 
-    def __init__(self, channels, skip_rescale, init_scale):
+    def __init__(self, channels: int, skip_rescale: bool, init_scale: float) -> None:
         super().__init__()
         self.GroupNorm_0 = GroupNorm(channels)
         self.NIN_0 = NIN(channels, channels)
@@ -290,7 +316,7 @@ class AttnBlock(nn.Module):
         self.NIN_3 = NIN(channels, channels, init_scale=init_scale)
         self.add = ResidualSum(skip_rescale)
 
-    def forward(self, x, tangents=0):
+    def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         h = self.GroupNorm_0(x, tangents)
         q, k, v = (nin(h, tangents).flatten(2).mT for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
         h = attention(q, k, v, tangents).mT.reshape(x.shape)
@@ -306,17 +332,17 @@ class ResnetBlock(nn.Module):
 
     def __init__(
         self,
-        act,
-        channels_in,
-        channels_out,
-        temb_dim,
+        act: Activation,
+        channels_in: int,
+        channels_out: int,
+        temb_dim: int,
         *,
-        dropout,
-        skip_rescale,
-        init_scale,
-        resample=None,
-        nin_shortcut=False,
-    ):
+        dropout: float,
+        skip_rescale: bool,
+        init_scale: float,
+        resample: nn.Module | None = None,
+        nin_shortcut: bool = False,
+    ) -> None:
         super().__init__()
         self.act = act
         self.resample = resample
@@ -335,10 +361,12 @@ class ResnetBlock(nn.Module):
             self.Conv_2 = Conv2d(channels_in, channels_out, 1)
             self.shortcut = "Conv_2"
 
-    def forward(self, x, temb=None, tangents=0):
+    def forward(
+        self, x: torch.Tensor, temb: torch.Tensor | None = None, tangents: int = 0
+    ) -> torch.Tensor:
         return self.transform(x, temb, self.kept_units(x, tangents), tangents)
 
-    def kept_units(self, x, tangents):
+    def kept_units(self, x: torch.Tensor, tangents: int) -> torch.Tensor | None:
         """Dropout's mask for the values, drawn outside of what can be compiled; or None."""
         if not (self.training and self.dropout):
             return None
@@ -348,7 +376,9 @@ class ResnetBlock(nn.Module):
         shape = (rows // (1 + tangents), self.Conv_0.out_channels, height, width)
         return dropout_mask(shape, self.dropout, x.device)
 
-    def transform(self, x, temb, kept, tangents):
+    def transform(
+        self, x: torch.Tensor, temb: torch.Tensor | None, kept: torch.Tensor | None, tangents: int
+    ) -> torch.Tensor:
         h = self.GroupNorm_0(x, tangents, self.act)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)

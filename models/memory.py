@@ -9,7 +9,10 @@ context and the gaps of its allocator cost.
 import contextlib
 import dataclasses
 import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import ml_collections
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,12 +35,18 @@ class Memory:
 class LiveStorages(TorchDispatchMode):
     """Adds up the storages of fake tensors that live, and of the real ones that are used."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = self.held = 0
         self.known = {}
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        function: Callable,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if function is torch.ops.prim.device.default:  # asked often, and nothing is made
             return args[0].fake_device
         result = function(*args, **(kwargs or {}))
@@ -51,29 +60,29 @@ class LiveStorages(TorchDispatchMode):
             self.follow(storage, 0 if view else storage.nbytes())
         return result
 
-    def hold(self, storage):
+    def hold(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata not in self.known:
             self.held += storage.nbytes()
             self.known[storage._cdata] = storage
 
-    def follow(self, storage, size):
+    def follow(self, storage: torch.UntypedStorage, size: int) -> None:
         key = storage._cdata
         if key not in self.known:
             self.now += size
             self.peak = max(self.peak, self.now)
             self.known[key] = weakref.ref(storage, lambda _: self.forget(key, size))
 
-    def forget(self, key, size):
+    def forget(self, key: int, size: int) -> None:
         self.now -= size
         del self.known[key]
 
 
-def tensors_of(tree):
+def tensors_of(tree: object) -> list[torch.Tensor]:
     return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
 @contextlib.contextmanager
-def pretence():
+def pretence() -> Iterator[None]:
     """Within the context new tensors are fake, and real ones are read as if they were."""
     try:
         # Compiled code would be compiled for fake tensors.
@@ -83,7 +92,7 @@ def pretence():
         resampling.fir_matrix.cache_clear()  # it may have kept fake ones
 
 
-def count(call):
+def count(call: Callable[[], object]) -> Memory:
     """The `Memory` of ``call()``, none of whose tensors gets numbers; nothing real is changed."""
     live = LiveStorages()
     with pretence(), live:
@@ -106,15 +115,15 @@ class Step:
     images: int
 
     @property
-    def total(self):
+    def total(self) -> float:
         return self.fixed + self.per_image * self.images
 
-    def images_within(self, total):
+    def images_within(self, total: float) -> int:
         """How many images at a time `total` bytes hold; 0: not even one."""
         return max(0, int((total - self.fixed) / self.per_image))
 
 
-def count_step(job, images, processes=1):
+def count_step(job: Any, images: int, processes: int = 1) -> Step:
     """The `Step` of a training job of ``run_lib.train`` that takes `images` images at a time.
 
     What an objective keeps for its backward pass; within that pass it is some per cent more.
@@ -141,7 +150,7 @@ def count_step(job, images, processes=1):
     return Step(counted.held + copies * weights, counted.peak / images, images)
 
 
-def report_step(job, training, whole_batches):
+def report_step(job: Any, training: ml_collections.ConfigDict, whole_batches: bool) -> None:
     """Log what a step of ``config.training`` will keep; warn if the GPU has less.
 
     No training fails for it: where it cannot be counted, the log says so.
@@ -173,7 +182,7 @@ def report_step(job, training, whole_batches):
             log.warning("%s", advice(step, total, whole_batches))
 
 
-def advice(step, total, whole_batches):
+def advice(step: Step, total: int, whole_batches: bool) -> str:
     """What to do about a `step` that does not fit a GPU of `total` bytes, a sentence."""
     # A tenth for what is not counted.
     fits = step.images_within(0.9 * total)
@@ -185,6 +194,6 @@ def advice(step, total, whole_batches):
     return f"{text} of a single image."
 
 
-def readable(size):
+def readable(size: float) -> str:
     """Bytes in words."""
     return f"{size / GIB:.3g} GiB" if size >= GIB else f"{size / MIB:.3g} MiB"

@@ -5,7 +5,10 @@ the parameters are those of the published checkpoints.
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import ml_collections
 import numpy as np
 import torch
 from torch import nn
@@ -43,37 +46,37 @@ class NCSNpp(nn.Module):
     pushes_directions = True
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: ml_collections.ConfigDict) -> "NCSNpp":
         """The network that ``config.model`` and ``config.data`` describe."""
         return cls(**model_options(config))
 
     def __init__(
         self,
         *,
-        image_size,
-        channels,
-        sigmas,
-        nf,
-        ch_mult,
-        num_res_blocks,
-        attn_resolutions,
-        dropout,
-        nonlinearity,
-        embedding_type,
-        fourier_scale,
-        conditional,
-        resblock_type,
-        fir,
-        fir_kernel,
-        resamp_with_conv,
-        skip_rescale,
-        progressive,
-        progressive_input,
-        progressive_combine,
-        init_scale,
-        scale_by_sigma,
-        centered,
-    ):
+        image_size: tuple[int, int],
+        channels: int,
+        sigmas: np.ndarray,
+        nf: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        dropout: float,
+        nonlinearity: str,
+        embedding_type: str,
+        fourier_scale: float,
+        conditional: bool,
+        resblock_type: str,
+        fir: bool,
+        fir_kernel: Sequence[float],
+        resamp_with_conv: bool,
+        skip_rescale: bool,
+        progressive: str,
+        progressive_input: str,
+        progressive_combine: str,
+        init_scale: float,
+        scale_by_sigma: bool,
+        centered: bool,
+    ) -> None:
         super().__init__()
         self.register_buffer("sigmas", torch.as_tensor(sigmas, dtype=torch.float64))
         self.act = lookup(layers.ACTIVATIONS, nonlinearity, "config.model.nonlinearity")
@@ -191,7 +194,7 @@ class NCSNpp(nn.Module):
         self.pyramid_up, self.pyramid_down = up, down
         self.add = layers.ResidualSum(skip_rescale)
 
-    def edges(self):
+    def edges(self) -> Iterator[tuple[nn.Module, bool]]:
         """Yields the convolutions that read or write images.
 
         Each comes with whether its result is an inner map, one that coarser arithmetic may round.
@@ -202,7 +205,9 @@ class NCSNpp(nn.Module):
             if self.channels in (layer.in_channels, layer.out_channels):
                 yield layer, layer.out_channels != self.channels
 
-    def forward(self, x, cond, directions=None):
+    def forward(
+        self, x: torch.Tensor, cond: torch.Tensor, directions: torch.Tensor | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """The network's output, and with `directions` v (m, B, C, H, W) its derivatives too.
 
         Returns:
@@ -222,7 +227,7 @@ class NCSNpp(nn.Module):
         sigma = cond if self.embedding_type == "fourier" else self.sigmas[cond.long()]
         return sigma.to(h.dtype).repeat(1 + tangents)[:, None, None, None]
 
-    def network(self, x, cond, tangents):
+    def network(self, x: torch.Tensor, cond: torch.Tensor, tangents: int) -> torch.Tensor:
         """The output before its division by σ; rows as in `layers`."""
         modules = iter(self.all_modules)
         if not self.centered:
@@ -322,7 +327,7 @@ class NCSNppMod(NCSNpp):
     For images of 28×28 (MNIST, Fashion-MNIST).
     """
 
-    def __init__(self, *, image_size, channels, **options):
+    def __init__(self, *, image_size: tuple[int, int], channels: int, **options: Any) -> None:
         if image_size != (28, 28):
             height, width = image_size
             raise UserError(
@@ -337,7 +342,7 @@ class NCSNppMod(NCSNpp):
         self.out_conv = layers.Conv2d(channels, channels, 5)
         self.all_modules = body
 
-    def network(self, x, cond, tangents):
+    def network(self, x: torch.Tensor, cond: torch.Tensor, tangents: int) -> torch.Tensor:
         h = super().network(self.in_conv(x, tangents), cond, tangents)
         return self.out_conv(h, tangents)
 
@@ -347,7 +352,7 @@ def _one_of(choices, value, name):
     return value
 
 
-def model_options(config):
+def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The arguments of `NCSNpp` from ``config.model`` and ``config.data``."""
     model, data = config.model, config.data
     sigmas = np.exp(

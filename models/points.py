@@ -3,6 +3,7 @@
 They are plain modules: PyTorch's forward mode pushes directions through them.
 """
 
+import ml_collections
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,11 +17,11 @@ ACTIVATIONS = {"elu": F.elu, "leaky_relu": lambda o: F.leaky_relu(o, 0.1)}
 class Swish(nn.Module):
     """u·sigmoid(βu) of features (B, width), with a learnable β for each, 1 at first."""
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.beta = nn.Parameter(torch.ones(width))
 
-    def forward(self, u):
+    def forward(self, u: torch.Tensor) -> torch.Tensor:
         return u * torch.sigmoid(self.beta * u)
 
 
@@ -34,7 +35,7 @@ class PlaneNet(nn.Module):
         activation: a name in `ACTIVATIONS`, of an energy's `act`.
     """
 
-    def __init__(self, energy=False, activation="elu"):
+    def __init__(self, energy: bool = False, activation: str = "elu") -> None:
         super().__init__()
         self.energy = energy
         self.activation = lookup(ACTIVATIONS, activation, "config.model.activation")
@@ -47,12 +48,12 @@ class PlaneNet(nn.Module):
         self.head = nn.Sequential(Swish(257), nn.Linear(257, 2))
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: ml_collections.ConfigDict) -> "PlaneNet":
         """The network that ``config.model`` describes."""
         domains.points_of(config.data, "The model plane")
         return cls(config.model.energy, config.model.activation)
 
-    def forward(self, x, sigma):
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         sigma = sigma[:, None]
         o = self.head(torch.cat([self.point(x), self.noise(sigma)], dim=1))
         return x - self.activation(o) if self.energy else (x - o) / sigma
@@ -61,7 +62,7 @@ class PlaneNet(nn.Module):
 class MoonsNet(nn.Module):
     """The score network and classifier of Chao et al. (ICLR 2022) on two moons: (B, outputs)."""
 
-    def __init__(self, outputs=2):
+    def __init__(self, outputs: int = 2) -> None:
         super().__init__()
         self.point = nn.Sequential(
             nn.Linear(2, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 64)
@@ -72,16 +73,16 @@ class MoonsNet(nn.Module):
         self.head = nn.Linear(80, outputs)
 
     @classmethod
-    def score(cls, config):
+    def score(cls, config: ml_collections.ConfigDict) -> "MoonsNet":
         """The score network."""
         domains.points_of(config.data, "The model moons")
         return cls()
 
     @classmethod
-    def classifier(cls, config):
+    def classifier(cls, config: ml_collections.ConfigDict) -> "MoonsNet":
         """The classifier of ``config.classifier.classes``."""
         domains.points_of(config.data, "The classifier moons")
         return cls(config.classifier.classes)
 
-    def forward(self, x, sigma):
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return self.head(torch.cat([self.point(x), self.noise(sigma[:, None])], dim=1))

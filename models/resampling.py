@@ -4,6 +4,7 @@ Layers with the argument `tangents` are as in `layers`.
 """
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,14 @@ from models.layers import add_to_values, channels_come_last, conv3x3, no_autocas
 
 
 @functools.cache
-def fir_matrix(kernel, size, up, down, pads, device):
+def fir_matrix(
+    kernel: tuple[float, ...],
+    size: int,
+    up: int,
+    down: int,
+    pads: tuple[int, int],
+    device: torch.device,
+) -> torch.Tensor:
     """The matrix (out, size) that resamples an axis of `size` pixels.
 
     Insert up − 1 zeros between the pixels, pad with zeros by pads = (before, after), filter with
@@ -28,7 +36,9 @@ def fir_matrix(kernel, size, up, down, pads, device):
     return torch.where(there, k[taps.clamp(0, len(k) - 1)], 0).to(device, torch.float32)
 
 
-def fir_resample(x, kernel, pads, up=1, down=1):
+def fir_resample(
+    x: torch.Tensor, kernel: tuple[float, ...], pads: tuple[int, int], up: int = 1, down: int = 1
+) -> torch.Tensor:
     """Resample both axes of x (B, C, H, W) as `fir_matrix` says: two matrix products.
 
     Maps with their channels last keep them there. Within autocast, too, x keeps its type: float32
@@ -44,70 +54,72 @@ def fir_resample(x, kernel, pads, up=1, down=1):
         return (height @ rows.flatten(2)).unflatten(2, rows.shape[2:]).permute(0, 3, 1, 2)
 
 
-def fir_upsample(x, kernel):
+def fir_upsample(x: torch.Tensor, kernel: tuple[float, ...]) -> torch.Tensor:
     """Twice the height and width."""
     length = len(kernel)
     return fir_resample(x, kernel, ((length + 1) // 2, (length - 2) // 2), up=2)
 
 
-def fir_downsample(x, kernel):
+def fir_downsample(x: torch.Tensor, kernel: tuple[float, ...]) -> torch.Tensor:
     """Half the height and width."""
     surplus = len(kernel) - 2
     return fir_resample(x, kernel, ((surplus + 1) // 2, surplus // 2), down=2)
 
 
-def nearest_upsample(x):
+def nearest_upsample(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def average_downsample(x):
+def average_downsample(x: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(x, 2)
 
 
 class Resampler(nn.Module):
     """Base of the layers that change resolution; holds the FIR kernel."""
 
-    def __init__(self, fir, fir_kernel):
+    def __init__(self, fir: bool, fir_kernel: Sequence[float]) -> None:
         super().__init__()
         self.fir = fir
         self.kernel = tuple(fir_kernel)
 
-    def up(self, x):
+    def up(self, x: torch.Tensor) -> torch.Tensor:
         return fir_upsample(x, self.kernel) if self.fir else nearest_upsample(x)
 
-    def down(self, x):
+    def down(self, x: torch.Tensor) -> torch.Tensor:
         return fir_downsample(x, self.kernel) if self.fir else average_downsample(x)
 
 
 class Downsample(Resampler):
     """Half the resolution, without parameters."""
 
-    def size(self, size):
+    def size(self, size: int) -> int:
         return size // 2
 
-    def forward(self, x, tangents=0):
+    def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         return self.down(x)
 
 
 class Upsample(Resampler):
     """Twice the resolution, without parameters."""
 
-    def size(self, size):
+    def size(self, size: int) -> int:
         return 2 * size
 
-    def forward(self, x, tangents=0):
+    def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         return self.up(x)
 
 
 class ConvDownsample(Resampler):
     """A 3×3 convolution of stride 2, after the FIR filter where there is one."""
 
-    def __init__(self, channels_in, channels_out, fir, fir_kernel):
+    def __init__(
+        self, channels_in: int, channels_out: int, fir: bool, fir_kernel: Sequence[float]
+    ) -> None:
         super().__init__(fir, fir_kernel)
         conv = conv3x3(channels_in, channels_out, stride=2, padding=0)
         self.add_module("Conv2d_0" if fir else "Conv_0", conv)
 
-    def forward(self, x, tangents=0):
+    def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         if self.fir:
             surplus = len(self.kernel)  # (L − 2) of the filter and 2 of the convolution
             filtered = fir_resample(x, self.kernel, ((surplus + 1) // 2, surplus // 2))
@@ -118,12 +130,14 @@ class ConvDownsample(Resampler):
 class ConvUpsample(Resampler):
     """A transposed 3×3 convolution of stride 2, then the FIR filter; or nearest, then 3×3."""
 
-    def __init__(self, channels_in, channels_out, fir, fir_kernel):
+    def __init__(
+        self, channels_in: int, channels_out: int, fir: bool, fir_kernel: Sequence[float]
+    ) -> None:
         super().__init__(fir, fir_kernel)
         conv = conv3x3(channels_in, channels_out)
         self.add_module("Conv2d_0" if fir else "Conv_0", conv)
 
-    def forward(self, x, tangents=0):
+    def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         if self.fir:
             weight = self.Conv2d_0.weight.flip(2, 3).transpose(0, 1)
             y = F.conv_transpose2d(x, weight, stride=2)

@@ -8,6 +8,7 @@ published checkpoints.
 
 from collections.abc import Sequence
 
+import ml_collections
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -162,7 +163,9 @@ class NoiseConditionedResNet(nn.Module):
         )
 
     @classmethod
-    def from_config(cls, config, blocks, widths):
+    def from_config(
+        cls, config: ml_collections.ConfigDict, blocks: Sequence[int], widths: Sequence[int]
+    ) -> "NoiseConditionedResNet":
         """The network that ``config.classifier`` and ``config.data`` describe."""
         classifier = config.classifier
         domain = domains.images_of(config.data, f"The classifier {classifier.model}")

@@ -95,11 +95,11 @@ class GuidedScore:
     scale: float = 1.0
 
     @property
-    def unguided(self):
+    def unguided(self) -> Callable:
         """The prior's score."""
         return self.score
 
-    def log_likelihood(self, x, t):
+    def log_likelihood(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """ℓ (B,) at x (B, C, H, W)."""
         _, std = self.sde.marginal_prob(x, t)
         return class_log_likelihood(self.classifier(x, std), self.labels.expand(len(x)))
@@ -121,15 +121,15 @@ class InParts:
     rows: int
 
     @property
-    def unguided(self):
+    def unguided(self) -> "InParts":
         """That of the score within, if it is a guided one."""
         return InParts(self.score.unguided, self.rows)
 
-    def __call__(self, x, t):
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return in_parts(self.score, self.rows, x, t)
 
 
-def in_parts(function, rows, *batches):
+def in_parts(function: Callable, rows: int | None, *batches: torch.Tensor) -> torch.Tensor:
     """``function(*batches)`` from parts of the batches, of at most `rows` rows and near equal.
 
     Args:
@@ -142,7 +142,7 @@ def in_parts(function, rows, *batches):
     return torch.cat([function(*part) for part in parts])
 
 
-def class_log_likelihood(logits, labels):
+def class_log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """ℓ = log(softmax(logits) + 1e-8)[y] (B,) of logits (B, classes) and labels y (B,)."""
     probability = torch.softmax(logits, 1).gather(1, labels[:, None]).squeeze(1)
     return torch.log(probability + 1e-8)

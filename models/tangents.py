@@ -5,18 +5,21 @@ could derive all of this, in more passes over memory and with more of it kept fo
 What is kept has the input's type; sums are taken in float32 or wider.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
-def split_rows(x, tangents):
+def split_rows(x: torch.Tensor, tangents: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The rows of the values (B, …) and of the tangents (m, B, …)."""
     values = x[: len(x) // (1 + tangents)]
     return values, x[len(values) :].unflatten(0, (tangents, len(values)))
 
 
-def join_rows(values, tangents):
+def join_rows(values: torch.Tensor, tangents: torch.Tensor) -> torch.Tensor:
     """The inverse of `split_rows`."""
     return torch.cat([values, tangents.flatten(0, 1)])
 
@@ -25,7 +28,9 @@ class AddToValues(Function):
     """Add `shift` (B or 1, C, 1, 1), a constant without tangents, to the values, in place."""
 
     @staticmethod
-    def forward(ctx, x, shift, tangents):
+    def forward(
+        ctx: FunctionCtx, x: torch.Tensor, shift: torch.Tensor, tangents: int
+    ) -> torch.Tensor:
         ctx.tangents, ctx.shape = tangents, shift.shape
         ctx.mark_dirty(x)
         x[: len(x) // (1 + tangents)] += shift
@@ -33,12 +38,12 @@ class AddToValues(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         values = grad[: len(grad) // (1 + ctx.tangents)]
         return grad, values.sum_to_size(ctx.shape), None
 
 
-def drop(x, kept, gain):
+def drop(x: torch.Tensor, kept: torch.Tensor, gain: float) -> torch.Tensor:
     """gain·x where `kept`, a mask shaped as x, is True, and 0 elsewhere."""
     return torch.where(kept, x * gain, 0.0)
 
@@ -57,7 +62,19 @@ class NormAct(Function):
     """
 
     @staticmethod
-    def forward(ctx, x, shift, kept, gain, weight, bias, groups, eps, act, tangents):
+    def forward(
+        ctx: FunctionCtx,
+        x: torch.Tensor,
+        shift: torch.Tensor | None,
+        kept: torch.Tensor | None,
+        gain: float,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        groups: int,
+        eps: float,
+        act: Any,
+        tangents: int,
+    ) -> torch.Tensor:
         ctx.save_for_backward(x, shift, kept, weight, bias)
         ctx.gain, ctx.groups, ctx.eps, ctx.act, ctx.tangents = gain, groups, eps, act, tangents
         normal, _, h, _ = _normalise(x, shift, groups, eps, tangents)
@@ -73,7 +90,7 @@ class NormAct(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, shift, kept, weight, bias = ctx.saved_tensors
         normal, scale, h, slope = _normalise(x, shift, ctx.groups, ctx.eps, ctx.tangents)
         weight, bias = _per_channel(weight, ctx.groups), _per_channel(bias, ctx.groups)
@@ -107,7 +124,9 @@ class NormAct(Function):
         return rows, over_shift, None, None, *parameters, None, None, None, None
 
 
-def group_norm(x, weight, bias, groups, eps):
+def group_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float
+) -> torch.Tensor:
     """w·n + b, n of x (B, C, H, W) normalised by groups, in the memory format of x.
 
     Elementary operations, which any derivative passes through; in float32 or wider.
@@ -158,7 +177,14 @@ class Elementwise(Function):
     """f of the values, f′·dx of the tangents; takes f and its first two derivatives."""
 
     @staticmethod
-    def forward(ctx, x, function, derivative, second, tangents):
+    def forward(
+        ctx: FunctionCtx,
+        x: torch.Tensor,
+        function: Callable,
+        derivative: Callable,
+        second: Callable,
+        tangents: int,
+    ) -> torch.Tensor:
         ctx.save_for_backward(x)
         ctx.derivative, ctx.second, ctx.tangents = derivative, second, tangents
         values, d = split_rows(x, tangents)
@@ -166,7 +192,7 @@ class Elementwise(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         values, d = split_rows(ctx.saved_tensors[0], ctx.tangents)
         over_out, over_d = split_rows(grad, ctx.tangents)
         slope = ctx.derivative(values)

@@ -130,9 +130,7 @@ class AdaptiveNorm(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero_linear(width, 2 * width)
 
-    def forward(
-        self, tokens: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, tokens: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         scale, shift = self.modulation(noise)[:, None].chunk(2, dim=2)
         return self.norm(tokens) * (1 + scale) + shift
 

@@ -5,7 +5,9 @@ The moons are those of Chao et al. (ICLR 2022), the others those of Chao et al. 
 
 import functools
 import math
+from collections.abc import Callable
 
+import ml_collections
 import numpy as np
 
 import domains
@@ -13,7 +15,9 @@ from readers.common import Block, Source
 from utils import require_positive, seed_for
 
 
-def points(data, split, *, draw, classes=1) -> Source:
+def points(
+    data: ml_collections.ConfigDict, split: str, *, draw: Callable, classes: int = 1
+) -> Source:
     """`data.num_points` points (n, 2) and their labels, drawn by `draw(generator, n)`.
 
     ``data.data_seed`` and the split set the generator.
@@ -34,7 +38,7 @@ def _blocks(draw):
     yield Block(x.astype(domains.Points.dtype), labels.astype(np.int64))
 
 
-def moons(rng, count):
+def moons(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Two interleaved half-circles without noise, about their mean, × 20; upper 0, lower 1."""
     from sklearn.datasets import make_moons
 
@@ -42,21 +46,21 @@ def moons(rng, count):
     return 20 * (x - x.mean(0)), labels
 
 
-def checkerboard(rng, count):
+def checkerboard(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Every other square of side 3, of rows and columns; in [−6, 6]² uniform."""
     x = rng.uniform(-2, 2, count)
     y = rng.random(count) - 2 * rng.integers(2, size=count) + np.floor(x) % 2
     return 3 * np.stack([x, y], axis=1), np.zeros(count)
 
 
-def gaussian_8(rng, count):
+def gaussian_8(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Eight Gaussians of standard deviation 1/√2 on a circle of radius 8/√2."""
     angles = rng.integers(8, size=count) * math.pi / 4
     centres = 8 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     return (rng.standard_normal((count, 2)) + centres) / math.sqrt(2), np.zeros(count)
 
 
-def spiral_2(rng, count):
+def spiral_2(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Two spirals (−n cos n, n sin n), n = 3π√U, widened by uniform noise, × 2.3/3."""
     n = np.sqrt(rng.random(count)) * 3 * math.pi
     arm = np.stack([-n * np.cos(n), n * np.sin(n)], axis=1) + rng.random((count, 2)) / 2

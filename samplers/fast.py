@@ -2,12 +2,22 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from samplers.denoisers import Counted, Denoiser, GuidanceInterval
-from samplers.deterministic import deis, dpmpp_2m, dpmpp_3m, euler, heun, no_callback, unipc
+from samplers.deterministic import (
+    Denoising,
+    NoiseLike,
+    deis,
+    dpmpp_2m,
+    dpmpp_3m,
+    euler,
+    heun,
+    no_callback,
+    unipc,
+)
 from samplers.noise import PerImageNoise
 from samplers.stochastic import RestartInterval, churn, dpmpp_2m_sde, restart
 from sde_lib import SDE
@@ -81,28 +91,40 @@ class FastSampler:
         """How often the callback is called."""
         return self.method.steps(len(self.sigmas) - 1)
 
-    def stream(self, of_round, of_images):
+    def stream(self, of_round: tuple, of_images: tuple) -> tuple:
         """Which of two streams of random numbers a round draws from: every image has its own."""
         return of_images
 
-    def noise(self, device, stream, count):
+    def noise(self, device: torch.device, stream: Sequence, count: int) -> PerImageNoise:
         """The noise of `count` images; the last number of the `stream` is the first one's."""
         *stream, first = stream
         return PerImageNoise(device, range(first, first + count), *stream)
 
-    def denoiser(self, score):
+    def denoiser(self, score: Callable) -> Denoiser | GuidanceInterval:
         """What the method is given for a `score(x, t)`."""
         whole = Denoiser(score, self.sde)
         if self.interval is None:
             return whole
         return GuidanceInterval(whole, Denoiser(score.unguided, self.sde), *self.interval)
 
-    def __call__(self, score, latents, randn_like=torch.randn_like, callback=None):
+    def __call__(
+        self,
+        score: Callable,
+        latents: torch.Tensor,
+        randn_like: NoiseLike = torch.randn_like,
+        callback: Callable[[], object] | None = None,
+    ) -> tuple[torch.Tensor, int]:
         """Samples, shaped as the standard normal `latents` (B, ...), and the NFE."""
         return self.draw(self.denoiser(score), latents, randn_like, callback)
 
     @torch.no_grad()
-    def draw(self, denoiser, latents, randn_like=torch.randn_like, callback=None):
+    def draw(
+        self,
+        denoiser: Denoising,
+        latents: torch.Tensor,
+        randn_like: NoiseLike = torch.randn_like,
+        callback: Callable[[], object] | None = None,
+    ) -> tuple[torch.Tensor, int]:
         """The same with a denoiser in place of the score.
 
         Between the evaluations x is float64, in which neither σ = 50 nor small steps round.

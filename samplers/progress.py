@@ -18,7 +18,7 @@ class RoundProgress:
     steps: int | None
     calls: int = 0
 
-    def __call__(self):
+    def __call__(self) -> None:
         self.calls += 1
         if self.steps:
             self.bar.update(self.done + self.count * self.calls // self.steps - self.bar.n)

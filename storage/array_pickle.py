@@ -30,7 +30,7 @@ class Dtype:
             raise UserError("it holds something else than whole and real numbers.")
         self.value = np.dtype(name)
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: tuple) -> None:
         """Take the byte order of (version, byte order, …), which may hold nothing beside it."""
         order, *structure = state[1:5]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in structure):
@@ -44,7 +44,7 @@ class Array:
     def __init__(self, kind: object, shape: object, code: object) -> None:
         self.value = None
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, content = state
         content = content.encode("latin1") if isinstance(content, str) else content
         self.value = _array(content, dtype, shape, "F" if fortran else "C")

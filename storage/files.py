@@ -10,7 +10,7 @@ import pathlib
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
@@ -19,6 +19,9 @@ from numpy.lib import format as npy_format
 
 from storage.provenance import code_version, differences
 from utils import UserError, log
+
+if TYPE_CHECKING:  # pillow need not be there
+    from PIL import Image
 
 # What a file may unpack to: this many bytes, or this many times its own size.
 ALWAYS_PLAUSIBLE = 2**28
@@ -229,7 +232,7 @@ def to_json(value: object) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def save_picture(path: pathlib.Path, picture) -> None:
+def save_picture(path: pathlib.Path, picture: "Image.Image") -> None:
     """Write a picture (PIL) as a PNG, atomically."""
     with atomic_write(path) as file:
         picture.save(file, format="PNG")

@@ -12,7 +12,7 @@ from storage.files import lock, save_json, turn
 from utils import UserError, is_first
 
 
-def suffix(method):
+def suffix(method: str) -> str:
     """What a sampling method adds to its files' names: nothing for pc, its own name for others."""
     return "" if method == "pc" else f"_{method}"
 
@@ -88,10 +88,10 @@ class Workdir:
     def snapshot_samples(self, step: int) -> pathlib.Path:
         return self.root / "samples" / f"iter_{step}"
 
-    def division(self, index, method):
+    def division(self, index: int, method: str) -> pathlib.Path:
         return self.root / f"eval_sampling{suffix(method)}" / str(index)
 
-    def methods(self):
+    def methods(self) -> list[str]:
         """The sampling methods whose samples are there; pc and ode first."""
         found = {
             path.name.removeprefix(prefix).removeprefix("_") or "pc"
@@ -101,7 +101,7 @@ class Workdir:
         }
         return sorted(found, key=lambda method: (method != "pc", method != "ode", method))
 
-    def class_samples(self, label, method):
+    def class_samples(self, label: int, method: str) -> pathlib.Path:
         return self.root / f"eval_samples{suffix(method)}" / str(label)
 
     @property
@@ -109,21 +109,21 @@ class Workdir:
         """Images and features of the real training split, class by class."""
         return self.root / "stat" / "stat.npz"
 
-    def latents(self, label, method):
+    def latents(self, label: int, method: str) -> pathlib.Path:
         """Features of the samples of one class, a file for each of theirs."""
         return self.root / f"latent{suffix(method)}" / str(label)
 
-    def dataset_stat(self, method):
+    def dataset_stat(self, method: str) -> pathlib.Path:
         return self.root / f"stat{suffix(method)}" / "dataset_stat.npz"
 
-    def dataset_stats(self):
+    def dataset_stats(self) -> list[pathlib.Path]:
         """Those of all sampling methods, which are of the same real images."""
         return sorted(self.root.glob("stat*/dataset_stat.npz"))
 
-    def generated_stat(self, method):
+    def generated_stat(self, method: str) -> pathlib.Path:
         return self.root / f"stat{suffix(method)}" / "generated_stat.npz"
 
-    def classwise(self, metric, method):
+    def classwise(self, metric: str, method: str) -> pathlib.Path:
         """Every class's values of a metric, as text."""
         return self.root / f"{metric}{suffix(method)}.txt"
 

@@ -3,12 +3,16 @@
 import dataclasses
 import hashlib
 import json
+import pathlib
+from typing import Any
 
+import ml_collections
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 import domains
+from datasets import Split
 from models import compute
 from models.cas import create_cas_classifier
 from storage.files import save_json
@@ -22,10 +26,12 @@ class CrossEntropy:
 
     classifier: torch.nn.Module
 
-    def draw(self, x):
+    def draw(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         return {}
 
-    def __call__(self, x, labels, draws):
+    def __call__(
+        self, x: torch.Tensor, labels: torch.Tensor, draws: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         loss = F.cross_entropy(self.classifier(x).float(), labels)
         return loss, {"loss": loss.detach()}
 
@@ -41,7 +47,14 @@ class CASTraining:
 
     ema_rate = 0.0  # it is tested with its last weights
 
-    def __init__(self, config, device, train_split, test_split, record):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        device: torch.device,
+        train_split: Split,
+        test_split: Split,
+        record: pathlib.Path,
+    ) -> None:
         self.config = config
         self.device = device
         self.domain = domains.images_of(config.data, "CAS")
@@ -52,22 +65,24 @@ class CASTraining:
         self.model = compute.prepare(network, config.compute, device)
         self.objective = CrossEntropy(self.model)
 
-    def splits(self):
+    def splits(self) -> tuple[Split, Split]:
         """The training and the test images; from now on the run is theirs."""
         if is_first():
             save_json(self.record, self.fingerprint)
         return self.train_split, self.test_split
 
-    def validate(self, images, labels, split):
+    def validate(
+        self, images: torch.Tensor, labels: torch.Tensor, split: Split
+    ) -> dict[str, float]:
         """The accuracy on the whole test `split`."""
         size = self.config.training.batch_size
         return {"accuracy": accuracy(self.model, split, size, self.domain, self.device)}
 
-    def pictures(self, step):
+    def pictures(self, step: int) -> None:
         """None: it draws no samples."""
 
 
-def require_same_images(record, split):
+def require_same_images(record: pathlib.Path, split: Split) -> dict[str, Any]:
     """Refuse to continue a CAS run on other images than it began with; returns their fingerprint.
 
     Raises:

@@ -3,6 +3,10 @@
 Chao et al., ICLR 2022, section 4. The objectives are `losses.DLSM` and `losses.CrossEntropy`.
 """
 
+from collections.abc import Callable
+
+import ml_collections
+import numpy as np
 import torch
 
 import datasets
@@ -32,7 +36,7 @@ class ClassifierTraining:
     # those weights' own.
     ema_rate = 0.0
 
-    def __init__(self, config, device):
+    def __init__(self, config: ml_collections.ConfigDict, device: torch.device) -> None:
         self.config = config
         self.device = device
         self.domain = domains.from_config(config.data)
@@ -42,7 +46,7 @@ class ClassifierTraining:
         self.score, _ = load_score(config, config.model.score_restore_path, self.sde, device)
         self.objective = losses.classifier_objective(config, self.model, self.score, self.sde)
 
-    def splits(self):
+    def splits(self) -> tuple[datasets.Split, datasets.Split | None]:
         """The training and the test data; None for a test split that the set has not.
 
         Raises:
@@ -59,23 +63,27 @@ class ClassifierTraining:
         return splits
 
     @torch.no_grad()
-    def validate(self, images, labels, split):
+    def validate(
+        self, images: torch.Tensor, labels: torch.Tensor, split: datasets.Split
+    ) -> dict[str, torch.Tensor | float]:
         """The objective's values on a fixed batch; the accuracy on the whole test `split`."""
         values = validation_means(self, self.values, images, labels)
         size = self.config.training.batch_size
         right = accuracy(self.logits, split, size, self.domain, self.device)
         return dict(values, accuracy=right)
 
-    def values(self, x, labels, draws):
+    def values(
+        self, x: torch.Tensor, labels: torch.Tensor, draws: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         """What the objective reports."""
         return self.objective(x, labels, draws)[1]
 
-    def logits(self, x):
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes) of images x (B, C, H, W) perturbed to the smallest time."""
         t = torch.full((len(x),), self.sde.sampling_eps, device=x.device)
         return self.model(*sde_lib.perturb(self.sde, x, t, torch.randn_like(x)))
 
-    def pictures(self, step):
+    def pictures(self, step: int) -> tuple[np.ndarray, int]:
         """Guided samples as they are stored, a row for each class, and the rows' length."""
         noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
         classes = self.config.classifier.classes
@@ -89,7 +97,13 @@ class ClassifierTraining:
 
 
 @torch.no_grad()
-def accuracy(logits, split, batch_size, domain, device):
+def accuracy(
+    logits: Callable,
+    split: datasets.Split,
+    batch_size: int,
+    domain: domains.Images | domains.Points,
+    device: torch.device,
+) -> float:
     """Share of the images of `split` whose label has the largest of ``logits(x)`` (B, classes)."""
     right = 0
     for images, labels in datasets.eval_batches(split, batch_size):

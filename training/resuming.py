@@ -1,8 +1,15 @@
 """Where a training run goes on: the newest whole state of its workdir, if it is the same run."""
 
 import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
 
 from storage import checkpoints
+from storage.workdir import Workdir
 from utils import UserError
 
 # What gives `step` and `position` their meaning: the draws, the network and the loss. A run goes on
@@ -16,7 +23,7 @@ FIXED_TRAINING = (
 PLACES = ("data.root", "data.cache")
 
 
-def flatten(config, prefix=""):
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"section.field": value}`` of a configuration as a nested dict."""
     fields = {}
     for name, value in config.items():
@@ -36,7 +43,9 @@ def _is_fixed(field):
     return field == "seed" or section in FIXED_SECTIONS
 
 
-def require_same_run(content, config, path):
+def require_same_run(
+    content: dict[str, Any], config: ml_collections.ConfigDict, path: str | os.PathLike
+) -> list[str]:
     """Refuse to continue the state `content` of `path` under a `config` that means another run.
 
     Returns:
@@ -65,7 +74,7 @@ def require_same_run(content, config, path):
     return [f"From here on: {differences}."] if changed else []
 
 
-def newest_state(place):
+def newest_state(place: Workdir) -> tuple[pathlib.Path | None, dict[str, Any] | None, list[str]]:
     """The path and the content of the newest whole state that a run left in `place`.
 
     That is the resume point, or the last snapshot where that is newer. A file that is damaged is

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -26,17 +28,17 @@ class StopRequest:
     signal: int = 0
     _reaching: bool = False
 
-    def __enter__(self):
+    def __enter__(self) -> "StopRequest":
         self._before = {
             number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
         }
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def attempt(self, function, *arguments):
+    def attempt(self, function: Callable, *arguments: Any) -> Any:
         """What ``function(*arguments)`` returns; None if a stop was or is asked for meanwhile.
 
         Python runs signal handlers between its own instructions: the function is left at the next
@@ -63,7 +65,7 @@ class StopRequest:
             raise Stopped
 
 
-def heed_signals(network):
+def heed_signals(network: torch.nn.Module) -> None:
     """Let Python handle signals within backward passes, at the output of every layer.
 
     On a CPU the backward pass of a published network may last minutes, none of them in Python; that
@@ -90,14 +92,14 @@ class FiniteWatch:
     NONE = 2**62
     NAMES = ("loss", "gradient")
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device) -> None:
         self.first_bad = torch.full((len(self.NAMES),), self.NONE, device=device)
 
-    def see(self, step, loss, grad_norm):
+    def see(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
         finite = torch.isfinite(torch.stack([loss, grad_norm]))
         self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step))
 
-    def check(self):
+    def check(self) -> None:
         """Raise a UserError that names the first step, if there was one, and what went wrong."""
         steps = self.first_bad.tolist()
         step = min(steps)

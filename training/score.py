@@ -1,5 +1,10 @@
 """Training a score network by `run_lib.train`."""
 
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+import numpy as np
 import torch
 
 import datasets
@@ -18,7 +23,7 @@ class ScoreTraining:
         UserError: the configuration names an unknown network, SDE or sampler.
     """
 
-    def __init__(self, config, device):
+    def __init__(self, config: ml_collections.ConfigDict, device: torch.device) -> None:
         self.config = config
         self.device = device
         self.domain = domains.from_config(config.data)
@@ -30,16 +35,18 @@ class ScoreTraining:
         self.score = models.create_score(config, self.model, self.sde)
         self.objective = losses.score_objective(config, self.score, self.sde)
 
-    def splits(self):
+    def splits(self) -> tuple[datasets.Split, datasets.Split | None]:
         """The training and the test data; None for a test split that the set has not."""
         return datasets.load_both(self.config.data)
 
     @torch.no_grad()
-    def validate(self, images, labels, split):
+    def validate(
+        self, images: torch.Tensor, labels: torch.Tensor, split: datasets.Split
+    ) -> dict[str, torch.Tensor]:
         """The DSM loss of a fixed batch of the test `split`, at stratified times."""
         return validation_means(self, self.objective.evaluate, images, labels)
 
-    def pictures(self, step):
+    def pictures(self, step: int) -> tuple[np.ndarray, None]:
         """Samples as they are stored, and the columns of their grid."""
         noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
         shape = (self.config.sampling.batch_size, *self.domain.shape)
@@ -47,7 +54,9 @@ class ScoreTraining:
         return self.domain.to_stored(x), None
 
 
-def validation_means(job, evaluate, images, labels):
+def validation_means(
+    job: Any, evaluate: Callable, images: torch.Tensor, labels: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Means of ``evaluate(x, labels, draws)``, a dict, over stored images, at stratified times."""
     config = job.config
     x = job.domain.to_model(images.to(job.device), train=False)

@@ -160,7 +160,7 @@ BATCH = (0, 2, 3)
 
 def _statistics(x):
     """Mean and biased variance (C,) over the images of all processes."""
-    variance, mean = torch.var_mean(_wide(x), BATCH, correction=0)
+    mean, variance = torch.ops.aten.batch_norm_update_stats(_wide(x), None, None, 0.0)
     if distributed.size() == 1:
         return mean, variance
     whole = distributed.mean(mean)
@@ -190,9 +190,7 @@ def _values(x, weight, bias, mean, rstd, shortcut, relu):
 def _sums(grad, x, y, mean, rstd):
     """a, and Σa and Σna (2, C)."""
     a = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
-    normal = (_wide(x) - _of(mean)) * _of(rstd)
-    wide = _wide(a)
-    return a, torch.stack([wide.sum(BATCH), (wide * normal).sum(BATCH)])
+    return a, _sum_and_sum_n(_wide(a), x, mean, rstd)
 
 
 def _gradient(a, x, weight, mean, rstd, means):
@@ -206,9 +204,16 @@ def _gradient(a, x, weight, mean, rstd, means):
 
 def _second_sums(u, a, x, mean, rstd):
     """Σu, Σnu and Σua (3, C)."""
-    normal = (_wide(x) - _of(mean)) * _of(rstd)
     u = _wide(u)
-    return torch.stack([u.sum(BATCH), (u * normal).sum(BATCH), (u * a).sum(BATCH)])
+    return torch.stack([*_sum_and_sum_n(u, x, mean, rstd), (u * a).sum(BATCH)])
+
+
+def _sum_and_sum_n(a, x, mean, rstd):
+    """Σa and Σna (2, C): the gradients of a batch norm's β and γ, in one pass."""
+    _, over_weight, over_bias = torch.ops.aten.native_batch_norm_backward(
+        a, _wide(x), rstd, None, None, mean, rstd, True, 0.0, [False, True, True]
+    )
+    return torch.stack([over_bias, over_weight])
 
 
 def _second(u, a, x, y, weight, mean, rstd, means, u_means, over_shortcut):

@@ -26,7 +26,7 @@ LAYERS = [
     {"run_lib_evaluation_fidis", "run_lib_evaluation_nll"},
 ]
 # What uses the library and is used by none of it.
-ON_TOP = {"benchmarks", "demo", "experiments", "soak", "tests"}
+ON_TOP = {"benchmarks", "demo", "experiments", "pretrained", "soak", "tests"}
 LINES = 400
 
 

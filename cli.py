@@ -31,6 +31,12 @@ def define_common_flags(default_config=None):
         flags.mark_flags_as_required(["config", "workdir"])
 
 
+def define_dry_run():
+    flags.DEFINE_bool(
+        "dry_run", False, "Say what would be done, what it costs and what it writes; do nothing."
+    )
+
+
 def override(config: ml_collections.ConfigDict, **values: object) -> None:
     """Set ``section__field`` of the config to each value that was given (is not None).
 

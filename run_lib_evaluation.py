@@ -22,10 +22,11 @@ from utils import UserError, is_first
 
 MODES = ("full", "class")
 FOLDERS_CONFIG = pathlib.Path(__file__).parent / "configs" / "folders.py"
+FEATURES = ("encode", "encode_dataset", "stat", "latent")
 # What is about a run, and means nothing for two folders of images.
 OF_A_RUN = (
     *("workdir", "calculate", "read", "encode", "encode_dataset", "stat", "latent", "nfe", "ode"),
-    "dataset_stat",
+    *("dataset_stat", "dry_run"),
 )
 
 
@@ -52,6 +53,7 @@ def define_flags(metric=None):
     flags.DEFINE_bool("latent", False, "With classes: write the samples' features.")
     for sample_metric in evaluation.SAMPLE_METRICS:
         flags.DEFINE_bool(sample_metric.flag, False, sample_metric.help)
+    cli.define_dry_run()
     flags.DEFINE_bool("nfe", False, "Print the mean NFE of the samples.")
     flags.DEFINE_bool("ode", False, "Evaluate the ODE samples.")
     flags.DEFINE_string("sampler", None, "Evaluate the samples of this sampler; else the config's.")
@@ -122,10 +124,13 @@ def main():
             f"--latent, --encode, --encode_dataset, {or_list([*metric_flags(), '--nfe'])} "
             "(samples)."
         )
+    if of_score and FLAGS.metric is None:
+        choices = ", ".join(evaluation.SCORE_METRICS)
+        raise UserError(f"--metric is missing; expected one of: {choices}.")
+    if FLAGS.dry_run:
+        plan(config, FLAGS)
+        return
     if of_score:
-        if FLAGS.metric is None:
-            choices = ", ".join(evaluation.SCORE_METRICS)
-            raise UserError(f"--metric is missing; expected one of: {choices}.")
         score_metric(config, FLAGS)
     if cli.describes_classifier(config):
         if whole or FLAGS.dataset_stat:
@@ -141,6 +146,19 @@ def main():
                 "--encode and --encode_dataset."
             )
         sample_metrics_of(config, FLAGS)
+
+
+def plan(config, FLAGS):
+    """Print what the flags ask for."""
+    from planning import scores
+
+    scores.evaluate(
+        config,
+        FLAGS.workdir,
+        metric=FLAGS.metric if FLAGS.calculate else None,
+        features=[name for name in FEATURES if getattr(FLAGS, name)],
+        metrics=[metric.name for metric in asked_for(FLAGS)],
+    )
 
 
 def score_metric(config, FLAGS):

@@ -20,6 +20,7 @@ import sampling
 import sde_lib
 from configs import ranges
 from models.scores import GuidedScore, InParts
+from planning import scores
 from samplers.progress import RoundProgress
 from storage.files import save_npz, save_picture, stands, to_json
 from storage.provenance import config_hash
@@ -325,15 +326,21 @@ def main():
         sampling__steps=FLAGS.steps,
         sampling__scaling_factor=FLAGS.scale,
     )
+    chosen = divisions(config.eval, FLAGS.division_idx)
     if cli.describes_classifier(config):
         count = require_positive(config.classifier.classes, "config.classifier.classes")
         classes = chosen_classes(count, FLAGS.mode, FLAGS.classid, FLAGS.classidend)
-        sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)
+        if FLAGS.dry_run:
+            scores.plan_classes(config, FLAGS.workdir, classes, chosen)
+        else:
+            sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)
     elif FLAGS.mode or FLAGS.classid is not None or FLAGS.classidend is not None:
         raise UserError("--mode, --classid and --classidend need a configuration of a classifier.")
+    elif FLAGS.dry_run:
+        scores.plan_divisions(config, FLAGS.workdir, chosen)
     else:
         sample(config, FLAGS.workdir, FLAGS.division_idx)
-    if FLAGS.png:
+    if FLAGS.png and not FLAGS.dry_run:
         write_png_files(config, FLAGS.workdir)
 
 
@@ -381,5 +388,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("sampler", None, "Sampler: pc, ode, heun, …; else the config's.")
     flags.DEFINE_integer("steps", None, "Steps of a sampler that is neither pc nor ode.")
     flags.DEFINE_integer("seed", None, "Seed of the samples.")
+    cli.define_dry_run()
     flags.DEFINE_bool("png", False, "Write every sample as a PNG file too.")
     cli.launch(main)

@@ -21,6 +21,7 @@ LAYERS = [
     {"evaluation", "metrics"},
     {"training"},
     {"run_lib"},
+    {"planning"},
     {"report", "run_lib_cas", "run_lib_evaluation", "run_lib_sampling"},
     {"main", "run_lib_evaluation_asym", "run_lib_evaluation_cas"},
     {"run_lib_evaluation_fidis", "run_lib_evaluation_nll"},

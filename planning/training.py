@@ -91,6 +91,7 @@ def files_of(config, job, place, step):
         Files(place.checkpoint()),
         Files(place.resume_point, 1, checkpoint),
         Files(place.tensorboard / "*"),
+        Files(place.scalars),
         Files(place.log_file),
     ]
     if training.snapshot_sampling:

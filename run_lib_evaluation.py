@@ -26,7 +26,7 @@ FEATURES = ("encode", "encode_dataset", "stat", "latent")
 # What is about a run, and means nothing for two folders of images.
 OF_A_RUN = (
     *("workdir", "calculate", "read", "encode", "encode_dataset", "stat", "latent", "nfe", "ode"),
-    *("dataset_stat", "dry_run"),
+    *("dataset_stat", "dry_run", "over_checkpoints"),
 )
 
 
@@ -66,6 +66,11 @@ def define_flags(metric=None):
     )
     flags.DEFINE_integer(
         "sets", 1, "Cut the samples into so many sets: each one's metrics, minimum and mean."
+    )
+    flags.DEFINE_bool(
+        "over_checkpoints",
+        False,
+        "Draw, encode and measure samples of every checkpoint of the run.",
     )
     flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
     flags.DEFINE_multi_string(
@@ -130,6 +135,9 @@ def main():
     if FLAGS.dry_run:
         plan(config, FLAGS)
         return
+    if FLAGS.over_checkpoints:
+        measure_checkpoints(config, FLAGS)
+        return
     if of_score:
         score_metric(config, FLAGS)
     if cli.describes_classifier(config):
@@ -168,6 +176,21 @@ def score_metric(config, FLAGS):
         calculate(config, FLAGS.workdir, FLAGS.ema)
     if FLAGS.read and is_first():
         read(FLAGS.workdir)
+
+
+def measure_checkpoints(config, FLAGS):
+    """Metrics of samples over all checkpoints of a run."""
+    from sweeps import checkpoints
+
+    if cli.describes_classifier(config):
+        raise UserError("--over_checkpoints is for score models; this configuration has classes.")
+    if not asked_for(FLAGS) or FLAGS.sets != 1:
+        raise UserError(f"--over_checkpoints takes {or_list(metric_flags())}, and no --sets.")
+    if FLAGS.encode_dataset:
+        from metrics import encoding
+
+        encoding.encode_dataset(config, FLAGS.workdir)
+    checkpoints.measure(config, FLAGS.workdir, asked_for(FLAGS), FLAGS.dataset_stat, FLAGS.backend)
 
 
 def class_sample_metrics(config, FLAGS):

@@ -87,12 +87,16 @@ class Drawing:
         }
 
 
-def sample(config, workdir, division_idx=None):
+def sample(config, workdir, division_idx=None, checkpoint=None):
     """Draw one division of ``config.eval.num_samples`` samples, or all of them in order.
 
     A round of ``config.eval.batch_size`` samples is written when it is whole; a round that is
     already there is kept. Noise depends on (seed, division, round) alone, or for the samplers that
     are neither pc nor ode on (seed, number of the image).
+
+    Args:
+        division_idx: the division to draw, or None for all of them.
+        checkpoint: path of the score model's; None: the workdir's ``eval.checkpoint_idx``.
 
     Raises:
         UserError: something that was asked for does not exist or does not fit.
@@ -104,7 +108,7 @@ def sample(config, workdir, division_idx=None):
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, evaluation.num_divisions)
     place = drawing.place
-    path = place.checkpoint(evaluation.checkpoint_idx)
+    path = checkpoint or place.checkpoint(evaluation.checkpoint_idx)
     score, checkpoint = load_score(config, path, drawing.sde, drawing.device)
     drawing.open()
     log.info(

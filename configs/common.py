@@ -266,3 +266,19 @@ def qc_evaluation(kind, dataset, ode=False):
     evaluation.total_repeat = 1
     evaluation.atol, evaluation.rtol = 1e-5, 1e-3  # of the likelihood's ODE
     return config
+
+
+# ---------------------------------------------------------------- images of one's own
+
+
+def own_images(root, image_size, num_channels, *, sigma_max, num_scales, snr):
+    """Training, sampling and evaluation on the folder `root`: what planning/images.py writes."""
+    config = qc_training("u_ncsn", "folder")
+    config.eval = qc_evaluation("u_ncsn", "folder").eval
+    config.data.root = root
+    config.data.image_size = image_size
+    config.data.num_channels = num_channels
+    config.model.sigma_max = sigma_max
+    config.model.num_scales = num_scales
+    config.sampling.snr = snr
+    return config

@@ -22,7 +22,7 @@ LAYERS = [
     {"training"},
     {"run_lib"},
     {"planning"},
-    {"report", "run_lib_cas", "run_lib_evaluation", "run_lib_sampling"},
+    {"report", "run_lib_cas", "run_lib_evaluation", "run_lib_sampling", "sweeps"},
     {"main", "run_lib_evaluation_asym", "run_lib_evaluation_cas"},
     {"run_lib_evaluation_fidis", "run_lib_evaluation_nll"},
 ]

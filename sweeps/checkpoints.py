@@ -46,19 +46,19 @@ def measure(config, workdir, metrics, dataset_stat=None, backend="ours"):
         sets = feature_sets.open_sets(config, own.name, real)
         for metric in metrics:
             values = measuring.measure(metric, config, own.name, *sets, backend=backend)
-            names = [quantity.name for quantity in metric.quantities]
-            rows[metric.name].append([number, step, *(values[name] for name in names)])
+            rows[metric.name].append({"checkpoint": number, "step": step, **values})
     if is_first():
         for metric in metrics:
             write(metric, rows[metric.name], place, config.sampling.method)
 
 
 def write(metric, rows, place, method):
-    """The table and the plot of a metric; `rows` are number, step and values of each checkpoint."""
+    """The table and the plot of a metric; a dict of each checkpoint's values is a row."""
     table = place.over_checkpoints / f"{metric.name}{suffix(method)}.csv"
     with atomic_write(table, "w") as file:
-        header = ["checkpoint", "step", *(quantity.name for quantity in metric.quantities)]
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     with atomic_write(table.with_suffix(".png")) as file:
         plot(metric, rows).savefig(file, format="png", dpi=150)
     best = best_of(metric, rows)
@@ -71,19 +71,21 @@ def best_of(metric, rows):
     if not quantity.better:
         return ""
     choose = min if quantity.better == "↓" else max
-    number, step, value, *_ = choose(rows, key=lambda row: row[2])
-    return f"the best {quantity.label}, {value:.6g}, is of checkpoint {number}, step {step}"
+    row = choose(rows, key=lambda row: row[quantity.name])
+    where = f"checkpoint {row['checkpoint']}, step {row['step']}"
+    return f"the best {quantity.label}, {row[quantity.name]:.6g}, is of {where}"
 
 
 def plot(metric, rows):
     """Each quantity of `metric` against the step, a matplotlib figure."""
     from matplotlib.figure import Figure
 
-    columns = list(zip(*rows, strict=True))
-    figure = Figure(figsize=(4 * len(metric.quantities), 3), layout="constrained")
-    axes = figure.subplots(1, len(metric.quantities), squeeze=False)[0]
-    for ax, quantity, values in zip(axes, metric.quantities, columns[2:], strict=True):
-        ax.plot(columns[1], values, marker=".")
+    # Features without logits give no Inception score.
+    quantities = [quantity for quantity in metric.quantities if quantity.name in rows[0]]
+    figure = Figure(figsize=(4 * len(quantities), 3), layout="constrained")
+    axes = figure.subplots(1, len(quantities), squeeze=False)[0]
+    for ax, quantity in zip(axes, quantities, strict=True):
+        ax.plot([row["step"] for row in rows], [row[quantity.name] for row in rows], marker=".")
         ax.set(xlabel="step", ylabel=quantity.title)
         ax.grid(alpha=0.3)
     return figure

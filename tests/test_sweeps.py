@@ -46,7 +46,8 @@ def test_every_checkpoint_is_measured(tmp_path, monkeypatch):
 
 
 def test_the_best_is_named():
-    rows = [[1, 10, 5.0, 2.0], [2, 20, 3.0, 1.0], [10, 100, 4.0, 3.0]]
+    values = [(1, 10, 5.0), (2, 20, 3.0), (10, 100, 4.0)]  # of features without logits
+    rows = [dict(zip(("checkpoint", "step", "fid"), each, strict=True)) for each in values]
     assert "3, is of checkpoint 2, step 20" in checkpoints.best_of(FID, rows)
     assert np.array(checkpoints.plot(FID, rows).axes[0].lines[0].get_xdata()).tolist() == [
         10, 20, 100

@@ -320,10 +320,10 @@ def sorted_rows(rows):
 
 
 def cells(label, row):
-    """The `Cell`s of a row; of two numbers or more the best is marked, where one way is better."""
+    """The `Cell`s of a row; of different numbers the best is marked, where one way is better."""
     numbers = [value for value in row if value is not None]
     best = {"↓": min, "↑": max}.get(label[-1])
-    winner = best(numbers) if best and len(numbers) > 1 else None
+    winner = best(numbers) if best and len(set(numbers)) > 1 else None
     return [Cell("–") if value is None else Cell(f"{value:.5g}", value == winner) for value in row]
 
 
@@ -378,6 +378,7 @@ def report(workdirs):
     page = environment.get_template("report.html").render(
         runs=runs,
         measured=measured,
+        drawn=[run for run in runs if run.samples],
         groups=metric_groups(measured),
         settings={run.name: list(flat(settings_of(run))) for run in runs},
         curves=curve_pictures(runs),

@@ -65,6 +65,7 @@ def test_the_page_names_every_kind():
     assert len({path for _, path, _ in ROWS}) == 14
 
 
+@pytest.mark.filterwarnings("ignore:.*which is a no-op")
 @pytest.mark.parametrize(("path", "name"), sorted({(path, name) for _, path, name in ROWS}))
 def test_the_loader_takes_the_layout(tmp_path, path, name):
     tensors, classifier = layout(name), "classifier" in name

@@ -1,6 +1,8 @@
 """What the entry scripts share: the --config flag, overrides by flags, and errors as sentences."""
 
+import difflib
 import functools
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +30,12 @@ def define_common_flags(default_config: str | None = None) -> None:
     flags.DEFINE_bool("deterministic", False, "Allow PyTorch deterministic algorithms only.")
     if default_config is None:
         flags.mark_flags_as_required(["config", "workdir"])
+
+
+def define_dry_run():
+    flags.DEFINE_bool(
+        "dry_run", False, "Say what would be done, what it costs and what it writes; do nothing."
+    )
 
 
 def override(config: ml_collections.ConfigDict, **values: object) -> None:
@@ -105,10 +113,49 @@ def _parse_flags(arguments, pairs=()):
         return rest
     except flags.Error as error:
         fail(_last_line(error))
-    except AttributeError as error:
-        fail(f"The configuration lacks something that was asked for: {_last_line(error)}.")
     except Exception as error:  # whatever the configuration file itself raises
+        _fail_of_unknown_field(arguments)
         fail(f"The configuration cannot be loaded: {type(error).__name__}: {_last_line(error)}")
+
+
+def _fail_of_unknown_field(arguments):
+    """Fail if one of `arguments` overrides a field that the configuration lacks; name its like."""
+    overrides = [re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments]
+    names = [match[1] for match in overrides if match]
+    files = [
+        argument.partition("=")[2] or after
+        for argument, after in zip(arguments, [*arguments[1:], ""], strict=True)
+        if argument.partition("=")[0] in ("--config", "-config")
+    ]
+    if not (names and files):
+        return
+    try:
+        config = config_flags.ConfigFileFlagParser("config").parse(files[-1])
+        fields = dict(_fields(config))
+    except Exception:  # the file itself is at fault
+        return
+    for name in names:
+        if name not in fields:
+            alike = nearest_fields(name, fields)
+            said = f" Did you mean {' or '.join(f'config.{field}' for field in alike)}?"
+            fail(f"The configuration has no field config.{name}.{said if alike else ''}")
+
+
+def _fields(config, prefix=""):
+    """Names and values of the sections and fields of a configuration, as overrides spell them."""
+    for name, value in config.items():
+        yield prefix + name, value
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from _fields(value, f"{prefix}{name}.")
+
+
+def nearest_fields(name, fields):
+    """Which of `fields`, dotted names, `name` may have meant; a list, empty where none is near."""
+    section, _, last = name.rpartition(".")
+    alike = difflib.get_close_matches(name, fields, n=1)
+    namesakes = [field for field in fields if field.rpartition(".")[2] == last]
+    # A section that is there was hardly mistyped: the field is looked for in the others.
+    return namesakes or alike if section in fields else alike or namesakes
 
 
 def _last_line(error):

@@ -86,11 +86,14 @@ Arrays = np.ndarray  # or memory maps, or torch tensors
 
 
 def fid_and_is(real: Arrays, fake: Arrays, fake_logits: Arrays) -> dict[str, float]:
-    """FID of pooled features (N, D), (M, D) and Inception score of logits (M, K)."""
-    return {
-        "fid": frechet.frechet_distance(real, fake),
-        "is": inception_score.inception_score(fake_logits),
-    }
+    """FID of pooled features (N, D), (M, D) and Inception score of logits (M, K).
+
+    Features without logits (K = 0) have no score.
+    """
+    values = {"fid": frechet.frechet_distance(real, fake)}
+    if fake_logits.shape[1]:
+        values["is"] = inception_score.inception_score(fake_logits)
+    return values
 
 
 def tfgan_fid_and_is(real: Arrays, fake: Arrays, fake_logits: Arrays) -> dict[str, float]:
@@ -188,6 +191,7 @@ SCORE_METRICS = {
         name="nll",
         quantities=(
             Quantity("bits_per_dim", "NLL, bits/dim", "↓"),
+            Quantity("nats", "NLL, nats", "↓"),
             Quantity("standard_error", "standard error of the NLL"),
             NFE,
         ),

@@ -17,10 +17,12 @@ flags.DEFINE_string("restore", None, "Checkpoint to start from.")
 flags.DEFINE_integer("bs", None, "Batch size; by default the configuration's.")
 flags.DEFINE_float("balancing_fac", None, "Weight of the QC regulariser.")
 flags.DEFINE_integer("slices", None, "Random vectors per image of the QC regulariser.")
+cli.define_dry_run()
 
 
 def main() -> None:
     import run_lib
+    from planning import training as planned
     from training.classifier import ClassifierTraining
 
     config = FLAGS.config
@@ -30,15 +32,16 @@ def main() -> None:
         loss__balancing_fac=FLAGS.balancing_fac,
         loss__slices=FLAGS.slices,
     )
+    train = planned.train if FLAGS.dry_run else run_lib.train
     if FLAGS.model == "classifier":
         if not cli.describes_classifier(config):
             raise UserError("This configuration describes no classifier; use --model score.")
         cli.override(config, model__score_restore_path=FLAGS.restore)
-        run_lib.train(config, FLAGS.workdir, make_job=ClassifierTraining)
+        train(config, FLAGS.workdir, make_job=ClassifierTraining)
     else:
         if cli.describes_classifier(config):
             raise UserError("This configuration describes a classifier; use --model classifier.")
-        run_lib.train(config, FLAGS.workdir, restore=FLAGS.restore)
+        train(config, FLAGS.workdir, restore=FLAGS.restore)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from utils import UserError, log
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
-COLUMNS, ROWS = 10, 10  # of a sample grid
+COLUMNS, ROWS = 8, 8  # of a sample grid
+NAME = 28  # characters of a run's name that fit above a column
 # Entries of metrics.json that are about samples: a metric, what it is a mean of, and the sampler.
 ENTRY = re.compile(r"(?:fid_is|[a-z]+)(_class|_sets)?(?:_(.+))?")
 MEANS = {"_class": "classes", "_sets": "sets"}
@@ -45,10 +46,19 @@ class Picture:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cell:
+    """A number in the table, and whether it is the best of its row."""
+
+    text: str
+    best: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """What a workdir holds for the report; what it lacks is empty or None.
 
     Attributes:
+        name: short, and another than those of the other runs.
         metrics: the content of ``metrics.json``.
         curves: of each scalar of the training its steps and values.
         asymmetry: `times`, `asym` and `nasym` (levels,).
@@ -66,13 +76,28 @@ class Run:
 # ---------------------------------------------------------------- what a workdir holds
 
 
-def open_run(name: str) -> Run:
-    """Read the workdir `name`.
+def short_names(workdirs):
+    """A short name for each workdir, no two the same: its last part, or more where two agree."""
+    parts = [pathlib.PurePath(name).parts for name in workdirs]
+    depth = 1
+    while depth < max(map(len, parts)) and len({p[-depth:] for p in parts}) < len(parts):
+        depth += 1
+    names = []
+    for part in parts:
+        name = "/".join(part[-depth:])
+        # Runs of one experiment often differ at the end of their names.
+        name = name if len(name) <= NAME else f"{name[: NAME // 3]}…{name[1 + NAME // 3 - NAME :]}"
+        names.append(name if name not in names else f"{name} ({len(names) + 1})")
+    return names
+
+
+def open_run(workdir: str, name: str) -> Run:
+    """Read a workdir, which the page calls `name`.
 
     Raises:
         UserError: it does not exist, or a file in it is damaged.
     """
-    place = Workdir(name)
+    place = Workdir(workdir)
     if not place.root.is_dir():
         raise UserError(f"The workdir {place.root} does not exist.")
     return Run(
@@ -178,21 +203,24 @@ def grid_picture(title: str, images: np.ndarray) -> Picture:
 
 def plot(
     title: str,
-    lines: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    lines: Sequence[tuple[str, np.ndarray, np.ndarray, dict]],
     xlabel: str,
     scale: str = "linear",
+    limits: tuple[float, float] | None = None,
 ) -> Picture:
-    """A picture of `lines`, (name, x, y), in one pair of axes."""
+    """A picture of lines in one pair of axes: (name, x, y) and how each is drawn."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"font.size": 11}):
         figure = Figure(figsize=(5, 3.4), layout="constrained")
         axes = figure.subplots()
-        for name, x, y in lines:
+        for name, x, y, style in lines:
             label = name.replace("$", r"\$")  # which would begin a formula
-            axes.plot(x, y, label=label, linewidth=1.4, marker="." if len(x) < 10 else None)
-        axes.set(xlabel=xlabel, ylabel=title, yscale=scale)
+            axes.plot(x, y, label=label, **{"linewidth": 1.4, **style})
+            if len(x) < 10:
+                axes.lines[-1].set_marker(".")
+        axes.set(xlabel=xlabel, ylabel=title, yscale=scale, ylim=limits)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if len(lines) > 1:
@@ -203,12 +231,34 @@ def plot(
 
 
 def curve_pictures(runs: Sequence[Run]) -> list[Picture]:
-    """A picture for each scalar of the training, with a line for each run that has it."""
+    """A picture for each scalar of training: thin lines of its batches, strong ones of the test."""
     tags = dict.fromkeys(tag for run in runs for tag in run.curves)
-    return [
-        plot(tag, [(run.name, *run.curves[tag]) for run in runs if tag in run.curves], "step")
-        for tag in tags
-    ]
+    names = dict.fromkeys(tag.partition("/")[2] for tag in tags)
+    pictures = []
+    for name in names:
+        lines = []
+        for split, style in (("train", {"alpha": 0.4, "linewidth": 1}), ("test", {})):
+            lines += [
+                (
+                    f"{run.name}, {split}",
+                    *run.curves[f"{split}/{name}"],
+                    {"color": f"C{i}", **style},
+                )
+                for i, run in enumerate(runs)
+                if f"{split}/{name}" in run.curves
+            ]
+        pictures.append(plot(name, lines, "step", limits=_limits([y for _, _, y, _ in lines])))
+    return pictures
+
+
+def _limits(curves):
+    """Ends of an axis that shows all but a hundredth of the values of `curves`; None: matplotlib's.
+
+    A few batches of a denoising loss are many times above the rest, and would flatten it.
+    """
+    low, high = np.percentile(np.concatenate(curves), (0.5, 99.5))
+    margin = 0.05 * (high - low)
+    return (low - margin, high + margin) if np.isfinite(margin) and margin > 0 else None
 
 
 def asymmetry_pictures(runs: Sequence[Run]) -> list[Picture]:
@@ -217,7 +267,7 @@ def asymmetry_pictures(runs: Sequence[Run]) -> list[Picture]:
     if not runs:
         return []
     lines = {
-        name: [(run.name, run.asymmetry["times"], run.asymmetry[name]) for run in runs]
+        name: [(run.name, run.asymmetry["times"], run.asymmetry[name], {}) for run in runs]
         for name in ("asym", "nasym")
     }
     # A paper's estimate can be below 0, where a logarithm cannot show it.
@@ -228,25 +278,61 @@ def asymmetry_pictures(runs: Sequence[Run]) -> list[Picture]:
 
 
 def _positive(lines):
-    return all((y > 0).all() for _, _, y in lines)
+    return all((y > 0).all() for _, _, y, _ in lines)
 
 
 # ---------------------------------------------------------------- the table of metrics
 
 
 def metric_groups(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
-    """The recorded values in groups, a title with rows: what a value is, and each run's number."""
+    """The recorded values in groups, a title with rows: what a value is, and each run's `Cell`."""
     groups = {}
     for column, run in enumerate(runs):
-        for entry, content in run.metrics.items():
+        for entry, content in beside_quality(run.metrics).items():
             features = content.get("settings", {}).get("features")
             title = group_of(entry) + (f", features {features}" if features else "")
             rows = groups.setdefault(title, {})
             for name in [*LABELS, *sorted(content.keys() - LABELS)]:
                 if isinstance(content.get(name), float):
-                    cells = rows.setdefault(LABELS.get(name, name), [""] * len(runs))
-                    cells[column] = f"{content[name]:.5g}"
-    return {title: groups[title] for title in sorted(groups)}
+                    row = rows.setdefault(LABELS.get(name, name), [None] * len(runs))
+                    row[column] = content[name]
+    return {
+        title: {label: cells(label, row) for label, row in sorted_rows(rows)}
+        for title, rows in sorted(groups.items())
+    }
+
+
+def beside_quality(metrics):
+    """The entries of ``metrics.json`` with the samples' NFE in those of their quality."""
+    metrics = {entry: dict(content) for entry, content in metrics.items()}
+    for entry in [entry for entry in metrics if re.fullmatch(r"nfe(_.+)?", entry)]:
+        method = ENTRY.fullmatch(entry)[2]
+        kin = [
+            other
+            for other, content in metrics.items()
+            if other != entry
+            and "features" in content.get("settings", {})
+            and ENTRY.fullmatch(other)[2] == method
+        ]
+        for other in kin:
+            metrics[other].setdefault("nfe", metrics[entry].get("nfe"))
+        if kin:
+            del metrics[entry]
+    return metrics
+
+
+def sorted_rows(rows):
+    """The rows of a group in the order of the table of metrics, others behind."""
+    order = list(LABELS.values())
+    return sorted(rows.items(), key=lambda row: order.index(row[0]) if row[0] in order else 99)
+
+
+def cells(label, row):
+    """The `Cell`s of a row; of different numbers the best is marked, where one way is better."""
+    numbers = [value for value in row if value is not None]
+    best = {"↓": min, "↑": max}.get(label[-1])
+    winner = best(numbers) if best and len(set(numbers)) > 1 else None
+    return [Cell("–") if value is None else Cell(f"{value:.5g}", value == winner) for value in row]
 
 
 def group_of(entry: str) -> str:
@@ -287,7 +373,9 @@ def report(workdirs: Sequence[str]) -> pathlib.Path:
     """
     import jinja2
 
-    runs = [open_run(name) for name in dict.fromkeys(workdirs)]
+    workdirs = list(dict.fromkeys(workdirs))
+    runs = [open_run(*each) for each in zip(workdirs, short_names(workdirs), strict=True)]
+    measured = [run for run in runs if run.metrics]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -297,7 +385,9 @@ def report(workdirs: Sequence[str]) -> pathlib.Path:
     )
     page = environment.get_template("report.html").render(
         runs=runs,
-        groups=metric_groups(runs),
+        measured=measured,
+        drawn=[run for run in runs if run.samples],
+        groups=metric_groups(measured),
         settings={run.name: list(flat(settings_of(run))) for run in runs},
         curves=curve_pictures(runs),
         asymmetries=asymmetry_pictures(runs),

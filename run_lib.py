@@ -27,7 +27,7 @@ from models.ema import EMA
 from storage import checkpoints
 from storage.checkpoints import TrainState
 from storage.files import atomic_write, save_picture
-from storage.scalars import ScalarWriter
+from storage.scalars import ScalarWriter, import_wandb
 from storage.workdir import Workdir
 from training import resuming
 from training.safeguards import FiniteWatch, StopRequest, heed_signals
@@ -61,6 +61,7 @@ def train(
     # Check everything that can be checked before the first file is written.
     ranges.check(config)
     training = config.training
+    import_wandb(training.wandb_project)
     device = get_device(config.device)
     torch.manual_seed(seed_for("weights", config.seed))
     job = make_job(config, device)
@@ -112,7 +113,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if is_first():
             stack.enter_context(place.sole_trainer())
-            writer = ScalarWriter(place.tensorboard, purge_step=state.step + 1)
+            writer = ScalarWriter(place, state.step + 1, training.wandb_project, config.to_dict())
             stack.callback(writer.close)
         world = stack.enter_context(distributed.join(job, agreed(state, config)))
         stop = stack.enter_context(StopRequest())

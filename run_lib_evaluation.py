@@ -28,10 +28,11 @@ if TYPE_CHECKING:  # the command line does without it
 
 MODES = ("full", "class")
 FOLDERS_CONFIG = pathlib.Path(__file__).parent / "configs" / "folders.py"
+FEATURES = ("encode", "encode_dataset", "stat", "latent")
 # What is about a run, and means nothing for two folders of images.
 OF_A_RUN = (
     *("workdir", "calculate", "read", "encode", "encode_dataset", "stat", "latent", "nfe", "ode"),
-    "dataset_stat",
+    *("dataset_stat", "dry_run", "over_checkpoints"),
 )
 
 
@@ -58,6 +59,7 @@ def define_flags(metric: str | None = None) -> None:
     flags.DEFINE_bool("latent", False, "With classes: write the samples' features.")
     for sample_metric in evaluation.SAMPLE_METRICS:
         flags.DEFINE_bool(sample_metric.flag, False, sample_metric.help)
+    cli.define_dry_run()
     flags.DEFINE_bool("nfe", False, "Print the mean NFE of the samples.")
     flags.DEFINE_bool("ode", False, "Evaluate the ODE samples.")
     flags.DEFINE_string("sampler", None, "Evaluate the samples of this sampler; else the config's.")
@@ -70,6 +72,11 @@ def define_flags(metric: str | None = None) -> None:
     )
     flags.DEFINE_integer(
         "sets", 1, "Cut the samples into so many sets: each one's metrics, minimum and mean."
+    )
+    flags.DEFINE_bool(
+        "over_checkpoints",
+        False,
+        "Draw, encode and measure samples of every checkpoint of the run.",
     )
     flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
     flags.DEFINE_multi_string(
@@ -128,10 +135,16 @@ def main() -> None:
             f"--latent, --encode, --encode_dataset, {or_list([*metric_flags(), '--nfe'])} "
             "(samples)."
         )
+    if of_score and FLAGS.metric is None:
+        choices = ", ".join(evaluation.SCORE_METRICS)
+        raise UserError(f"--metric is missing; expected one of: {choices}.")
+    if FLAGS.dry_run:
+        plan(config, FLAGS)
+        return
+    if FLAGS.over_checkpoints:
+        measure_checkpoints(config, FLAGS)
+        return
     if of_score:
-        if FLAGS.metric is None:
-            choices = ", ".join(evaluation.SCORE_METRICS)
-            raise UserError(f"--metric is missing; expected one of: {choices}.")
         score_metric(config, FLAGS)
     if cli.describes_classifier(config):
         if whole or FLAGS.dataset_stat:
@@ -149,6 +162,19 @@ def main() -> None:
         sample_metrics_of(config, FLAGS)
 
 
+def plan(config, FLAGS):
+    """Print what the flags ask for."""
+    from planning import scores
+
+    scores.evaluate(
+        config,
+        FLAGS.workdir,
+        metric=FLAGS.metric if FLAGS.calculate else None,
+        features=[name for name in FEATURES if getattr(FLAGS, name)],
+        metrics=[metric.name for metric in asked_for(FLAGS)],
+    )
+
+
 def score_metric(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
     """NLL or asymmetry of a score model."""
     calculate, read = evaluation.SCORE_METRICS[FLAGS.metric].functions()
@@ -156,6 +182,21 @@ def score_metric(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> 
         calculate(config, FLAGS.workdir, FLAGS.ema)
     if FLAGS.read and is_first():
         read(FLAGS.workdir)
+
+
+def measure_checkpoints(config, FLAGS):
+    """Metrics of samples over all checkpoints of a run."""
+    from sweeps import checkpoints
+
+    if cli.describes_classifier(config):
+        raise UserError("--over_checkpoints is for score models; this configuration has classes.")
+    if not asked_for(FLAGS) or FLAGS.sets != 1:
+        raise UserError(f"--over_checkpoints takes {or_list(metric_flags())}, and no --sets.")
+    if FLAGS.encode_dataset:
+        from metrics import encoding
+
+        encoding.encode_dataset(config, FLAGS.workdir)
+    checkpoints.measure(config, FLAGS.workdir, asked_for(FLAGS), FLAGS.dataset_stat, FLAGS.backend)
 
 
 def class_sample_metrics(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:

@@ -23,6 +23,7 @@ import sampling
 import sde_lib
 from configs import ranges
 from models.scores import GuidedScore, InParts
+from planning import scores
 from samplers.progress import RoundProgress
 from storage.files import save_npz, save_picture, stands, to_json
 from storage.provenance import config_hash
@@ -89,12 +90,21 @@ class Drawing:
         }
 
 
-def sample(config: ConfigDict, workdir: str, division_idx: int | None = None) -> None:
+def sample(
+    config: ConfigDict,
+    workdir: str,
+    division_idx: int | None = None,
+    checkpoint: str | None = None,
+) -> None:
     """Draw one division of ``config.eval.num_samples`` samples, or all of them in order.
 
     A round of ``config.eval.batch_size`` samples is written when it is whole; a round that is
     already there is kept. Noise depends on (seed, division, round) alone, or for the samplers that
     are neither pc nor ode on (seed, number of the image).
+
+    Args:
+        division_idx: the division to draw, or None for all of them.
+        checkpoint: path of the score model's; None: the workdir's ``eval.checkpoint_idx``.
 
     Raises:
         UserError: something that was asked for does not exist or does not fit.
@@ -106,13 +116,13 @@ def sample(config: ConfigDict, workdir: str, division_idx: int | None = None) ->
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, evaluation.num_divisions)
     place = drawing.place
-    path = place.checkpoint(evaluation.checkpoint_idx)
-    score, checkpoint = load_score(config, path, drawing.sde, drawing.device)
+    path = checkpoint or place.checkpoint(evaluation.checkpoint_idx)
+    score, loaded = load_score(config, path, drawing.sde, drawing.device)
     drawing.open()
     log.info(
         "Drawing %d samples from step %d with the %s sampler on %s.",
         sum(sizes[d] for d in chosen),
-        checkpoint.step,
+        loaded.step,
         method,
         drawing.device,
     )
@@ -128,7 +138,7 @@ def sample(config: ConfigDict, workdir: str, division_idx: int | None = None) ->
             of_round=("division", config.seed, division),
             of_images=("image", config.seed),
             provenance=drawing.provenance(
-                checkpoint_step=checkpoint.step, weights=checkpoint.fingerprint
+                checkpoint_step=loaded.step, weights=loaded.fingerprint
             ),
         )
     log.info("The samples are in %s.", place.division(0, method).parent)
@@ -339,15 +349,21 @@ def main() -> None:
         sampling__steps=FLAGS.steps,
         sampling__scaling_factor=FLAGS.scale,
     )
+    chosen = divisions(config.eval, FLAGS.division_idx)
     if cli.describes_classifier(config):
         count = require_positive(config.classifier.classes, "config.classifier.classes")
         classes = chosen_classes(count, FLAGS.mode, FLAGS.classid, FLAGS.classidend)
-        sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)
+        if FLAGS.dry_run:
+            scores.plan_classes(config, FLAGS.workdir, classes, chosen)
+        else:
+            sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)
     elif FLAGS.mode or FLAGS.classid is not None or FLAGS.classidend is not None:
         raise UserError("--mode, --classid and --classidend need a configuration of a classifier.")
+    elif FLAGS.dry_run:
+        scores.plan_divisions(config, FLAGS.workdir, chosen)
     else:
         sample(config, FLAGS.workdir, FLAGS.division_idx)
-    if FLAGS.png:
+    if FLAGS.png and not FLAGS.dry_run:
         write_png_files(config, FLAGS.workdir)
 
 
@@ -395,5 +411,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("sampler", None, "Sampler: pc, ode, heun, …; else the config's.")
     flags.DEFINE_integer("steps", None, "Steps of a sampler that is neither pc nor ode.")
     flags.DEFINE_integer("seed", None, "Seed of the samples.")
+    cli.define_dry_run()
     flags.DEFINE_bool("png", False, "Write every sample as a PNG file too.")
     cli.launch(main)

@@ -82,6 +82,7 @@ def base(dataset):
     training.log_freq = 50
     training.eval_freq = 100
     training.snapshot_sampling = True
+    training.wandb_project = placeholder(str)  # of Weights & Biases; none: nothing is sent
 
     config.sampling = sampling = ml_collections.ConfigDict()
     sampling.method = "pc"
@@ -101,8 +102,9 @@ def base(dataset):
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.nearest_k = 3
     evaluation.kid_subset_size = 1000
-    evaluation.features = "inception"  # or tfhub, classifier: see metrics/extractors.py
+    evaluation.features = "inception"  # or tfhub, dinov2, classifier: see metrics/extractors.py
     evaluation.inception_weights = placeholder(str)  # none: the cached or downloaded ones
+    evaluation.dinov2_weights = placeholder(str)  # the file dinov2_vitl14_pretrain.pth
     evaluation.trust_weights = False  # accept a file that is not the published one
     evaluation.block_bytes = 2**28  # of distances at a time
     evaluation.microbatch = 128  # images of a batch that a network takes at a time
@@ -264,4 +266,20 @@ def qc_evaluation(kind, dataset, ode=False):
     evaluation.noise_levels = 100
     evaluation.total_repeat = 1
     evaluation.atol, evaluation.rtol = 1e-5, 1e-3  # of the likelihood's ODE
+    return config
+
+
+# ---------------------------------------------------------------- images of one's own
+
+
+def own_images(root, image_size, num_channels, *, sigma_max, num_scales, snr):
+    """Training, sampling and evaluation on the folder `root`: what planning/images.py writes."""
+    config = qc_training("u_ncsn", "folder")
+    config.eval = qc_evaluation("u_ncsn", "folder").eval
+    config.data.root = root
+    config.data.image_size = image_size
+    config.data.num_channels = num_channels
+    config.model.sigma_max = sigma_max
+    config.model.num_scales = num_scales
+    config.sampling.snr = snr
     return config

@@ -43,6 +43,12 @@ def tfhub(config: ml_collections.ConfigDict) -> extractors.TFHubFeatures:
     return extractors.TFHubFeatures()
 
 
+def dinov2(config):
+    from metrics.dinov2 import DINOv2Features
+
+    return DINOv2Features(get_device(config.device), config.eval.dinov2_weights)
+
+
 def classifier(config: ml_collections.ConfigDict) -> feature_classifier.ClassifierFeatures:
     data = config.data
     split = training_split(data)
@@ -52,7 +58,7 @@ def classifier(config: ml_collections.ConfigDict) -> feature_classifier.Classifi
     return feature_classifier.ClassifierFeatures(data.dataset, images, split.labels, device, cache)
 
 
-EXTRACTORS = {"inception": inception, "tfhub": tfhub, "classifier": classifier}
+EXTRACTORS = {"inception": inception, "tfhub": tfhub, "dinov2": dinov2, "classifier": classifier}
 
 
 def open_extractor(config: ml_collections.ConfigDict) -> extractors.InParts:

@@ -7,6 +7,7 @@ are comparable where their names are equal, and it belongs beside every one of t
 
 * `InceptionFeatures`: the FID Inception network of December 2015, torch-fidelity's PyTorch port.
 * `TFHubFeatures`: the same network as TF-GAN runs it, a TF-Hub module.
+* `dinov2.DINOv2Features`: DINOv2's ViT-L/14, a network of its own.
 * `feature_classifier.ClassifierFeatures`: a small network trained on the data set itself, for data
   that Inception says nothing about (8×8 digits), or where its weights are not to be had.
 
@@ -117,9 +118,28 @@ class InParts:
         return np.concatenate(pool), np.concatenate(logits)
 
 
-def _in_colour(images):
+def in_colour(images):
     """`images` (n, H, W, 1 or 3) with three channels."""
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def hashed(path, noun):
+    """The bytes of a file and their SHA-256; `noun` begins the sentence if it cannot be read."""
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{noun} {path} cannot be read ({error}).") from None
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def plain_weights(data, path):
+    """The state dict in the bytes of the weight file `path`, read weights-only."""
+    import torch
+
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is not a file of plain PyTorch weights ({error}).") from None
 
 
 def channels_first(images: np.ndarray, device: "torch.device | str") -> "torch.Tensor":
@@ -171,23 +191,14 @@ def read_inception_weights(
         UserError: the file is missing or unreadable, or it is not the published one and the
             caller does not say that it trusts it.
     """
-    import torch
-
-    try:
-        data = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"The Inception weights {path} cannot be read ({error}).") from None
-    digest = hashlib.sha256(data).hexdigest()
+    data, digest = hashed(path, "The Inception weights")
     if digest != INCEPTION_SHA256 and not trust_weights:
         raise UserError(
             f"{path} has the SHA-256 {digest}; the published Inception weights have "
             f"{INCEPTION_SHA256}. Features of other weights are not comparable with published "
             "numbers: give the published file, or say that this one is meant (trust_weights)."
         )
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), digest
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a file of plain PyTorch weights ({error}).") from None
+    return plain_weights(data, path), digest
 
 
 class InceptionFeatures:
@@ -240,7 +251,7 @@ class InceptionFeatures:
 
         from models.compute import exact_products
 
-        batch = channels_first(_in_colour(images), self.device)
+        batch = channels_first(in_colour(images), self.device)
         # cuDNN's default, TF32, keeps ten bits of each factor; the published features kept all.
         with torch.inference_mode(), exact_products():
             pool, logits = self.network(batch)
@@ -283,6 +294,6 @@ class TFHubFeatures:
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import tensorflow as tf
 
-        outputs = self.module((tf.cast(_in_colour(images), tf.float32) - 127.5) / 127.5)
+        outputs = self.module((tf.cast(in_colour(images), tf.float32) - 127.5) / 127.5)
         pool, logits = outputs["pool_3"].numpy(), outputs["logits"].numpy()
         return pool.reshape(len(images), -1), logits.reshape(len(images), -1)

@@ -53,26 +53,40 @@ def open_sets(
         UserError: one is not there; says which command makes it.
     """
     place = Workdir(workdir)
-    command = f"run_lib_evaluation_fidis.py --workdir {workdir}{flag_of(config)}"
+    command = _command(config, workdir)
     generated = place.generated_stat(config.sampling.method)
     if not generated.exists():
         raise UserError(
             f"{generated} does not exist; run first: python {command} --encode --config …"
         )
-    if dataset_stat is None:
-        published = pathlib.Path("results") / f"{config.data.dataset.lower()}_stats.npz"
-        own = place.dataset_stat(config.sampling.method)
-        places = [own, *place.dataset_stats(), published]
-        real = next((path for path in places if path.exists()), None)
-        if real is None:
-            raise UserError(
-                f"There are no features of real images in {', '.join(map(str, places))}; run "
-                f"first: python {command} --encode_dataset --config … (or name a file with "
-                "--dataset_stat)"
-            )
-    else:
-        real = pathlib.Path(dataset_stat)
+    real = find_real(config, workdir, dataset_stat)
     return _open_set(real), _open_set(generated, "logit")
+
+
+def _command(config, workdir):
+    return f"run_lib_evaluation_fidis.py --workdir {workdir}{flag_of(config)}"
+
+
+def find_real(config, workdir, dataset_stat=None):
+    """The file of the real images' features, see `open_sets`.
+
+    Raises:
+        UserError: there is none; says which command makes it.
+    """
+    if dataset_stat is not None:
+        return pathlib.Path(dataset_stat)
+    place = Workdir(workdir)
+    published = pathlib.Path("results") / f"{config.data.dataset.lower()}_stats.npz"
+    own = place.dataset_stat(config.sampling.method)
+    places = [own, *place.dataset_stats(), published]
+    real = next((path for path in places if path.exists()), None)
+    if real is None:
+        raise UserError(
+            f"There are no features of real images in {', '.join(map(str, places))}; run "
+            f"first: python {_command(config, workdir)} --encode_dataset --config … (or name a "
+            "file with --dataset_stat)"
+        )
+    return real
 
 
 def _open_set(path, *more):

@@ -87,7 +87,7 @@ def measure_sets(
     settings = _settings(metric, config, real, generated, backend)
     parts = _cut(generated, sets)
     each = [compute(*_arrays(metric, real, part)) for part in parts]
-    names = [quantity.name for quantity in metric.quantities]
+    names = [quantity.name for quantity in metric.quantities if quantity.name in each[0]]
     least, mean = ({name: f([v[name] for v in each]) for name in names} for f in (min, _mean))
     rows = [{"set": number, **_columns(metric, row)} for number, row in enumerate(each)]
     rows += [{"set": "minimum", **least}, {"set": "mean", **mean}]
@@ -172,7 +172,9 @@ def _classes(metric, real, generated):
 
 
 def _columns(metric, values):
-    return {quantity.name: values[quantity.name] for quantity in metric.quantities}
+    """The metric's quantities, but for those that these features do not give."""
+    names = [quantity.name for quantity in metric.quantities]
+    return {name: values[name] for name in names if name in values}
 
 
 def _settings(metric, config, real, generated, backend):

@@ -83,7 +83,7 @@ def collect(arrays: Sequence[np.ndarray], parts: Sequence[slice]) -> None:
     with _meeting():
         for number, rows in enumerate(parts):
             owner = number % size
-            for array in arrays if owner else ():
+            for array in (each for each in arrays if owner and each.size):
                 if rank == 0:
                     dist.recv(torch.from_numpy(array[rows]), owner)
                 elif rank == owner:

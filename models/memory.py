@@ -8,6 +8,7 @@ context and the gaps of its allocator cost.
 
 import contextlib
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -131,23 +132,30 @@ def count_step(job: Any, images: int, processes: int = 1) -> Step:
     Args:
         processes: how many train together; DistributedDataParallel copies the gradients.
     """
-    shape = (images, *job.domain.shape)
-
-    def loss():
-        x = torch.rand(shape, device=job.device)
-        labels = torch.zeros(images, dtype=torch.long, device=job.device)
-        return job.objective(x, labels, job.objective.draw(x))
-
     job.model.train()
-    buffers = [buffer.clone() for buffer in job.model.buffers()]
-    try:
-        counted = count(loss)
-    finally:
-        # A counter to which nothing fake is added does count.
-        torch._foreach_copy_(list(job.model.buffers()), buffers)
+    with kept_buffers(job.model):
+        counted = count(functools.partial(loss_of, job, images))
     weights = sum(p.numel() * p.element_size() for p in job.model.parameters() if p.requires_grad)
     copies = 4 + (processes > 1)  # gradients, averages, Adam's two moments
     return Step(counted.held + copies * weights, counted.peak / images, images)
+
+
+def loss_of(job, images):
+    """What a training job's objective returns for made-up data, `images` of them."""
+    x = torch.rand((images, *job.domain.shape), device=job.device)
+    labels = torch.zeros(images, dtype=torch.long, device=job.device)
+    return job.objective(x, labels, job.objective.draw(x))
+
+
+@contextlib.contextmanager
+def kept_buffers(network):
+    """Behind the context the buffers are as before it."""
+    # A counter to which nothing fake is added does count.
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        torch._foreach_copy_(list(network.buffers()), buffers)
 
 
 def report_step(job: Any, training: ml_collections.ConfigDict, whole_batches: bool) -> None:

@@ -40,12 +40,30 @@ class Workdir:
         return self.root / "tensorboard"
 
     @property
+    def scalars(self) -> pathlib.Path:
+        return self.root / "scalars.csv"
+
+    @property
     def log_file(self) -> pathlib.Path:
         return self.root / "stdout.txt"
 
     def checkpoint(self, index: int | None = None) -> pathlib.Path:
         """``checkpoint_{index}.pth``, or the newest checkpoint without an index."""
         return self.checkpoints / ("checkpoint.pth" if index is None else f"checkpoint_{index}.pth")
+
+    def numbers(self) -> list[int]:
+        """The numbers of the checkpoints that are there, ascending."""
+        paths = self.checkpoints.glob("checkpoint_*.pth")
+        names = [path.stem.removeprefix("checkpoint_") for path in paths]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    @property
+    def over_checkpoints(self) -> pathlib.Path:
+        return self.root / "over_checkpoints"
+
+    def of_checkpoint(self, number: int) -> "Workdir":
+        """The workdir of one checkpoint's samples, inside this one."""
+        return Workdir(str(self.over_checkpoints.absolute() / str(number)))
 
     @property
     def metrics(self) -> pathlib.Path:

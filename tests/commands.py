@@ -30,6 +30,8 @@ IMAGE_SIZE = 8
 
 # The first use of forward mode loads much; the forks inherit it.
 torch.func.jvp(torch.sin, (torch.ones(1),), (torch.ones(1),))
+# A first backward pass on fake tensors would start threads, and forks of their process have none.
+torch.ones(1, requires_grad=True).sin().backward()
 
 # The published networks, made tiny.
 TINY = [

@@ -64,6 +64,7 @@ def test_a_run_writes_its_files(cache, loss_type):
         "samples/iter_8/sample.png",
         "samples/iter_8/sample.np",
         ".training",
+        "scalars.csv",
         "stdout.txt",
     }
     content = newest("run")

@@ -81,7 +81,22 @@ MISTAKES = {
     "config without get_config": (lambda tmp, args: bad_config(tmp, "x = 1"), "get_config"),
     "no workdir": (lambda tmp, args: args[:1], "--workdir"),
     "unknown flag": (lambda tmp, args: [*args, "--frobnicate"], "frobnicate"),
-    "unknown field": (lambda tmp, args: [*args, "--config.model.depth=3"], "depth"),
+    "unknown field": (
+        lambda tmp, args: [*args, "--config.model.num_scale=3"],
+        "no field config.model.num_scale. Did you mean config.model.num_scales?",
+    ),
+    "unknown section": (
+        lambda tmp, args: [*args, "--config.modl.nf", "3"],
+        "no field config.modl.nf. Did you mean config.model.nf?",
+    ),
+    "field of another section": (
+        lambda tmp, args: [*args, "--noconfig.model.continuous"],
+        "no field config.model.continuous. Did you mean config.training.continuous?",
+    ),
+    "field below a field": (
+        lambda tmp, args: [*args, "--config.sed.x=1"],
+        "no field config.sed.x.",
+    ),
     "bad number": (lambda tmp, args: [*args, "--bs=many"], "--bs=many"),
     "batch size": (lambda tmp, args: [*args, "--bs=0"], "config.training.batch_size is 0"),
     "data set": (

@@ -35,6 +35,22 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert "nan" not in printed.getvalue()
 
 
+def test_the_notebooks_python_runs(tmp_path, monkeypatch):
+    """Block after block, as its cells would."""
+    monkeypatch.chdir(tmp_path)
+    page = (tiny.ROOT / "docs/notebook.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 6
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert [step for step, _ in names["curve"]] == [5, 10, 15, 20]
+    assert names["images"].shape == (16, 8, 8, 1)
+    assert names["nfe"] == 11
+    assert names["bits"].isfinite().all()
+    assert names["values"]["loss"].isfinite()
+
+
 def anchors(page):
     """The names that a page's headings are linked by."""
     headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
@@ -53,7 +69,9 @@ def test_links_lead_somewhere(page):
 
 def commands(text):
     """The commands in a page's blocks, words of one line each."""
-    for block in re.findall(r"```\n(.*?)```", text, re.DOTALL):
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        if language:
+            continue
         for line in block.splitlines():
             words = line.split("#")[0].replace("[", " ").replace("]", " ").split()
             if any(word.endswith(".py") for word in words):

@@ -21,7 +21,8 @@ LAYERS = [
     {"evaluation", "metrics"},
     {"training"},
     {"run_lib"},
-    {"report", "run_lib_cas", "run_lib_evaluation", "run_lib_sampling"},
+    {"planning"},
+    {"report", "run_lib_cas", "run_lib_evaluation", "run_lib_sampling", "sweeps"},
     {"main", "run_lib_evaluation_asym", "run_lib_evaluation_cas"},
     {"run_lib_evaluation_fidis", "run_lib_evaluation_nll"},
 ]

@@ -84,10 +84,9 @@ def test_everything_is_on_the_page(full):
     page = write(["full"])
     text = " ".join(" ".join(page.words).split())
     for part in (
-        "Samples, features inception-2015-12-05 FID ↓ 3.1416 Inception score ↑ 9.5",
+        "Samples, features inception-2015-12-05 FID ↓ 3.1416 Inception score ↑ 9.5 NFE 2000",
         "ODE samples, mean over classes, features x FID ↓ 7.25",
         "Likelihood NLL, bits/dim ↓ 3.21 NFE 40",
-        "Samples NFE 2000",
         "Classification accuracy score, ours accuracy ↑ 0.5",
         "nll.sampling.atol 1e-05",
         "PC samples by class, a row for each of 0, 1, 2",
@@ -99,7 +98,7 @@ def test_everything_is_on_the_page(full):
         "PC samples by class, a row for each of 0, 1, 2, full",
         "Asym",
         "NAsym",
-        "train/loss",
+        "loss",
     ]
 
 
@@ -108,11 +107,18 @@ def test_workdirs_stand_side_by_side(full):
     curves(other, [1, 2])
     asymmetry(other, 1, smallest=-0.5)  # below 0, as the paper's estimate can be
     other.record(fid_is={"fid": 2.5, "settings": {"features": "inception-2015-12-05"}})
-    page = write(["full", "other", "full"])
+    Workdir("untouched").create()
+    page = write(["full", "other", "full", "untouched"])
+    html = report.report(["full", "other"]).read_text()
+    assert "<strong>2.5</strong>" in html  # the better FID, and what stands alone is not marked
+    assert html.count("<strong>") == 1
     text = " ".join(" ".join(page.words).split())
-    assert "FID ↓ 3.1416 2.5 Inception score ↑ 9.5" in text
-    assert page.alternatives.count("train/loss") == 1
-    assert "No samples are drawn yet." in text
+    assert "FID ↓ 3.1416 2.5 Inception score ↑ 9.5 –" in text
+    assert page.alternatives.count("loss") == 1
+    assert "No samples are drawn yet of other, untouched." in text
+    # Nothing is measured of the third, which has no column.
+    assert "Metrics full other Classification" in text
+    assert "No metrics are recorded of untouched." in text
     assert not (other.root / "report.html").exists()
 
 
@@ -122,6 +128,47 @@ def test_a_workdir_that_holds_nothing(tmp_path, monkeypatch):
     page = write(["empty"])
     assert "No metrics are recorded yet" in " ".join(page.words)
     assert page.images == []
+
+
+@pytest.mark.parametrize(
+    ("workdirs", "expected"),
+    [
+        (["a", "b/c"], ["a", "c"]),
+        (["x/run", "y/run"], ["x/run", "y/run"]),
+        (
+            [f"qc_fac=1e-4_bs=8_slice=16_seed={n}_of_an_experiment_{n}" for n in (1, 2)],
+            ["qc_fac=1e…of_an_experiment_1", "qc_fac=1e…of_an_experiment_2"],
+        ),
+        ([f"{'a' * 30}{n}{'b' * 30}" for n in (1, 2)], None),
+    ],
+)
+def test_names_are_short_and_differ(workdirs, expected):
+    names = report.short_names(workdirs)
+    assert expected is None or names == expected
+    assert len(set(names)) == len(names)
+    assert all(len(name) <= report.NAME + 4 for name in names)
+
+
+def test_likelihoods_of_points_are_in_nats(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("a", 1.5), ("b", 1.25)):
+        Workdir(name).record(nll={"nats": value, "nfe": 40.0, "settings": {}})
+    text = " ".join(" ".join(write(["a", "b"]).words).split())
+    assert "NLL, nats ↓ 1.5 1.25 NFE 40 40" in text
+
+
+def test_curves_of_batches_and_of_the_test_share_axes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with SummaryWriter(str(Workdir("run").tensorboard)) as writer:
+        for step in range(300):
+            writer.add_scalar("train/loss", 1e6 if step == 7 else 1.0 + step % 2, step)
+            writer.add_scalar("test/loss", 1.5, step)
+            writer.add_scalar("train/grad_norm", 0.1, step)
+    assert write(["run"]).alternatives == ["loss", "grad_norm"]
+    low, high = report._limits([np.array([1e6] + [1.0, 2.0] * 200)])
+    assert 0.9 < low < 1
+    assert 2 < high < 2.1
+    assert report._limits([np.ones(5)]) is None
 
 
 def test_names_cannot_break_the_page(full):
@@ -167,7 +214,7 @@ def test_many_classes_are_cut_and_counted(tmp_path, monkeypatch):
     page = write(["run"])
     assert page.alternatives == ["PC samples by class, a row for each of 12 (of 15 classes), run"]
     picture = Image.open(io.BytesIO(base64.b64decode(page.images[0].partition(",")[2])))
-    assert picture.height / picture.width == pytest.approx(12 / 10, rel=0.01)
+    assert picture.height / picture.width == pytest.approx(12 / 8, rel=0.01)
 
 
 def test_mistakes_get_a_sentence(tmp_path, monkeypatch):

@@ -1,0 +1,180 @@
+"""The dry runs of run_lib_sampling.py and run_lib_evaluation.py: what models would be asked."""
+
+import math
+
+import torch
+
+import domains
+import likelihood
+import models
+import sampling
+import sde_lib
+from configs import ranges
+from models import compute, jacobian, memory
+from models.scores import GuidedScore
+from planning.costs import Files, count_flops, count_parameters, print_plan, readable_flops
+from storage.workdir import Workdir
+from utils import get_device, is_first, shares
+
+
+def fresh_score(config):
+    """The score that ``config.model`` describes, of fresh weights, and the network behind it."""
+    device, sde = get_device(config.device), sde_lib.from_config(config)
+    network = compute.freeze(models.create_model(config), config.compute, device)
+    return models.create_score(config, network, sde), network
+
+
+def guided(config, score):
+    """A `score` with the guidance of a fresh classifier, and that."""
+    device, sde = get_device(config.device), sde_lib.from_config(config)
+    classifier = compute.freeze(models.create_classifier(config), config.compute, device)
+    label = torch.zeros(1, dtype=torch.long, device=device)
+    return GuidedScore(score, classifier, sde, label), classifier
+
+
+def costs_of(call, config, rows, what):
+    """Facts about ``call(x, t)`` on `rows` made-up images: FLOPs of one and memory of all."""
+    device, shape = get_device(config.device), domains.from_config(config.data).shape
+
+    @torch.no_grad()
+    def counted():
+        call(torch.rand((rows, *shape), device=device), torch.rand(rows, device=device))
+
+    kept, flops = memory.count(counted), count_flops(counted) / rows
+    facts = {
+        what: f"{readable_flops(flops)} for each of them",
+        "memory": f"{memory.readable(kept.held + kept.peak)} on {device}: "
+        f"{memory.readable(kept.held)} for weights, {memory.readable(kept.peak / rows)} for each "
+        f"of {rows} at a time",
+    }
+    return facts, flops
+
+
+def plan_divisions(config, workdir, divisions):
+    """Print what drawing these `divisions` of the samples would do; no checkpoint is needed.
+
+    Raises:
+        UserError: something that was asked for does not exist or does not fit.
+    """
+    place, method = Workdir(workdir), config.sampling.method
+    sizes = shares(config.eval.num_samples, config.eval.num_divisions)
+    _plan_samples(config, place, {place.division(d, method): sizes[d] for d in divisions})
+
+
+def plan_classes(config, workdir, classes, divisions):
+    """As `plan_divisions`, of the samples of these `classes`."""
+    place, method = Workdir(workdir), config.sampling.method
+    sizes = shares(config.eval.num_samples, config.classifier.classes)
+    parts = {label: shares(sizes[label], config.eval.num_divisions) for label in classes}
+    counts = {
+        place.class_samples(label, method): sum(part[d] for d in divisions)
+        for label, part in parts.items()
+    }
+    _plan_samples(config, place, counts)
+
+
+def _plan_samples(config, place, counts):
+    """Print what drawing would do; `counts` has the number of samples of each folder."""
+    ranges.check(config)
+    evaluation, total = config.eval, sum(counts.values())
+    sde, domain = sde_lib.from_config(config), domains.from_config(config.data)
+    sampler = sampling.from_config(config.sampling, sde)
+    score, network = fresh_score(config)
+    parameters = count_parameters(network)
+    if "classifier" in config:
+        score, classifier = guided(config, score)
+        parameters += count_parameters(classifier)
+    rows = min(evaluation.microbatch, evaluation.batch_size)
+    facts, flops = costs_of(score, config, rows, "an evaluation of the score")
+    facts = {"parameters": f"{parameters:,}", **facts}
+    method = f"{config.sampling.method} sampler"
+    facts["samples"] = f"{total} {domain.noun} of shape {domain.shape}, {method}"
+    if sampler.steps is None:
+        facts["evaluations"] = "as the tolerances ask"
+    else:
+        nfe = evaluations(sampler)
+        facts["evaluations"] = f"{nfe} for each sample"
+        facts["all samples"] = readable_flops(nfe * flops * total)
+    size = math.prod(domain.shape) * domain.dtype.itemsize
+    files = [Files(place.log_file)]
+    for folder, count in counts.items():
+        rounds = math.ceil(count / evaluation.batch_size)
+        files.append(Files(folder / "samples_*.npz", rounds, size * count // max(1, rounds)))
+        files.append(Files(folder / "samples_*.png", rounds))
+    if is_first():
+        print_plan(config, facts, files)
+
+
+def evaluations(sampler):
+    """How often `sampler`, whose steps are fixed, asks the score for each sample."""
+    _, nfe = sampler(lambda x, t: -x, torch.ones(1, 1))
+    return nfe
+
+
+def nll(config, place):
+    """Facts and files of a likelihood."""
+    score, network = fresh_score(config)
+    sde = sde_lib.from_config(config)
+    rows = min(config.eval.microbatch, config.eval.batch_size)
+
+    def derivatives(x, t):
+        field = likelihood.DensityField(sde, score, x[None])
+        return field.derivatives(x, t, x[:, None])
+
+    facts, _ = costs_of(derivatives, config, rows, "an evaluation of drift and divergence")
+    facts["evaluations"] = "as the tolerances ask"
+    return network, facts, [Files(place.nll(0).parent / "bpd_*.npz")]
+
+
+def asym(config, place):
+    """Facts and files of an asymmetry."""
+    score, network = fresh_score(config)
+    sde, evaluation = sde_lib.from_config(config), config.eval
+    slices = config.loss.slices
+    rows = max(1, min(evaluation.microbatch // (1 + slices), evaluation.batch_size))
+    estimator = jacobian.ESTIMATORS[config.loss.estimator]
+
+    def one_level(x, t):
+        vectors = x.expand(slices, *x.shape)
+        return likelihood.asymmetry(score, sde, x, t, x, vectors, estimator)
+
+    facts, _ = costs_of(one_level, config, rows, "an image at a noise level")
+    levels, repeats = evaluation.noise_levels, evaluation.total_repeat
+    facts["noise levels"] = f"{levels}, {repeats} times: {levels * repeats} for each image"
+    return network, facts, [Files(place.asym("*"), repeats)]
+
+
+METRICS = {"nll": nll, "asym": asym}
+
+
+# The flags of run_lib_evaluation.py that write features -> where.
+FEATURES = {
+    "encode": lambda config, place: place.generated_stat(config.sampling.method),
+    "encode_dataset": lambda config, place: place.dataset_stat(config.sampling.method),
+    "stat": lambda config, place: place.class_stat,
+    "latent": lambda config, place: place.latents("*", config.sampling.method) / "samples_*.npz",
+}
+
+
+def evaluate(config, workdir, metric=None, features=(), metrics=()):
+    """Print what an evaluation would do; nothing is read or written.
+
+    Args:
+        metric: the metric of a score to calculate; None: none.
+        features: the flags that ask for features.
+        metrics: the names of the metrics of samples that would be taken.
+    """
+    ranges.check(config)
+    place = Workdir(workdir)
+    facts, files = {}, [Files(FEATURES[name](config, place)) for name in features]
+    if metric is not None:
+        network, facts, own = METRICS[metric](config, place)
+        facts = {"parameters": f"{count_parameters(network):,}", **facts}
+        files += own
+    if metrics or features:
+        facts["features"] = config.eval.features
+    if metrics:
+        facts["metrics"] = ", ".join(metrics)
+    files += [Files(place.metrics), Files(place.log_file)]
+    if is_first():
+        print_plan(config, facts, files)

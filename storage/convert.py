@@ -1,0 +1,120 @@
+"""Checkpoints as safetensors files, which other programs read, and back.
+
+python -m storage.convert checkpoint.pth weights.safetensors
+python -m storage.convert weights.safetensors checkpoint.pth
+
+Every tensor of a checkpoint has its path in it as a name (``model.all_modules.0.W``,
+``ema.shadow_params.0``); what is no tensor stands as JSON in the file's metadata, so that nothing
+is lost on the way back. A safetensors file of another make is taken for a model's tensors.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import torch
+from absl import app
+
+import cli
+from storage import checkpoints
+from storage.files import atomic_write
+from utils import UserError
+
+SUFFIX = ".safetensors"
+STRUCTURE = "checkpoint"  # the metadata's entry
+
+
+def convert(source, target):
+    """Write the checkpoint or safetensors file `source` as the other of the two, `target`.
+
+    Raises:
+        UserError: not one of them is a safetensors file, or `source` is not readable.
+    """
+    source, target = pathlib.Path(source), pathlib.Path(target)
+    if (source.suffix == SUFFIX) == (target.suffix == SUFFIX):
+        raise UserError(
+            f"{source} and {target} were given; expected a checkpoint and a file that ends with "
+            f"{SUFFIX}, what is read first."
+        )
+    if source.suffix == SUFFIX:
+        content = read(source)
+        with atomic_write(target) as file:
+            torch.save(content, file)
+        return
+    tensors = {}
+    structure = taken_apart(checkpoints.read(source), "", tensors)
+    data = _library().save(tensors, {STRUCTURE: json.dumps(structure)})
+    with atomic_write(target) as file:
+        file.write(data)
+
+
+def read(path):
+    """The content of a safetensors file as a checkpoint's.
+
+    Raises:
+        UserError: it is missing, damaged, or not of one piece.
+    """
+    library = _library()
+    try:
+        with library.safe_open(str(path), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        if STRUCTURE not in metadata:
+            return {"model": tensors}
+        return put_together(json.loads(metadata[STRUCTURE]), tensors)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except Exception as error:  # a damaged file can fail anywhere
+        raise UserError(f"{path} is not a readable safetensors file ({error}).") from None
+
+
+def _library():
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise UserError(
+            "The package safetensors is not installed; install it: pip install safetensors."
+        ) from None
+    return safetensors.torch
+
+
+def taken_apart(value, path, tensors):
+    """`value` as JSON knows it, with its tensors put into the dict `tensors` by their paths."""
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value.detach().clone().contiguous()  # of a storage of its own
+        return {"tensor": path}
+    if isinstance(value, dict):
+        below = f"{path}." if path else ""
+        items = [[key, taken_apart(v, f"{below}{key}", tensors)] for key, v in value.items()]
+        return {"dict": items}
+    if isinstance(value, list | tuple):
+        items = [taken_apart(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]
+        return {type(value).__name__: items}
+    return {"value": value.item() if isinstance(value, np.generic) else value}
+
+
+def put_together(part, tensors):
+    """What `taken_apart` made this `part` of."""
+    ((kind, value),) = part.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: put_together(each, tensors) for key, each in value}
+    if kind in ("list", "tuple"):
+        items = [put_together(each, tensors) for each in value]
+        return tuple(items) if kind == "tuple" else items
+    return value
+
+
+def main(arguments):
+    if len(arguments) != 3:
+        cli.fail("Give two files: python -m storage.convert FROM TO.")
+    try:
+        convert(*arguments[1:])
+    except UserError as error:
+        cli.fail(error)
+    print(f"Wrote {arguments[2]}.")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,1 @@
+"""What repeats other runs: the same evaluation of many checkpoints."""

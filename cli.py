@@ -47,11 +47,6 @@ def override(config: ml_collections.ConfigDict, **values: object) -> None:
         config[section][field] = value
 
 
-def describes_classifier(config):
-    """Whether a configuration is DLSM's, of a score model guided by a classifier, and not QC's."""
-    return "classifier" in config
-
-
 def sampling_method(ode, sampler):
     """The sampling method that ``--ode`` and ``--sampler`` ask for; None: the configuration's.
 

@@ -8,6 +8,7 @@ For a classifier --restore names the score model that it is trained against.
 from absl import flags
 
 import cli
+from configs.classes import describes_classifier
 from utils import UserError
 
 FLAGS = flags.FLAGS
@@ -31,12 +32,12 @@ def main():
         loss__slices=FLAGS.slices,
     )
     if FLAGS.model == "classifier":
-        if not cli.describes_classifier(config):
+        if not describes_classifier(config):
             raise UserError("This configuration describes no classifier; use --model score.")
         cli.override(config, model__score_restore_path=FLAGS.restore)
         run_lib.train(config, FLAGS.workdir, make_job=ClassifierTraining)
     else:
-        if cli.describes_classifier(config):
+        if describes_classifier(config):
             raise UserError("This configuration describes a classifier; use --model classifier.")
         run_lib.train(config, FLAGS.workdir, restore=FLAGS.restore)
 

@@ -18,6 +18,7 @@ from absl import flags
 import cli
 import evaluation
 from configs import ranges
+from configs.classes import draws_by_class
 from utils import UserError, is_first
 
 MODES = ("full", "class")
@@ -127,7 +128,7 @@ def main():
             choices = ", ".join(evaluation.SCORE_METRICS)
             raise UserError(f"--metric is missing; expected one of: {choices}.")
         score_metric(config, FLAGS)
-    if cli.describes_classifier(config):
+    if draws_by_class(config):
         if whole or FLAGS.dataset_stat:
             raise UserError(
                 "This configuration draws samples by class: --stat and --latent make their "
@@ -137,8 +138,8 @@ def main():
     else:
         if by_class or FLAGS.mode == "class":
             raise UserError(
-                "--stat, --latent and --mode class need a configuration of a classifier; use "
-                "--encode and --encode_dataset."
+                "--stat, --latent and --mode class need a configuration of a classifier or of "
+                "classes; use --encode and --encode_dataset."
             )
         sample_metrics_of(config, FLAGS)
 

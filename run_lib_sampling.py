@@ -3,8 +3,9 @@
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --num_divisions 10 --division_idx 0
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --mode class --classid 5
 
-A configuration that describes a classifier draws class by class, guided by it. Started by torchrun,
-the processes share the rounds out among themselves.
+A configuration with a scale of guidance draws class by class, guided by its classifier or, without
+one, by the class-conditional score itself. Started by torchrun, the processes share the rounds out
+among themselves.
 """
 
 import dataclasses
@@ -19,11 +20,12 @@ import domains
 import sampling
 import sde_lib
 from configs import ranges
-from models.scores import GuidedScore, InParts
+from configs.classes import draws_by_class, number_of_classes
+from models.scores import InParts
 from samplers.progress import RoundProgress
 from storage.files import save_npz, save_picture, stands, to_json
 from storage.provenance import config_hash
-from storage.trained import load_classifier, load_score
+from storage.trained import load_guidance, load_score
 from storage.workdir import Workdir
 from utils import (
     UserError,
@@ -32,7 +34,6 @@ from utils import (
     log,
     log_to,
     rank_and_size,
-    require_positive,
     shares,
 )
 
@@ -99,7 +100,9 @@ def sample(config, workdir, division_idx=None):
     drawing = Drawing.check(config, workdir)
     evaluation, method = config.eval, config.sampling.method
     if config.sampling.guidance_interval:
-        raise UserError("config.sampling.guidance_interval needs a configuration of a classifier.")
+        raise UserError(
+            "config.sampling.guidance_interval needs a configuration of a classifier or of classes."
+        )
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, evaluation.num_divisions)
     place = drawing.place
@@ -132,7 +135,7 @@ def sample(config, workdir, division_idx=None):
 
 
 def sample_classes(config, workdir, classes, division_idx=None):
-    """Draw the samples of the chosen classes, guided by the classifier, class by class.
+    """Draw the samples of the chosen classes, guided, class by class.
 
     ``config.eval.num_samples`` is shared among all classes, not only the chosen ones. A division
     is a share of each class's rounds. Noise depends on (seed, class, round) alone, or for the
@@ -146,33 +149,29 @@ def sample_classes(config, workdir, classes, division_idx=None):
         UserError: something that was asked for does not exist or does not fit.
     """
     drawing = Drawing.check(config, workdir)
-    evaluation, model, method = config.eval, config.model, config.sampling.method
+    evaluation, method, scale = config.eval, config.sampling.method, config.sampling.scaling_factor
     chosen = divisions(evaluation, division_idx)
-    sizes = shares(evaluation.num_samples, config.classifier.classes)
-    place, device, sde = drawing.place, drawing.device, drawing.sde
-    score, score_from = load_score(config, model.score_restore_path, sde, device)
-    classifier, classifier_from = load_classifier(
-        config, model.classifier_restore_path or place.checkpoint(evaluation.checkpoint_idx), device
-    )
+    sizes = shares(evaluation.num_samples, number_of_classes(config))
+    place, device = drawing.place, drawing.device
+    path = place.checkpoint(evaluation.checkpoint_idx)
+    guidance, made_of = load_guidance(config, path, drawing.sde, device)
+    steps = [(name.removesuffix("_step"), made_of[name]) for name in made_of if "_step" in name]
     drawing.open()
     log.info(
-        "Drawing classes %d to %d at scale %g with the %s sampler on %s: the score of step %d, "
-        "the classifier of step %d.",
+        "Drawing classes %d to %d at scale %g with the %s sampler on %s: %s.",
         classes[0],
         classes[-1],
-        config.sampling.scaling_factor,
+        scale,
         method,
         device,
-        score_from.step,
-        classifier_from.step,
+        ", ".join(f"the {name} of step {step}" for name, step in steps),
     )
     rounds = {}
     for label in classes:
         every = split_rounds(sizes[label], evaluation.batch_size)
         rounds[label] = [r for d in chosen for r in share(every, evaluation.num_divisions, d)]
     for label, own in own_rounds(rounds):
-        labels = torch.tensor([label], device=device)
-        guided = GuidedScore(score, classifier, sde, labels, config.sampling.scaling_factor)
+        guided = guidance(labels=torch.tensor([label], device=device), scale=scale)
         draw_rounds(
             drawing,
             InParts(guided, evaluation.microbatch),
@@ -180,12 +179,7 @@ def sample_classes(config, workdir, classes, division_idx=None):
             rounds=own,
             of_round=("class", config.seed, label),
             of_images=("class image", config.seed, label),
-            provenance=drawing.provenance(
-                score_step=score_from.step,
-                score_weights=score_from.fingerprint,
-                classifier_step=classifier_from.step,
-                classifier_weights=classifier_from.fingerprint,
-            ),
+            provenance=drawing.provenance(**made_of),
         )
     log.info("The samples are in %s.", place.class_samples(0, method).parent)
 
@@ -325,12 +319,14 @@ def main():
         sampling__steps=FLAGS.steps,
         sampling__scaling_factor=FLAGS.scale,
     )
-    if cli.describes_classifier(config):
-        count = require_positive(config.classifier.classes, "config.classifier.classes")
+    if draws_by_class(config):
+        count = number_of_classes(config)
         classes = chosen_classes(count, FLAGS.mode, FLAGS.classid, FLAGS.classidend)
         sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)
     elif FLAGS.mode or FLAGS.classid is not None or FLAGS.classidend is not None:
-        raise UserError("--mode, --classid and --classidend need a configuration of a classifier.")
+        raise UserError(
+            "--mode, --classid and --classidend need a configuration of a classifier or of classes."
+        )
     else:
         sample(config, FLAGS.workdir, FLAGS.division_idx)
     if FLAGS.png:
@@ -342,8 +338,7 @@ def write_png_files(config, workdir):
     from metrics import image_folders
 
     place, method = Workdir(workdir), config.sampling.method
-    by_class = cli.describes_classifier(config)
-    samples = (place.class_samples if by_class else place.division)(0, method)
+    samples = (place.class_samples if draws_by_class(config) else place.division)(0, method)
     log.info("The PNG files are in %s.", image_folders.write_samples(samples.parent))
 
 
@@ -368,7 +363,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("mode", None, ["full", "class"], "Draw all classes, or --classid.")
     flags.DEFINE_integer("classid", None, "First class to draw.")
     flags.DEFINE_integer("classidend", None, "First class not to draw; else --classid alone.")
-    flags.DEFINE_float("scale", None, "Weight of the classifier's gradient.")
+    flags.DEFINE_float("scale", None, "Weight of the guidance.")
     flags.DEFINE_multi_string("restore", [], "Checkpoint of the score model.")
     flags.DEFINE_string("restore_classifier", None, "Checkpoint of the classifier.")
     flags.DEFINE_integer("bs", None, "Samples drawn at a time.")

@@ -1,0 +1,37 @@
+"""NCSN++ on Fashion-MNIST, hours on two CPU cores: the model under pretrained/."""
+
+from configs import common
+
+
+def small(config):
+    """`config` for Fashion-MNIST's 28×28 images on a CPU: the data and a network that suits them."""
+    config.device = "cpu"
+
+    config.data.image_size = 28
+    config.data.num_channels = 1
+    config.data.random_flip = False  # shoes point to the left
+
+    config.eval.features = "classifier"  # Inception knows no pictures of 28×28 grey levels
+
+    model = config.model
+    model.nf = 32
+    model.ch_mult = (1, 2, 2)
+    model.num_res_blocks = 2
+    model.attn_resolutions = (7,)
+    model.dropout = 0.0
+    model.sigma_max = 24.0  # beyond the largest distance of two images
+    return config
+
+
+def get_config():
+    config = small(common.qc_training("u_ncsn", "FashionMNIST"))
+    config.optim.lr = 1e-3
+    config.optim.warmup = 500
+
+    training = config.training
+    training.batch_size = 64
+    training.n_iters = 10000
+    training.eval_freq = 500
+    training.snapshot_freq = 2000
+    training.snapshot_freq_for_preemption = 200
+    return config

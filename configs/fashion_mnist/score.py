@@ -14,8 +14,8 @@ def small(config):
     config.eval.features = "classifier"  # Inception knows no pictures of 28×28 grey levels
 
     model = config.model
-    model.nf = 32
-    model.ch_mult = (1, 2, 2)
+    model.nf = 16
+    model.ch_mult = (1, 2, 4)
     model.num_res_blocks = 2
     model.attn_resolutions = (7,)
     model.dropout = 0.0

@@ -5,7 +5,8 @@
 #
 # A PIECE takes nine minutes at most; without one all of them run. Each row stands in
 # results/gpu/rows.md as soon as it is measured, and `train` goes on where it was cut: give it several
-# times. --small runs everything on a CPU, tiny, to see that it runs.
+# times. Compilations are kept, so that a piece that ran out of time gets further in the next run.
+# --small runs everything on a CPU, tiny, to see that it runs.
 #
 # PYTHON is the interpreter, OUT another folder for the rows, LIMIT the seconds of a piece, and
 # CIFAR10 a folder with train/<class>/* and test/<class>/* in place of the downloaded set.
@@ -14,11 +15,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 out=${OUT:-results/gpu}
 limit=${LIMIT:-540}
-known=(machine dsm qc dlsm sampling nll train samples)
-pieces=(machine dsm qc dlsm sampling nll train train train samples)
+known=(rates dsm qc dlsm sampling nll train samples)
+pieces=(rates dsm qc dlsm sampling nll train train train samples)
 ways=(fp32 "tf32 compiled" bf16 "bf16 compiled" "bf16 compiled, channels first")
 bench=(--device cuda --size published)
-half=(--images 64) # of a QC step: double backward, the baseline, keeps several times as much
+half=(--images 64) # where there are QC steps: double backward keeps several times as much
 workdir=gpu_cifar10
 model=(--config configs/demo/cifar10_gpu.py)
 if [ "${1:-}" = --small ]; then
@@ -73,7 +74,13 @@ job() {
     done
 }
 
-machine() { run -m benchmarks.rates "${bench[@]}" --only "DSM step" "PC sampling"; }
+rates() {
+    local way
+    for way in "${ways[@]}"; do
+        run -m benchmarks.rates --only "DSM step" "QC step" "DLSM step" "PC sampling" \
+            --ways "$way" "${bench[@]}" "${half[@]}"
+    done
+}
 dsm() { job "DSM step"; }
 qc() { job "QC step" "${half[@]}"; }
 dlsm() { job "DLSM step"; }
@@ -84,7 +91,8 @@ samples() {
     run run_lib_sampling.py "${model[@]}" --sampler heun
     run run_lib_evaluation_fidis.py "${model[@]}" --sampler heun \
         --encode --encode_dataset --fidis --prdc --nfe
-    cp "results/$workdir/eval_sampling_heun/0/samples_0.png" "$out/samples.png"
+    local picture=results/$workdir/eval_sampling_heun/0/samples_0.png
+    if [ -e "$picture" ]; then cp "$picture" "$out/samples.png"; fi
 }
 
 failed=0

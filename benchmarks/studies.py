@@ -4,6 +4,7 @@ A study runs the repository's commands as they are typed. Each of them goes on w
 keeps what stands, and so does the study.
 """
 
+import importlib
 import pathlib
 import shutil
 import subprocess
@@ -28,18 +29,40 @@ METRICS = {
 
 
 class Commands:
-    """Runs commands, each with the flags that all of a study have in common."""
+    """Runs commands, each with those of the study's flags whose field its configuration has.
 
-    def __init__(self, flags=()):
+    Args:
+        flags: ``--config.section.field=value`` each.
+        configs: the files of all configurations of the study.
+
+    Raises:
+        UserError: none of them has the field of a flag.
+    """
+
+    def __init__(self, flags, configs):
         self.flags = list(flags)
+        for flag in self.flags:
+            if not any(has_field(config, flag) for config in configs):
+                raise UserError(f"No configuration of this study has the field of {flag}.")
 
     def __call__(self, script, config, workdir, *flags):
         """Run a script of the repository, and stop the study with its status if it fails."""
-        arguments = [f"--config={ROOT / config}", f"--workdir={workdir}", *flags, *self.flags]
+        common = [flag for flag in self.flags if has_field(config, flag)]
+        arguments = [f"--config={ROOT / config}", f"--workdir={workdir}", *flags, *common]
         print("$", script, *arguments, flush=True)
         done = subprocess.run([sys.executable, str(ROOT / script), *arguments], check=False)
         if done.returncode:
             sys.exit(done.returncode)
+
+
+def has_field(config, flag):
+    """Whether the configuration of a file has the field of ``--config.section.field=value``."""
+    module = importlib.import_module(config.removesuffix(".py").replace("/", "."))
+    *sections, field = flag.removeprefix("--config.").partition("=")[0].split(".")
+    found = module.get_config()
+    for section in sections:
+        found = found.get(section, {})
+    return field in found
 
 
 def launch(main, arguments):

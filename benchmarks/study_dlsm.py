@@ -8,7 +8,8 @@ model class-conditional (CFG; its label embedding begins at zero), for each seed
 configs/fashion_mnist/{classifier,cfg}.py, under results/studies/dlsm. Draws samples by class with
 one sampler and grid. Prints, mean ± standard deviation over seeds: FID and P/R/D/C of all samples
 and as means over classes (CW), CAS, and the share of samples in which the feature classifier, which
-was trained on the real training images, sees the class asked for. The FLAGs go to every command.
+was trained on the real training images, sees the class asked for. The FLAGs, overrides of fields as
+``--config.training.n_iters=100``, go to every command whose configuration has the field.
 
 A step of a classifier's guidance takes a pass of the score and a pass and a gradient of the
 classifier; one without a classifier takes two passes of the score. Either counts as one evaluation.
@@ -121,7 +122,11 @@ def of_seed(run, arguments, start, seed):
 
 
 def main(arguments):
-    run = studies.Commands([f"--config.data.root={arguments.root}", *arguments.flags])
+    names = ("classifier", "guided", "cfg", "cfg_guided", "cas")
+    run = studies.Commands(
+        [f"--config.data.root={arguments.root}", *arguments.flags],
+        [f"{CONFIGS}/{name}.py" for name in names],
+    )
     start = pathlib.Path("results/studies/dlsm/start.pth")
     if not start.exists():
         with_labels(arguments.restore, start)

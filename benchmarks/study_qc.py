@@ -7,8 +7,8 @@ Fine-tunes the restored score model in every variant and with every balancing fa
 configs/fashion_mnist/qc.py, under results/studies/qc_SPLIT. Measures the averaged weights on N
 images of the test set, with the same noises for all and the asymmetry by the skew estimator, and
 the samples of each sampler against the training images. Prints Markdown tables, mean ± standard
-deviation over seeds. The FLAGs go to every command. Factors are to be chosen with
-``--split validation --seeds 0``.
+deviation over seeds. The FLAGs, overrides of fields as ``--config.training.n_iters=100``, go to
+every command. Factors are to be chosen with ``--split validation --seeds 0``.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def measure(run, workdir, training, every, samplers):
 
 def main(arguments):
     root = studies.part_of_test_set(arguments.root, arguments.split, arguments.images)
-    run = studies.Commands([f"--config.data.root={root}", *arguments.flags])
+    run = studies.Commands([f"--config.data.root={root}", *arguments.flags], [CONFIG])
     results = {}
     for seed in arguments.seeds:
         for name, training, every in rows_of(arguments.variants, arguments.factors):

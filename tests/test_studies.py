@@ -93,7 +93,7 @@ def start(place):
 
 def test_the_qc_study_runs_its_commands(place, monkeypatch, capsys):
     run = Recorded()
-    monkeypatch.setattr(studies, "Commands", lambda flags: run)
+    monkeypatch.setattr(studies, "Commands", lambda flags, configs: run)
     words = "--restore START --images 5 --seeds 0 1 --samplers heun --factors 0.1 0.3"
     study_qc.main(study_qc.parse(words.split()))
     trained = [line for line in run.lines if line[0] == "main.py"]
@@ -109,7 +109,7 @@ def test_the_qc_study_runs_its_commands(place, monkeypatch, capsys):
 
 def test_the_dlsm_study_runs_its_commands(place, monkeypatch, capsys):
     run = Recorded()
-    monkeypatch.setattr(studies, "Commands", lambda flags: run)
+    monkeypatch.setattr(studies, "Commands", lambda flags, configs: run)
     study_dlsm.main(study_dlsm.parse(["--restore", str(start(place)), "--seeds", "0"]))
     printed = capsys.readouterr().out
     for name in ("ce", "ce, scale 10", "DLSM + ce", "CFG, w = 1", "CFG, w = 2"):
@@ -166,8 +166,13 @@ def test_a_command_that_fails_stops_the_study(monkeypatch):
         return subprocess.CompletedProcess(line, 3)
 
     monkeypatch.setattr(subprocess, "run", failing)
+    names = ["configs/demo/digits.py", "configs/demo/digits_cas.py"]
+    flags = ["--config.seed=1", "--config.loss.slices=2", "--config.cas.model=resnet50"]
+    run = studies.Commands(flags, names)
     with pytest.raises(SystemExit) as stop:
-        studies.Commands(["--seed=1"])("main.py", "configs/demo/digits.py", "W", "--ode")
+        run("main.py", names[0], "W", "--ode")
     assert stop.value.code == 3
     config = f"--config={tiny.ROOT}/configs/demo/digits.py"
-    assert asked == [[f"{tiny.ROOT}/main.py", config, "--workdir=W", "--ode", "--seed=1"]]
+    assert asked == [[f"{tiny.ROOT}/main.py", config, "--workdir=W", "--ode", *flags[:2]]]
+    with pytest.raises(UserError, match=r"has the field of --config\.training\.n_iter=3"):
+        studies.Commands(["--config.training.n_iter=3"], names)

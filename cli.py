@@ -56,11 +56,6 @@ def override(config: ml_collections.ConfigDict, **values: object) -> None:
         config[section][field] = value
 
 
-def describes_classifier(config: ml_collections.ConfigDict) -> bool:
-    """Whether a configuration is DLSM's, of a score model guided by a classifier, and not QC's."""
-    return "classifier" in config
-
-
 def sampling_method(ode: bool, sampler: str | None) -> str | None:
     """The sampling method that ``--ode`` and ``--sampler`` ask for; None: the configuration's.
 

@@ -8,6 +8,7 @@ For a classifier --restore names the score model that it is trained against.
 from absl import flags
 
 import cli
+from configs.classes import describes_classifier
 from utils import UserError
 
 FLAGS = flags.FLAGS
@@ -34,12 +35,12 @@ def main() -> None:
     )
     train = planned.train if FLAGS.dry_run else run_lib.train
     if FLAGS.model == "classifier":
-        if not cli.describes_classifier(config):
+        if not describes_classifier(config):
             raise UserError("This configuration describes no classifier; use --model score.")
         cli.override(config, model__score_restore_path=FLAGS.restore)
         train(config, FLAGS.workdir, make_job=ClassifierTraining)
     else:
-        if cli.describes_classifier(config):
+        if describes_classifier(config):
             raise UserError("This configuration describes a classifier; use --model classifier.")
         train(config, FLAGS.workdir, restore=FLAGS.restore)
 

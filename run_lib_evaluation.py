@@ -21,6 +21,7 @@ from absl import flags
 import cli
 import evaluation
 from configs import ranges
+from configs.classes import draws_by_class
 from utils import UserError, is_first
 
 if TYPE_CHECKING:  # the command line does without it
@@ -146,7 +147,7 @@ def main() -> None:
         return
     if of_score:
         score_metric(config, FLAGS)
-    if cli.describes_classifier(config):
+    if draws_by_class(config):
         if whole or FLAGS.dataset_stat:
             raise UserError(
                 "This configuration draws samples by class: --stat and --latent make their "
@@ -156,8 +157,8 @@ def main() -> None:
     else:
         if by_class or FLAGS.mode == "class":
             raise UserError(
-                "--stat, --latent and --mode class need a configuration of a classifier; use "
-                "--encode and --encode_dataset."
+                "--stat, --latent and --mode class need a configuration of a classifier or of "
+                "classes; use --encode and --encode_dataset."
             )
         sample_metrics_of(config, FLAGS)
 
@@ -188,7 +189,7 @@ def measure_checkpoints(config, FLAGS):
     """Metrics of samples over all checkpoints of a run."""
     from sweeps import checkpoints
 
-    if cli.describes_classifier(config):
+    if draws_by_class(config):
         raise UserError("--over_checkpoints is for score models; this configuration has classes.")
     if not asked_for(FLAGS) or FLAGS.sets != 1:
         raise UserError(f"--over_checkpoints takes {or_list(metric_flags())}, and no --sets.")

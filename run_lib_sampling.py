@@ -3,13 +3,14 @@
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --num_divisions 10 --division_idx 0
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --mode class --classid 5
 
-A configuration that describes a classifier draws class by class, guided by it. Started by torchrun,
-the processes share the rounds out among themselves.
+A configuration with a scale of guidance draws class by class, guided by its classifier or, without
+one, by the class-conditional score itself. Started by torchrun, the processes share the rounds out
+among themselves.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from absl import flags
@@ -22,12 +23,14 @@ import domains
 import sampling
 import sde_lib
 from configs import ranges
-from models.scores import GuidedScore, InParts
+from configs.classes import draws_by_class, number_of_classes
+from models.scores import InParts
 from planning import scores
 from samplers.progress import RoundProgress
+from samplers.rounds import Round, chosen_classes, divisions, own_rounds, share, split_rounds
 from storage.files import save_npz, save_picture, stands, to_json
 from storage.provenance import config_hash
-from storage.trained import load_classifier, load_score
+from storage.trained import load_guidance, load_score
 from storage.workdir import Workdir
 from utils import (
     UserError,
@@ -35,19 +38,8 @@ from utils import (
     is_first,
     log,
     log_to,
-    rank_and_size,
-    require_positive,
     shares,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Round:
-    """`count` images of a folder, written to one file: its `number`, and that of the first one."""
-
-    number: int
-    first: int
-    count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +104,9 @@ def sample(
     drawing = Drawing.check(config, workdir)
     evaluation, method = config.eval, config.sampling.method
     if config.sampling.guidance_interval:
-        raise UserError("config.sampling.guidance_interval needs a configuration of a classifier.")
+        raise UserError(
+            "config.sampling.guidance_interval needs a configuration of a classifier or of classes."
+        )
     chosen = divisions(evaluation, division_idx)
     sizes = shares(evaluation.num_samples, evaluation.num_divisions)
     place = drawing.place
@@ -137,9 +131,7 @@ def sample(
             rounds=own,
             of_round=("division", config.seed, division),
             of_images=("image", config.seed),
-            provenance=drawing.provenance(
-                checkpoint_step=loaded.step, weights=loaded.fingerprint
-            ),
+            provenance=drawing.provenance(checkpoint_step=loaded.step, weights=loaded.fingerprint),
         )
     log.info("The samples are in %s.", place.division(0, method).parent)
 
@@ -147,7 +139,7 @@ def sample(
 def sample_classes(
     config: ConfigDict, workdir: str, classes: Sequence[int], division_idx: int | None = None
 ) -> None:
-    """Draw the samples of the chosen classes, guided by the classifier, class by class.
+    """Draw the samples of the chosen classes, guided, class by class.
 
     ``config.eval.num_samples`` is shared among all classes, not only the chosen ones. A division
     is a share of each class's rounds. Noise depends on (seed, class, round) alone, or for the
@@ -161,33 +153,29 @@ def sample_classes(
         UserError: something that was asked for does not exist or does not fit.
     """
     drawing = Drawing.check(config, workdir)
-    evaluation, model, method = config.eval, config.model, config.sampling.method
+    evaluation, method, scale = config.eval, config.sampling.method, config.sampling.scaling_factor
     chosen = divisions(evaluation, division_idx)
-    sizes = shares(evaluation.num_samples, config.classifier.classes)
-    place, device, sde = drawing.place, drawing.device, drawing.sde
-    score, score_from = load_score(config, model.score_restore_path, sde, device)
-    classifier, classifier_from = load_classifier(
-        config, model.classifier_restore_path or place.checkpoint(evaluation.checkpoint_idx), device
-    )
+    sizes = shares(evaluation.num_samples, number_of_classes(config))
+    place, device = drawing.place, drawing.device
+    path = place.checkpoint(evaluation.checkpoint_idx)
+    guidance, made_of = load_guidance(config, path, drawing.sde, device)
+    steps = [(name.removesuffix("_step"), made_of[name]) for name in made_of if "_step" in name]
     drawing.open()
     log.info(
-        "Drawing classes %d to %d at scale %g with the %s sampler on %s: the score of step %d, "
-        "the classifier of step %d.",
+        "Drawing classes %d to %d at scale %g with the %s sampler on %s: %s.",
         classes[0],
         classes[-1],
-        config.sampling.scaling_factor,
+        scale,
         method,
         device,
-        score_from.step,
-        classifier_from.step,
+        ", ".join(f"the {name} of step {step}" for name, step in steps),
     )
     rounds = {}
     for label in classes:
         every = split_rounds(sizes[label], evaluation.batch_size)
         rounds[label] = [r for d in chosen for r in share(every, evaluation.num_divisions, d)]
     for label, own in own_rounds(rounds):
-        labels = torch.tensor([label], device=device)
-        guided = GuidedScore(score, classifier, sde, labels, config.sampling.scaling_factor)
+        guided = guidance(labels=torch.tensor([label], device=device), scale=scale)
         draw_rounds(
             drawing,
             InParts(guided, evaluation.microbatch),
@@ -195,89 +183,9 @@ def sample_classes(
             rounds=own,
             of_round=("class", config.seed, label),
             of_images=("class image", config.seed, label),
-            provenance=drawing.provenance(
-                score_step=score_from.step,
-                score_weights=score_from.fingerprint,
-                classifier_step=classifier_from.step,
-                classifier_weights=classifier_from.fingerprint,
-            ),
+            provenance=drawing.provenance(**made_of),
         )
     log.info("The samples are in %s.", place.class_samples(0, method).parent)
-
-
-def chosen_classes(count: int, mode: str | None, first: int | None, end: int | None) -> range:
-    """The labels that ``--mode``, ``--classid`` and ``--classidend`` choose of `count` classes.
-
-    Raises:
-        UserError: the flags contradict each other or name a class that does not exist.
-    """
-    if mode != "class":
-        if first is not None or end is not None:
-            raise UserError("--classid and --classidend choose classes only with --mode class.")
-        return range(count)
-    if first is None:
-        raise UserError("--mode class needs --classid, the class to draw.")
-    if not 0 <= first < count:
-        raise UserError(f"--classid is {first}; the classes go from 0 to {count - 1}.")
-    if end is None:
-        end = first + 1
-    if end <= first:
-        raise UserError(
-            f"--classidend is {end}; it is the first class that is not drawn, so it must be above "
-            f"--classid, {first}."
-        )
-    if end > count:
-        raise UserError(
-            f"--classidend is {end}; the classes go from 0 to {count - 1}, and {count} draws them "
-            "to the last."
-        )
-    return range(first, end)
-
-
-def divisions(evaluation: ConfigDict, division_idx: int | None) -> range:
-    """The divisions to draw: all of ``config.eval.num_divisions``, or one.
-
-    Raises:
-        UserError: there is no such division.
-    """
-    count = evaluation.num_divisions
-    if division_idx is None:
-        return range(count)
-    if not 0 <= division_idx < count:
-        raise UserError(
-            f"--division_idx is {division_idx}; with {count} divisions it goes from 0 to "
-            f"{count - 1}."
-        )
-    return range(division_idx, division_idx + 1)
-
-
-def share(items: Sequence, parts: int, index: int) -> Sequence:
-    """The `index`-th of `parts` shares of a list, in order."""
-    sizes = shares(len(items), parts)
-    start = sum(sizes[:index])
-    return items[start : start + sizes[index]]
-
-
-def split_rounds(total: int, batch_size: int, first: int = 0) -> list[Round]:
-    """The rounds of `total` samples, the number of the first one given; the last may be partial."""
-    starts = range(0, total, batch_size)
-    return [
-        Round(number, first + start, min(batch_size, total - start))
-        for number, start in enumerate(starts)
-    ]
-
-
-def own_rounds(rounds: dict[int, list[Round]]) -> Iterator[tuple[int, list[Round]]]:
-    """What this process draws of the `rounds` of several folders, a dict of lists.
-
-    The rounds are dealt out in turn among the processes that torchrun started, which need not
-    speak to each other. Yields the folders' names with this process's rounds.
-    """
-    rank, size = rank_and_size()
-    dealt = 0
-    for name, every in rounds.items():
-        yield name, [r for turn, r in enumerate(every, dealt) if turn % size == rank]
-        dealt += len(every)
 
 
 def draw_rounds(
@@ -350,15 +258,17 @@ def main() -> None:
         sampling__scaling_factor=FLAGS.scale,
     )
     chosen = divisions(config.eval, FLAGS.division_idx)
-    if cli.describes_classifier(config):
-        count = require_positive(config.classifier.classes, "config.classifier.classes")
+    if draws_by_class(config):
+        count = number_of_classes(config)
         classes = chosen_classes(count, FLAGS.mode, FLAGS.classid, FLAGS.classidend)
         if FLAGS.dry_run:
             scores.plan_classes(config, FLAGS.workdir, classes, chosen)
         else:
             sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)
     elif FLAGS.mode or FLAGS.classid is not None or FLAGS.classidend is not None:
-        raise UserError("--mode, --classid and --classidend need a configuration of a classifier.")
+        raise UserError(
+            "--mode, --classid and --classidend need a configuration of a classifier or of classes."
+        )
     elif FLAGS.dry_run:
         scores.plan_divisions(config, FLAGS.workdir, chosen)
     else:
@@ -372,8 +282,7 @@ def write_png_files(config: ConfigDict, workdir: str) -> None:
     from metrics import image_folders
 
     place, method = Workdir(workdir), config.sampling.method
-    by_class = cli.describes_classifier(config)
-    samples = (place.class_samples if by_class else place.division)(0, method)
+    samples = (place.class_samples if draws_by_class(config) else place.division)(0, method)
     log.info("The PNG files are in %s.", image_folders.write_samples(samples.parent))
 
 
@@ -398,7 +307,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("mode", None, ["full", "class"], "Draw all classes, or --classid.")
     flags.DEFINE_integer("classid", None, "First class to draw.")
     flags.DEFINE_integer("classidend", None, "First class not to draw; else --classid alone.")
-    flags.DEFINE_float("scale", None, "Weight of the classifier's gradient.")
+    flags.DEFINE_float("scale", None, "Weight of the guidance.")
     flags.DEFINE_multi_string("restore", [], "Checkpoint of the score model.")
     flags.DEFINE_string("restore_classifier", None, "Checkpoint of the classifier.")
     flags.DEFINE_integer("bs", None, "Samples drawn at a time.")

@@ -85,15 +85,28 @@ def machine(device):
     )
 
 
-def ceilings(device):
-    """Matrix rates in TFLOP/s and the bandwidth of a copy in GB/s, of this device."""
-    side = 8192 if device.type == "cuda" else 2048
-    meter = Meter(device)
+def matrix_rate(device, dtype, side):
+    """FLOP/s of products of square matrices."""
+    a = torch.randn(side, side, device=device).to(dtype)
+    seconds = Meter(device)(functools.partial(torch.mm, a, a))[0].seconds
+    return 2 * side**3 / seconds
+
+
+def ceilings(device, side=None):
+    """Matrix rates in TFLOP/s and the bandwidth of a copy in GB/s, of this device.
+
+    `side` is that of the matrices; what is copied is several times as large.
+    """
+    side = side or default_side(device)
     for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(side, side, device=device).to(dtype)
-        seconds = meter(functools.partial(torch.mm, a, a))[0].seconds
-        yield f"{str(dtype)[6:]} products: {2 * side**3 / seconds / 1e12:.3g} TFLOP/s"
-    a = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
+        rate = matrix_rate(device, dtype, side)
+        yield f"{str(dtype)[6:]} products: {rate / 1e12:.3g} TFLOP/s"
+    a = torch.empty((4 if device.type == "cuda" else 16) * side**2, device=device)
     b = torch.empty_like(a)
-    seconds = meter(lambda: b.copy_(a))[0].seconds
+    seconds = Meter(device)(lambda: b.copy_(a))[0].seconds
     yield f"copy: {2 * a.numel() * 4 / seconds / 1e9:.3g} GB/s"
+
+
+def default_side(device):
+    """Of the matrices whose products are timed."""
+    return 8192 if device.type == "cuda" else 2048

@@ -1,7 +1,7 @@
 """What training, sampling and evaluation cost here, beside the way the published code took.
 
 python -m benchmarks.speed [--device cpu|cuda] [--size small|published] [--only JOB …]
-    [--ways WAY …]
+    [--ways WAY …] [--images N]
 
 Prints the machine and a Markdown table. Both sides of a row run in this process: the baseline in
 float32, channels first, not compiled, with convolutions for resampling, create_graph double
@@ -51,6 +51,7 @@ WAYS = {
         "tf32 compiled": {"precision": "tf32", "channels_last": True, "compile": True},
         "bf16": {"precision": "bf16", "channels_last": True, "compile": False},
         "bf16 compiled": {"precision": "bf16", "channels_last": True, "compile": True},
+        "bf16 compiled, channels first": dict(BASELINE, precision="bf16", compile=True),
     },
 }
 
@@ -66,6 +67,7 @@ class Bench:
         config: of a score model and, in `classifier`, of a classifier.
         batch, slices: images of a step, and the QC regulariser's random vectors for each.
         pc_steps: steps of the PC sampler.
+        side: of the matrices whose products are timed; None: the device's own.
     """
 
     device: torch.device
@@ -73,6 +75,7 @@ class Bench:
     batch: int
     slices: int
     pc_steps: int
+    side: int | None = None
 
     @property
     def ways(self):
@@ -117,7 +120,18 @@ def published(device):
     return Bench(device, config, batch=128, slices=1, pc_steps=10)
 
 
-SIZES = {"small": small, "published": published}
+def tiny(device):
+    """Seconds on a CPU, to see that everything runs; its numbers mean nothing."""
+    config = common.dlsm_classifier(common.CIFAR10, "resnet_small_cond")
+    config.data.image_size = 8
+    config.model.nf = 8
+    config.model.ch_mult = (1, 2)
+    config.model.num_res_blocks = 1
+    config.model.attn_resolutions = (4,)
+    return Bench(device, config, batch=4, slices=1, pc_steps=2, side=64)
+
+
+SIZES = {"small": small, "published": published, "tiny": tiny}
 
 
 # ---------------------------------------------------------------- the jobs
@@ -319,22 +333,29 @@ def rows(bench, meter, only, ways):
             yield name, "", *meter(*job(bench.device))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def asked_for(description):
+    """The `Bench`, and the parts of the jobs' names and the ways, that the command line names."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", choices=SIZES)
     parser.add_argument("--only", nargs="*", help="parts of the jobs' names")
     parser.add_argument("--ways", nargs="*", help="names of the ways to compute")
+    parser.add_argument("--images", type=int, help="of a step; by default the size's")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     size = arguments.size or ("published" if device.type == "cuda" else "small")
     bench = SIZES[size](device)
+    bench = dataclasses.replace(bench, batch=arguments.images or bench.batch)
     print(f"{machine(device)}; {size} networks, {bench.batch} images")
-    print("; ".join(ceilings(device)))
+    return bench, arguments.only, arguments.ways
+
+
+def main():
+    bench, only, ways = asked_for(__doc__)
+    print("; ".join(ceilings(bench.device, bench.side)))
     print("\n| job | ours | s | baseline s | times as fast | GB | baseline GB | share |")
     print("|---|---|---|---|---|---|---|---|")
-    found = rows(bench, Meter(device), arguments.only, arguments.ways)
-    for name, way, baseline, ours in found:
+    for name, way, baseline, ours in rows(bench, Meter(bench.device), only, ways):
         print(
             f"| {name} | {way} | {ours.seconds:.3f} | {baseline.seconds:.3f} "
             f"| {baseline.seconds / ours.seconds:.2f} | {ours.gigabytes:.2f} "

@@ -59,6 +59,7 @@ def base(dataset):
     model.progressive_combine = "sum"
     model.init_scale = 0.0
     model.scale_by_sigma = True
+    model.num_classes = placeholder(int)  # none: the network takes no labels
     model.ema_rate = 0.999
 
     config.optim = optim = ml_collections.ConfigDict()
@@ -78,6 +79,7 @@ def base(dataset):
     training.eps = 1e-5
     training.batch_size = 128  # of all processes together
     training.microbatch = placeholder(int)  # images of a process at a time; none: all of its own
+    training.label_dropout = 0.1  # share of labels that a network which takes them is not told
     training.checkpoint_activations = False  # of NCSN++: less memory, one more forward pass
     training.log_freq = 50
     training.eval_freq = 100
@@ -157,6 +159,7 @@ def _dlsm_classifier(dataset, network):
     config.optim.warmup = 1000 if dataset == CIFAR100 else 0
     del config.training.eps  # the samplers' smallest time, the SDE's own, is the classifier's too
     del config.training.checkpoint_activations
+    del config.training.label_dropout
 
     config.classifier = classifier = ml_collections.ConfigDict()
     classifier.model = network
@@ -210,6 +213,13 @@ def dlsm_cas(dataset, network):
     training.snapshot_sampling = False
     config.cas = ml_collections.ConfigDict()
     config.cas.model = "resnet50"
+    return config
+
+
+def classifier_free(config):
+    """Class-wise sampling and evaluation of the class-conditional score that `config` trains."""
+    config.model.score_restore_path = placeholder(str)  # none: the workdir's own
+    config.sampling.scaling_factor = 1.0
     return config
 
 

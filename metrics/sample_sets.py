@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 
 import domains
+from configs.classes import number_of_classes
 from storage import files
 from storage.files import load_npz
 from storage.provenance import differences
@@ -214,7 +215,7 @@ def class_parts(
 ) -> list[Part]:
     """A part for each class of a DLSM run; ``folder_of(label, method)`` holds it."""
     total = require_positive(config.eval.num_samples, "config.eval.num_samples")
-    sizes = shares(total, config.classifier.classes)
+    sizes = shares(total, number_of_classes(config))
     return [
         Part(f"class {label}", folder_of(label, config.sampling.method), size)
         for label, size in enumerate(sizes)

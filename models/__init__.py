@@ -43,10 +43,16 @@ def create_model(config: ml_collections.ConfigDict) -> torch.nn.Module:
     """The freshly initialised score network that ``config.model.name`` names.
 
     Raises:
-        UserError: the name or one of the network's options is unknown.
+        UserError: the name or one of the network's options is unknown, or it takes no labels.
     """
     build = lookup(MODELS, config.model.name, "config.model.name")
-    return build(config)
+    network = build(config)
+    if config.model.get("num_classes") and not getattr(network, "takes_labels", False):
+        raise UserError(
+            f"config.model.num_classes is {config.model.num_classes}, but the model "
+            f"{config.model.name} takes no labels; leave it out, or use ncsnpp."
+        )
+    return network
 
 
 def checkpoint_activations(network: torch.nn.Module, on: bool) -> None:

@@ -5,7 +5,7 @@ the parameters are those of the published checkpoints.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -30,7 +30,8 @@ class NCSNpp(nn.Module):
 
     It can push directions through beside the images, see `forward`.
 
-    The condition is σ for Fourier embeddings and a time label for positional ones.
+    The condition is σ for Fourier embeddings and a time label for positional ones. With
+    `num_classes` labels (B,) are a second one, `layers.NO_LABEL` where an image has none.
 
     With the attribute `checkpoint_activations` the residual and attention blocks keep their inputs
     alone for the backward pass, which computes the rest anew: less memory, one more forward pass.
@@ -53,30 +54,31 @@ class NCSNpp(nn.Module):
     def __init__(
         self,
         *,
-        image_size: tuple[int, int],
-        channels: int,
-        sigmas: np.ndarray,
-        nf: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        dropout: float,
-        nonlinearity: str,
-        embedding_type: str,
-        fourier_scale: float,
-        conditional: bool,
-        resblock_type: str,
-        fir: bool,
-        fir_kernel: Sequence[float],
-        resamp_with_conv: bool,
-        skip_rescale: bool,
-        progressive: str,
-        progressive_input: str,
-        progressive_combine: str,
-        init_scale: float,
-        scale_by_sigma: bool,
-        centered: bool,
-    ) -> None:
+        image_size,
+        channels,
+        sigmas,
+        nf,
+        ch_mult,
+        num_res_blocks,
+        attn_resolutions,
+        dropout,
+        nonlinearity,
+        embedding_type,
+        fourier_scale,
+        conditional,
+        resblock_type,
+        fir,
+        fir_kernel,
+        resamp_with_conv,
+        skip_rescale,
+        progressive,
+        progressive_input,
+        progressive_combine,
+        init_scale,
+        scale_by_sigma,
+        centered,
+        num_classes=None,
+    ):
         super().__init__()
         self.register_buffer("sigmas", torch.as_tensor(sigmas, dtype=torch.float64))
         self.act = lookup(layers.ACTIVATIONS, nonlinearity, "config.model.nonlinearity")
@@ -193,6 +195,12 @@ class NCSNpp(nn.Module):
         # neither the names nor the order there.
         self.pyramid_up, self.pyramid_down = up, down
         self.add = layers.ResidualSum(skip_rescale)
+        # Beside the rest and last: without classes neither names, order nor weights are others.
+        self.takes_labels = num_classes is not None
+        if self.takes_labels and not conditional:
+            raise UserError("config.model.num_classes needs config.model.conditional.")
+        if self.takes_labels:
+            self.label_embedding = layers.LabelEmbedding(num_classes, temb_dim)
 
     def edges(self) -> Iterator[tuple[nn.Module, bool]]:
         """Yields the convolutions that read or write images.
@@ -205,34 +213,34 @@ class NCSNpp(nn.Module):
             if self.channels in (layer.in_channels, layer.out_channels):
                 yield layer, layer.out_channels != self.channels
 
-    def forward(
-        self, x: torch.Tensor, cond: torch.Tensor, directions: torch.Tensor | None = None
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x, cond, directions=None, labels=None):
         """The network's output, and with `directions` v (m, B, C, H, W) its derivatives too.
+
+        Without `labels` a network that takes them is told of none.
 
         Returns:
             The output (B, C, H, W); with `directions` the output and J v (m, B, C, H, W).
         """
         if directions is None:
-            return self._rows(x, cond, 0)
+            return self._rows(x, cond, 0, labels)
         tangents = len(directions)
-        rows = self._rows(layers.join_rows(x, directions), cond, tangents)
+        rows = self._rows(layers.join_rows(x, directions), cond, tangents, labels)
         return layers.split_rows(rows, tangents)
 
-    def _rows(self, x, cond, tangents):
-        h = self.network(x, cond, tangents).to(x.dtype)
+    def _rows(self, x, cond, tangents, labels):
+        h = self.network(x, cond, tangents, labels).to(x.dtype)
         return h / self._sigma(cond, h, tangents) if self.scale_by_sigma else h
 
     def _sigma(self, cond, h, tangents):
         sigma = cond if self.embedding_type == "fourier" else self.sigmas[cond.long()]
         return sigma.to(h.dtype).repeat(1 + tangents)[:, None, None, None]
 
-    def network(self, x: torch.Tensor, cond: torch.Tensor, tangents: int) -> torch.Tensor:
+    def network(self, x, cond, tangents, labels=None):
         """The output before its division by σ; rows as in `layers`."""
         modules = iter(self.all_modules)
         if not self.centered:
             x = layers.add_to_values(2 * x, x.new_full((1, 1, 1, 1), -1.0), tangents)
-        temb = self._embed(modules, cond)
+        temb = self._embed(modules, cond, labels)
         h, skips = self._down(modules, x, temb, tangents)
         h = self._residual(next(modules), h, temb, tangents)
         h = self._attention(next(modules), h, tangents)
@@ -243,7 +251,7 @@ class NCSNpp(nn.Module):
             h = next(modules)(h, tangents)
         return h
 
-    def _embed(self, modules, cond):
+    def _embed(self, modules, cond, labels):
         if self.embedding_type == "fourier":
             embedding = next(modules)(torch.log(cond))
         else:
@@ -251,7 +259,12 @@ class NCSNpp(nn.Module):
         if not self.conditional:
             return None
         first, second = next(modules), next(modules)
-        return second(self.act(first(embedding.to(first.weight.dtype))))
+        temb = second(self.act(first(embedding.to(first.weight.dtype))))
+        if not self.takes_labels:
+            return temb
+        if labels is None:
+            labels = torch.full_like(cond, layers.NO_LABEL, dtype=torch.long)
+        return temb + self.label_embedding(labels).to(temb.dtype)
 
     def _residual(self, block, h, temb, tangents):
         if not self.checkpoint_activations:
@@ -342,8 +355,8 @@ class NCSNppMod(NCSNpp):
         self.out_conv = layers.Conv2d(channels, channels, 5)
         self.all_modules = body
 
-    def network(self, x: torch.Tensor, cond: torch.Tensor, tangents: int) -> torch.Tensor:
-        h = super().network(self.in_conv(x, tangents), cond, tangents)
+    def network(self, x, cond, tangents, labels=None):
+        h = super().network(self.in_conv(x, tangents), cond, tangents, labels)
         return self.out_conv(h, tangents)
 
 
@@ -370,4 +383,5 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
         image_size=(domain.height, domain.width),
         channels=domain.channels,
         centered=domain.centered,
+        num_classes=model.get("num_classes"),
     )

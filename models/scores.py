@@ -14,7 +14,28 @@ import torch
 
 from models.compute import plain
 from models.forward_mode import push
+from models.layers import NO_LABEL
 from sde_lib import SDE, expand
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A network of x (B, C, H, W), a condition (B,) and labels, at the labels y (B,) or (1,).
+
+    It takes several copies of a batch, one after the other, with the labels of one.
+    """
+
+    net: Callable
+    labels: torch.Tensor
+
+    @property
+    def pushes_directions(self):
+        """Whether the network pushes directions itself, see `forward_mode`."""
+        return getattr(self.net, "pushes_directions", False)
+
+    def __call__(self, x, cond, *directions):
+        labels = self.labels.repeat(len(x) // len(self.labels))
+        return self.net(x, cond, *directions, labels=labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +61,10 @@ class Score:
         out, derivatives = push(self.net, x, cond, v)
         return expand(scale, x) * out, expand(scale, x) * derivatives
 
+    def given(self, labels: torch.Tensor) -> "Score | EnergyScore":
+        """The score s(x, t, y) of labels y (B,) or (1,), of a network that takes labels."""
+        return dataclasses.replace(self, net=Labelled(self.net, labels))
+
 
 @dataclasses.dataclass(frozen=True)
 class EnergyScore:
@@ -50,6 +75,8 @@ class EnergyScore:
 
     net: Callable
     sde: SDE
+
+    given = Score.given
 
     def energy(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """E (B,) at x (B, C, H, W)."""
@@ -107,6 +134,35 @@ class GuidedScore:
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         likelihood_score = input_gradient(functools.partial(self.log_likelihood, t=t), x)
         return self.score(x, t) + self.scale * likelihood_score
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierFreeScore:
+    """The score of one class, without a classifier: (1 − w)·s(x, t) + w·s(x, t, y).
+
+    Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, eq. 6, whose weight is w − 1: none
+    at w = 0, the class's own score at w = 1. Both are computed in one pass of 2B rows.
+
+    Args:
+        score: s, of a network that takes labels.
+        labels: y (B,), or (1,) for the same class of every image.
+        scale: w.
+    """
+
+    score: Score | EnergyScore
+    labels: torch.Tensor
+    scale: float = 1.0
+
+    @property
+    def unguided(self):
+        """The score without a label."""
+        return self.score
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        labels = self.labels.expand(len(x))
+        both = self.score.given(torch.cat([torch.full_like(labels, NO_LABEL), labels]))
+        without, of_class = both(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
+        return (1 - self.scale) * without + self.scale * of_class
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ import models
 import sampling
 import sde_lib
 from configs import ranges
+from configs.classes import describes_classifier, draws_by_class, number_of_classes
 from models import compute, jacobian, memory
-from models.scores import GuidedScore
+from models.scores import ClassifierFreeScore, GuidedScore
 from planning.costs import Files, count_flops, count_parameters, print_plan, readable_flops
 from storage.workdir import Workdir
 from utils import get_device, is_first, shares
@@ -25,11 +26,13 @@ def fresh_score(config):
 
 
 def guided(config, score):
-    """A `score` with the guidance of a fresh classifier, and that."""
+    """A `score` with its guidance, and how many parameters that adds."""
     device, sde = get_device(config.device), sde_lib.from_config(config)
-    classifier = compute.freeze(models.create_classifier(config), config.compute, device)
     label = torch.zeros(1, dtype=torch.long, device=device)
-    return GuidedScore(score, classifier, sde, label), classifier
+    if not describes_classifier(config):
+        return ClassifierFreeScore(score, label), 0
+    classifier = compute.freeze(models.create_classifier(config), config.compute, device)
+    return GuidedScore(score, classifier, sde, label), count_parameters(classifier)
 
 
 def costs_of(call, config, rows, what):
@@ -64,7 +67,7 @@ def plan_divisions(config, workdir, divisions):
 def plan_classes(config, workdir, classes, divisions):
     """As `plan_divisions`, of the samples of these `classes`."""
     place, method = Workdir(workdir), config.sampling.method
-    sizes = shares(config.eval.num_samples, config.classifier.classes)
+    sizes = shares(config.eval.num_samples, number_of_classes(config))
     parts = {label: shares(sizes[label], config.eval.num_divisions) for label in classes}
     counts = {
         place.class_samples(label, method): sum(part[d] for d in divisions)
@@ -81,9 +84,9 @@ def _plan_samples(config, place, counts):
     sampler = sampling.from_config(config.sampling, sde)
     score, network = fresh_score(config)
     parameters = count_parameters(network)
-    if "classifier" in config:
-        score, classifier = guided(config, score)
-        parameters += count_parameters(classifier)
+    if draws_by_class(config):
+        score, more = guided(config, score)
+        parameters += more
     rows = min(evaluation.microbatch, evaluation.batch_size)
     facts, flops = costs_of(score, config, rows, "an evaluation of the score")
     facts = {"parameters": f"{parameters:,}", **facts}

@@ -1,15 +1,18 @@
 """Networks as a training run left them: the score and the classifier of a checkpoint."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
 
 import ml_collections
 import torch
 
 import models
+from configs.classes import describes_classifier
 from models import compute
 from models.ema import EMA
-from models.scores import EnergyScore, Score
+from models.scores import ClassifierFreeScore, EnergyScore, GuidedScore, Score
 from sde_lib import SDE
 from storage import checkpoints
 
@@ -69,3 +72,31 @@ def load_classifier(
     step = checkpoints.read_count(content, "step", path, 0)
     loaded = LoadedFrom(step, checkpoints.fingerprint(network.state_dict().values()))
     return compute.freeze(network, config.compute, device), loaded
+
+
+def load_guidance(
+    config: ml_collections.ConfigDict, own: str | os.PathLike, sde: SDE, device: torch.device
+) -> tuple[Callable, dict[str, int | str]]:
+    """The guidance of class-wise sampling: by a classifier, or a class-conditional score's own.
+
+    Args:
+        own: the workdir's checkpoint, the classifier's or the score's unless ``config.model`` names
+            another.
+
+    Returns:
+        A function of the labels and the scale, ``guidance(labels=, scale=)``, to a score; and the
+        steps and fingerprints of what was loaded, a dict.
+
+    Raises:
+        UserError: a checkpoint is missing or does not fit the configuration.
+    """
+    model = config.model
+    by_classifier = describes_classifier(config)
+    path = model.score_restore_path if by_classifier else model.score_restore_path or own
+    score, loaded = load_score(config, path, sde, device)
+    made_of = {"score_step": loaded.step, "score_weights": loaded.fingerprint}
+    if not by_classifier:
+        return functools.partial(ClassifierFreeScore, score), made_of
+    classifier, loaded = load_classifier(config, model.classifier_restore_path or own, device)
+    made_of |= {"classifier_step": loaded.step, "classifier_weights": loaded.fingerprint}
+    return functools.partial(GuidedScore, score, classifier, sde), made_of

@@ -7,7 +7,8 @@ import pytest
 import tiny_classifier
 
 from models.scores import GuidedScore
-from run_lib_sampling import chosen_classes, restore_paths, sample_classes, share
+from run_lib_sampling import restore_paths, sample_classes
+from samplers.rounds import chosen_classes, share
 from storage.files import load_npz
 from storage.workdir import Workdir
 from utils import UserError

@@ -17,7 +17,8 @@ import models
 CONFIGS = sorted(
     path
     for path in (tiny.ROOT / "configs").rglob("*.py")
-    if path.name not in ("__init__.py", "common.py", "points.py", "ranges.py")
+    if path.name
+    not in ("__init__.py", "classes.py", "common.py", "points.py", "ranges.py", "study.py")
 )
 
 

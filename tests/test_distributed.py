@@ -14,7 +14,8 @@ from commands import command
 from test_checkpoints import assert_equal
 
 import run_lib
-from run_lib_sampling import own_rounds, sample, sample_classes
+from run_lib_sampling import sample, sample_classes
+from samplers.rounds import own_rounds
 from storage import checkpoints
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining

@@ -14,8 +14,9 @@ from tqdm import tqdm
 import run_lib
 from metrics.sample_sets import numbered_rounds
 from models.ncsnpp import NCSNpp
-from run_lib_sampling import Round, sample, split_rounds
+from run_lib_sampling import sample
 from samplers.progress import RoundProgress
+from samplers.rounds import Round, split_rounds
 from storage import checkpoints
 from storage.files import load_npz, to_json
 from storage.provenance import code_version, config_hash

@@ -18,8 +18,7 @@ import sde_lib
 from models import compute
 from models.scores import GuidedScore
 from storage.trained import load_score
-from training.score import validation_means
-from utils import UserError
+from training.score import require_classes, validation_means
 
 
 class ClassifierTraining:
@@ -55,11 +54,7 @@ class ClassifierTraining:
         data = self.config.data
         splits = datasets.load_both(data)
         classes = self.config.classifier.classes
-        if classes != splits[0].classes:
-            raise UserError(
-                f"config.classifier.classes is {classes}, but {data.dataset} has "
-                f"{splits[0].classes} classes; they must be the same."
-            )
+        require_classes(splits[0], classes, "config.classifier.classes", data.dataset)
         return splits
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from utils import UserError
 FIXED_SECTIONS = ("data", "model", "classifier", "loss", "cas")
 FIXED_TRAINING = (
     *("sde", "continuous", "likelihood_weighting", "reduce_mean", "eps", "batch_size"),
+    "label_dropout",
 )
 # Files move; which data and which score model they hold is not in their paths.
 PLACES = ("data.root", "data.cache")

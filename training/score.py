@@ -14,6 +14,8 @@ import models
 import sampling
 import sde_lib
 from models import compute
+from training.labels import LabelDropout
+from utils import UserError
 
 
 class ScoreTraining:
@@ -34,10 +36,20 @@ class ScoreTraining:
         models.checkpoint_activations(self.model, config.training.checkpoint_activations)
         self.score = models.create_score(config, self.model, self.sde)
         self.objective = losses.score_objective(config, self.score, self.sde)
+        if config.model.get("num_classes"):
+            self.objective = LabelDropout(self.objective, config.training.label_dropout)
 
     def splits(self) -> tuple[datasets.Split, datasets.Split | None]:
-        """The training and the test data; None for a test split that the set has not."""
-        return datasets.load_both(self.config.data)
+        """The training and the test data; None for a test split that the set has not.
+
+        Raises:
+            UserError: the network takes labels of another number of classes.
+        """
+        model, data = self.config.model, self.config.data
+        splits = datasets.load_both(data)
+        if model.get("num_classes"):
+            require_classes(splits[0], model.num_classes, "config.model.num_classes", data.dataset)
+        return splits
 
     @torch.no_grad()
     def validate(
@@ -52,6 +64,15 @@ class ScoreTraining:
         shape = (self.config.sampling.batch_size, *self.domain.shape)
         x, _ = self.sampler(self.score, noise.randn(shape), noise.randn_like)
         return self.domain.to_stored(x), None
+
+
+def require_classes(split, classes, field, dataset):
+    """Raise a UserError that names `field` unless it is the number of classes of a `Split`."""
+    if classes != split.classes:
+        raise UserError(
+            f"{field} is {classes}, but {dataset} has {split.classes} classes; they must be the "
+            "same."
+        )
 
 
 def validation_means(

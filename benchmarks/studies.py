@@ -1,0 +1,140 @@
+"""What the studies of trained models share: commands one after the other, and means over seeds.
+
+A study runs the repository's commands as they are typed. Each of them goes on where it was cut and
+keeps what stands, and so does the study.
+"""
+
+import importlib
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+
+import cli
+from readers.idx import read_idx
+from storage.files import atomic_write
+from storage.workdir import Workdir, suffix
+from utils import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent
+SHAPE = (28, 28)
+# A sampler's own flags; `pc` is otherwise the papers', of 2,000 evaluations.
+SAMPLER_FLAGS = {"pc": ["--num_scales=100"]}
+METRICS = {
+    "fid_is": ("fid",),
+    "prdc": ("precision", "recall", "density", "coverage"),
+}
+
+
+class Commands:
+    """Runs commands, each with those of the study's flags whose field its configuration has.
+
+    Args:
+        flags: ``--config.section.field=value`` each.
+        configs: the files of all configurations of the study.
+
+    Raises:
+        UserError: none of them has the field of a flag.
+    """
+
+    def __init__(self, flags, configs):
+        self.flags = list(flags)
+        for flag in self.flags:
+            if not any(has_field(config, flag) for config in configs):
+                raise UserError(f"No configuration of this study has the field of {flag}.")
+
+    def __call__(self, script, config, workdir, *flags):
+        """Run a script of the repository, and stop the study with its status if it fails."""
+        common = [flag for flag in self.flags if has_field(config, flag)]
+        arguments = [f"--config={ROOT / config}", f"--workdir={workdir}", *flags, *common]
+        print("$", script, *arguments, flush=True)
+        done = subprocess.run([sys.executable, str(ROOT / script), *arguments], check=False)
+        if done.returncode:
+            sys.exit(done.returncode)
+
+
+def has_field(config, flag):
+    """Whether the configuration of a file has the field of ``--config.section.field=value``."""
+    module = importlib.import_module(config.removesuffix(".py").replace("/", "."))
+    *sections, field = flag.removeprefix("--config.").partition("=")[0].split(".")
+    found = module.get_config()
+    for section in sections:
+        found = found.get(section, {})
+    return field in found
+
+
+def launch(main, arguments):
+    """Run ``main(arguments)``; a mistake ends in one sentence."""
+    try:
+        main(arguments)
+    except UserError as error:
+        cli.fail(error)
+
+
+def part_of_test_set(root, split, count):
+    """A data root whose Fashion-MNIST has `count` images of the real test set as its own.
+
+    They are the first ones (test) or those after them (validation), which no model was trained on.
+
+    Raises:
+        UserError: the set is not there, or has too few images.
+    """
+    source = pathlib.Path(root) / "fashion_mnist"
+    target = pathlib.Path("results/studies") / f"{split}-{count}" / "fashion_mnist"
+    target.mkdir(parents=True, exist_ok=True)
+    start = count if split == "validation" else 0
+    for stem, shape in (("images-idx3-ubyte", SHAPE), ("labels-idx1-ubyte", ())):
+        array = read_idx(_file(source, f"t10k-{stem}"), shape)[start : start + count]
+        if len(array) < count:
+            raise UserError(f"{source} has too few test images for {split} and {count}.")
+        path = target / f"t10k-{stem}"
+        content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        _write_once(path, content + array.tobytes())
+        train = _file(source, f"train-{stem}")
+        if not (target / train.name).exists():
+            shutil.copy2(train, target / train.name)
+    return target.parent
+
+
+def _file(folder, stem):
+    for path in (folder / stem, folder / f"{stem}.gz"):
+        if path.is_file():
+            return path
+    raise UserError(f"{folder} lacks {stem}; expected the four IDX files of Fashion-MNIST.")
+
+
+def _write_once(path, content):
+    """Leave a file that has the content alone: data caches know files by their times."""
+    if not path.exists() or path.read_bytes() != content:
+        with atomic_write(path) as file:
+            file.write(content)
+
+
+def sample_metrics(workdir, sampler, mode="full"):
+    """The recorded metrics of a workdir's samples, a dict of floats."""
+    recorded = Workdir(workdir).recorded()
+    kind = "_class" if mode == "class" else ""
+    found = {}
+    for metric, names in METRICS.items():
+        values = recorded[f"{metric}{kind}{suffix(sampler)}"]
+        found.update({name: values[name] for name in names})
+    return found
+
+
+def print_table(title, results):
+    """Print mean ± standard deviation over seeds, from {row: [{column: value} of each seed]}."""
+    columns = list(next(iter(results.values()))[0])
+    print(f"\n| {title} | seeds | " + " | ".join(columns) + " |")
+    print("|---|---|" + "---|" * len(columns))
+    for name, seeds in results.items():
+        cells = [spread([values[column] for values in seeds]) for column in columns]
+        print(f"| {name} | {len(seeds)} | " + " | ".join(cells) + " |", flush=True)
+
+
+def spread(values):
+    """Mean ± standard deviation in text; of a single value itself."""
+    if len(values) == 1:
+        return f"{values[0]:.4g}"
+    return f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"

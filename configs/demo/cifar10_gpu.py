@@ -1,0 +1,34 @@
+"""A middle-sized NCSN++ on CIFAR-10, for a part of an hour on one GPU: benchmarks/gpu.sh."""
+
+from configs import common
+
+
+def get_config():
+    config = common.qc_training("u_ncsn", common.CIFAR10)
+    config.compute.precision = "bf16"
+    config.compute.compile = config.compute.channels_last = True
+
+    config.model.num_res_blocks = 2
+    config.model.ema_rate = 0.9995
+    config.optim.lr = 4e-4
+    config.optim.warmup = 1000
+
+    training = config.training
+    training.n_iters = 100000
+    training.eval_freq = 1000
+    training.snapshot_freq = 1000
+    training.snapshot_freq_for_preemption = 1000
+    training.snapshot_sampling = False
+
+    config.sampling.method = "heun"
+    evaluation = config.eval
+    evaluation.features = "classifier"  # Inception's weights need not be at hand
+    evaluation.batch_size = 500
+    evaluation.microbatch = 500
+    evaluation.num_samples = 10000
+    evaluation.num_divisions = 1
+    evaluation.checkpoint_idx = common.placeholder(int)
+    evaluation.noise_levels = 20
+    evaluation.total_repeat = 1
+    evaluation.atol, evaluation.rtol = 1e-5, 1e-3
+    return config

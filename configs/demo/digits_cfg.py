@@ -1,0 +1,9 @@
+"""The demo's score model, class-conditional: its labels are dropped from a tenth of the images."""
+
+from configs.demo import digits
+
+
+def get_config():
+    config = digits.get_config()
+    config.model.num_classes = 10
+    return config

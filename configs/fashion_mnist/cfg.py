@@ -1,0 +1,9 @@
+"""Fine-tuning of Fashion-MNIST's score model to a class-conditional one."""
+
+from configs.fashion_mnist import study
+
+
+def get_config():
+    config = study.finetuned(steps=2000)
+    config.model.num_classes = 10
+    return config

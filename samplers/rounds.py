@@ -1,0 +1,92 @@
+"""Which samples a command draws: divisions, classes, rounds, and each process's share of them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from ml_collections import ConfigDict
+
+from utils import UserError, rank_and_size, shares
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """`count` images of a folder, written to one file: its `number`, and that of the first one."""
+
+    number: int
+    first: int
+    count: int
+
+
+def divisions(evaluation: ConfigDict, division_idx: int | None) -> range:
+    """The divisions to draw: all of ``config.eval.num_divisions``, or one.
+
+    Raises:
+        UserError: there is no such division.
+    """
+    count = evaluation.num_divisions
+    if division_idx is None:
+        return range(count)
+    if not 0 <= division_idx < count:
+        raise UserError(
+            f"--division_idx is {division_idx}; with {count} divisions it goes from 0 to "
+            f"{count - 1}."
+        )
+    return range(division_idx, division_idx + 1)
+
+
+def chosen_classes(count: int, mode: str | None, first: int | None, end: int | None) -> range:
+    """The labels that ``--mode``, ``--classid`` and ``--classidend`` choose of `count` classes.
+
+    Raises:
+        UserError: the flags contradict each other or name a class that does not exist.
+    """
+    if mode != "class":
+        if first is not None or end is not None:
+            raise UserError("--classid and --classidend choose classes only with --mode class.")
+        return range(count)
+    if first is None:
+        raise UserError("--mode class needs --classid, the class to draw.")
+    if not 0 <= first < count:
+        raise UserError(f"--classid is {first}; the classes go from 0 to {count - 1}.")
+    if end is None:
+        end = first + 1
+    if end <= first:
+        raise UserError(
+            f"--classidend is {end}; it is the first class that is not drawn, so it must be above "
+            f"--classid, {first}."
+        )
+    if end > count:
+        raise UserError(
+            f"--classidend is {end}; the classes go from 0 to {count - 1}, and {count} draws them "
+            "to the last."
+        )
+    return range(first, end)
+
+
+def share(items: Sequence, parts: int, index: int) -> Sequence:
+    """The `index`-th of `parts` shares of a list, in order."""
+    sizes = shares(len(items), parts)
+    start = sum(sizes[:index])
+    return items[start : start + sizes[index]]
+
+
+def split_rounds(total: int, batch_size: int, first: int = 0) -> list[Round]:
+    """The rounds of `total` samples, the number of the first one given; the last may be partial."""
+    starts = range(0, total, batch_size)
+    return [
+        Round(number, first + start, min(batch_size, total - start))
+        for number, start in enumerate(starts)
+    ]
+
+
+def own_rounds(rounds: dict[int, list[Round]]) -> Iterator[tuple[int, list[Round]]]:
+    """What this process draws of the `rounds` of several folders, a dict of lists.
+
+    The rounds are dealt out in turn among the processes that torchrun started, which need not
+    speak to each other. Yields the folders' names with this process's rounds.
+    """
+    rank, size = rank_and_size()
+    dealt = 0
+    for name, every in rounds.items():
+        yield name, [r for turn, r in enumerate(every, dealt) if turn % size == rank]
+        dealt += len(every)

@@ -1,0 +1,362 @@
+"""Classifier-free guidance: labels in the network, in training and in sampling."""
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import commands
+import pytest
+import tiny
+import torch
+from device_option import DEVICE
+from mixture import points
+from test_dlsm_commands import typed
+
+import losses
+import models
+import run_lib
+import sampling
+import sde_lib
+from configs import common
+from configs.classes import number_of_classes
+from configs.demo import digits_cfg, digits_cfg_guided
+from metrics import encoding, feature_classifier  # noqa: F401 (imported here, the forks need not)
+from models.layers import NO_LABEL
+from models.scores import ClassifierFreeScore, EnergyScore, InParts, Score
+from samplers.fast import SAMPLERS
+from storage.files import load_npz
+from training.labels import LabelDropout
+from training.score import ScoreTraining
+from utils import UserError
+
+VE = sde_lib.VESDE()
+
+
+class Bias(torch.nn.Module):
+    """net(x, σ, y) = −(x − mean_y)/σ², with means of two classes and, last, of no label."""
+
+    takes_labels = True
+
+    def __init__(self):
+        super().__init__()
+        self.means = torch.nn.Parameter(torch.tensor([-1.0, 2.0, 0.5], dtype=torch.float64))
+
+    def forward(self, x, cond, labels=None):
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        labels = NO_LABEL * torch.ones_like(cond).long() if labels is None else labels
+        return -(x - self.means[labels].reshape(shape)) / cond.reshape(shape) ** 2
+
+
+class ClassScores(torch.nn.Module):
+    """The exact scores of a mixture (no label) and of its components (the labels)."""
+
+    def __init__(self, mixture):
+        super().__init__()
+        means = mixture.means
+        self.of_class = [dataclasses.replace(mixture, means=m[None]).first() for m in means]
+        self.mixture = mixture
+
+    def forward(self, x, cond, labels=None):
+        labels = NO_LABEL * torch.ones_like(cond).long() if labels is None else labels
+        x, dtype = x.double(), x.dtype
+        t = torch.full((len(x),), VE.time(float(cond[0])), dtype=x.dtype, device=x.device)
+        every = torch.stack([each.score(x, t) for each in (*self.of_class, self.mixture)])
+        return every[labels, torch.arange(len(x), device=x.device)].to(dtype)
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    x = torch.randn(6, 1, 2, 2, dtype=torch.float64, device=DEVICE)
+    return (
+        x,
+        torch.rand(len(x), dtype=x.dtype, device=DEVICE),
+        torch.tensor([0, 1, 1, 0, 1, 0], device=DEVICE),
+    )
+
+
+def network(**changes):
+    """A small NCSN++ of 10 classes whose label embedding is not zero any more."""
+    config = common.base(common.CIFAR10)
+    fields = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,)}
+    fields |= {"num_classes": 10, "dropout": 0.0, "init_scale": 1.0, **changes}
+    config.model.update(fields)
+    config.data.image_size = 8
+    torch.manual_seed(0)
+    net = models.create_model(config).to(DEVICE)
+    if net.takes_labels:
+        torch.nn.init.normal_(net.label_embedding.weight)
+    return net
+
+
+# ---------------------------------------------------------------- the network
+
+
+def test_without_classes_nothing_is_there():
+    """Neither in the network's names nor in its random numbers, nor in what is drawn after it."""
+    without = network(num_classes=None)
+    following = torch.rand(1)
+    labelled = network().state_dict()
+    weight = labelled.pop("label_embedding.weight")
+    assert weight.shape == (11, 32)
+    assert list(labelled) == list(without.state_dict())
+    for name, array in without.state_dict().items():
+        assert torch.equal(array, labelled[name]), name
+    torch.manual_seed(0)
+    config = digits_cfg.get_config()
+    assert not models.create_model(config).label_embedding.weight.any()
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    config.model.num_classes = None
+    models.create_model(config)
+    assert torch.equal(torch.rand(1), after)
+    assert not torch.equal(following, after)
+
+
+@pytest.mark.parametrize("name", ["ncsnpp", "ncsnpp_mod"])
+def test_labels_reach_the_output(name):
+    config = common.base(common.CIFAR10)
+    size = 28 if name == "ncsnpp_mod" else 8
+    config.data.image_size = size
+    config.model.update(
+        {"name": name, "nf": 4, "ch_mult": (1,), "num_res_blocks": 1, "attn_resolutions": ()}
+    )
+    config.model.update({"num_classes": 3, "init_scale": 1.0})
+    net = models.create_model(config).to(DEVICE).eval()
+    x = torch.rand(1, 3, size, size, device=DEVICE).expand(4, -1, -1, -1)
+    sigma = torch.ones(4, device=DEVICE)
+    labels = torch.tensor([0, 1, 2, NO_LABEL], device=DEVICE)
+    with torch.no_grad():
+        before = net(x, sigma, labels=labels)
+        torch.testing.assert_close(before, net(x, sigma))  # the embedding is zero at first
+        net.label_embedding.weight.normal_()
+        out = net(x, sigma, labels=labels)
+    assert min((out[i] - out[j]).abs().max() for i in range(4) for j in range(i)) > 1e-4
+    torch.testing.assert_close(net(x, sigma)[3], out[3])
+
+
+@pytest.mark.parametrize("kind", [Score, EnergyScore])
+def test_derivatives_are_those_at_the_labels(kind):
+    """J v pushed forward, and Jᵀv of several copies of the batch, agree with double backward."""
+    score = kind(network(nonlinearity="swish"), VE).given(
+        torch.tensor([3, NO_LABEL], device=DEVICE)
+    )
+    x = torch.rand(2, 3, 8, 8, device=DEVICE)
+    t = torch.tensor([0.3, 0.6], device=DEVICE)
+    v = torch.randn(2, *x.shape, device=DEVICE)
+    s, Jv = score.jvp(x, t, v)
+    q = losses.jacobian.vjp(score, x, t, v)
+    x.requires_grad_()
+    out = score(x, t)
+    (expected,) = torch.autograd.grad(out, x, v[0], retain_graph=True)
+    torch.testing.assert_close(s, out, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(q[0], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    dot = (Jv[1] * v[0]).sum().detach()
+    torch.testing.assert_close(dot, (q[0] * v[1]).sum(), rtol=1e-3, atol=1e-3 * float(dot.abs()))
+
+
+def test_mistaken_networks_get_a_sentence():
+    config = common.other_network(digits_cfg.get_config(), "transformer", patch_size=2, width=8)
+    config.model.update({"depth": 1, "heads": 1, "mlp_ratio": 1, "fourier_scale": 1.0})
+    models.create_model(config)
+    config.model.num_classes = 10
+    with pytest.raises(UserError, match="the model transformer takes no labels"):
+        models.create_model(config)
+    with pytest.raises(UserError, match=r"needs config\.model\.conditional"):
+        network(conditional=False)
+
+
+# ---------------------------------------------------------------- guidance
+
+
+def test_the_guided_score_is_the_formula(batch):
+    """(1 − w)·s(x, t) + w·s(x, t, y): the first at w = 0 and the second at w = 1, to the bit."""
+    x, t, labels = batch
+    score = Score(Bias().to(DEVICE), VE)
+    without, of_class = score(x, t), score.given(labels)(x, t)
+    for scale in (0.0, 1.0, 2.5, -0.5):
+        guided = ClassifierFreeScore(score, labels, scale)
+        torch.testing.assert_close(guided(x, t), without + scale * (of_class - without))
+        one = ClassifierFreeScore(score, labels[:1], scale)  # a class for all, in any parts
+        torch.testing.assert_close(InParts(one, 4)(x, t)[3], guided(x, t)[3])
+    assert torch.equal(ClassifierFreeScore(score, labels, 0.0)(x, t), without)
+    assert torch.equal(ClassifierFreeScore(score, labels, 1.0)(x, t), of_class)
+    assert torch.equal(ClassifierFreeScore(score, labels, 3.0).unguided(x, t), without)
+
+
+def test_both_scores_take_one_pass(batch):
+    x, t, labels = batch
+    rows = []
+    net = Bias().to(DEVICE)
+    net.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    ClassifierFreeScore(Score(net, VE), labels, 2.0)(x, t)
+    assert rows == [12]
+
+
+def test_on_a_mixture_it_is_the_likelihoods_score():
+    """s(x, t, y) − s(x, t) = ∇ₓ log p_t(y | x), here of the exact posterior."""
+    mixture = points(VE)
+    score = Score(ClassScores(mixture), VE)
+    x = torch.randn(8, 2, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    t = torch.full((8,), 0.5, dtype=torch.float64, device=DEVICE)
+    labels = torch.arange(8, device=DEVICE) % 3
+    _, std = VE.marginal_prob(x, t)
+    covariance = mixture.covariance + std[0] ** 2 * torch.eye(2, dtype=x.dtype, device=DEVICE)
+    logits = torch.stack(
+        [
+            w.log() + torch.distributions.MultivariateNormal(m, covariance).log_prob(x)
+            for w, m in zip(mixture.weights, mixture.means)
+        ],
+        dim=1,
+    )
+    posterior = torch.log_softmax(logits, 1)[torch.arange(8), labels]
+    (likelihood_score,) = torch.autograd.grad(posterior.sum(), x)
+    with torch.no_grad():
+        for scale in (0.0, 1.0, 3.0):
+            guided = ClassifierFreeScore(score, labels, scale)(x, t)
+            expected = mixture.score(x, t) + scale * likelihood_score
+            torch.testing.assert_close(guided, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["pc", "ode", *SAMPLERS])
+def test_every_sampler_takes_it(method):
+    """Samples of a class near its component's mean, with an interval where there may be one."""
+    config = digits_cfg_guided.get_config()
+    config.sampling.method = method
+    config.sampling.rtol = config.sampling.atol = 1e-2
+    if method in SAMPLERS:
+        config.sampling.guidance_interval = (0.05, 10.0)
+    sampler = sampling.from_config(config.sampling, dataclasses.replace(VE, N=30))
+    mixture = points(VE)
+    labels = torch.zeros(1, dtype=torch.long, device=DEVICE)
+    guided = ClassifierFreeScore(Score(ClassScores(mixture), VE), labels, 2.0)
+    torch.manual_seed(0)
+    x, _ = sampler(guided, torch.randn(64, 2, device=DEVICE))
+    assert (mixture.nearest(x.double()) == 0).float().mean() > 0.9
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 1.0])
+def test_labels_are_dropped_as_the_draws_say(probability):
+    objective = LabelDropout(losses.DSM(None, VE, 1e-5), probability)
+    torch.manual_seed(0)
+    x = torch.zeros(20000, 1, device=DEVICE)
+    draws = objective.draw(x)
+    labels = torch.arange(len(x), device=DEVICE) % 10
+    kept = objective.kept(labels, draws)
+    dropped = kept == NO_LABEL
+    assert torch.equal(dropped, draws["label"] < probability)
+    assert torch.equal(kept[~dropped], labels[~dropped])
+    error = (probability * (1 - probability) / len(x)) ** 0.5
+    assert abs(float(dropped.float().mean()) - probability) <= 4 * error
+
+
+def test_the_loss_is_that_of_the_labels_that_are_kept(batch):
+    x, _, labels = batch
+    net = Bias().to(DEVICE)
+    objective = LabelDropout(losses.DSM(Score(net, VE), VE, 1e-5), 0.5)
+    draws = objective.draw(x)
+    draws["label"] = torch.tensor([0.1, 0.9, 0.1, 0.9, 0.9, 0.9], device=DEVICE)
+    told = torch.tensor([NO_LABEL, 1, NO_LABEL, 0, 1, 0], device=DEVICE)
+    u, z = draws["u"], draws["z"]
+    expected = losses.DSM(Score(net, VE).given(told), VE, 1e-5).loss(x, u, z).mean()
+    loss, values = objective(x, labels, draws)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(objective.evaluate(x, labels, draws)["loss"], expected.detach())
+    assert values.keys() == {"loss"}
+    # In parts, as with a microbatch.
+    parts = losses.parts_of(x, labels, draws, 4)
+    torch.testing.assert_close(sum(share * objective(*part)[0] for share, part in parts), loss)
+    loss.backward()
+    assert net.means.grad.count_nonzero() == 3
+
+
+@pytest.mark.parametrize("changes", [{"loss__balancing_fac": 0.1}, {"model__energy": True}])
+def test_qc_and_constrained_models_take_labels(tmp_path, monkeypatch, changes):
+    """Their objectives are told nothing of labels: a step of each trains the embedding."""
+    monkeypatch.chdir(tmp_path)
+    more = {"model__num_classes": 10, "training__n_iters": 3, "training__label_dropout": 0.5}
+    job = run_lib.train(tiny.config(tmp_path / "cache", **more, **changes), "run")
+    assert isinstance(job.objective, LabelDropout)
+    weight = job.model.label_embedding.weight
+    assert weight.isfinite().all()
+    assert weight[NO_LABEL].any()
+    assert weight[:NO_LABEL].any()
+
+
+def test_another_number_of_classes_gets_a_sentence(tmp_path):
+    config = tiny.config(tmp_path / "cache", model__num_classes=7)
+    job = ScoreTraining(config, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"config\.model\.num_classes is 7, but digits has 10"):
+        job.splits()
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def arguments(kind, cache, **more):
+    """Flags that make a configuration of the class-conditional digits tiny."""
+    fields = tiny.changes(cache) | {k.replace("__", "."): v for k, v in more.items()}
+    path = tiny.ROOT / f"configs/demo/{kind}.py"
+    return [f"--config={path}", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+
+def test_from_training_to_classwise_metrics(tmp_path, monkeypatch):
+    briefly = functools.partial(feature_classifier.train_small_classifier, steps=3)
+    monkeypatch.setattr(feature_classifier, "train_small_classifier", briefly)
+    cache = tmp_path / "cache"
+    train = arguments("digits_cfg", cache)
+    typed("main.py --workdir W", tmp_path, train)
+    # Without labels, by the commands of every score model.
+    fast = "--sampler heun --steps 3"
+    typed(f"run_lib_sampling.py --workdir W {fast}", tmp_path, train)
+    typed("run_lib_evaluation_asym.py --workdir W --bs 360 --nl 1 --calculate", tmp_path, train)
+    # By class, from the same checkpoint.
+    few = {"eval__num_samples": 40, "eval__num_samples_all": 40, "eval__num_divisions": 2}
+    guided = arguments("digits_cfg_guided", cache, eval__batch_size=3, **few)
+    sample = f"run_lib_sampling.py {fast} --mode full"
+    typed(f"{sample} --workdir W", tmp_path, guided)
+    results = tmp_path / "results"
+    folder = results / "W/eval_samples_heun"
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.npz")}
+    assert files.keys() == {f"{label}/samples_{r}.npz" for label in range(10) for r in (0, 1)}
+    meta = json.loads(str(load_npz(folder / "3/samples_0.npz", "meta")["meta"]))
+    assert meta["score_step"] == 8
+    assert meta["sampling"]["scaling_factor"] == 2.0
+    # A class of its own, in another workdir, in a division.
+    restore = "--restore results/W/checkpoints/checkpoint.pth"
+    one = f"run_lib_sampling.py {fast} --mode class --classid 3 --division_idx 1 {restore}"
+    typed(f"{one} --workdir V", tmp_path, guided)
+    (again,) = (results / "V").rglob("*.npz")
+    assert again.name == "samples_1.npz"
+    assert again.read_bytes() == files["3/samples_1.npz"]
+    shutil.rmtree(results / "V")
+    typed(f"{one} --workdir V --scale 0", tmp_path, guided)
+    assert again.read_bytes() != files["3/samples_1.npz"]
+    # The class-wise metrics.
+    features = [*guided, "--config.eval.nearest_k=1"]
+    measure = "run_lib_evaluation.py --sampler heun --workdir W"
+    typed(f"{measure} --stat --latent", tmp_path, features)
+    typed(f"{measure} --fidis --prdc --mode class", tmp_path, features)
+    metrics = json.loads((results / "W/metrics.json").read_text())
+    assert {"fid_is_class_heun", "prdc_class_heun"} <= metrics.keys()
+
+
+def test_mistakes_get_a_sentence(tmp_path):
+    cache = tmp_path / "cache"
+    guided = arguments("digits_cfg_guided", cache)
+    sample = "run_lib_sampling.py --workdir W"
+    for line, flags, said in (
+        (sample, guided, "results/W/checkpoints/checkpoint.pth does not exist"),
+        (f"{sample} --mode class --classid 10", guided, "the classes go from 0 to 9"),
+        (f"{sample} --mode full", arguments("digits_cfg", cache), "configuration of a classifier"),
+    ):
+        done = commands.command(line, tmp_path, flags)
+        tiny.check_sentence(done, said)
+    config = digits_cfg_guided.get_config()
+    config.model.num_classes = None
+    with pytest.raises(UserError, match=r"config\.model\.num_classes is None"):
+        number_of_classes(config)

@@ -1,0 +1,178 @@
+"""The studies of Fashion-MNIST: their commands, on made-up images, and what they take from them."""
+
+import gzip
+import importlib
+import re
+import subprocess
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import run_lib
+from benchmarks import studies, study_dlsm, study_qc
+from configs.demo import digits_cfg
+from evaluation import SAMPLE_METRICS
+from storage import checkpoints
+from storage.files import save_npz
+from storage.trained import load_score
+from storage.workdir import Workdir
+from training.score import ScoreTraining
+from utils import UserError
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A directory with a data root of 40 training and 12 test images."""
+    monkeypatch.chdir(tmp_path)
+    rng, folder = np.random.default_rng(0), tmp_path / "data/fashion_mnist"
+    folder.mkdir(parents=True)
+    for part, count in (("train", 40), ("t10k", 12)):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+    return tmp_path
+
+
+class Recorded:
+    """Notes commands, and leaves numbers in their workdirs as if they had been run."""
+
+    def __init__(self):
+        self.lines = []
+
+    def __call__(self, script, config, workdir, *flags):
+        self.lines.append((script, config, workdir, *flags))
+        place = Workdir(workdir)
+        if place.metrics.exists():
+            return
+        sampled = dict.fromkeys(("fid", "precision", "recall", "density", "coverage"), 1.0)
+        entries = [f"{m}{c}_heun" for m in ("fid_is", "prdc") for c in ("", "_class")]
+        place.record(**NUMBERS, **dict.fromkeys(entries, sampled))
+        for label in range(10):
+            path = place.latents(label, "heun") / "samples_0_latent.npz"
+            save_npz(path, logits=np.eye(10)[[label, 0]])
+
+
+NUMBERS = {
+    "nll": {"bits_per_dim": 5.0},
+    "asym": {"asym": 2.0, "nasym": 0.5},
+    "cas_samples": {"accuracy": 0.5},
+    "cas_real": {"accuracy": 0.75},
+}
+
+
+def check_flags(lines):
+    """Scripts, configurations and flags are there, and so are the fields that they override."""
+    defined = "".join(path.read_text() for path in tiny.ROOT.glob("*.py"))
+    known = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', defined)}
+    known |= {metric.flag for metric in SAMPLE_METRICS}
+    for script, path, _, *flags in lines:
+        assert (tiny.ROOT / script).is_file()
+        module = path.removesuffix(".py").replace("/", ".")
+        config = importlib.import_module(module).get_config()
+        for flag in flags:
+            name = flag.removeprefix("--").partition("=")[0]
+            if name.startswith("config."):
+                *_, section, field = name.split(".")
+                assert field in (config if section == "config" else config[section]), flag
+            else:
+                assert name in known, flag
+
+
+def start(place):
+    """A score model's checkpoint."""
+    run_lib.train(tiny.config(place / "cache", training__n_iters=2), "start")
+    return Workdir("start").checkpoint()
+
+
+def test_the_qc_study_runs_its_commands(place, monkeypatch, capsys):
+    run = Recorded()
+    monkeypatch.setattr(studies, "Commands", lambda flags, configs: run)
+    words = "--restore START --images 5 --seeds 0 1 --samplers heun --factors 0.1 0.3"
+    study_qc.main(study_qc.parse(words.split()))
+    trained = [line for line in run.lines if line[0] == "main.py"]
+    assert len(trained) == 2 * (2 + 3 * 2)
+    assert len({line[2] for line in trained}) == len(trained)
+    check_flags(run.lines)
+    for line in run.lines:
+        assert ("--config.model.energy=True" in line) == ("/C-" in line[2])
+    printed = capsys.readouterr().out
+    assert "| QC-paper-4, 0.3 | 2 | 5 ± 0 | 2 ± 0 | 0.5 ± 0 |" in printed
+    assert "| heun | seeds | fid | precision | recall | density | coverage |" in printed
+
+
+def test_the_dlsm_study_runs_its_commands(place, monkeypatch, capsys):
+    run = Recorded()
+    monkeypatch.setattr(studies, "Commands", lambda flags, configs: run)
+    study_dlsm.main(study_dlsm.parse(["--restore", str(start(place)), "--seeds", "0"]))
+    printed = capsys.readouterr().out
+    for name in ("ce", "ce, scale 10", "DLSM + ce", "CFG, w = 1", "CFG, w = 2"):
+        assert f"| {name} | 1 | 1 |" in printed
+    assert (
+        "| 0.5 | 0.55 |" in printed
+    )  # CAS, and what is recognised: all of class 0, half of others
+    assert "| real training images | 1 | 0.75 |" in printed
+    drawn = [line for line in run.lines if line[0] == "run_lib_sampling.py"]
+    assert len({line[2] for line in drawn}) == len(drawn) == 5
+    check_flags(run.lines)
+
+
+def test_a_part_of_the_test_set(place):
+    root = studies.part_of_test_set("data", "validation", 4)
+    images = studies.read_idx(root / "fashion_mnist/t10k-images-idx3-ubyte", (28, 28))
+    real = studies.read_idx(place / "data/fashion_mnist/t10k-images-idx3-ubyte.gz", (28, 28))
+    assert np.array_equal(images, real[4:8])
+    stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*-ubyte*")}
+    assert len(stamps) == 4
+    studies.part_of_test_set("data", "validation", 4)
+    assert stamps == {path: path.stat().st_mtime_ns for path in root.rglob("*-ubyte*")}
+    with pytest.raises(UserError, match="too few test images"):
+        studies.part_of_test_set("data", "validation", 7)
+
+
+def test_a_score_model_gets_labels(place):
+    """The same score, averages too, whatever the label; training goes on from its step."""
+    source, target = start(place), place / "start.pth"
+    study_dlsm.with_labels(source, target)
+    config = tiny.config(place / "cache")
+    labelled = digits_cfg.get_config()
+    labelled.update_from_flattened_dict(tiny.changes(place / "cache"))
+    x, t = torch.rand(2, 1, 8, 8), torch.tensor([0.3, 0.6])
+    for use_ema in (True, False):
+        scores = [
+            load_score(each, path, ScoreTraining(each, torch.device("cpu")).sde, "cpu", use_ema)
+            for each, path in ((config, source), (labelled, target))
+        ]
+        (before, _), (after, loaded) = scores
+        assert torch.equal(before(x, t), after(x, t))
+        assert torch.equal(before(x, t), after.given(torch.tensor([3, 4]))(x, t))
+        assert loaded.step == 2
+    job = run_lib.train(labelled, "labelled", restore=target)
+    assert job.model.label_embedding.weight.any()
+    assert checkpoints.read(Workdir("labelled").checkpoint())["step"] == 8
+
+
+def test_a_command_that_fails_stops_the_study(monkeypatch):
+    asked = []
+
+    def failing(line, check):
+        asked.append(line[1:])
+        return subprocess.CompletedProcess(line, 3)
+
+    monkeypatch.setattr(subprocess, "run", failing)
+    names = ["configs/demo/digits.py", "configs/demo/digits_cas.py"]
+    flags = ["--config.seed=1", "--config.loss.slices=2", "--config.cas.model=resnet50"]
+    run = studies.Commands(flags, names)
+    with pytest.raises(SystemExit) as stop:
+        run("main.py", names[0], "W", "--ode")
+    assert stop.value.code == 3
+    config = f"--config={tiny.ROOT}/configs/demo/digits.py"
+    assert asked == [[f"{tiny.ROOT}/main.py", config, "--workdir=W", "--ode", *flags[:2]]]
+    with pytest.raises(UserError, match=r"has the field of --config\.training\.n_iter=3"):
+        studies.Commands(["--config.training.n_iter=3"], names)

@@ -1,0 +1,49 @@
+"""Training a class-conditional score together with its unconditional one.
+
+Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, algorithm 1.
+"""
+
+import dataclasses
+
+import torch
+
+from losses import DSM
+from models.layers import NO_LABEL
+
+DRAW = "label"
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelDropout:
+    """The objective of a score, given the images' labels; with `probability` an image has none.
+
+    Args:
+        objective: DSM or one of its kind, whose score is of a network that takes labels.
+        probability: share of the labels that are dropped.
+    """
+
+    objective: DSM
+    probability: float
+
+    def draw(self, x):
+        """The objective's draws, and uniform ones (B,) that say which labels are dropped."""
+        return {**self.objective.draw(x), DRAW: torch.rand(len(x), device=x.device)}
+
+    def kept(self, labels, draws):
+        """The labels (B,), `NO_LABEL` where they are dropped."""
+        return torch.where(draws[DRAW] < self.probability, NO_LABEL, labels)
+
+    def given(self, labels, draws):
+        """The objective of the score of the labels that are kept, and its own draws."""
+        score = self.objective.score.given(self.kept(labels, draws))
+        rest = {name: draw for name, draw in draws.items() if name != DRAW}
+        return dataclasses.replace(self.objective, score=score), rest
+
+    def __call__(self, x, labels, draws):
+        objective, draws = self.given(labels, draws)
+        return objective(x, labels, draws)
+
+    def evaluate(self, x, labels, draws):
+        """What the objective reports of a batch, for validation; nothing is differentiated."""
+        objective, draws = self.given(labels, draws)
+        return objective.evaluate(x, labels, draws)

@@ -51,6 +51,7 @@ class Run:
         curves: of each scalar of the training its steps and values.
         asymmetry: `times`, `asym` and `nasym` (levels,).
         samples: grids of samples.
+        figures: those of the experiments.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Run:
     curves: dict
     asymmetry: dict | None
     samples: list[Picture]
+    figures: list[Picture]
 
 
 # ---------------------------------------------------------------- what a workdir holds
@@ -80,6 +82,7 @@ def open_run(name):
         read_curves(place.tensorboard),
         read_asymmetry(place),
         sample_pictures(place),
+        [Picture(path.stem, data_uri(path.read_bytes())) for path in place.figures()],
     )
 
 
@@ -232,8 +235,10 @@ def metric_groups(runs):
     groups = {}
     for column, run in enumerate(runs):
         for entry, content in run.metrics.items():
-            features = content.get("settings", {}).get("features")
-            title = group_of(entry) + (f", features {features}" if features else "")
+            settings = content.get("settings", {})
+            features = settings.get("features")
+            title = settings.get("experiment") or group_of(entry)
+            title += f", features {features}" if features else ""
             rows = groups.setdefault(title, {})
             for name in [*LABELS, *sorted(content.keys() - LABELS)]:
                 if isinstance(content.get(name), float):

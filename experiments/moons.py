@@ -35,7 +35,7 @@ SIGMA = 7.5  # at which scores are compared, and samples as published
 SCORE_BATCH = 1000
 DRAWN = 1000  # samples of each class
 BLUR = 1.0  # noise of samples and of real points, which lie on a curve, to compare them
-HEUN_STEPS, PC_STEPS, PUBLISHED_STEPS = 18, 100, 1000
+HEUN_STEPS, PC_STEPS, PUBLISHED_STEPS = 18, 50, 1000
 CORRECTOR = 3.5  # ε of the published corrector
 
 
@@ -111,8 +111,9 @@ class Truth:
             )
 
     def of_nothing(self):
-        """The distances of a likelihood score of zero beside the exact prior's."""
-        return self.distances(self.full, [self.full, self.full])
+        """The distances of zero, as the prior's, the posterior and the likelihood score."""
+        zero = torch.zeros_like(self.full)
+        return self.distances(zero, [zero, zero])
 
     def of_itself(self):
         """The distances of the exact scores, without a floor, from the oracle's: 0 without one."""

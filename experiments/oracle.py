@@ -16,7 +16,7 @@ import torch
 from sde_lib import VESDE
 
 CHUNK = 2**22  # distances at a time
-ARM = 400  # boxes along each arm of the spirals
+ARM = 200  # boxes along each arm of the spirals
 
 
 def score(x, centres, variance, floor=0.0):

@@ -60,8 +60,9 @@ class Measures:
     Args:
         exact: the exact score s(x, t) of the noised density.
         train, test: points (N, 2).
-        as_published: the oracle is the score of the `train` points, noised, under noise once
-            more, whose variance is so 2σ²; the score is asked at another level.
+        as_published: the scores are compared at the `train` points' noised ones; the oracle is
+            the score of these points, noised, under noise once more, whose variance is so 2σ²;
+            the score is asked at another level.
     """
 
     exact: oracle.ExactScore
@@ -79,7 +80,7 @@ class Measures:
 
     def level(self, n):
         """Points (SCORED, 2) at the noise level σ_n, and its time (B,)."""
-        x = self.test[:SCORED]
+        x = (self.train if self.as_published else self.test)[:SCORED]
         t = torch.full((len(x),), n / 11)
         return x + self.sde.sigma(t)[:, None] * self.noise("plane", n).randn_like(x), t
 

@@ -29,6 +29,7 @@ from storage.trained import load_classifier, load_score
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
 from training.score import ScoreTraining
+from utils import UserError
 
 MOONS = ("upper", "lower")  # by label
 SIGMA = 7.5  # at which scores are compared, and samples as published
@@ -170,11 +171,19 @@ def sample_metrics(name, draw, clean, scores, sde, truth, seed):
 
     Returns:
         The samples of each class, and a dict.
+
+    Raises:
+        UserError: the samples diverged.
     """
     drawn, rows = [], []
     for label, score in enumerate(scores):
         noise = sampling.SeededNoise(torch.device("cpu"), "moons", seed, label)
         x = draw(score, sde, noise)
+        if not x.isfinite().all():
+            raise UserError(
+                f"The sampler {name} diverged with these scores; train for longer (--steps, "
+                "--score_steps)."
+            )
         real = truth.moons[label][-DRAWN:]
         fake = x + BLUR * noise.randn_like(x) if clean else x
         real = real + (BLUR if clean else SIGMA) * noise.randn_like(real)

@@ -219,8 +219,8 @@ def main(seed, as_published):
 if __name__ == "__main__":
     flags.DEFINE_enum("dataset", None, list(oracle.PLANE), "The set of points; without it, all.")
     flags.DEFINE_enum("kind", None, list(KINDS), "The kind of model; without it, all.")
-    flags.DEFINE_integer("batch", 500, "Batch size; the paper's is 5000.")
-    flags.DEFINE_integer("steps", 1000, "Steps; the paper's are 2000, 4000 for checkerboard.")
+    flags.DEFINE_integer("batch", 250, "Batch size; the paper's is 5000.")
+    flags.DEFINE_integer("steps", 500, "Steps; the paper's are 2000, 4000 for checkerboard.")
     common.launch(
         main, seed=0, published="Ask the oracle at twice the variance, the model at another level."
     )

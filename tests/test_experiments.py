@@ -14,6 +14,7 @@ from experiments import autoencoder, gaussian, moons, oracle, plane
 from models.points import MoonsClassifier
 from readers import points as sets
 from storage.workdir import Workdir
+from utils import UserError
 
 # ε, steps, NAsym and Asym with the rotating error, steps with the other.
 GAUSSIAN = [
@@ -241,6 +242,12 @@ def test_the_published_sampler_is_its_recurrence(monkeypatch):
     for i in range(3):
         x = x + math.sqrt(7) * x * i / 3 + 3.5 * noise[1].randn_like(x)
     torch.testing.assert_close(found, x)
+
+
+def test_samples_that_diverge_have_their_sentence():
+    sde = sde_lib.from_config(points.moons())
+    with pytest.raises(UserError, match="The sampler heun diverged with these scores; train for"):
+        moons.measure_samples([lambda x, t: x / 0 * x], sde, None, 0, as_published=False)
 
 
 def test_samples_of_the_exact_scores_lie_on_their_moons(monkeypatch):

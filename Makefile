@@ -2,6 +2,7 @@
 # make demo-qc   fine-tune that model with and without the QC regulariser, compare
 # make demo-dlsm   guide that model by classifiers of the digits, compare
 # make demo-all   the three, one after the other
+# make experiments   the papers' small experiments in the plane: results/experiments
 # make test   set up and run the tests
 # make test-tfgan   set up TF-GAN's environment and run its tests (Python 3.10 or 3.11)
 # make soak   hostile files, random kills and 50,000 samples: under half an hour
@@ -13,7 +14,7 @@ TFGAN_PYTHON ?= python3.11
 TFGAN_VENV ?= .venv-tfgan
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo demo-qc demo-dlsm demo-all test test-tfgan soak lint
+.PHONY: demo demo-qc demo-dlsm demo-all experiments test test-tfgan soak lint
 .DEFAULT_GOAL := test
 
 $(VENV)/.complete: requirements.txt requirements-dev.txt
@@ -35,6 +36,9 @@ demo-all: $(VENV)/.complete
 	PYTHON=$(VENV)/bin/python bash demo/run.sh
 	PYTHON=$(VENV)/bin/python bash demo/qc.sh
 	PYTHON=$(VENV)/bin/python bash demo/dlsm.sh
+
+experiments: $(VENV)/.complete
+	PYTHON=$(VENV)/bin/python bash experiments/run.sh
 
 test: $(VENV)/.complete
 	$(VENV)/bin/python -m ruff check .

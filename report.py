@@ -63,6 +63,7 @@ class Run:
         curves: of each scalar of the training its steps and values.
         asymmetry: `times`, `asym` and `nasym` (levels,).
         samples: grids of samples.
+        figures: those of the experiments.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Run:
     curves: dict
     asymmetry: dict | None
     samples: list[Picture]
+    figures: list[Picture]
 
 
 # ---------------------------------------------------------------- what a workdir holds
@@ -107,6 +109,7 @@ def open_run(workdir: str, name: str) -> Run:
         read_curves(place.tensorboard),
         read_asymmetry(place),
         sample_pictures(place),
+        [Picture(path.stem, data_uri(path.read_bytes())) for path in place.figures()],
     )
 
 
@@ -289,8 +292,10 @@ def metric_groups(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
     groups = {}
     for column, run in enumerate(runs):
         for entry, content in beside_quality(run.metrics).items():
-            features = content.get("settings", {}).get("features")
-            title = group_of(entry) + (f", features {features}" if features else "")
+            settings = content.get("settings", {})
+            features = settings.get("features")
+            title = settings.get("experiment") or group_of(entry)
+            title += f", features {features}" if features else ""
             rows = groups.setdefault(title, {})
             for name in [*LABELS, *sorted(content.keys() - LABELS)]:
                 if isinstance(content.get(name), float):

@@ -69,3 +69,38 @@ def plane(dataset, kind):
     config.sampling.method = "ode"
     config.sampling.atol, config.sampling.rtol = 1e-5, 1e-3
     return config
+
+
+def moons():
+    """The score model of Chao et al. (ICLR 2022) on two half-moons."""
+    config = base("moons", 10000)
+    model = config.model
+    model.name = "moons"
+    model.sigma_min, model.sigma_max = 1e-3, 10.0
+    config.optim.lr = 6.5e-4
+    config.optim.grad_clip = 1e6  # none
+    config.training.batch_size = 4000
+    config.training.n_iters = 40002
+    config.training.snapshot_freq = config.training.snapshot_freq_for_preemption = 5000
+    config.training.eval_freq = config.training.log_freq = 5000
+    return config
+
+
+MOONS_RATES = {"ce": 1e-5, "dlsm": 2e-5, "total": 1e-5}
+
+
+def moons_classifier(loss_type, score_path):
+    """A classifier on them by the loss `loss_type`, beside the score model at `score_path`."""
+    config = moons()
+    del config.training.eps
+    del config.training.checkpoint_activations
+    config.optim.lr = MOONS_RATES[loss_type]
+    config.classifier = ml_collections.ConfigDict({"model": "moons", "classes": 2})
+    model = config.model
+    model.loss_type = loss_type
+    model.weighting_dlsm, model.weighting_ce = 2.0, 0.0
+    model.coef = 0.125
+    model.score_restore_path = str(score_path)
+    model.classifier_restore_path = common.placeholder(str)
+    config.sampling.scaling_factor = 1.0
+    return config

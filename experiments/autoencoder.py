@@ -96,7 +96,8 @@ def main(seed, as_published):
     )
     step, loss, sym, weight = rows[-1]
     result = {"step": step, "loss": loss, "sym_diff": sym, "weight_diff": weight}
-    place.record(**{f"seed_{seed}": {**result, "settings": {"seed": seed}}})
+    settings = {"experiment": "Autoencoder", "seed": seed}
+    place.record(**{f"seed_{seed}": {**result, "settings": settings}})
     print(f"The figure is {draw(place, seed, rows)}.")
 
 

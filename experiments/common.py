@@ -42,7 +42,7 @@ def figure_of(rows, columns, side=3.0):
 
 def save_figure(place, name, figure):
     """Write a figure to ``figures/{name}.png`` of a workdir, where the report finds it."""
-    path = place.root / "figures" / f"{name}.png"
+    path = place.figure(name)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)
     return path

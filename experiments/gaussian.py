@@ -136,7 +136,8 @@ def main(seed, as_published):
         ],
     )
     for row in rows:
-        place.record(**{f"epsilon_{row['epsilon']:g}": {**row, "settings": {"seed": seed}}})
+        settings = {"experiment": f"Gaussian, ε = {row['epsilon']:g}", "seed": seed}
+        place.record(**{f"epsilon_{row['epsilon']:g}": {**row, "settings": settings}})
     print(f"The figure is {draw(place, seed)}.")
 
 

@@ -8,7 +8,7 @@ import torch
 
 import sde_lib
 from models.ncsnpp import NCSNpp, NCSNppMod
-from models.points import MoonsNet, PlaneNet
+from models.points import MoonsClassifier, MoonsNet, PlaneNet
 from models.resnet import NoiseConditionedResNet
 from models.scores import EnergyScore, Score
 from models.transformer import Transformer
@@ -19,7 +19,7 @@ MODELS = {
     "ncsnpp_mod": NCSNppMod.from_config,
     "transformer": Transformer.from_config,
     "plane": PlaneNet.from_config,
-    "moons": MoonsNet.score,
+    "moons": MoonsNet.from_config,
 }
 """``config.model.name`` -> a function of the configuration that builds the network."""
 
@@ -34,7 +34,7 @@ CLASSIFIERS = {
     "resnet_small_cond": functools.partial(
         NoiseConditionedResNet.from_config, blocks=(1, 1, 1), widths=(32, 64, 128)
     ),
-    "moons": MoonsNet.classifier,
+    "moons": MoonsClassifier.from_config,
 }
 """``config.classifier.model`` -> a function of the configuration that builds the network."""
 

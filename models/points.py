@@ -73,16 +73,31 @@ class MoonsNet(nn.Module):
         self.head = nn.Linear(80, outputs)
 
     @classmethod
-    def score(cls, config: ml_collections.ConfigDict) -> "MoonsNet":
+    def from_config(cls, config: ml_collections.ConfigDict) -> "MoonsNet":
         """The score network."""
         domains.points_of(config.data, "The model moons")
         return cls()
 
+    def forward(self, x, sigma):
+        return self.head(torch.cat([self.point(x), self.noise(sigma[:, None])], dim=1))
+
+
+class MoonsClassifier(nn.Module):
+    """The same network as a classifier, whose checkpoints are told by their names from a score's.
+
+    Args:
+        classes: the number of logits.
+    """
+
+    def __init__(self, classes):
+        super().__init__()
+        self.classifier = MoonsNet(classes)
+
     @classmethod
-    def classifier(cls, config: ml_collections.ConfigDict) -> "MoonsNet":
+    def from_config(cls, config: ml_collections.ConfigDict) -> "MoonsClassifier":
         """The classifier of ``config.classifier.classes``."""
         domains.points_of(config.data, "The classifier moons")
         return cls(config.classifier.classes)
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.cat([self.point(x), self.noise(sigma[:, None])], dim=1))
+        return self.classifier(x, sigma)

@@ -69,6 +69,12 @@ class Workdir:
     def metrics(self) -> pathlib.Path:
         return self.root / "metrics.json"
 
+    def figure(self, name: str) -> pathlib.Path:
+        return self.root / "figures" / f"{name}.png"
+
+    def figures(self) -> list[pathlib.Path]:
+        return sorted(self.root.glob("figures/*.png"))
+
     def nll(self, batch: int) -> pathlib.Path:
         return self.root / "nll" / f"bpd_{batch}.npz"
 

@@ -234,3 +234,16 @@ def test_the_command(full):
     done = tiny.run("report.py", "--workdir=full", cwd=full.root.parent.parent)
     assert done.returncode == 0, done.stderr
     assert "Wrote results/full/report.html" in done.stdout
+
+
+def test_figures_and_the_names_of_experiments_are_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = Workdir("moons")
+    place.create()
+    place.record(step_5={"D": 0.5, "settings": {"experiment": "Moons, as published"}})
+    place.figure("step_5").parent.mkdir()
+    Image.new("RGB", (4, 4)).save(place.figure("step_5"))
+    page = write(["moons"])
+    assert page.alternatives == ["step_5, moons"]
+    assert "Moons, as published" in page.words
+    assert "Figures" in page.words

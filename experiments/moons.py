@@ -1,0 +1,313 @@
+"""Likelihood scores on two interleaved half-moons (Chao et al., ICLR 2022).
+
+    python -m experiments.moons --steps 10000 --batch 500 --seed 0
+
+Trains a score model, then a classifier with each loss (ce, dlsm, total) against it, by the loop of
+the images; prints how far their scores are from the exact ones, and what samples that they guide
+are like. Run again, it continues where it was cut.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import torch
+from absl import flags
+
+import datasets
+import losses
+import run_lib
+import sampling
+import sde_lib
+from configs import points
+from experiments import common, oracle
+from metrics.prdc import precision_recall_density_coverage
+from models.scores import GuidedScore
+from samplers import fast, grids
+from sde_lib import expand, perturb
+from storage.trained import load_classifier, load_score
+from storage.workdir import Workdir
+from training.classifier import ClassifierTraining
+from training.score import ScoreTraining
+from utils import UserError
+
+MOONS = ("upper", "lower")  # by label
+SIGMA = 7.5  # at which scores are compared, and samples as published
+SCORE_BATCH = 1000
+DRAWN = 1000  # samples of each class
+BLUR = 1.0  # noise of samples and of real points, which lie on a curve, to compare them
+HEUN_STEPS, PC_STEPS, PUBLISHED_STEPS = 18, 50, 1000
+CORRECTOR = 3.5  # ε of the published corrector
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedDSM(losses.DSM):
+    """The mean over all elements of (σ^w s + σ^(w−1) z)², per point (B,)."""
+
+    weighting: float = 2.0
+
+    def loss(self, x, u, z):
+        t = losses.draw_times(u, self.sde, self.eps)
+        x_t, std = perturb(self.sde, x, t, z)
+        residual = losses.dsm_residual(self.score(x_t, t), self.sde, t, std, z, False)
+        weighted = expand(std ** (self.weighting - 1), z) * residual
+        return losses.half_square(weighted, reduce_mean=True)
+
+
+class MoonsScoreTraining(ScoreTraining):
+    """A score network with `WeightedDSM`."""
+
+    def __init__(self, config, device):
+        super().__init__(config, device)
+        self.objective = WeightedDSM(self.score, self.sde, config.training.eps)
+
+
+# ---------------------------------------------------------------- the exact scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """The exact scores at σ = 7.5 on a grid of 35×35 points of [−40, 40]×[−25, 25].
+
+    Args:
+        moons: the points (N, 2) of each class.
+        floor: added to the oracle's densities; the published code has 1e-8.
+    """
+
+    moons: list
+    floor: float = 0.0
+
+    @functools.cached_property
+    def grid(self):
+        return torch.from_numpy(common.grid(-1, 1, 35, "float32")) * torch.tensor([40.0, 25.0])
+
+    @functools.cached_property
+    def full(self):
+        """∇ log p(x) (1225, 2)."""
+        return oracle.score(self.grid, torch.cat(self.moons), SIGMA**2, self.floor)
+
+    @functools.cached_property
+    def posteriors(self):
+        """∇ log p(x | y) (1225, 2) of each class."""
+        return [oracle.score(self.grid, moon, SIGMA**2, self.floor) for moon in self.moons]
+
+    def distances(self, full, posteriors):
+        """D of a score (1225, 2) on the grid; Dp and Dl of those of each class, a list.
+
+        D and Dp are mean distances from the exact scores, Dl that of the likelihood scores, which
+        are the differences of the two.
+        """
+        result = {"D": mean_norm(full - self.full)}
+        for moon, posterior, exact in zip(MOONS, posteriors, self.posteriors):
+            result[f"Dp {moon}"] = mean_norm(posterior - exact)
+            result[f"Dl {moon}"] = mean_norm((posterior - full) - (exact - self.full))
+        return result
+
+    def of_models(self, score, guided):
+        """The distances of a score s(x, t) and of the guided one of each class."""
+        t = torch.full((len(self.grid),), score.sde.time(SIGMA))
+        with torch.no_grad():
+            return self.distances(
+                score(self.grid, t).double(), [each(self.grid, t).double() for each in guided]
+            )
+
+    def of_nothing(self):
+        """The distances of zero, as the prior's, the posterior and the likelihood score."""
+        zero = torch.zeros_like(self.full)
+        return self.distances(zero, [zero, zero])
+
+    def of_itself(self):
+        """The distances of the exact scores, without a floor, from the oracle's: 0 without one."""
+        exact = dataclasses.replace(self, floor=0.0)
+        return self.distances(exact.full, exact.posteriors)
+
+    def exact_scores(self, sde):
+        """The exact score s(x, t) of each class, of no more than `DRAWN` of its points."""
+        few = [functools.partial(oracle.score, centres=moon[:DRAWN]) for moon in self.moons]
+        return [oracle.ExactScore(each, sde) for each in few]
+
+
+def mean_norm(vectors):
+    return vectors.norm(dim=1).mean().item()
+
+
+# ---------------------------------------------------------------- samples
+
+
+def draw_heun(score, sde, noise):
+    """Samples (DRAWN, 2) by Heun's method from σ = 10 to 0.001 and then 0."""
+    sampler = fast.FastSampler(fast.SAMPLERS["heun"], sde, grids.of_sde(sde, HEUN_STEPS))
+    return sampler(score, noise.randn((DRAWN, 2)), noise.randn_like)[0]
+
+
+def draw_pc(score, sde, noise):
+    """Samples (DRAWN, 2) by predictor and Langevin corrector from σ = 10 to 0.001."""
+    sampler = sampling.PCSampler(
+        dataclasses.replace(sde, N=PC_STEPS), sampling.reverse_diffusion, sampling.langevin, 0.16
+    )
+    return sampler(score, noise.randn((DRAWN, 2)), noise.randn_like)[0]
+
+
+@torch.no_grad()
+def draw_published(score, sde, noise):
+    """Samples (DRAWN, 2) as the published code draws them: σ ascends, and no predictor moves them.
+
+    From N(0, I), x += √(2ε)·s + ε·z at σ_i = 1e-3·(1e4)^(i/1000).
+    """
+    x = noise.randn((DRAWN, 2))
+    for i in range(PUBLISHED_STEPS):
+        s = score(x, torch.full((len(x),), i / PUBLISHED_STEPS))
+        x = x + (2 * CORRECTOR) ** 0.5 * s + CORRECTOR * noise.randn_like(x)
+    return x
+
+
+CORRECTED = {"heun": (draw_heun, True), "pc": (draw_pc, True)}
+PUBLISHED = {"published": (draw_published, False)}
+"""Name -> a function that draws samples, and whether they are clean, to be compared at `BLUR`."""
+
+
+def sample_metrics(name, draw, clean, scores, sde, truth, seed):
+    """Means over the classes of P/R/D/C (k = 5) and the share nearest to their own moon.
+
+    Returns:
+        The samples of each class, and a dict.
+
+    Raises:
+        UserError: the samples diverged.
+    """
+    drawn, rows = [], []
+    for label, score in enumerate(scores):
+        noise = sampling.SeededNoise(torch.device("cpu"), "moons", seed, label)
+        x = draw(score, sde, noise)
+        if not x.isfinite().all():
+            raise UserError(
+                f"The sampler {name} diverged with these scores; train for longer (--steps, "
+                "--score_steps)."
+            )
+        real = truth.moons[label][-DRAWN:]
+        fake = x + BLUR * noise.randn_like(x) if clean else x
+        real = real + (BLUR if clean else SIGMA) * noise.randn_like(real)
+        metrics = precision_recall_density_coverage(real.numpy(), fake.numpy(), nearest_k=5)
+        nearest = [torch.cdist(x, moon).amin(1) for moon in truth.moons]
+        right = (nearest[label] <= nearest[1 - label]).double().mean().item()
+        drawn.append(x)
+        rows.append({**metrics, "right moon": right})
+    return drawn, {f"{name} {key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+def measure_samples(scores, sde, truth, seed, as_published):
+    """`sample_metrics` of every sampler, one dict, and of the last one the samples."""
+    result = {}
+    for name, (draw, clean) in (PUBLISHED if as_published else CORRECTED).items():
+        drawn, metrics = sample_metrics(name, draw, clean, scores, sde, truth, seed)
+        result |= metrics
+    return drawn, result
+
+
+# ---------------------------------------------------------------- training and measuring
+
+
+def train_score(seed, steps):
+    """Train the score model; returns its newest checkpoint."""
+    config = points.moons()
+    config.seed = seed
+    config.training.batch_size, config.training.n_iters = SCORE_BATCH, steps
+    name = f"experiments/moons/score_s{seed}"
+    run_lib.train(config, name, make_job=MoonsScoreTraining)
+    return Workdir(name).checkpoint()
+
+
+def run(loss_type, score_path, truth, *, seed, steps, batch, as_published=False):
+    """Train a classifier with a loss, measure, record and draw: the row, a dict."""
+    config = points.moons_classifier(loss_type, score_path)
+    config.seed = seed
+    config.training.batch_size, config.training.n_iters = batch, steps
+    name = f"experiments/moons/{loss_type}_b{batch}_s{seed}"
+    run_lib.train(config, name, make_job=ClassifierTraining)
+
+    place, device = Workdir(name), torch.device("cpu")
+    sde = sde_lib.from_config(config)
+    score, of_score = load_score(config, score_path, sde, device)
+    classifier, of_classifier = load_classifier(config, place.checkpoint(), device)
+    guided = [GuidedScore(score, classifier, sde, torch.tensor([label])) for label in range(2)]
+    row = truth.of_models(score, guided)
+    drawn, metrics = measure_samples(guided, sde, truth, seed, as_published)
+    row |= metrics
+    settings = {
+        **{"experiment": f"Moons{', as published' if as_published else ''}"},
+        **{"loss": loss_type, "seed": seed, "batch": batch, "steps": of_classifier.step},
+        "score steps": of_score.step,
+    }
+    entry = f"as_published_step_{steps}" if as_published else f"step_{steps}"
+    place.record(**{entry: {**row, "settings": settings}})
+    draw(place, entry, drawn, guided, truth)
+    return row
+
+
+def draw(place, name, drawn, guided, truth):
+    """The samples, and each class's posterior score on the grid with the exact one beneath it."""
+    figure, axes = common.figure_of(1, 3, side=3.6)
+    scatter, *fields = axes[0]
+    for moon, x in zip(MOONS, drawn):
+        scatter.scatter(*x.T, s=1, label=moon)
+    scatter.legend(loc="lower left", fontsize=8)
+    scatter.set(xlim=(-60, 60), ylim=(-45, 45))
+    shown = truth.grid.reshape(35, 35, 2)[::3, ::3].reshape(-1, 2)
+    t = torch.full((len(shown),), guided[0].sde.time(SIGMA))
+    for panel, moon, score, exact in zip(fields, MOONS, guided, truth.posteriors):
+        exact = exact.reshape(35, 35, 2)[::3, ::3].reshape(-1, 2)
+        with torch.no_grad():
+            estimate = score(shown, t)
+        panel.quiver(*shown.T, *exact.T, color="0.7", angles="xy", width=0.008)
+        panel.quiver(*shown.T, *estimate.T, color="tab:red", angles="xy", width=0.004)
+        panel.set_title(f"posterior score, {moon}: exact grey", fontsize=9)
+    common.save_figure(place, name, figure)
+
+
+def print_rows(rows):
+    """Print rows of numbers by the name of the loss, and after it what they are of."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    common.print_table(
+        ["", *rows],
+        [
+            [column, *(f"{row[column]:.4f}" if column in row else "" for row in rows.values())]
+            for column in columns
+        ],
+    )
+
+
+def main(seed, as_published):
+    FLAGS = flags.FLAGS
+    config = points.moons()
+    split = datasets.load(config.data, "train")
+    moons = [torch.tensor(np.array(split.images[split.labels == label])) for label in range(2)]
+    truth = Truth(moons, floor=1e-8 if as_published else 0.0)
+    score_path = train_score(FLAGS.score_seed, FLAGS.score_steps)
+    rows = {"zero": truth.of_nothing(), "exact": truth.of_itself()}
+    if not as_published:  # the published sampler diverges with the exact score: it is unbounded
+        sde = sde_lib.from_config(config)
+        scores = truth.exact_scores(sde)
+        rows["exact"] |= measure_samples(scores, sde, truth, seed, as_published)[1]
+    for loss_type in points.MOONS_RATES:
+        rows[loss_type] = run(
+            loss_type,
+            score_path,
+            truth,
+            seed=seed,
+            steps=FLAGS.steps,
+            batch=FLAGS.batch,
+            as_published=as_published,
+        )
+    print_rows(rows)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("steps", 3000, "Steps of each classifier; the paper's are 40002.")
+    flags.DEFINE_integer("batch", 250, "Batch size of each classifier; the paper's is 4000.")
+    flags.DEFINE_integer("score_steps", 6000, "Steps of the score model; the paper's are 40002.")
+    flags.DEFINE_integer("score_seed", 0, "Seed of the score model, which all losses share.")
+    common.launch(
+        main,
+        seed=0,
+        published="Sample with ascending noise levels, and add 1e-8 to the exact densities.",
+    )

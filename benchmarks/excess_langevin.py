@@ -1,7 +1,7 @@
 """What repeated noising and denoising does to samples, by how conservative the model is.
 
     python -m benchmarks.excess_langevin --config configs/demo/digits_qc.py --workdir excess \\
-        --model U=demo_u --model "QC paper=demo_qc_paper" --model "QC skew=demo_qc_skew"
+        --models U=demo_u "QC paper=demo_qc_paper" "QC skew=demo_qc_skew"
 
 Adding noise and removing it leaves p(x; σ) as it is, if what is removed is the gradient of a
 log-density; Karras et al. (2022, section 4) see images degrade and suspect that the denoiser's
@@ -33,8 +33,6 @@ from sde_lib import expand
 from storage.workdir import Workdir
 from utils import get_device
 
-STEPS = 18  # of Heun's sampler without excess
-CHURN_STEPS = 64  # S_churn saturates at (√2 − 1) times the steps
 PLOTTED = "fid", "precision", "recall", "recognised"
 
 
@@ -60,14 +58,17 @@ def exact_model(config, sde):
     return quality.Model("exact", TrainingScore(data, sde), "training images")
 
 
-def excess(sde, sigma, rounds):
-    """Heun's sampler with K `rounds` of noise from about `sigma` to √2 times it and back."""
+def excess(sde, steps, sigma, rounds):
+    """Heun's sampler of so many `steps`, with K `rounds` of noise and back.
+
+    A round goes from the level nearest to `sigma` up to √2·sigma.
+    """
     interval = RestartInterval(sigma, math.sqrt(2) * sigma, steps=1, repeats=rounds)
     method = fast.restarted(fast.HEUN, interval)
-    return fast.FastSampler(method, sde, grids.of_sde(sde, STEPS))
+    return fast.FastSampler(method, sde, grids.of_sde(sde, steps))
 
 
-def churned(sde, s_churn):
+def churned(sde, steps, s_churn):
     """Karras et al.'s stochastic sampler, S_noise 1, at all noise levels but the first ones.
 
     Above σ(T)/√2 the model would be asked for levels that it does not know.
@@ -75,16 +76,19 @@ def churned(sde, s_churn):
     top = sde.noise_level(sde.T) / math.sqrt(2)
     function = functools.partial(churn, s_churn=s_churn, s_tmin=0.0, s_tmax=top, s_noise=1.0)
     method = dataclasses.replace(fast.SAMPLERS["churn"], function=function)
-    return fast.FastSampler(method, sde, grids.of_sde(sde, CHURN_STEPS))
+    return fast.FastSampler(method, sde, grids.of_sde(sde, steps))
 
 
-def all_series(sde, sigmas, rounds, churns):
-    """Yields each series' name, what its axis is called, and its (value, sampler) points."""
+def all_series(sde, steps, sigmas, rounds, churns):
+    """Yields each series' name, what its axis is called, and its (value, sampler) points.
+
+    The excess rounds go on top of so many `steps`; churn is spread over four times as many, because
+    S_churn saturates at √2 − 1 times their number.
+    """
     for sigma in sigmas:
-        points = [(count, excess(sde, sigma, count)) for count in rounds]
+        points = [(count, excess(sde, steps, sigma, count)) for count in rounds]
         yield f"σ = {sigma:g}", "excess rounds K", points
-    if churns:
-        yield "churn", "S_churn", [(amount, churned(sde, amount)) for amount in churns]
+    yield "churn", "S_churn", [(amount, churned(sde, 4 * steps, amount)) for amount in churns]
 
 
 def measure(measurements, models, series, seeds):
@@ -132,18 +136,15 @@ def draw_plot(place, every):
 def main():
     FLAGS = flags.FLAGS
     config, sde = FLAGS.config, sde_lib.from_config(FLAGS.config)
-    models = [quality.open_model(config, sde, text) for text in FLAGS.model]
+    models = [quality.open_model(config, sde, text) for text in FLAGS.models]
     models.append(exact_model(config, sde))
     place = Workdir(FLAGS.workdir)
     place.create()
     measurements = quality.Measurements(config, place, quality.Judge(config))
-    sigmas, rounds, churns = (
-        sorted(map(kind, values))
-        for kind, values in ((float, FLAGS.sigmas), (int, FLAGS.rounds), (float, FLAGS.s_churn))
-    )
+    chosen = (sorted(values) for values in (FLAGS.sigmas, FLAGS.rounds, FLAGS.s_churn))
     every = [
         (series, measure(measurements, models, series, FLAGS.seeds))
-        for series in all_series(sde, sigmas, rounds, churns)
+        for series in all_series(sde, config.sampling.steps, *chosen)
     ]
     for (name, axis, _), results in every:
         print_results(name, axis, results)
@@ -152,9 +153,8 @@ def main():
 
 if __name__ == "__main__":
     cli.define_common_flags()
-    flags.DEFINE_multi_string("model", None, "NAME=WORKDIR of a trained score.", required=True)
-    flags.DEFINE_list("sigmas", ["0.15", "0.6"], "Noise levels of the excess rounds.")
-    flags.DEFINE_list("rounds", ["0", "10", "30", "100"], "Numbers K of excess rounds.")
-    flags.DEFINE_list("s_churn", ["0", "5", "10", "20"], "Amounts of churn.")
-    flags.DEFINE_integer("seeds", 3, "Draws of each.", lower_bound=1)
-    cli.launch(main)
+    quality.define_flags()
+    flags.DEFINE_multi_float("sigmas", [0.15, 0.6], "Noise levels of the excess rounds.")
+    flags.DEFINE_multi_integer("rounds", [0, 10, 30, 100], "Numbers K of excess rounds.")
+    flags.DEFINE_multi_float("s_churn", [0, 5, 10, 20], "Amounts of churn.")
+    cli.launch(main, pairs=("models", "sigmas", "rounds", "s_churn"))

@@ -116,7 +116,7 @@ def main():
     place = Workdir(FLAGS.workdir)
     place.create()
     judge = quality.Judge(config)
-    budgets = sorted(map(int, FLAGS.nfe))
+    budgets = sorted(FLAGS.nfe)
     intervals = list(map(read_interval, FLAGS.interval))
     rows = []
     for chosen in settings_of(config, FLAGS.samplers, budgets, intervals):
@@ -145,8 +145,8 @@ def main():
 if __name__ == "__main__":
     cli.define_common_flags()
     flags.DEFINE_string("restore_classifier", None, "Checkpoint of the classifier.", required=True)
-    flags.DEFINE_list("samplers", ["heun", "dpmpp_2m", "churn"], "Names of fast samplers.")
-    flags.DEFINE_list("nfe", ["10", "20", "35"], "Most evaluations of a sample.")
+    flags.DEFINE_multi_string("samplers", ["heun", "dpmpp_2m", "churn"], "Names of fast samplers.")
+    flags.DEFINE_multi_integer("nfe", [10, 20, 35], "Most evaluations of a sample.")
     flags.DEFINE_multi_string("interval", ["(0.1, 2.0)"], "Noise levels between which it guides.")
     flags.DEFINE_integer("seeds", 3, "Draws of each.", lower_bound=1)
-    cli.launch(main)
+    cli.launch(main, pairs=("samplers", "nfe", "interval"))

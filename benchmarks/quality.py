@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from absl import flags
 
 import datasets
 import domains
@@ -37,6 +38,12 @@ QUANTITIES = {  # name -> head of its column, digits behind the point, factor
 USUAL = "fid", "precision", "recall", "recognised", "seconds"
 
 
+def define_flags():
+    """The flags --models and --seeds."""
+    flags.DEFINE_multi_string("models", None, "NAME=WORKDIR of trained scores.", required=True)
+    flags.DEFINE_integer("seeds", 3, "Draws of each.", lower_bound=1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A score, what it is called in tables, and the fingerprint of its weights."""
@@ -56,7 +63,7 @@ def open_model(config, sde, text):
     """
     name, _, workdir = text.partition("=")
     if not workdir:
-        raise UserError(f"--model is {text!r}; expected NAME=WORKDIR, such as U=demo.")
+        raise UserError(f"--models has {text!r}; expected NAME=WORKDIR, such as U=demo.")
     path = Workdir(workdir).checkpoint()
     config = config.copy_and_resolve_references()
     trained = json.loads(checkpoints.read(path)["config"])

@@ -1,10 +1,10 @@
 """Quality of samples against the number of evaluations, for every sampler.
 
     python -m benchmarks.samplers --config configs/demo/digits.py --workdir samplers \\
-        --model U=demo --nfe 5,10,20,35,80 --seeds 3
+        --models U=demo --nfe 5 10 20 35 80 --seeds 3
 
 Draws ``config.eval.num_samples`` digits from each model by each of `samplers.fast.SAMPLERS` in at
-most so many evaluations, and by predictor and corrector and the probability flow as they are
+most so many evaluations, and then by predictor and corrector and the probability flow as they are
 configured, for each seed. Prints a Markdown table and plots FID and the share recognised against
 the number of evaluations. Run again, it goes on; see `quality`.
 """
@@ -21,6 +21,7 @@ from storage.workdir import Workdir
 from utils import lookup
 
 REFERENCES = {"pc": "PC", "ode": "RK45"}  # method -> its name in tables
+GREYS = {"PC": "black", "RK45": "grey"}
 PLOTTED = "fid", "recognised"
 
 
@@ -30,15 +31,11 @@ def steps_within(method, nfe):
 
 
 def settings_of(config, names, budgets):
-    """``config.sampling`` of each sampler, the references first, with its name.
+    """``config.sampling`` of each sampler, the references last, with its name.
 
     Raises:
         UserError: there is no sampler of such a name.
     """
-    for method, name in REFERENCES.items():
-        settings = config.sampling.copy_and_resolve_references()
-        settings.method = method
-        yield name, settings
     for name in names:
         method = lookup(fast.SAMPLERS, name, "--samplers")
         for count in dict.fromkeys(steps_within(method, nfe) for nfe in budgets):
@@ -46,18 +43,18 @@ def settings_of(config, names, budgets):
             settings.method, settings.steps = name, count
             if count:
                 yield name, settings
+    for method, name in REFERENCES.items():
+        settings = config.sampling.copy_and_resolve_references()
+        settings.method = method
+        yield name, settings
 
 
-def measure(measurements, config, sde, model, names, budgets, seeds):
-    """Yields the name of each sampler of a model, and the numbers of each seed."""
-    for name, chosen in settings_of(config, names, budgets):
-        sampler = sampling.from_config(chosen, sde)
-        settings = sampling.settings(chosen)
-        label = f"{model.name}, {name}" + (f", {chosen.steps} steps" * (name in fast.SAMPLERS))
-        yield (
-            name,
-            [measurements(label, model, sampler, settings, seed) for seed in range(seeds)],
-        )
+def measure(measurements, sde, model, name, chosen, seeds):
+    """The numbers of each seed, of a model's samples by the sampler of ``config.sampling``."""
+    sampler = sampling.from_config(chosen, sde)
+    steps = f", {chosen.steps} steps" if name in fast.SAMPLERS else ""
+    label, settings = f"{model.name}, {name}{steps}", sampling.settings(chosen)
+    return [measurements(label, model, sampler, settings, seed) for seed in range(seeds)]
 
 
 def print_results(results):
@@ -83,7 +80,7 @@ def draw_plot(place, results):
 
 def draw_panel(panel, results, quantity):
     head, _, factor = quality.QUANTITIES[quantity]
-    for number, name in enumerate(dict.fromkeys(name for name, _ in results)):
+    for name in dict.fromkeys(name for name, _ in results):
         points = [
             (quality.mean_and_spread(each, "nfe")[0], *quality.mean_and_spread(each, quantity))
             for other, each in results
@@ -92,30 +89,27 @@ def draw_panel(panel, results, quantity):
         nfe, means, spreads = zip(*sorted(points))
         means, spreads = ([factor * value for value in values] for values in (means, spreads))
         if name in REFERENCES.values():
-            panel.axhline(means[0], color=f"{0.55 * number}", linestyle="--", linewidth=1)
+            panel.axhline(means[0], color=GREYS[name], linestyle="--", linewidth=1)
             panel.annotate(f"{name}, {nfe[0]:.0f}", (5, means[0]), fontsize=7, va="bottom")
         else:
             panel.errorbar(nfe, means, spreads, marker=".", linewidth=1, label=name)
-    panel.set(
-        xlabel="NFE", ylabel=head, xscale="log", yscale="log" * (quantity == "fid") or "linear"
-    )
+    yscale = "log" if quantity == "fid" else "linear"
+    panel.set(xlabel="NFE", ylabel=head, xscale="log", yscale=yscale)
     panel.grid(alpha=0.3)
 
 
 def main():
     FLAGS = flags.FLAGS
     config, sde = FLAGS.config, sde_lib.from_config(FLAGS.config)
-    models = [quality.open_model(config, sde, text) for text in FLAGS.model]
+    models = [quality.open_model(config, sde, text) for text in FLAGS.models]
+    chosen = list(settings_of(config, FLAGS.samplers, sorted(FLAGS.nfe)))
     place = Workdir(FLAGS.workdir)
     place.create()
     measurements = quality.Measurements(config, place, quality.Judge(config))
-    budgets = sorted(int(nfe) for nfe in FLAGS.nfe)
     results = [
-        (model.name, *result)
+        (model.name, name, measure(measurements, sde, model, name, settings, FLAGS.seeds))
         for model in models
-        for result in measure(
-            measurements, config, sde, model, FLAGS.samplers, budgets, FLAGS.seeds
-        )
+        for name, settings in chosen
     ]
     print_results(results)
     print(f"The figure is {draw_plot(place, results)}.")
@@ -123,8 +117,7 @@ def main():
 
 if __name__ == "__main__":
     cli.define_common_flags()
-    flags.DEFINE_multi_string("model", None, "NAME=WORKDIR of a trained score.", required=True)
-    flags.DEFINE_list("samplers", list(fast.SAMPLERS), "Names of fast samplers.")
-    flags.DEFINE_list("nfe", ["5", "10", "20", "35", "80", "200"], "Most evaluations of a sample.")
-    flags.DEFINE_integer("seeds", 3, "Draws of each.", lower_bound=1)
-    cli.launch(main)
+    quality.define_flags()
+    flags.DEFINE_multi_string("samplers", list(fast.SAMPLERS), "Names of fast samplers.")
+    flags.DEFINE_multi_integer("nfe", [5, 10, 20, 35, 80, 200], "Most evaluations of a sample.")
+    cli.launch(main, pairs=("models", "samplers", "nfe"))

@@ -1,4 +1,4 @@
-"""All evaluations that processes share out among themselves, of the tiny configurations.
+"""All evaluations and draws that processes share out among themselves, of the tiny configurations.
 
 Apart from the tests, so that processes have little to import.
 """
@@ -10,6 +10,7 @@ import tiny
 import tiny_classifier
 
 import run_lib_evaluation
+import run_lib_sampling
 from metrics import encoding, feature_classifier
 
 ASKED_FOR = "calculate read encode encode_dataset stat latent fidis prdc kid nfe"
@@ -51,3 +52,11 @@ def evaluate():
 def encode_again():
     """Encode samples whose features stand."""
     encoding.encode_samples(score_config(), "W")
+
+
+def draw_fast():
+    """Samples of the run W by a deterministic and a stochastic fast sampler, five rounds each."""
+    for method, steps in (("unipc", 3), ("churn", 2)):
+        config = tiny.config("cache", sampling__method=method, sampling__steps=steps)
+        config.eval.batch_size, config.eval.num_samples, config.eval.num_divisions = 4, 18, 2
+        run_lib_sampling.sample(config, "W")

@@ -73,6 +73,7 @@ def commands(text):
         if language:
             continue
         for line in block.splitlines():
+            line = re.sub(r"-m (benchmarks|experiments)\.(\w+)", r"\1/\2.py", line)
             words = line.split("#")[0].replace("[", " ").replace("]", " ").split()
             if any(word.endswith(".py") for word in words):
                 yield words
@@ -81,7 +82,8 @@ def commands(text):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_exist(page):
     """Their scripts, configurations and flags."""
-    defined = "".join(path.read_text() for path in tiny.ROOT.glob("*.py"))
+    files = [*tiny.ROOT.glob("*.py"), *tiny.ROOT.glob("benchmarks/*.py")]
+    defined = "".join(path.read_text() for path in files)
     flags = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', defined), "config"}
     flags |= {metric.flag for metric in SAMPLE_METRICS}
     for words in commands(page.read_text()):

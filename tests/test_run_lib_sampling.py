@@ -231,13 +231,17 @@ def images(method):
 
 
 @pytest.mark.parametrize("name", ["heun", "churn"])
-def test_neither_batches_nor_divisions_change_a_fast_samplers_images(config, name):
-    """Equal in 99.9 % of the pixels: a network's convolutions round by the size of the batch."""
+def test_what_shares_the_work_changes_no_fast_samplers_images(config, monkeypatch, name):
+    """Batches, divisions and processes: equal in 99.9 % of the pixels, because a network's
+    convolutions round by the size of the batch."""
     config.sampling.method, config.sampling.steps = name, 4
     found = []
-    for batch_size, divisions in ((1, 1), (7, 4), (50, 2)):
+    for batch_size, divisions, processes in ((1, 1, 1), (7, 4, 2), (50, 2, 3)):
         config.eval.batch_size, config.eval.num_divisions = batch_size, divisions
-        sample(config, "run")
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        for rank in range(processes):
+            monkeypatch.setenv("RANK", str(rank))
+            sample(config, "run")
         found.append(images(name))
         shutil.rmtree(Workdir("run").division(0, name).parent)
     for other in found[1:]:

@@ -1,4 +1,5 @@
-"""Evaluation by several processes: the files and numbers of one, and no waiting for the dead."""
+"""Evaluation and fast samplers by several processes: the files and numbers of one, and no waiting
+for the dead."""
 
 import contextlib
 import io
@@ -29,6 +30,7 @@ from utils import UserError
 evaluations.brief_features()
 evaluations.evaluate()
 evaluations.encode_again()
+evaluations.draw_fast()
 print("evaluated")
 try:
     sharing.wait(rank=int(os.environ["RANK"]))
@@ -66,6 +68,7 @@ def alone(base, tmp_path_factory):
         )
         evaluations.brief_features()
         evaluations.evaluate()
+        evaluations.draw_fast()
     return tree(here), [line for line in said.getvalue().splitlines() if not dated(line)]
 
 
@@ -76,7 +79,7 @@ def dated(line):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, processes):
-    """Bits/dim, asymmetries, features, the network that these are of, and metrics of all."""
+    """Bits/dim, asymmetries, features, the network that these are of, metrics of all; samples."""
     here = tmp_path / "here"
     shutil.copytree(base, here)
     script = tmp_path / "script.py"
@@ -87,6 +90,7 @@ def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, proce
     expected, printed = alone
     found = tree(here)
     assert found.keys() == expected.keys()
+    assert sum("eval_sampling_" in str(name) and "npz" in str(name) for name in found) == 12
     assert [name for name in found if found[name] != expected[name]] == []
     # The first alone prints and logs.
     lines = done.stdout.splitlines()

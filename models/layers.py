@@ -244,22 +244,6 @@ class GaussianFourierProjection(nn.Module):
         return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
 
 
-NO_LABEL = -1
-
-
-class LabelEmbedding(nn.Embedding):
-    """A vector (B, width) for labels y (B,), of `classes` classes or `NO_LABEL`. At first zero."""
-
-    def __init__(self, classes, width):
-        super().__init__(classes + 1, width)
-
-    def reset_parameters(self):
-        nn.init.zeros_(self.weight)
-
-    def forward(self, labels):
-        return super().forward(labels % self.num_embeddings)  # the last stands for no label
-
-
 def positional_embedding(c: torch.Tensor, nf: int) -> torch.Tensor:
     """sin, then cos, of c·exp(−k·ln 10000/(nf/2 − 1)) for c (B,): (B, nf)."""
     half = nf // 2

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import domains
+from models import labels as labelling
 from models import layers, resampling
 from utils import UserError, lookup, take
 
@@ -31,7 +32,7 @@ class NCSNpp(nn.Module):
     It can push directions through beside the images, see `forward`.
 
     The condition is σ for Fourier embeddings and a time label for positional ones. With
-    `num_classes` labels (B,) are a second one, `layers.NO_LABEL` where an image has none.
+    `num_classes` labels (B,) are a second one, `labelling.NO_LABEL` where an image has none.
 
     With the attribute `checkpoint_activations` the residual and attention blocks keep their inputs
     alone for the backward pass, which computes the rest anew: less memory, one more forward pass.
@@ -200,7 +201,7 @@ class NCSNpp(nn.Module):
         if self.takes_labels and not conditional:
             raise UserError("config.model.num_classes needs config.model.conditional.")
         if self.takes_labels:
-            self.label_embedding = layers.LabelEmbedding(num_classes, temb_dim)
+            self.label_embedding = labelling.LabelEmbedding(num_classes, temb_dim)
 
     def edges(self) -> Iterator[tuple[nn.Module, bool]]:
         """Yields the convolutions that read or write images.
@@ -263,7 +264,7 @@ class NCSNpp(nn.Module):
         if not self.takes_labels:
             return temb
         if labels is None:
-            labels = torch.full_like(cond, layers.NO_LABEL, dtype=torch.long)
+            labels = torch.full_like(cond, labelling.NO_LABEL, dtype=torch.long)
         return temb + self.label_embedding(labels).to(temb.dtype)
 
     def _residual(self, block, h, temb, tangents):

@@ -14,7 +14,7 @@ import torch
 
 from models.compute import plain
 from models.forward_mode import push
-from models.layers import NO_LABEL
+from models.labels import NO_LABEL
 from sde_lib import SDE, expand
 
 

@@ -22,7 +22,7 @@ from configs import common
 from configs.classes import number_of_classes
 from configs.demo import digits_cfg, digits_cfg_guided
 from metrics import encoding, feature_classifier  # noqa: F401 (imported here, the forks need not)
-from models.layers import NO_LABEL
+from models.labels import NO_LABEL
 from models.scores import ClassifierFreeScore, EnergyScore, InParts, Score
 from samplers.fast import SAMPLERS
 from storage.files import load_npz

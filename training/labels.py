@@ -8,7 +8,7 @@ import dataclasses
 import torch
 
 from losses import DSM
-from models.layers import NO_LABEL
+from models.labels import NO_LABEL
 
 DRAW = "label"
 

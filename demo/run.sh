@@ -4,13 +4,13 @@
 source "$(dirname "$0")/stages.sh"
 stages=7
 config=configs/demo/digits.py
-fast=churn
+fast=dpmpp_2m_sde
 evaluate="run_lib_evaluation_fidis.py --config $config --workdir demo"
 
 stage "Train a small NCSN++ on 8×8 digits"
 $python main.py --config $config --workdir demo
 stage "Draw 500 samples with a fast sampler, 35 evaluations of the network each"
-$python run_lib_sampling.py --config $config --workdir demo --sampler $fast --steps 18
+$python run_lib_sampling.py --config $config --workdir demo --sampler $fast --steps 35
 stage "Draw 500 samples with predictor and corrector (PC), 200 evaluations each"
 $python run_lib_sampling.py --config $config --workdir demo
 stage "Draw 500 samples along the probability flow (ODE)"

@@ -10,6 +10,8 @@ import subprocess
 import pytest
 import tiny
 
+from samplers.fast import SAMPLERS
+
 SCRIPTS = ["run.sh", "qc.sh", "dlsm.sh"]
 GOING_ON = ["qc.sh", "dlsm.sh"]  # from the score model of the first
 
@@ -50,6 +52,21 @@ def test_stages_are_numbered_and_their_commands_exist(script, place):
         assert (tiny.ROOT / name).is_file()
         configs = [value for flag, value in itertools.pairwise(arguments) if flag == "--config"]
         assert all((tiny.ROOT / config).is_file() for config in configs)
+
+
+def test_all_draws_are_recognised_and_compared(place):
+    """Of the three samplers, the fast one at 35 evaluations."""
+    commands = [line.split()[1:] for line in run("run.sh", place).stdout.splitlines()]
+    draws = [command for command in commands if command[:1] == ["run_lib_sampling.py"]]
+    fast = next(command for command in draws if "--sampler" in command)
+    name, steps = (fast[fast.index(flag) + 1] for flag in ("--sampler", "--steps"))
+    assert SAMPLERS[name].nfe(int(steps)) == 35
+    recognised = [command[1] for command in commands if command[:1] == ["demo/recognise.py"]]
+    root = "results/demo/eval_sampling"
+    assert sorted(recognised) == sorted([root, f"{root}_ode", f"{root}_{name}"])
+    compared = [command for command in commands if command[:1] == ["run_lib_evaluation_fidis.py"]]
+    assert len(draws) == len(compared) == 3
+    assert sum(f"--sampler {name}" in " ".join(command) for command in compared) == 1
 
 
 @pytest.mark.parametrize("script", GOING_ON)

@@ -12,7 +12,6 @@ import io
 import itertools
 import logging
 import pathlib
-import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -21,8 +20,8 @@ from absl import flags
 
 import cli
 import domains
-from evaluation import LABELS
 from metrics.sample_sets import numbered_rounds
+from metrics.summary import metric_groups
 from storage.files import atomic_write, load_npz
 from storage.workdir import Workdir
 from utils import UserError, log
@@ -31,9 +30,6 @@ TEMPLATES = pathlib.Path(__file__).parent / "templates"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
 COLUMNS, ROWS = 8, 8  # of a sample grid
 NAME = 28  # characters of a run's name that fit above a column
-# Entries of metrics.json that are about samples: a metric, what it is a mean of, and the sampler.
-ENTRY = re.compile(r"(?:fid_is|[a-z]+)(_class|_sets)?(?:_(.+))?")
-MEANS = {"_class": "classes", "_sets": "sets"}
 CLASSES = 100  # rows of a grid with a row per class
 
 
@@ -43,14 +39,6 @@ class Picture:
 
     title: str
     uri: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A number in the table, and whether it is the best of its row."""
-
-    text: str
-    best: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,73 +272,7 @@ def _positive(lines):
     return all((y > 0).all() for _, _, y, _ in lines)
 
 
-# ---------------------------------------------------------------- the table of metrics
-
-
-def metric_groups(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
-    """The recorded values in groups, a title with rows: what a value is, and each run's `Cell`."""
-    groups = {}
-    for column, run in enumerate(runs):
-        for entry, content in beside_quality(run.metrics).items():
-            settings = content.get("settings", {})
-            features = settings.get("features")
-            title = settings.get("experiment") or group_of(entry)
-            title += f", features {features}" if features else ""
-            rows = groups.setdefault(title, {})
-            for name in [*LABELS, *sorted(content.keys() - LABELS)]:
-                if isinstance(content.get(name), float):
-                    row = rows.setdefault(LABELS.get(name, name), [None] * len(runs))
-                    row[column] = content[name]
-    return {
-        title: {label: cells(label, row) for label, row in sorted_rows(rows)}
-        for title, rows in sorted(groups.items())
-    }
-
-
-def beside_quality(metrics):
-    """The entries of ``metrics.json`` with the samples' NFE in those of their quality."""
-    metrics = {entry: dict(content) for entry, content in metrics.items()}
-    for entry in [entry for entry in metrics if re.fullmatch(r"nfe(_.+)?", entry)]:
-        method = ENTRY.fullmatch(entry)[2]
-        kin = [
-            other
-            for other, content in metrics.items()
-            if other != entry
-            and "features" in content.get("settings", {})
-            and ENTRY.fullmatch(other)[2] == method
-        ]
-        for other in kin:
-            metrics[other].setdefault("nfe", metrics[entry].get("nfe"))
-        if kin:
-            del metrics[entry]
-    return metrics
-
-
-def sorted_rows(rows):
-    """The rows of a group in the order of the table of metrics, others behind."""
-    order = list(LABELS.values())
-    return sorted(rows.items(), key=lambda row: order.index(row[0]) if row[0] in order else 99)
-
-
-def cells(label, row):
-    """The `Cell`s of a row; of different numbers the best is marked, where one way is better."""
-    numbers = [value for value in row if value is not None]
-    best = {"↓": min, "↑": max}.get(label[-1])
-    winner = best(numbers) if best and len(set(numbers)) > 1 else None
-    return [Cell("–") if value is None else Cell(f"{value:.5g}", value == winner) for value in row]
-
-
-def group_of(entry: str) -> str:
-    """What the numbers of an entry of ``metrics.json`` are about."""
-    if entry == "nll":
-        return "Likelihood"
-    if entry == "asym":
-        return "Asymmetry"
-    if entry.startswith("cas_"):
-        return f"Classification accuracy score, {entry.removeprefix('cas_')}"
-    by, method = ENTRY.fullmatch(entry).groups()
-    samples = {None: "Samples", "ode": "ODE samples"}.get(method, f"{method} samples")
-    return samples if by is None else f"{samples}, mean over {MEANS[by]}"
+# ---------------------------------------------------------------- settings
 
 
 def settings_of(run: Run) -> dict[str, dict[str, Any]]:
@@ -392,7 +314,7 @@ def report(workdirs: Sequence[str]) -> pathlib.Path:
         runs=runs,
         measured=measured,
         drawn=[run for run in runs if run.samples],
-        groups=metric_groups(measured),
+        groups=metric_groups([run.metrics for run in measured]),
         settings={run.name: list(flat(settings_of(run))) for run in runs},
         curves=curve_pictures(runs),
         asymmetries=asymmetry_pictures(runs),

@@ -9,7 +9,10 @@ import ml_collections
 
 VERSION = "1.0"
 # The folders of the sources that files are made by.
-SOURCES = (".", "metrics", "models", "readers", "samplers", "storage", "training")
+SOURCES = (
+    *(".", "metrics", "models", "planning", "readers", "samplers", "storage", "sweeps"),
+    "training",
+)
 
 
 def differences(old: dict, new: dict) -> list[str]:

@@ -88,12 +88,7 @@ def newest_state(place: Workdir) -> tuple[pathlib.Path | None, dict[str, Any] | 
     Raises:
         UserError: there are such files, and none can be read.
     """
-    snapshots = sorted(
-        (int(path.stem.removeprefix("checkpoint_")), path)
-        for path in place.checkpoints.glob("checkpoint_*.pth")
-        if path.stem.removeprefix("checkpoint_").isdecimal()
-    )
-    paths = [path for _, path in snapshots[-1:]]
+    paths = [place.checkpoint(number) for number in place.numbers()[-1:]]
     resume_point = place.resume_point
     if resume_point.exists() and not (paths and resume_point.samefile(paths[0])):
         paths.append(resume_point)

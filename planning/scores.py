@@ -14,7 +14,7 @@ from models import compute, jacobian, memory
 from models.scores import GuidedScore
 from planning.costs import Files, count_flops, count_parameters, print_plan, readable_flops
 from storage.workdir import Workdir
-from utils import get_device, is_first, shares
+from utils import get_device, is_first, lookup, shares
 
 
 def fresh_score(config):
@@ -132,7 +132,7 @@ def asym(config, place):
     sde, evaluation = sde_lib.from_config(config), config.eval
     slices = config.loss.slices
     rows = max(1, min(evaluation.microbatch // (1 + slices), evaluation.batch_size))
-    estimator = jacobian.ESTIMATORS[config.loss.estimator]
+    estimator = lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator")
 
     def one_level(x, t):
         vectors = x.expand(slices, *x.shape)

@@ -330,21 +330,22 @@ def main():
         sampling__steps=FLAGS.steps,
         sampling__scaling_factor=FLAGS.scale,
     )
-    chosen = divisions(config.eval, FLAGS.division_idx)
+    classes = None
     if cli.describes_classifier(config):
         count = require_positive(config.classifier.classes, "config.classifier.classes")
         classes = chosen_classes(count, FLAGS.mode, FLAGS.classid, FLAGS.classidend)
-        if FLAGS.dry_run:
-            scores.plan_classes(config, FLAGS.workdir, classes, chosen)
-        else:
-            sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)
     elif FLAGS.mode or FLAGS.classid is not None or FLAGS.classidend is not None:
         raise UserError("--mode, --classid and --classidend need a configuration of a classifier.")
-    elif FLAGS.dry_run:
-        scores.plan_divisions(config, FLAGS.workdir, chosen)
-    else:
+    if FLAGS.dry_run:
+        ranges.check(config)
+        chosen = divisions(config.eval, FLAGS.division_idx)
+        scores.plan_samples(config, FLAGS.workdir, chosen, classes)
+        return
+    if classes is None:
         sample(config, FLAGS.workdir, FLAGS.division_idx)
-    if FLAGS.png and not FLAGS.dry_run:
+    else:
+        sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)
+    if FLAGS.png:
         write_png_files(config, FLAGS.workdir)
 
 

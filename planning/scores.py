@@ -9,7 +9,6 @@ import likelihood
 import models
 import sampling
 import sde_lib
-from configs import ranges
 from models import compute, jacobian, memory
 from models.scores import GuidedScore
 from planning.costs import Files, count_flops, count_parameters, print_plan, readable_flops
@@ -50,32 +49,17 @@ def costs_of(call, config, rows, what):
     return facts, flops
 
 
-def plan_divisions(config, workdir, divisions):
-    """Print what drawing these `divisions` of the samples would do; no checkpoint is needed.
+def plan_samples(config, workdir, divisions, classes=None):
+    """Print what drawing would do; nothing is written, and no checkpoint is needed.
+
+    Args:
+        divisions: the divisions that would be drawn.
+        classes: the classes; None: the samples have none.
 
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    place, method = Workdir(workdir), config.sampling.method
-    sizes = shares(config.eval.num_samples, config.eval.num_divisions)
-    _plan_samples(config, place, {place.division(d, method): sizes[d] for d in divisions})
-
-
-def plan_classes(config, workdir, classes, divisions):
-    """As `plan_divisions`, of the samples of these `classes`."""
-    place, method = Workdir(workdir), config.sampling.method
-    sizes = shares(config.eval.num_samples, config.classifier.classes)
-    parts = {label: shares(sizes[label], config.eval.num_divisions) for label in classes}
-    counts = {
-        place.class_samples(label, method): sum(part[d] for d in divisions)
-        for label, part in parts.items()
-    }
-    _plan_samples(config, place, counts)
-
-
-def _plan_samples(config, place, counts):
-    """Print what drawing would do; `counts` has the number of samples of each folder."""
-    ranges.check(config)
+    place, counts = Workdir(workdir), samples_by_folder(config, workdir, divisions, classes)
     evaluation, total = config.eval, sum(counts.values())
     sde, domain = sde_lib.from_config(config), domains.from_config(config.data)
     sampler = sampling.from_config(config.sampling, sde)
@@ -103,6 +87,20 @@ def _plan_samples(config, place, counts):
         files.append(Files(folder / "samples_*.png", rounds))
     if is_first():
         print_plan(config, facts, files)
+
+
+def samples_by_folder(config, workdir, divisions, classes):
+    """Each folder that `plan_samples` is about, with the number of its samples."""
+    place, method, evaluation = Workdir(workdir), config.sampling.method, config.eval
+    if classes is None:
+        sizes = shares(evaluation.num_samples, evaluation.num_divisions)
+        return {place.division(d, method): sizes[d] for d in divisions}
+    sizes = shares(evaluation.num_samples, config.classifier.classes)
+    parts = {label: shares(sizes[label], evaluation.num_divisions) for label in classes}
+    return {
+        place.class_samples(label, method): sum(part[d] for d in divisions)
+        for label, part in parts.items()
+    }
 
 
 def evaluations(sampler):
@@ -164,7 +162,6 @@ def evaluate(config, workdir, metric=None, features=(), metrics=()):
         features: the flags that ask for features.
         metrics: the names of the metrics of samples that would be taken.
     """
-    ranges.check(config)
     place = Workdir(workdir)
     facts, files = {}, [Files(FEATURES[name](config, place)) for name in features]
     if metric is not None:

@@ -3,6 +3,7 @@
 # make demo-dlsm   guide that model by classifiers of the digits, compare
 # make demo-all   the three, one after the other
 # make experiments   the papers' small experiments in the plane: results/experiments
+# make samples   draw 64 pictures from the model that ships: results/pretrained
 # make test   set up and run the tests
 # make test-tfgan   set up TF-GAN's environment and run its tests (Python 3.10 or 3.11)
 # make soak   hostile files, random kills and 50,000 samples: under half an hour
@@ -14,7 +15,7 @@ TFGAN_PYTHON ?= python3.11
 TFGAN_VENV ?= .venv-tfgan
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo demo-qc demo-dlsm demo-all experiments test test-tfgan soak lint
+.PHONY: samples demo demo-qc demo-dlsm demo-all experiments test test-tfgan soak lint
 .DEFAULT_GOAL := test
 
 $(VENV)/.complete: requirements.txt requirements-dev.txt
@@ -22,6 +23,9 @@ $(VENV)/.complete: requirements.txt requirements-dev.txt
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
+
+samples: $(VENV)/.complete
+	PYTHON=$(VENV)/bin/python bash demo/samples.sh
 
 demo: $(VENV)/.complete
 	PYTHON=$(VENV)/bin/python bash demo/run.sh

@@ -21,9 +21,13 @@ def define_common_flags(default_config: str | None = None) -> None:
     That is --workdir and --deterministic. With a default configuration neither it nor a workdir
     has to be given.
     """
-    config_flags.DEFINE_config_file(
-        "config", default_config, "Configuration file.", lock_config=True
-    )
+    try:
+        config_flags.DEFINE_config_file(
+            "config", default_config, "Configuration file.", lock_config=True
+        )
+    except Exception:  # the default is read at once, with what overrides it
+        _fail_of_unknown_field(sys.argv, default_config)
+        raise
     flags.DEFINE_string(
         "workdir", None, "Directory of the run; a relative one lies under results/."
     )
@@ -113,8 +117,11 @@ def _parse_flags(arguments, pairs=()):
         fail(f"The configuration cannot be loaded: {type(error).__name__}: {_last_line(error)}")
 
 
-def _fail_of_unknown_field(arguments):
-    """Fail if one of `arguments` overrides a field that the configuration lacks; name its like."""
+def _fail_of_unknown_field(arguments, default=None):
+    """Fail if one of `arguments` overrides a field that the configuration lacks; name its like.
+
+    The configuration is that of the arguments, else the file `default`.
+    """
     overrides = [re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments]
     names = [match[1] for match in overrides if match]
     files = [
@@ -122,10 +129,11 @@ def _fail_of_unknown_field(arguments):
         for argument, after in zip(arguments, [*arguments[1:], ""], strict=True)
         if argument.partition("=")[0] in ("--config", "-config")
     ]
-    if not (names and files):
+    file = files[-1] if files else default
+    if not (names and file):
         return
     try:
-        config = config_flags.ConfigFileFlagParser("config").parse(files[-1])
+        config = config_flags.ConfigFileFlagParser("config").parse(file)
         fields = dict(_fields(config))
     except Exception:  # the file itself is at fault
         return

@@ -3,9 +3,11 @@
 source "$(dirname "$0")/stages.sh"
 stages=1
 place=results/pretrained
+sampler=dpmpp_2m_sde
 mkdir -p $place/checkpoints
 cp pretrained/fashion_mnist.pth $place/checkpoints/checkpoint.pth
 
-stage "Draw 64 pictures with 20 evaluations each: $place/eval_sampling_dpmpp_2m/division_0/samples_0.png"
+stage "Draw 64 pictures, 40 evaluations of the network each"
 $python run_lib_sampling.py --config configs/fashion_mnist/score.py --workdir pretrained \
-    --sampler dpmpp_2m --steps 20 --num_samples 64 --bs 64
+    --sampler $sampler --steps 40 --num_samples 64 --bs 64
+echo "The picture is $place/eval_sampling_$sampler/0/samples_0.png."

@@ -9,13 +9,16 @@ import likelihood
 import models
 import sampling
 import sde_lib
+<<<<<<< HEAD
 from configs import ranges
 from configs.classes import describes_classifier, draws_by_class, number_of_classes
+=======
+>>>>>>> wt-19
 from models import compute, jacobian, memory
 from models.scores import ClassifierFreeScore, GuidedScore
 from planning.costs import Files, count_flops, count_parameters, print_plan, readable_flops
 from storage.workdir import Workdir
-from utils import get_device, is_first, shares
+from utils import get_device, is_first, lookup, shares
 
 
 def fresh_score(config):
@@ -53,12 +56,17 @@ def costs_of(call, config, rows, what):
     return facts, flops
 
 
-def plan_divisions(config, workdir, divisions):
-    """Print what drawing these `divisions` of the samples would do; no checkpoint is needed.
+def plan_samples(config, workdir, divisions, classes=None):
+    """Print what drawing would do; nothing is written, and no checkpoint is needed.
+
+    Args:
+        divisions: the divisions that would be drawn.
+        classes: the classes; None: the samples have none.
 
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
+<<<<<<< HEAD
     place, method = Workdir(workdir), config.sampling.method
     sizes = shares(config.eval.num_samples, config.eval.num_divisions)
     _plan_samples(config, place, {place.division(d, method): sizes[d] for d in divisions})
@@ -79,6 +87,9 @@ def plan_classes(config, workdir, classes, divisions):
 def _plan_samples(config, place, counts):
     """Print what drawing would do; `counts` has the number of samples of each folder."""
     ranges.check(config)
+=======
+    place, counts = Workdir(workdir), samples_by_folder(config, workdir, divisions, classes)
+>>>>>>> wt-19
     evaluation, total = config.eval, sum(counts.values())
     sde, domain = sde_lib.from_config(config), domains.from_config(config.data)
     sampler = sampling.from_config(config.sampling, sde)
@@ -108,6 +119,20 @@ def _plan_samples(config, place, counts):
         print_plan(config, facts, files)
 
 
+def samples_by_folder(config, workdir, divisions, classes):
+    """Each folder that `plan_samples` is about, with the number of its samples."""
+    place, method, evaluation = Workdir(workdir), config.sampling.method, config.eval
+    if classes is None:
+        sizes = shares(evaluation.num_samples, evaluation.num_divisions)
+        return {place.division(d, method): sizes[d] for d in divisions}
+    sizes = shares(evaluation.num_samples, config.classifier.classes)
+    parts = {label: shares(sizes[label], evaluation.num_divisions) for label in classes}
+    return {
+        place.class_samples(label, method): sum(part[d] for d in divisions)
+        for label, part in parts.items()
+    }
+
+
 def evaluations(sampler):
     """How often `sampler`, whose steps are fixed, asks the score for each sample."""
     _, nfe = sampler(lambda x, t: -x, torch.ones(1, 1))
@@ -135,7 +160,7 @@ def asym(config, place):
     sde, evaluation = sde_lib.from_config(config), config.eval
     slices = config.loss.slices
     rows = max(1, min(evaluation.microbatch // (1 + slices), evaluation.batch_size))
-    estimator = jacobian.ESTIMATORS[config.loss.estimator]
+    estimator = lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator")
 
     def one_level(x, t):
         vectors = x.expand(slices, *x.shape)
@@ -167,7 +192,6 @@ def evaluate(config, workdir, metric=None, features=(), metrics=()):
         features: the flags that ask for features.
         metrics: the names of the metrics of samples that would be taken.
     """
-    ranges.check(config)
     place = Workdir(workdir)
     facts, files = {}, [Files(FEATURES[name](config, place)) for name in features]
     if metric is not None:

@@ -54,6 +54,11 @@ def printed(text):
     }
 
 
+def test_a_mistaken_override_of_the_default_configuration(tmp_path):
+    said = "no field config.eval.kid_subset. Did you mean config.eval.kid_subset_size?"
+    refused(f"{FOLDERS} A B --fidis --config.eval.kid_subset=3", tmp_path, [], said)
+
+
 def test_numbers_are_torch_fidelitys(tmp_path, weights):  # noqa: F811
     """Images of two sizes, grey and with an alpha channel, PNG and JPEG; and what is no image."""
     fill(tmp_path / "A", 8, 24)

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import pytest
 import tiny
 import torch
 from commands import command
@@ -11,7 +10,6 @@ import run_lib
 import sampling
 import sde_lib
 from configs.fashion_mnist import score as fashion_mnist
-from samplers import fast
 from storage.trained import load_score
 from storage.workdir import Workdir
 
@@ -40,12 +38,10 @@ def test_a_release_holds_the_averages_in_half_precision(tmp_path, monkeypatch):
     assert pathlib.Path("out/W.pth").stat().st_size < checkpoint.stat().st_size / 4
 
 
-@pytest.mark.parametrize(("method", "steps"), [("dpmpp_2m", 8), ("heun", 5)])
-def test_the_shipped_model_draws_clothes(method, steps):
+def test_the_shipped_model_draws_clothes():
     """Dark around a bright middle, as the training images are, whose mean is 0.286."""
     config = fashion_mnist.get_config()
-    config.sampling.method, config.sampling.steps = method, steps
-    assert method in fast.SAMPLERS
+    config.sampling.method, config.sampling.steps = "dpmpp_2m_sde", 16
     assert SHIPPED.stat().st_size < 6 * 2**20
     sde = sde_lib.from_config(config)
     score, _ = load_score(config, SHIPPED, sde, CPU)

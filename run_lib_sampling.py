@@ -257,33 +257,20 @@ def main() -> None:
         sampling__steps=FLAGS.steps,
         sampling__scaling_factor=FLAGS.scale,
     )
-<<<<<<< HEAD
-    chosen = divisions(config.eval, FLAGS.division_idx)
+    classes = None
     if draws_by_class(config):
         count = number_of_classes(config)
-=======
-    classes = None
-    if cli.describes_classifier(config):
-        count = require_positive(config.classifier.classes, "config.classifier.classes")
->>>>>>> wt-19
         classes = chosen_classes(count, FLAGS.mode, FLAGS.classid, FLAGS.classidend)
     elif FLAGS.mode or FLAGS.classid is not None or FLAGS.classidend is not None:
-<<<<<<< HEAD
         raise UserError(
             "--mode, --classid and --classidend need a configuration of a classifier or of classes."
         )
-    elif FLAGS.dry_run:
-        scores.plan_divisions(config, FLAGS.workdir, chosen)
-    else:
-=======
-        raise UserError("--mode, --classid and --classidend need a configuration of a classifier.")
     if FLAGS.dry_run:
         ranges.check(config)
         chosen = divisions(config.eval, FLAGS.division_idx)
         scores.plan_samples(config, FLAGS.workdir, chosen, classes)
         return
     if classes is None:
->>>>>>> wt-19
         sample(config, FLAGS.workdir, FLAGS.division_idx)
     else:
         sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)

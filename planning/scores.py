@@ -9,11 +9,7 @@ import likelihood
 import models
 import sampling
 import sde_lib
-<<<<<<< HEAD
-from configs import ranges
 from configs.classes import describes_classifier, draws_by_class, number_of_classes
-=======
->>>>>>> wt-19
 from models import compute, jacobian, memory
 from models.scores import ClassifierFreeScore, GuidedScore
 from planning.costs import Files, count_flops, count_parameters, print_plan, readable_flops
@@ -66,30 +62,7 @@ def plan_samples(config, workdir, divisions, classes=None):
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-<<<<<<< HEAD
-    place, method = Workdir(workdir), config.sampling.method
-    sizes = shares(config.eval.num_samples, config.eval.num_divisions)
-    _plan_samples(config, place, {place.division(d, method): sizes[d] for d in divisions})
-
-
-def plan_classes(config, workdir, classes, divisions):
-    """As `plan_divisions`, of the samples of these `classes`."""
-    place, method = Workdir(workdir), config.sampling.method
-    sizes = shares(config.eval.num_samples, number_of_classes(config))
-    parts = {label: shares(sizes[label], config.eval.num_divisions) for label in classes}
-    counts = {
-        place.class_samples(label, method): sum(part[d] for d in divisions)
-        for label, part in parts.items()
-    }
-    _plan_samples(config, place, counts)
-
-
-def _plan_samples(config, place, counts):
-    """Print what drawing would do; `counts` has the number of samples of each folder."""
-    ranges.check(config)
-=======
     place, counts = Workdir(workdir), samples_by_folder(config, workdir, divisions, classes)
->>>>>>> wt-19
     evaluation, total = config.eval, sum(counts.values())
     sde, domain = sde_lib.from_config(config), domains.from_config(config.data)
     sampler = sampling.from_config(config.sampling, sde)
@@ -125,7 +98,7 @@ def samples_by_folder(config, workdir, divisions, classes):
     if classes is None:
         sizes = shares(evaluation.num_samples, evaluation.num_divisions)
         return {place.division(d, method): sizes[d] for d in divisions}
-    sizes = shares(evaluation.num_samples, config.classifier.classes)
+    sizes = shares(evaluation.num_samples, number_of_classes(config))
     parts = {label: shares(sizes[label], evaluation.num_divisions) for label in classes}
     return {
         place.class_samples(label, method): sum(part[d] for d in divisions)

@@ -37,7 +37,11 @@ def release(config, checkpoint, path):
     """
     sde = sde_lib.from_config(config)
     score, loaded = load_score(config, checkpoint, sde, torch.device("cpu"))
-    content = {"model": halved(score.net.state_dict()), "step": loaded.step}
+    content = {
+        "model": halved(score.net.state_dict()),
+        "step": loaded.step,
+        "config": config.to_json(),
+    }
     with atomic_write(path) as file:
         torch.save(content, file)
     log.info("Wrote step %d to %s: %.1f MiB.", loaded.step, path, path.stat().st_size / 2**20)

@@ -20,6 +20,11 @@ def small(config):
     model.attn_resolutions = (7,)
     model.dropout = 0.0
     model.sigma_max = 24.0  # beyond the largest distance of two images
+
+    # At 2,000 evaluations the published sampler would take minutes for a picture. This one corrects
+    # by its noise what a short training leaves: the deterministic ones spoil every third image.
+    config.sampling.method = "dpmpp_2m_sde"
+    config.sampling.steps = 40
     return config
 
 

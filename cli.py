@@ -5,7 +5,7 @@ import functools
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 import ml_collections
@@ -36,7 +36,7 @@ def define_common_flags(default_config: str | None = None) -> None:
         flags.mark_flags_as_required(["config", "workdir"])
 
 
-def define_dry_run():
+def define_dry_run() -> None:
     flags.DEFINE_bool(
         "dry_run", False, "Say what would be done, what it costs and what it writes; do nothing."
     )
@@ -152,7 +152,7 @@ def _fields(config, prefix=""):
             yield from _fields(value, f"{prefix}{name}.")
 
 
-def nearest_fields(name, fields):
+def nearest_fields(name: str, fields: Collection[str]) -> list[str]:
     """Which of `fields`, dotted names, `name` may have meant; a list, empty where none is near."""
     section, _, last = name.rpartition(".")
     alike = difflib.get_close_matches(name, fields, n=1)

@@ -66,7 +66,7 @@ class Run:
 # ---------------------------------------------------------------- what a workdir holds
 
 
-def short_names(workdirs):
+def short_names(workdirs: Sequence[str]) -> list[str]:
     """A short name for each workdir, no two the same: its last part, or more where two agree."""
     parts = [pathlib.PurePath(name).parts for name in workdirs]
     depth = 1

@@ -163,7 +163,7 @@ def main() -> None:
         sample_metrics_of(config, FLAGS)
 
 
-def plan(config, FLAGS):
+def plan(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
     """Print what the flags ask for."""
     from planning import scores
 
@@ -185,7 +185,7 @@ def score_metric(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> 
         read(FLAGS.workdir)
 
 
-def measure_checkpoints(config, FLAGS):
+def measure_checkpoints(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
     """Metrics of samples over all checkpoints of a run."""
     from sweeps import checkpoints
 

@@ -6,6 +6,9 @@ The score s(x) = R·Sw(Wᵀx + b) + c of a one-layer autoencoder is trained by t
 Jacobian alone. The asymmetry vanishes and RWᵀ becomes symmetric, but R does not become W.
 """
 
+import pathlib
+from collections.abc import Sequence
+
 import ml_collections
 import torch
 from torch import nn
@@ -15,6 +18,7 @@ import losses
 from experiments import common
 from models import forward_mode, jacobian
 from models.points import Swish
+from storage.workdir import Workdir
 
 STEPS, EVERY = 10_002, 200
 
@@ -22,7 +26,7 @@ STEPS, EVERY = 10_002, 200
 class Autoencoder(nn.Module):
     """R·Sw(Wᵀx + b) + c of points x (B, 2), its weights and biases uniform in [−1, 1]."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.encode = nn.Linear(2, 2)  # Wᵀ and b
         self.decode = nn.Linear(2, 2)  # R and c
@@ -31,26 +35,28 @@ class Autoencoder(nn.Module):
             nn.init.uniform_(layer.weight, -1, 1)
             nn.init.uniform_(layer.bias, -1, 1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.decode(self.activation(self.encode(x)))
 
-    def sym_diff(self):
+    def sym_diff(self) -> float:
         """|Σ_k (R₀ₖW₁ₖ − R₁ₖW₀ₖ)|: how far RWᵀ is from symmetric."""
         product = self.decode.weight @ self.encode.weight
         return (product[0, 1] - product[1, 0]).abs().item()
 
-    def weight_diff(self):
+    def weight_diff(self) -> float:
         """‖R − W‖_F."""
         return (self.decode.weight - self.encode.weight.T).norm().item()
 
 
-def asymmetry(network, x):
+def asymmetry(network: Autoencoder, x: torch.Tensor) -> torch.Tensor:
     """The mean over points x (B, 2) of tr JJᵀ − tr JJ, a scalar to differentiate."""
     _, J = jacobian.matrix(lambda v: forward_mode.jvp(network, x, v), x)
     return jacobian.asymmetry(J).mean()
 
 
-def train(seed, steps=STEPS, every=EVERY):
+def train(
+    seed: int, steps: int = STEPS, every: int = EVERY
+) -> list[tuple[int, float, float, float]]:
     """Rows (step, loss, sym_diff, weight_diff), one for every `every` steps."""
     torch.manual_seed(seed)
     network = Autoencoder()
@@ -72,7 +78,9 @@ def train(seed, steps=STEPS, every=EVERY):
     return rows
 
 
-def draw(place, seed, rows):
+def draw(
+    place: Workdir, seed: int, rows: Sequence[tuple[int, float, float, float]]
+) -> pathlib.Path:
     """The three curves of a training."""
     figure, axes = common.figure_of(1, 3)
     step, *curves = zip(*rows)
@@ -83,7 +91,7 @@ def draw(place, seed, rows):
     return common.save_figure(place, f"training_seed_{seed}", figure)
 
 
-def main(seed, as_published):
+def main(seed: int, as_published: bool) -> None:
     place = common.workdir("autoencoder")
     rows = train(seed)
     common.print_table(

@@ -1,5 +1,8 @@
 """What the experiments share: flags, where results lie, tables and figures."""
 
+import pathlib
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
@@ -9,7 +12,7 @@ from storage.files import atomic_write
 from storage.workdir import Workdir
 
 
-def launch(main, seed, published):
+def launch(main: Callable[[int, bool], object], seed: int, published: str) -> None:
     """Define --seed and --as_published, parse the flags, and run ``main(seed, as_published)``.
 
     `published` says what the second changes.
@@ -19,14 +22,14 @@ def launch(main, seed, published):
     cli.launch(lambda: main(flags.FLAGS.seed, flags.FLAGS.as_published))
 
 
-def workdir(name):
+def workdir(name: str) -> Workdir:
     """The directory ``results/experiments/{name}``, made."""
     place = Workdir(f"experiments/{name}")
     place.create()
     return place
 
 
-def print_table(heads, rows):
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows of strings below their heads, as Markdown."""
     widths = [max(map(len, column)) for column in zip(heads, *rows)]
     for row in (heads, ["-" * width for width in widths], *rows):
@@ -34,13 +37,13 @@ def print_table(heads, rows):
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def figure_of(rows, columns, side=3.0):
+def figure_of(rows: int, columns: int, side: float = 3.0) -> tuple[Figure, np.ndarray]:
     """A figure of equal panels, and its axes as an array (rows, columns)."""
     figure = Figure(figsize=(side * columns, side * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def save_figure(place, name, figure):
+def save_figure(place: Workdir, name: str, figure: Figure) -> pathlib.Path:
     """Write a figure to ``figures/{name}.png`` of a workdir, where the report finds it."""
     path = place.figure(name)
     with atomic_write(path) as file:
@@ -48,7 +51,7 @@ def save_figure(place, name, figure):
     return path
 
 
-def grid(low, high, count, dtype=None):
+def grid(low: float, high: float, count: int, dtype: str | None = None) -> np.ndarray:
     """The points (count², 2) of an even square grid, a NumPy array; the first coordinate first."""
     line = np.linspace(low, high, count, dtype=dtype)
     return np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)

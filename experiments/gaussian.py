@@ -9,6 +9,7 @@ rotating error, whose Jacobian is asymmetric, many more. All in double precision
 
 import dataclasses
 import math
+import pathlib
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from experiments import common
 from models import forward_mode, jacobian
+from storage.workdir import Workdir
 
 EPSILONS = (0.0, 5e-4, 7.5e-4, 1e-3, 1.5e-3, 1.75e-3, 2.25e-3)
 VARIANCE = 0.1**2  # of the target
@@ -32,7 +34,7 @@ class Field:
     epsilon: float
     rotating: bool
 
-    def __call__(self, x):
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The field (B, 2) at x (B, 2)."""
         score = -x / VARIANCE
         if self.epsilon == 0:
@@ -44,12 +46,12 @@ class Field:
         return score + m[:, None] * error
 
 
-def log_density(x):
+def log_density(x: torch.Tensor) -> torch.Tensor:
     """log p (B,) of the target N(0, 0.1² I) at x (B, 2)."""
     return -x.square().sum(1) / (2 * VARIANCE) - math.log(2 * math.pi * VARIANCE)
 
 
-def ring(x):
+def ring(x: torch.Tensor) -> torch.Tensor:
     """μ (B,): the density at x of ten equal unit Gaussians on the circle of radius 3."""
     angles = 2 * math.pi * torch.arange(10, dtype=x.dtype) / 10
     centres = 3 * torch.stack([angles.cos(), angles.sin()], dim=1)
@@ -57,12 +59,12 @@ def ring(x):
     return torch.exp(-squares / 2).mean(1) / (2 * math.pi)
 
 
-def starts(seed):
+def starts(seed: int) -> torch.Tensor:
     """The ten points (10, 2) that each ascent begins at."""
     return torch.from_numpy(-2 + 0.5 * np.random.RandomState(seed).randn(10, 2))
 
 
-def ascend(field, x, steps=STEPS):
+def ascend(field: Field, x: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
     """The points on the way up, (n + 1, B, 2), until the mean nll is below 0.001 or for `steps`.
 
     x += a_i·s with a_i = 0.0125·e^(−i/1000), 0.01·e^(−i/1000) for ε = 0.
@@ -78,7 +80,7 @@ def ascend(field, x, steps=STEPS):
     return torch.stack(path)
 
 
-def asymmetries(field):
+def asymmetries(field: Field) -> tuple[float, float]:
     """NAsym = Σ p·½A/tr JJᵀ and Asym = Σ p·A over a grid, A = tr JJᵀ − tr JJ."""
     x = torch.from_numpy(common.grid(-3, 3, 20))
     _, J = jacobian.matrix(lambda v: forward_mode.jvp(field, x, v), x)
@@ -86,7 +88,7 @@ def asymmetries(field):
     return (p * A / 2 / J.square().sum((1, 2))).sum().item(), (p * A).sum().item()
 
 
-def measure(epsilon, seed=0):
+def measure(epsilon: float, seed: int = 0) -> dict[str, float]:
     """The row of the table for `epsilon`, a dict."""
     rotating, pointing = Field(epsilon, rotating=True), Field(epsilon, rotating=False)
     x = starts(seed)
@@ -100,7 +102,7 @@ def measure(epsilon, seed=0):
     }
 
 
-def draw(place, seed):
+def draw(place: Workdir, seed: int) -> pathlib.Path:
     """The fields and the ascents on them, a row for each kind of error."""
     chosen = EPSILONS[1:7:2]
     figure, axes = common.figure_of(2, len(chosen))
@@ -119,7 +121,7 @@ def draw(place, seed):
     return common.save_figure(place, "ascents", figure)
 
 
-def main(seed, as_published):
+def main(seed: int, as_published: bool) -> None:
     place = common.workdir("gaussian")
     rows = [measure(epsilon, seed) for epsilon in tqdm(EPSILONS, desc="ε")]
     common.print_table(

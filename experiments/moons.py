@@ -9,7 +9,10 @@ are like. Run again, it continues where it was cut.
 
 import dataclasses
 import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 
+import ml_collections
 import numpy as np
 import torch
 from absl import flags
@@ -22,9 +25,9 @@ import sde_lib
 from configs import points
 from experiments import common, oracle
 from metrics.prdc import precision_recall_density_coverage
-from models.scores import GuidedScore
+from models.scores import EnergyScore, GuidedScore, Score
 from samplers import fast, grids
-from sde_lib import expand, perturb
+from sde_lib import VESDE, expand, perturb
 from storage.trained import load_classifier, load_score
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
@@ -46,7 +49,7 @@ class WeightedDSM(losses.DSM):
 
     weighting: float = 2.0
 
-    def loss(self, x, u, z):
+    def loss(self, x: torch.Tensor, u: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         t = losses.draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
         residual = losses.dsm_residual(self.score(x_t, t), self.sde, t, std, z, False)
@@ -57,7 +60,7 @@ class WeightedDSM(losses.DSM):
 class MoonsScoreTraining(ScoreTraining):
     """A score network with `WeightedDSM`."""
 
-    def __init__(self, config, device):
+    def __init__(self, config: ml_collections.ConfigDict, device: torch.device) -> None:
         super().__init__(config, device)
         self.objective = WeightedDSM(self.score, self.sde, config.training.eps)
 
@@ -78,20 +81,20 @@ class Truth:
     floor: float = 0.0
 
     @functools.cached_property
-    def grid(self):
+    def grid(self) -> torch.Tensor:
         return torch.from_numpy(common.grid(-1, 1, 35, "float32")) * torch.tensor([40.0, 25.0])
 
     @functools.cached_property
-    def full(self):
+    def full(self) -> torch.Tensor:
         """∇ log p(x) (1225, 2)."""
         return oracle.score(self.grid, torch.cat(self.moons), SIGMA**2, self.floor)
 
     @functools.cached_property
-    def posteriors(self):
+    def posteriors(self) -> list[torch.Tensor]:
         """∇ log p(x | y) (1225, 2) of each class."""
         return [oracle.score(self.grid, moon, SIGMA**2, self.floor) for moon in self.moons]
 
-    def distances(self, full, posteriors):
+    def distances(self, full: torch.Tensor, posteriors: Sequence[torch.Tensor]) -> dict[str, float]:
         """D of a score (1225, 2) on the grid; Dp and Dl of those of each class, a list.
 
         D and Dp are mean distances from the exact scores, Dl that of the likelihood scores, which
@@ -103,7 +106,9 @@ class Truth:
             result[f"Dl {moon}"] = mean_norm((posterior - full) - (exact - self.full))
         return result
 
-    def of_models(self, score, guided):
+    def of_models(
+        self, score: Score | EnergyScore | oracle.ExactScore, guided: Sequence[Callable]
+    ) -> dict[str, float]:
         """The distances of a score s(x, t) and of the guided one of each class."""
         t = torch.full((len(self.grid),), score.sde.time(SIGMA))
         with torch.no_grad():
@@ -111,36 +116,36 @@ class Truth:
                 score(self.grid, t).double(), [each(self.grid, t).double() for each in guided]
             )
 
-    def of_nothing(self):
+    def of_nothing(self) -> dict[str, float]:
         """The distances of zero, as the prior's, the posterior and the likelihood score."""
         zero = torch.zeros_like(self.full)
         return self.distances(zero, [zero, zero])
 
-    def of_itself(self):
+    def of_itself(self) -> dict[str, float]:
         """The distances of the exact scores, without a floor, from the oracle's: 0 without one."""
         exact = dataclasses.replace(self, floor=0.0)
         return self.distances(exact.full, exact.posteriors)
 
-    def exact_scores(self, sde):
+    def exact_scores(self, sde: VESDE) -> list[oracle.ExactScore]:
         """The exact score s(x, t) of each class, of no more than `DRAWN` of its points."""
         few = [functools.partial(oracle.score, centres=moon[:DRAWN]) for moon in self.moons]
         return [oracle.ExactScore(each, sde) for each in few]
 
 
-def mean_norm(vectors):
+def mean_norm(vectors: torch.Tensor) -> float:
     return vectors.norm(dim=1).mean().item()
 
 
 # ---------------------------------------------------------------- samples
 
 
-def draw_heun(score, sde, noise):
+def draw_heun(score: Callable, sde: VESDE, noise: sampling.SeededNoise) -> torch.Tensor:
     """Samples (DRAWN, 2) by Heun's method from σ = 10 to 0.001 and then 0."""
     sampler = fast.FastSampler(fast.SAMPLERS["heun"], sde, grids.of_sde(sde, HEUN_STEPS))
     return sampler(score, noise.randn((DRAWN, 2)), noise.randn_like)[0]
 
 
-def draw_pc(score, sde, noise):
+def draw_pc(score: Callable, sde: VESDE, noise: sampling.SeededNoise) -> torch.Tensor:
     """Samples (DRAWN, 2) by predictor and Langevin corrector from σ = 10 to 0.001."""
     sampler = sampling.PCSampler(
         dataclasses.replace(sde, N=PC_STEPS), sampling.reverse_diffusion, sampling.langevin, 0.16
@@ -149,7 +154,7 @@ def draw_pc(score, sde, noise):
 
 
 @torch.no_grad()
-def draw_published(score, sde, noise):
+def draw_published(score: Callable, sde: VESDE, noise: sampling.SeededNoise) -> torch.Tensor:
     """Samples (DRAWN, 2) as the published code draws them: σ ascends, and no predictor moves them.
 
     From N(0, I), x += √(2ε)·s + ε·z at σ_i = 1e-3·(1e4)^(i/1000).
@@ -166,7 +171,15 @@ PUBLISHED = {"published": (draw_published, False)}
 """Name -> a function that draws samples, and whether they are clean, to be compared at `BLUR`."""
 
 
-def sample_metrics(name, draw, clean, scores, sde, truth, seed):
+def sample_metrics(
+    name: str,
+    draw: Callable,
+    clean: bool,
+    scores: Sequence[Callable],
+    sde: VESDE,
+    truth: Truth,
+    seed: int,
+) -> tuple[list[torch.Tensor], dict[str, float]]:
     """Means over the classes of P/R/D/C (k = 5) and the share nearest to their own moon.
 
     Returns:
@@ -195,7 +208,9 @@ def sample_metrics(name, draw, clean, scores, sde, truth, seed):
     return drawn, {f"{name} {key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
-def measure_samples(scores, sde, truth, seed, as_published):
+def measure_samples(
+    scores: Sequence[Callable], sde: VESDE, truth: Truth, seed: int, as_published: bool
+) -> tuple[list[torch.Tensor], dict[str, float]]:
     """`sample_metrics` of every sampler, one dict, and of the last one the samples."""
     result = {}
     for name, (draw, clean) in (PUBLISHED if as_published else CORRECTED).items():
@@ -207,7 +222,7 @@ def measure_samples(scores, sde, truth, seed, as_published):
 # ---------------------------------------------------------------- training and measuring
 
 
-def train_score(seed, steps):
+def train_score(seed: int, steps: int) -> pathlib.Path:
     """Train the score model; returns its newest checkpoint."""
     config = points.moons()
     config.seed = seed
@@ -217,7 +232,16 @@ def train_score(seed, steps):
     return Workdir(name).checkpoint()
 
 
-def run(loss_type, score_path, truth, *, seed, steps, batch, as_published=False):
+def run(
+    loss_type: str,
+    score_path: pathlib.Path,
+    truth: Truth,
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+    as_published: bool = False,
+) -> dict[str, float]:
     """Train a classifier with a loss, measure, record and draw: the row, a dict."""
     config = points.moons_classifier(loss_type, score_path)
     config.seed = seed
@@ -244,7 +268,13 @@ def run(loss_type, score_path, truth, *, seed, steps, batch, as_published=False)
     return row
 
 
-def draw(place, name, drawn, guided, truth):
+def draw(
+    place: Workdir,
+    name: str,
+    drawn: Sequence[torch.Tensor],
+    guided: Sequence[GuidedScore],
+    truth: Truth,
+) -> None:
     """The samples, and each class's posterior score on the grid with the exact one beneath it."""
     figure, axes = common.figure_of(1, 3, side=3.6)
     scatter, *fields = axes[0]
@@ -264,7 +294,7 @@ def draw(place, name, drawn, guided, truth):
     common.save_figure(place, name, figure)
 
 
-def print_rows(rows):
+def print_rows(rows: Mapping[str, Mapping[str, float]]) -> None:
     """Print rows of numbers by the name of the loss, and after it what they are of."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     common.print_table(
@@ -276,7 +306,7 @@ def print_rows(rows):
     )
 
 
-def main(seed, as_published):
+def main(seed: int, as_published: bool) -> None:
     FLAGS = flags.FLAGS
     config = points.moons()
     split = datasets.load(config.data, "train")

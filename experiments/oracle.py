@@ -19,7 +19,9 @@ CHUNK = 2**22  # distances at a time
 ARM = 200  # boxes along each arm of the spirals
 
 
-def score(x, centres, variance, floor=0.0):
+def score(
+    x: torch.Tensor, centres: torch.Tensor, variance: float, floor: float = 0.0
+) -> torch.Tensor:
     """∇ log of the mean of N(x; c_i, v I) over the `centres` c_i (N, D), at x (B, D): float64.
 
     With a `floor` the density in the denominator is larger by it, as in the DLSM paper's code.
@@ -45,7 +47,9 @@ def _score(x, centres, variance, floor):
     return result * torch.sigmoid(log_density - math.log(floor))[:, None]
 
 
-def boxes_score(x, low, high, variance):
+def boxes_score(
+    x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, variance: float
+) -> torch.Tensor:
     """∇ log of the mean of the noised uniform densities on the boxes, at x (B, D): float64.
 
     Args:
@@ -77,21 +81,21 @@ def _log_normal(u):
 # ---------------------------------------------------------------- the sets of the plane
 
 
-def checkerboard():
+def checkerboard() -> Callable[..., torch.Tensor]:
     """The score (B, 2) at x (B, 2) and a variance of the noise, of the set of that name."""
     corners = [(column, row + column % 2) for column in range(-2, 2) for row in (-2, 0)]
     low = 3 * torch.tensor(corners, dtype=torch.float64)
     return functools.partial(boxes_score, low=low, high=low + 3)
 
 
-def gaussian_8():
+def gaussian_8() -> Callable[..., torch.Tensor]:
     """As `checkerboard`."""
     angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
     centres = 8 / math.sqrt(2) * torch.stack([angles.cos(), angles.sin()], dim=1)
     return lambda x, variance: score(x, centres, 0.5 + variance)
 
 
-def spiral_2(arm=ARM):
+def spiral_2(arm: int = ARM) -> Callable[..., torch.Tensor]:
     """As `checkerboard`: boxes at the middles of `arm` equally probable parts of each arm."""
     n = 3 * math.pi * torch.sqrt((torch.arange(arm, dtype=torch.float64) + 0.5) / arm)
     low = torch.stack([-n * n.cos(), n * n.sin()], dim=1)
@@ -111,7 +115,7 @@ class ExactScore:
     score: Callable
     sde: VESDE
 
-    def __call__(self, x, t):
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """(B, 2) at x (B, 2) and t (B,), whose entries are one and the same time."""
         sigma = self.sde.sigma(t[0].double()).item()
         return self.score(x, variance=sigma**2).to(x.dtype)

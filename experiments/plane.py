@@ -8,7 +8,9 @@ again, it continues where it was cut; without --dataset or --kind it goes throug
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
+import ml_collections
 import torch
 from absl import flags
 
@@ -22,6 +24,7 @@ from configs import points
 from experiments import common, oracle
 from metrics.prdc import precision_recall_density_coverage
 from models import jacobian
+from models.scores import EnergyScore, Score
 from storage.trained import load_score
 from storage.workdir import Workdir
 
@@ -41,7 +44,9 @@ CHECKPOINTS = 4  # of a training, whose asymmetry is followed
 COLUMNS = ("score_err", "nasym", "asym", "nats", "nfe", "precision", "recall")
 
 
-def configure(dataset, kind, *, seed, batch, steps):
+def configure(
+    dataset: str, kind: str, *, seed: int, batch: int, steps: int
+) -> ml_collections.ConfigDict:
     """The configuration of a training."""
     kind, estimator = KINDS[kind]
     config = points.plane(dataset, kind)
@@ -72,23 +77,23 @@ class Measures:
     as_published: bool = False
 
     @property
-    def sde(self):
+    def sde(self) -> sde_lib.VESDE:
         return self.exact.sde
 
-    def noise(self, purpose, *numbers):
+    def noise(self, purpose: str, *numbers: int) -> sampling.SeededNoise:
         return sampling.SeededNoise(torch.device("cpu"), purpose, self.seed, *numbers)
 
-    def level(self, n):
+    def level(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Points (SCORED, 2) at the noise level σ_n, and its time (B,)."""
         x = (self.train if self.as_published else self.test)[:SCORED]
         t = torch.full((len(x),), n / 11)
         return x + self.sde.sigma(t)[:, None] * self.noise("plane", n).randn_like(x), t
 
-    def asked(self, n, t):
+    def asked(self, n: int, t: torch.Tensor) -> torch.Tensor:
         """The time (B,) at which a score is asked at the level n, whose own is t."""
         return torch.full_like(t, (n + 1) / LEVELS) if self.as_published else t
 
-    def oracle(self, n, x, t):
+    def oracle(self, n: int, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """What the score is compared with at points x of the level n."""
         if not self.as_published:
             return self.exact(x, t)
@@ -96,7 +101,7 @@ class Measures:
         noised = self.train + sigma * self.noise("oracle", n).randn_like(self.train)
         return oracle.score(x, noised, sigma.item() ** 2).to(x.dtype)
 
-    def score_error(self, score):
+    def score_error(self, score: Callable) -> float:
         """The mean over levels of the mean ½‖score − oracle‖²."""
         errors = []
         for n in range(LEVELS):
@@ -106,7 +111,7 @@ class Measures:
             errors.append(losses.half_square(difference, reduce_mean=False).mean().item())
         return sum(errors) / LEVELS
 
-    def asymmetry(self, score):
+    def asymmetry(self, score: Score | EnergyScore) -> dict[str, float]:
         """The means over levels and points of Asym, tr JJᵀ − tr JJ, and NAsym, a dict."""
         values = []
         for n in range(LEVELS):
@@ -120,7 +125,7 @@ class Measures:
         asym, nasym = (sum(column) / LEVELS for column in zip(*values))
         return {"asym": asym, "nasym": nasym}
 
-    def nats(self, score, rtol=1e-3, atol=1e-5):
+    def nats(self, score: Callable, rtol: float = 1e-3, atol: float = 1e-5) -> float:
         """The negative log-likelihood of a point, with the exact divergence."""
         x = self.test[:MEASURED]
         density, _, _ = likelihood.log_likelihood(
@@ -128,7 +133,7 @@ class Measures:
         )
         return -density.mean().item()
 
-    def samples(self, score, sampler):
+    def samples(self, score: Callable, sampler: Callable) -> tuple[torch.Tensor, dict[str, float]]:
         """Samples (MEASURED, 2), and a dict of their NFE, precision, recall, density, coverage."""
         noise = self.noise("samples")
         x, nfe = sampler(score, noise.randn((MEASURED, 2)), noise.randn_like)
@@ -136,20 +141,24 @@ class Measures:
         metrics = precision_recall_density_coverage(real, x.numpy(), nearest_k=3)
         return x, {"nfe": float(nfe), **metrics}
 
-    def everything(self, score, sampler):
+    def everything(
+        self, score: Callable, sampler: Callable
+    ) -> tuple[torch.Tensor, dict[str, float]]:
         """Samples, and all of the above but the asymmetry, a dict."""
         x, metrics = self.samples(score, sampler)
         return x, {"score_err": self.score_error(score), "nats": self.nats(score), **metrics}
 
 
-def measures_of(config, as_published):
+def measures_of(config: ml_collections.ConfigDict, as_published: bool) -> Measures:
     """The `Measures` of a configuration's set and seed."""
     train, test = (torch.tensor(split.images) for split in datasets.load_both(config.data))
     exact = oracle.ExactScore(oracle.PLANE[config.data.dataset](), sde_lib.from_config(config))
     return Measures(exact, train, test, config.seed, as_published)
 
 
-def run(dataset, kind, measures, *, seed, batch, steps):
+def run(
+    dataset: str, kind: str, measures: Measures, *, seed: int, batch: int, steps: int
+) -> dict[str, float]:
     """Train, measure, record and draw: the row, a dict."""
     config = configure(dataset, kind, seed=seed, batch=batch, steps=steps)
     name = f"experiments/plane/{dataset}_{kind}_b{batch}_s{seed}_{steps}"
@@ -173,7 +182,7 @@ def run(dataset, kind, measures, *, seed, batch, steps):
     return row
 
 
-def floor(dataset, measures):
+def floor(dataset: str, measures: Measures) -> dict[str, float]:
     """The row of the exact score, whose Jacobian is symmetric."""
     config = points.plane(dataset, "usbm")
     sampler = sampling.from_config(config.sampling, measures.sde)
@@ -181,7 +190,13 @@ def floor(dataset, measures):
     return {**row, "asym": 0.0, "nasym": 0.0}
 
 
-def draw(place, name, samples, curve, score):
+def draw(
+    place: Workdir,
+    name: str,
+    samples: torch.Tensor,
+    curve: Sequence[Mapping[str, float]],
+    score: Score | EnergyScore,
+) -> None:
     """The samples, Asym over training, and the curl ∂s₂/∂x₁ − ∂s₁/∂x₂ at t = ½."""
     figure, axes = common.figure_of(1, 3, side=3.4)
     scatter, line, map_ = axes[0]
@@ -201,7 +216,7 @@ def draw(place, name, samples, curve, score):
     common.save_figure(place, name, figure)
 
 
-def main(seed, as_published):
+def main(seed: int, as_published: bool) -> None:
     FLAGS = flags.FLAGS
     rows = []
     for dataset in [FLAGS.dataset] if FLAGS.dataset else oracle.PLANE:

@@ -7,6 +7,7 @@ et al., ICCV 2021). Names of parameters are those of the published file, dinov2_
 """
 
 import dataclasses
+import os
 
 import numpy as np
 import torch
@@ -155,7 +156,7 @@ class DINOv2Features:
     architecture = Architecture()
     logit_width = 0
 
-    def __init__(self, device, weights):
+    def __init__(self, device: torch.device, weights: str | os.PathLike | None) -> None:
         if weights is None:
             raise UserError(
                 "The features dinov2 need DINOv2's weights: fetch dinov2_vitl14_pretrain.pth and "
@@ -173,7 +174,7 @@ class DINOv2Features:
         self.name = f"dinov2-vitl14-{digest[:8]}"
         self.pool_width = self.architecture.width
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (MEAN, STD))
         with torch.inference_mode(), exact_products():
             x = channels_first(resized(in_colour(images)), self.device)

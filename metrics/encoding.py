@@ -29,6 +29,7 @@ from utils import UserError, get_device, is_first, log, log_to, lookup, require_
 
 if TYPE_CHECKING:  # torch need not be there
     import datasets
+    from metrics.dinov2 import DINOv2Features
 
 # ---------------------------------------------------------------- feature extractors
 
@@ -43,7 +44,7 @@ def tfhub(config: ml_collections.ConfigDict) -> extractors.TFHubFeatures:
     return extractors.TFHubFeatures()
 
 
-def dinov2(config):
+def dinov2(config: ml_collections.ConfigDict) -> "DINOv2Features":
     from metrics.dinov2 import DINOv2Features
 
     return DINOv2Features(get_device(config.device), config.eval.dinov2_weights)

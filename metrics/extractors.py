@@ -118,12 +118,12 @@ class InParts:
         return np.concatenate(pool), np.concatenate(logits)
 
 
-def in_colour(images):
+def in_colour(images: np.ndarray) -> np.ndarray:
     """`images` (n, H, W, 1 or 3) with three channels."""
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
-def hashed(path, noun):
+def hashed(path: str | os.PathLike, noun: str) -> tuple[bytes, str]:
     """The bytes of a file and their SHA-256; `noun` begins the sentence if it cannot be read."""
     try:
         data = pathlib.Path(path).read_bytes()
@@ -132,7 +132,7 @@ def hashed(path, noun):
     return data, hashlib.sha256(data).hexdigest()
 
 
-def plain_weights(data, path):
+def plain_weights(data: bytes, path: str | os.PathLike) -> "dict[str, torch.Tensor]":
     """The state dict in the bytes of the weight file `path`, read weights-only."""
     import torch
 

@@ -67,7 +67,9 @@ def _command(config, workdir):
     return f"run_lib_evaluation_fidis.py --workdir {workdir}{flag_of(config)}"
 
 
-def find_real(config, workdir, dataset_stat=None):
+def find_real(
+    config: ml_collections.ConfigDict, workdir: str, dataset_stat: str | os.PathLike | None = None
+) -> pathlib.Path:
     """The file of the real images' features, see `open_sets`.
 
     Raises:

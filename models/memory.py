@@ -140,7 +140,7 @@ def count_step(job: Any, images: int, processes: int = 1) -> Step:
     return Step(counted.held + copies * weights, counted.peak / images, images)
 
 
-def loss_of(job, images):
+def loss_of(job: Any, images: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """What a training job's objective returns for made-up data, `images` of them."""
     x = torch.rand((images, *job.domain.shape), device=job.device)
     labels = torch.zeros(images, dtype=torch.long, device=job.device)
@@ -148,7 +148,7 @@ def loss_of(job, images):
 
 
 @contextlib.contextmanager
-def kept_buffers(network):
+def kept_buffers(network: torch.nn.Module) -> Iterator[None]:
     """Behind the context the buffers are as before it."""
     # A counter to which nothing fake is added does count.
     buffers = [buffer.clone() for buffer in network.buffers()]

@@ -5,7 +5,7 @@ the parameters are those of the published checkpoints.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -55,31 +55,31 @@ class NCSNpp(nn.Module):
     def __init__(
         self,
         *,
-        image_size,
-        channels,
-        sigmas,
-        nf,
-        ch_mult,
-        num_res_blocks,
-        attn_resolutions,
-        dropout,
-        nonlinearity,
-        embedding_type,
-        fourier_scale,
-        conditional,
-        resblock_type,
-        fir,
-        fir_kernel,
-        resamp_with_conv,
-        skip_rescale,
-        progressive,
-        progressive_input,
-        progressive_combine,
-        init_scale,
-        scale_by_sigma,
-        centered,
-        num_classes=None,
-    ):
+        image_size: tuple[int, int],
+        channels: int,
+        sigmas: np.ndarray,
+        nf: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        dropout: float,
+        nonlinearity: str,
+        embedding_type: str,
+        fourier_scale: float,
+        conditional: bool,
+        resblock_type: str,
+        fir: bool,
+        fir_kernel: Sequence[float],
+        resamp_with_conv: bool,
+        skip_rescale: bool,
+        progressive: str,
+        progressive_input: str,
+        progressive_combine: str,
+        init_scale: float,
+        scale_by_sigma: bool,
+        centered: bool,
+        num_classes: int | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("sigmas", torch.as_tensor(sigmas, dtype=torch.float64))
         self.act = lookup(layers.ACTIVATIONS, nonlinearity, "config.model.nonlinearity")
@@ -214,7 +214,13 @@ class NCSNpp(nn.Module):
             if self.channels in (layer.in_channels, layer.out_channels):
                 yield layer, layer.out_channels != self.channels
 
-    def forward(self, x, cond, directions=None, labels=None):
+    def forward(
+        self,
+        x: torch.Tensor,
+        cond: torch.Tensor,
+        directions: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """The network's output, and with `directions` v (m, B, C, H, W) its derivatives too.
 
         Without `labels` a network that takes them is told of none.
@@ -236,7 +242,9 @@ class NCSNpp(nn.Module):
         sigma = cond if self.embedding_type == "fourier" else self.sigmas[cond.long()]
         return sigma.to(h.dtype).repeat(1 + tangents)[:, None, None, None]
 
-    def network(self, x, cond, tangents, labels=None):
+    def network(
+        self, x: torch.Tensor, cond: torch.Tensor, tangents: int, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The output before its division by σ; rows as in `layers`."""
         modules = iter(self.all_modules)
         if not self.centered:
@@ -356,7 +364,9 @@ class NCSNppMod(NCSNpp):
         self.out_conv = layers.Conv2d(channels, channels, 5)
         self.all_modules = body
 
-    def network(self, x, cond, tangents, labels=None):
+    def network(
+        self, x: torch.Tensor, cond: torch.Tensor, tangents: int, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         h = super().network(self.in_conv(x, tangents), cond, tangents, labels)
         return self.out_conv(h, tangents)
 

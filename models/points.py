@@ -78,7 +78,7 @@ class MoonsNet(nn.Module):
         domains.points_of(config.data, "The model moons")
         return cls()
 
-    def forward(self, x, sigma):
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return self.head(torch.cat([self.point(x), self.noise(sigma[:, None])], dim=1))
 
 
@@ -89,7 +89,7 @@ class MoonsClassifier(nn.Module):
         classes: the number of logits.
     """
 
-    def __init__(self, classes):
+    def __init__(self, classes: int) -> None:
         super().__init__()
         self.classifier = MoonsNet(classes)
 

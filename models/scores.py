@@ -29,11 +29,13 @@ class Labelled:
     labels: torch.Tensor
 
     @property
-    def pushes_directions(self):
+    def pushes_directions(self) -> bool:
         """Whether the network pushes directions itself, see `forward_mode`."""
         return getattr(self.net, "pushes_directions", False)
 
-    def __call__(self, x, cond, *directions):
+    def __call__(
+        self, x: torch.Tensor, cond: torch.Tensor, *directions: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         labels = self.labels.repeat(len(x) // len(self.labels))
         return self.net(x, cond, *directions, labels=labels)
 
@@ -154,7 +156,7 @@ class ClassifierFreeScore:
     scale: float = 1.0
 
     @property
-    def unguided(self):
+    def unguided(self) -> Score | EnergyScore:
         """The score without a label."""
         return self.score
 

@@ -2,7 +2,11 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+import ml_collections
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -18,11 +22,17 @@ class Flops(TorchDispatchMode):
     Its own FlopCounterMode also follows modules, by hooks that know no `torch.autograd.grad`.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        function: Callable,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         formula = flop_registry.get(getattr(function, "_overloadpacket", None))
@@ -31,7 +41,7 @@ class Flops(TorchDispatchMode):
         return result
 
 
-def count_flops(call):
+def count_flops(call: Callable[[], object]) -> int:
     """FLOPs of ``call()``, two for a product that is added; none of its tensors gets numbers.
 
     Counted are convolutions, matrix products and attention, which is nearly all of a network.
@@ -41,7 +51,7 @@ def count_flops(call):
     return counter.total
 
 
-def readable_flops(flops):
+def readable_flops(flops: float) -> str:
     """FLOPs in words."""
     for size, prefix in PREFIXES:
         if flops >= size:
@@ -58,11 +68,13 @@ class Files:
     size: int | None = None
 
 
-def count_parameters(network):
+def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def print_plan(config, facts, files):
+def print_plan(
+    config: ml_collections.ConfigDict, facts: Mapping[str, str], files: Iterable[Files]
+) -> None:
     """Print a configuration, `facts` (name -> text) and the `files` that would be written."""
     print("Configuration")
     for name, value in sorted(flatten(config.to_dict()).items()):

@@ -11,6 +11,7 @@ lets them overlap (technique 2), and Langevin's steps keep each level's variance
 import collections
 import dataclasses
 import math
+import os
 import pathlib
 import sys
 
@@ -58,12 +59,12 @@ class Images:
     channels: int
 
     @property
-    def side(self):
+    def side(self) -> int:
         """The side of the squares that all images hold, a multiple of MULTIPLE."""
         return min(map(min, self.sizes)) // MULTIPLE * MULTIPLE
 
 
-def look(root):
+def look(root: str | os.PathLike) -> Images:
     """The `Images` in ``root/train``, from the files' headers.
 
     Raises:
@@ -89,7 +90,7 @@ def _data(root, size, channels):
     return config
 
 
-def largest_distance(root, size, channels):
+def largest_distance(root: str | os.PathLike, size: int, channels: int) -> tuple[float, int]:
     """The largest Euclidean distance of two training images in [0, 1], of at most MOST of them.
 
     Returns:
@@ -110,7 +111,7 @@ def largest_distance(root, size, channels):
     return largest, len(x)
 
 
-def ratio_of_levels(dimensions):
+def ratio_of_levels(dimensions: int) -> float:
     """γ with Φ(√(2D)(γ−1) + 3γ) − Φ(√(2D)(γ−1) − 3γ) = OVERLAP in D dimensions (technique 2)."""
 
     def excess(gamma):
@@ -120,12 +121,12 @@ def ratio_of_levels(dimensions):
     return brentq(excess, 1, 100)
 
 
-def number_of_levels(sigma_max, ratio):
+def number_of_levels(sigma_max: float, ratio: float) -> int:
     """Levels of a geometric progression from `sigma_max` to SIGMA_MIN."""
     return math.ceil(math.log(sigma_max / SIGMA_MIN) / math.log(ratio)) + 1
 
 
-def step_size(ratio, steps=LANGEVIN_STEPS):
+def step_size(ratio: float, steps: int = LANGEVIN_STEPS) -> float:
     """e = ε/σ_L² whose `steps` Langevin steps leave a level's variance nearest to σ² (technique 4).
 
     The variance is σ² times (1−e)^2T (γ² − c) + c with c = 2/(2−e).
@@ -138,12 +139,12 @@ def step_size(ratio, steps=LANGEVIN_STEPS):
     return minimize_scalar(deviation, bounds=(0, 1), options={"xatol": 1e-8}).x
 
 
-def snr(step):
+def snr(step: float) -> float:
     """The snr of the corrector `langevin` whose steps, 2(snr·σ)², are e·σ²."""
     return math.sqrt(step / 2)
 
 
-def settings_for(largest, size, channels):
+def settings_for(largest: float, size: int, channels: int) -> dict[str, float]:
     """The arguments of `common.own_images` for images of this size and largest distance."""
     ratio = ratio_of_levels(channels * size**2)
     sigma_max = max(1.0, float(f"{largest:.3g}"))
@@ -154,7 +155,9 @@ def settings_for(largest, size, channels):
     }
 
 
-def describe(root, size=None, target=None):
+def describe(
+    root: str | os.PathLike, size: int | None = None, target: str | os.PathLike | None = None
+) -> pathlib.Path:
     """Print what is in `root` and what a score model of it takes; write a configuration.
 
     Args:
@@ -199,7 +202,7 @@ def _word(name):
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def memory_of(config: ml_collections.ConfigDict):
+def memory_of(config: ml_collections.ConfigDict) -> str:
     """A sentence on what a training step of `config` keeps."""
     images = 2
     step = memory.count_step(ScoreTraining(config, torch.device("cpu")), images)
@@ -225,7 +228,7 @@ def _write(path, root, size, channels, settings):
         file.write(text)
 
 
-def main():
+def main() -> None:
     arguments = flags.FLAGS(sys.argv)[1:]
     if len(arguments) != 1:
         raise UserError("Give one folder of images: python -m planning.images DIR.")

@@ -1,7 +1,10 @@
 """The dry runs of run_lib_sampling.py and run_lib_evaluation.py: what models would be asked."""
 
 import math
+import pathlib
+from collections.abc import Callable, Sequence
 
+import ml_collections
 import torch
 
 import domains
@@ -11,20 +14,22 @@ import sampling
 import sde_lib
 from configs.classes import describes_classifier, draws_by_class, number_of_classes
 from models import compute, jacobian, memory
-from models.scores import ClassifierFreeScore, GuidedScore
+from models.scores import ClassifierFreeScore, EnergyScore, GuidedScore, Score
 from planning.costs import Files, count_flops, count_parameters, print_plan, readable_flops
 from storage.workdir import Workdir
 from utils import get_device, is_first, lookup, shares
 
 
-def fresh_score(config):
+def fresh_score(config: ml_collections.ConfigDict) -> tuple[Score | EnergyScore, torch.nn.Module]:
     """The score that ``config.model`` describes, of fresh weights, and the network behind it."""
     device, sde = get_device(config.device), sde_lib.from_config(config)
     network = compute.freeze(models.create_model(config), config.compute, device)
     return models.create_score(config, network, sde), network
 
 
-def guided(config, score):
+def guided(
+    config: ml_collections.ConfigDict, score: Score | EnergyScore
+) -> tuple[ClassifierFreeScore | GuidedScore, int]:
     """A `score` with its guidance, and how many parameters that adds."""
     device, sde = get_device(config.device), sde_lib.from_config(config)
     label = torch.zeros(1, dtype=torch.long, device=device)
@@ -34,7 +39,12 @@ def guided(config, score):
     return GuidedScore(score, classifier, sde, label), count_parameters(classifier)
 
 
-def costs_of(call, config, rows, what):
+def costs_of(
+    call: Callable[[torch.Tensor, torch.Tensor], object],
+    config: ml_collections.ConfigDict,
+    rows: int,
+    what: str,
+) -> tuple[dict[str, str], float]:
     """Facts about ``call(x, t)`` on `rows` made-up images: FLOPs of one and memory of all."""
     device, shape = get_device(config.device), domains.from_config(config.data).shape
 
@@ -52,7 +62,12 @@ def costs_of(call, config, rows, what):
     return facts, flops
 
 
-def plan_samples(config, workdir, divisions, classes=None):
+def plan_samples(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    divisions: Sequence[int],
+    classes: Sequence[int] | None = None,
+) -> None:
     """Print what drawing would do; nothing is written, and no checkpoint is needed.
 
     Args:
@@ -92,7 +107,12 @@ def plan_samples(config, workdir, divisions, classes=None):
         print_plan(config, facts, files)
 
 
-def samples_by_folder(config, workdir, divisions, classes):
+def samples_by_folder(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    divisions: Sequence[int],
+    classes: Sequence[int] | None,
+) -> dict[pathlib.Path, int]:
     """Each folder that `plan_samples` is about, with the number of its samples."""
     place, method, evaluation = Workdir(workdir), config.sampling.method, config.eval
     if classes is None:
@@ -106,13 +126,15 @@ def samples_by_folder(config, workdir, divisions, classes):
     }
 
 
-def evaluations(sampler):
+def evaluations(sampler: Callable) -> int:
     """How often `sampler`, whose steps are fixed, asks the score for each sample."""
     _, nfe = sampler(lambda x, t: -x, torch.ones(1, 1))
     return nfe
 
 
-def nll(config, place):
+def nll(
+    config: ml_collections.ConfigDict, place: Workdir
+) -> tuple[torch.nn.Module, dict[str, str], list[Files]]:
     """Facts and files of a likelihood."""
     score, network = fresh_score(config)
     sde = sde_lib.from_config(config)
@@ -127,7 +149,9 @@ def nll(config, place):
     return network, facts, [Files(place.nll(0).parent / "bpd_*.npz")]
 
 
-def asym(config, place):
+def asym(
+    config: ml_collections.ConfigDict, place: Workdir
+) -> tuple[torch.nn.Module, dict[str, str], list[Files]]:
     """Facts and files of an asymmetry."""
     score, network = fresh_score(config)
     sde, evaluation = sde_lib.from_config(config), config.eval
@@ -157,7 +181,13 @@ FEATURES = {
 }
 
 
-def evaluate(config, workdir, metric=None, features=(), metrics=()):
+def evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    metric: str | None = None,
+    features: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+) -> None:
     """Print what an evaluation would do; nothing is read or written.
 
     Args:

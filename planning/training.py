@@ -1,5 +1,10 @@
 """The dry run of main.py: what training would do."""
 
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
 import torch
 
 import run_lib
@@ -13,7 +18,12 @@ from training.score import ScoreTraining
 from utils import get_device, is_first, rank_and_size
 
 
-def train(config, workdir, restore=None, make_job=ScoreTraining):
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    restore: str | os.PathLike | None = None,
+    make_job: Callable = ScoreTraining,
+) -> None:
     """Print what `run_lib.train` would do with the same arguments; nothing is written.
 
     The data are neither read nor fetched: only what they are to be is known.
@@ -46,7 +56,9 @@ def train(config, workdir, restore=None, make_job=ScoreTraining):
     print_plan(config, facts, files_of(config, job, place, step))
 
 
-def start(job, config, place, restore):
+def start(
+    job: Any, config: ml_collections.ConfigDict, place: Workdir, restore: str | os.PathLike | None
+) -> tuple[int, str]:
     """The step that training would start at, and the words that say why.
 
     Raises:
@@ -65,7 +77,7 @@ def start(job, config, place, restore):
     return checkpoints.read_count(content, "step", path, absent), f"from {path}"
 
 
-def flops_of_step(job, images):
+def flops_of_step(job: Any, images: int) -> int:
     """FLOPs of the gradient of a batch of `images`."""
     parameters = [p for p in job.model.parameters() if p.requires_grad]
 
@@ -78,7 +90,7 @@ def flops_of_step(job, images):
         return count_flops(gradient)
 
 
-def files_of(config, job, place, step):
+def files_of(config: ml_collections.ConfigDict, job: Any, place: Workdir, step: int) -> list[Files]:
     """The `Files` of a training run from `step` on."""
     training = config.training
     size = sum(p.numel() * p.element_size() for p in job.model.parameters())

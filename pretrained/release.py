@@ -5,11 +5,13 @@ python pretrained/release.py --config CONFIG --workdir NAME [--checkpoint_idx N]
 The file is a checkpoint that every command reads; a training that starts from it has no moments.
 """
 
+import os
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import ml_collections
 import torch
 from absl import flags
 
@@ -29,7 +31,9 @@ def halved(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def release(config, checkpoint, path):
+def release(
+    config: ml_collections.ConfigDict, checkpoint: str | os.PathLike, path: pathlib.Path
+) -> None:
     """Write what the checkpoint of a score model averages to `path`, whole or not at all.
 
     Raises:
@@ -47,7 +51,7 @@ def release(config, checkpoint, path):
     log.info("Wrote step %d to %s: %.1f MiB.", loaded.step, path, path.stat().st_size / 2**20)
 
 
-def main():
+def main() -> None:
     FLAGS = flags.FLAGS
     checkpoint = Workdir(FLAGS.workdir).checkpoint(FLAGS.checkpoint_idx)
     release(FLAGS.config, checkpoint, pathlib.Path(FLAGS.out))

@@ -9,7 +9,10 @@ is lost on the way back. A safetensors file of another make is taken for a model
 """
 
 import json
+import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +27,7 @@ SUFFIX = ".safetensors"
 STRUCTURE = "checkpoint"  # the metadata's entry
 
 
-def convert(source, target):
+def convert(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Write the checkpoint or safetensors file `source` as the other of the two, `target`.
 
     Raises:
@@ -48,7 +51,7 @@ def convert(source, target):
         file.write(data)
 
 
-def read(path):
+def read(path: str | os.PathLike) -> dict[str, Any]:
     """The content of a safetensors file as a checkpoint's.
 
     Raises:
@@ -78,7 +81,7 @@ def _library():
     return safetensors.torch
 
 
-def taken_apart(value, path, tensors):
+def taken_apart(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """`value` as JSON knows it, with its tensors put into the dict `tensors` by their paths."""
     if isinstance(value, torch.Tensor):
         tensors[path] = value.detach().clone().contiguous()  # of a storage of its own
@@ -93,7 +96,7 @@ def taken_apart(value, path, tensors):
     return {"value": value.item() if isinstance(value, np.generic) else value}
 
 
-def put_together(part, tensors):
+def put_together(part: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
     """What `taken_apart` made this `part` of."""
     ((kind, value),) = part.items()
     if kind == "tensor":
@@ -106,7 +109,7 @@ def put_together(part, tensors):
     return value
 
 
-def main(arguments):
+def main(arguments: Sequence[str]) -> None:
     if len(arguments) != 3:
         cli.fail("Give two files: python -m storage.convert FROM TO.")
     try:

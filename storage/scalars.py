@@ -11,6 +11,7 @@ import hashlib
 import os
 import pathlib
 import time
+from types import ModuleType
 
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -111,7 +112,7 @@ class WandbWriter:
         self._run.finish()
 
 
-def import_wandb(project):
+def import_wandb(project: str | None) -> ModuleType | None:
     """The package wandb, which a `project` asks for; None without one.
 
     Raises:

@@ -5,16 +5,31 @@ samples, features and numbers: what stands there is not drawn or encoded again.
 """
 
 import csv
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import ml_collections
 
 import run_lib_sampling
+from evaluation import SampleMetric
 from metrics import encoding, feature_sets, measuring, sharing
 from storage import checkpoints
 from storage.files import atomic_write
 from storage.workdir import Workdir, suffix
 from utils import UserError, is_first, log
 
+if TYPE_CHECKING:  # matplotlib is imported where a plot is made
+    from matplotlib.figure import Figure
 
-def measure(config, workdir, metrics, dataset_stat=None, backend="ours"):
+
+def measure(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    metrics: Sequence[SampleMetric],
+    dataset_stat: str | os.PathLike | None = None,
+    backend: str = "ours",
+) -> None:
     """Draw, encode and measure the samples of every numbered checkpoint of `workdir`.
 
     Writes ``over_checkpoints/{metric}[_METHOD].csv`` and ``.png``, and prints the metrics of each.
@@ -52,7 +67,9 @@ def measure(config, workdir, metrics, dataset_stat=None, backend="ours"):
             write(metric, rows[metric.name], place, config.sampling.method)
 
 
-def write(metric, rows, place, method):
+def write(
+    metric: SampleMetric, rows: Sequence[dict[str, float]], place: Workdir, method: str
+) -> None:
     """The table and the plot of a metric; a dict of each checkpoint's values is a row."""
     table = place.over_checkpoints / f"{metric.name}{suffix(method)}.csv"
     with atomic_write(table, "w") as file:
@@ -65,7 +82,7 @@ def write(metric, rows, place, method):
     log.info("Wrote %s and its plot%s.", table, f"; {best}" if best else "")
 
 
-def best_of(metric, rows):
+def best_of(metric: SampleMetric, rows: Sequence[dict[str, float]]) -> str:
     """A sentence on the best checkpoint by the metric's first quantity; empty if none is better."""
     quantity = metric.quantities[0]
     if not quantity.better:
@@ -76,7 +93,7 @@ def best_of(metric, rows):
     return f"the best {quantity.label}, {row[quantity.name]:.6g}, is of {where}"
 
 
-def plot(metric, rows):
+def plot(metric: SampleMetric, rows: Sequence[dict[str, float]]) -> "Figure":
     """Each quantity of `metric` against the step, a matplotlib figure."""
     from matplotlib.figure import Figure
 

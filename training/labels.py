@@ -7,7 +7,7 @@ import dataclasses
 
 import torch
 
-from losses import DSM
+from losses import DSM, Draws
 from models.labels import NO_LABEL
 
 DRAW = "label"
@@ -25,25 +25,27 @@ class LabelDropout:
     objective: DSM
     probability: float
 
-    def draw(self, x):
+    def draw(self, x: torch.Tensor) -> Draws:
         """The objective's draws, and uniform ones (B,) that say which labels are dropped."""
         return {**self.objective.draw(x), DRAW: torch.rand(len(x), device=x.device)}
 
-    def kept(self, labels, draws):
+    def kept(self, labels: torch.Tensor, draws: Draws) -> torch.Tensor:
         """The labels (B,), `NO_LABEL` where they are dropped."""
         return torch.where(draws[DRAW] < self.probability, NO_LABEL, labels)
 
-    def given(self, labels, draws):
+    def given(self, labels: torch.Tensor, draws: Draws) -> tuple[DSM, Draws]:
         """The objective of the score of the labels that are kept, and its own draws."""
         score = self.objective.score.given(self.kept(labels, draws))
         rest = {name: draw for name, draw in draws.items() if name != DRAW}
         return dataclasses.replace(self.objective, score=score), rest
 
-    def __call__(self, x, labels, draws):
+    def __call__(
+        self, x: torch.Tensor, labels: torch.Tensor, draws: Draws
+    ) -> tuple[torch.Tensor, Draws]:
         objective, draws = self.given(labels, draws)
         return objective(x, labels, draws)
 
-    def evaluate(self, x, labels, draws):
+    def evaluate(self, x: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Draws:
         """What the objective reports of a batch, for validation; nothing is differentiated."""
         objective, draws = self.given(labels, draws)
         return objective.evaluate(x, labels, draws)

@@ -66,7 +66,7 @@ class ScoreTraining:
         return self.domain.to_stored(x), None
 
 
-def require_classes(split, classes, field, dataset):
+def require_classes(split: datasets.Split, classes: int, field: str, dataset: str) -> None:
     """Raise a UserError that names `field` unless it is the number of classes of a `Split`."""
     if classes != split.classes:
         raise UserError(

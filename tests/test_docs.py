@@ -82,9 +82,14 @@ def commands(text):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_exist(page):
     """Their scripts, configurations and flags."""
-    files = [*tiny.ROOT.glob("*.py"), *tiny.ROOT.glob("benchmarks/*.py")]
+    files = [
+        path
+        for folder in (".", "benchmarks", "experiments")
+        for path in tiny.ROOT.glob(f"{folder}/*.py")
+    ]
     defined = "".join(path.read_text() for path in files)
     flags = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', defined), "config"}
+    flags |= {*re.findall(r'add_argument\(\s*"--(\w+)"', defined)}
     flags |= {metric.flag for metric in SAMPLE_METRICS}
     for words in commands(page.read_text()):
         script = next(word for word in words if word.endswith(".py"))

@@ -81,7 +81,7 @@ def test_nothing_real_is_changed(tmp_path):
     job = ScoreTraining(tiny.config(tmp_path, model__ch_mult=(1, 1), model__fir=True), CPU)
     job.model.norm = torch.nn.BatchNorm2d(1)
     network = job.model.network
-    job.model.network = lambda x, cond, tangents: job.model.norm(network(x, cond, tangents))
+    job.model.network = lambda *inputs: job.model.norm(network(*inputs))
     before = {name: value.clone() for name, value in job.model.state_dict().items()}
     random = torch.get_rng_state()
     memory.count_step(job, 4)
@@ -100,8 +100,9 @@ def test_compiled_layers_count_as_plain_ones(tmp_path):
         ScoreTraining(tiny.config(tmp_path, compute__compile=compiled), CPU)
         for compiled in (False, True)
     ]
+    graphs = counters["stats"]["unique_graphs"]
     assert memory.count_step(jobs[0], 4) == memory.count_step(jobs[1], 4)
-    assert not counters["stats"]["unique_graphs"]
+    assert counters["stats"]["unique_graphs"] == graphs
 
 
 def test_a_step_in_bfloat16_keeps_less(tmp_path):

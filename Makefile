@@ -1,7 +1,8 @@
 # make demo   set up, train on the embedded digits, draw samples, evaluate: results/demo
+# make demo-samplers   train that model on, draw with three samplers, compare
 # make demo-qc   fine-tune that model with and without the QC regulariser, compare
 # make demo-dlsm   guide that model by classifiers of the digits, compare
-# make demo-all   the three, one after the other
+# make demo-all   the four, one after the other
 # make experiments   the papers' small experiments in the plane: results/experiments
 # make samples   draw 64 pictures from the model that ships: results/pretrained
 # make test   set up and run the tests
@@ -15,7 +16,7 @@ TFGAN_PYTHON ?= python3.11
 TFGAN_VENV ?= .venv-tfgan
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: samples demo demo-qc demo-dlsm demo-all experiments test test-tfgan soak lint
+.PHONY: samples demo demo-samplers demo-qc demo-dlsm demo-all experiments test test-tfgan soak lint
 .DEFAULT_GOAL := test
 
 $(VENV)/.complete: requirements.txt requirements-dev.txt
@@ -30,6 +31,9 @@ samples: $(VENV)/.complete
 demo: $(VENV)/.complete
 	PYTHON=$(VENV)/bin/python bash demo/run.sh
 
+demo-samplers: $(VENV)/.complete
+	PYTHON=$(VENV)/bin/python bash demo/samplers.sh
+
 demo-qc: $(VENV)/.complete
 	PYTHON=$(VENV)/bin/python bash demo/qc.sh
 
@@ -38,6 +42,7 @@ demo-dlsm: $(VENV)/.complete
 
 demo-all: $(VENV)/.complete
 	PYTHON=$(VENV)/bin/python bash demo/run.sh
+	PYTHON=$(VENV)/bin/python bash demo/samplers.sh
 	PYTHON=$(VENV)/bin/python bash demo/qc.sh
 	PYTHON=$(VENV)/bin/python bash demo/dlsm.sh
 

@@ -3,7 +3,7 @@
 # cross-entropy (base), the same at scale 10 (scale), and one trained with DLSM (ours). Do an
 # independent classifier, and one trained on the samples alone (CAS), see the classes in them?
 source "$(dirname "$0")/stages.sh"
-stages=9
+stages=10
 train="main.py --config configs/demo/digits_classifier.py --model classifier"
 draw="run_lib_sampling.py --config configs/demo/digits_guided.py --mode full"
 measure="run_lib_evaluation.py --config configs/demo/digits_guided.py --stat --latent --fidis --prdc"
@@ -11,8 +11,8 @@ cas="run_lib_evaluation_cas.py --config configs/demo/digits_cas.py"
 base=classifier_digits_base_resnet_small_cond
 scale=classifier_digits_scale_resnet_small_cond
 ours=classifier_digits_ours_resnet_small_cond
-need_score_model
 
+train_on
 stage "Train a classifier with cross-entropy (base)"
 $python $train --workdir $base --config.model.loss_type=ce
 stage "Train a classifier with DLSM (ours)"

@@ -2,12 +2,12 @@
 # Fine-tune the score model of results/demo: without the QC regulariser (U), with the paper's
 # estimator of it and with the skew one, for equal steps; then measure NLL and asymmetry of each.
 source "$(dirname "$0")/stages.sh"
-stages=7
+stages=8
 config=configs/demo/digits_qc.py
 restore=results/demo/checkpoints/checkpoint.pth
 workdirs=(demo_u demo_qc_paper demo_qc_skew)
-need_score_model
 
+train_on
 stage "Fine-tune without the regulariser (U)"
 $python main.py --config $config --workdir demo_u --restore $restore --balancing_fac 0
 stage "Fine-tune with the regulariser, the paper's estimator"

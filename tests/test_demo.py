@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -10,10 +9,11 @@ import subprocess
 import pytest
 import tiny
 
+from configs.demo import digits
 from samplers.fast import SAMPLERS
 
-SCRIPTS = ["run.sh", "qc.sh", "dlsm.sh"]
-GOING_ON = ["qc.sh", "dlsm.sh"]  # from the score model of the first
+SCRIPTS = ["run.sh", "samplers.sh", "qc.sh", "dlsm.sh"]
+GOING_ON = ["samplers.sh", "qc.sh", "dlsm.sh"]  # from the score model of the first
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_stages_are_numbered_and_their_commands_exist(script, place):
 
 def test_all_draws_are_recognised_and_compared(place):
     """Of the three samplers, the fast one at 35 evaluations."""
-    commands = [line.split()[1:] for line in run("run.sh", place).stdout.splitlines()]
+    commands = [line.split()[1:] for line in run("samplers.sh", place).stdout.splitlines()]
     draws = [command for command in commands if command[:1] == ["run_lib_sampling.py"]]
     fast = next(command for command in draws if "--sampler" in command)
     name, steps = (fast[fast.index(flag) + 1] for flag in ("--sampler", "--steps"))
@@ -70,10 +70,12 @@ def test_all_draws_are_recognised_and_compared(place):
 
 
 @pytest.mark.parametrize("script", GOING_ON)
-def test_without_the_score_model_there_is_a_sentence(script, place):
-    """And no command is run."""
-    pathlib.Path(place, "results/demo/checkpoints/checkpoint.pth").unlink()
-    done = run(script, place)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "run make demo first" in done.stderr
+def test_the_score_model_is_trained_to_the_end_first(script, place):
+    """Further than the first demo trains it, by the same command without its limit."""
+    first, then = (
+        next(line.split()[1:] for line in run(name, place).stdout.splitlines() if "main.py" in line)
+        for name in ("run.sh", script)
+    )
+    assert then == first[:-1]
+    limit = int(first[-1].removeprefix("--config.training.n_iters="))
+    assert limit < digits.get_config().training.n_iters

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Draw from the demo's model, trained to its end, with a fast sampler and the two published ones.
+source "$(dirname "$0")/stages.sh"
+stages=7
+config=configs/demo/digits.py
+fast=dpmpp_2m_sde
+evaluate="run_lib_evaluation_fidis.py --config $config --workdir demo"
+
+train_on
+stage "Draw 500 samples with a fast sampler, 35 evaluations of the network each"
+rm -rf results/demo/eval_sampling_$fast results/demo/stat_$fast  # of fewer steps of training
+$python run_lib_sampling.py --config $config --workdir demo --sampler $fast --steps 35
+stage "Draw 500 samples with predictor and corrector (PC), 200 evaluations each"
+$python run_lib_sampling.py --config $config --workdir demo
+stage "Draw 500 samples along the probability flow (ODE)"
+$python run_lib_sampling.py --config $config --workdir demo --ode
+stage "Have an independent classifier recognise the samples"
+$python demo/recognise.py results/demo/eval_sampling_$fast
+$python demo/recognise.py results/demo/eval_sampling
+$python demo/recognise.py results/demo/eval_sampling_ode
+stage "Compare the samples with the training images"
+$python $evaluate --encode --encode_dataset --fidis --prdc
+$python $evaluate --sampler $fast --encode --fidis --prdc
+$python $evaluate --ode --encode --fidis --prdc
+stage "Write the report"
+$python report.py --workdir demo

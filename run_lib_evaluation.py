@@ -139,6 +139,9 @@ def main() -> None:
     if of_score and FLAGS.metric is None:
         choices = ", ".join(evaluation.SCORE_METRICS)
         raise UserError(f"--metric is missing; expected one of: {choices}.")
+    require_kind(config, FLAGS, by_class, whole)
+    if FLAGS.dry_run and FLAGS.over_checkpoints:
+        raise UserError("--over_checkpoints has no --dry_run; give one of them.")
     if FLAGS.dry_run:
         plan(config, FLAGS)
         return
@@ -148,19 +151,25 @@ def main() -> None:
     if of_score:
         score_metric(config, FLAGS)
     if draws_by_class(config):
-        if whole or FLAGS.dataset_stat:
-            raise UserError(
-                "This configuration draws samples by class: --stat and --latent make their "
-                "features, not --encode, --encode_dataset or --dataset_stat."
-            )
         class_sample_metrics(config, FLAGS)
     else:
-        if by_class or FLAGS.mode == "class":
-            raise UserError(
-                "--stat, --latent and --mode class need a configuration of a classifier or of "
-                "classes; use --encode and --encode_dataset."
-            )
         sample_metrics_of(config, FLAGS)
+
+
+def require_kind(
+    config: ml_collections.ConfigDict, FLAGS: flags.FlagValues, by_class: bool, whole: bool
+) -> None:
+    """Raise a UserError unless what is asked for is of the samples that `config` draws."""
+    if draws_by_class(config) and (whole or FLAGS.dataset_stat):
+        raise UserError(
+            "This configuration draws samples by class: --stat and --latent make their "
+            "features, not --encode, --encode_dataset or --dataset_stat."
+        )
+    if not draws_by_class(config) and (by_class or FLAGS.mode == "class"):
+        raise UserError(
+            "--stat, --latent and --mode class need a configuration of a classifier or of "
+            "classes; use --encode and --encode_dataset."
+        )
 
 
 def plan(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:

@@ -280,8 +280,11 @@ def main() -> None:
 
 def write_png_files(config: ConfigDict, workdir: str) -> None:
     """Write every sample that is drawn as a PNG file, beside the folder of the samples."""
-    from metrics import image_folders
+    from metrics import image_folders, sharing
 
+    sharing.wait()  # for what the other processes draw
+    if not is_first():
+        return
     place, method = Workdir(workdir), config.sampling.method
     samples = (place.class_samples if draws_by_class(config) else place.division)(0, method)
     log.info("The PNG files are in %s.", image_folders.write_samples(samples.parent))

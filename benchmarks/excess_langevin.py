@@ -61,11 +61,12 @@ def exact_model(config, sde):
 def excess(sde, steps, sigma, rounds):
     """Heun's sampler of so many `steps`, with K `rounds` of noise and back.
 
-    A round goes from the level nearest to `sigma` up to √2·sigma.
+    A round goes from σ, the grid's level nearest to `sigma`, up to √2·σ.
     """
-    interval = RestartInterval(sigma, math.sqrt(2) * sigma, steps=1, repeats=rounds)
-    method = fast.restarted(fast.HEUN, interval)
-    return fast.FastSampler(method, sde, grids.of_sde(sde, steps))
+    grid = grids.of_sde(sde, steps)
+    level = min(grid, key=lambda each: abs(each - sigma))
+    interval = RestartInterval(level, math.sqrt(2) * level, steps=1, repeats=rounds)
+    return fast.FastSampler(fast.restarted(fast.HEUN, interval), sde, grid)
 
 
 def churned(sde, steps, s_churn):

@@ -56,10 +56,10 @@ run() {
         echo "| $piece | no time was left for: $* |" | tee -a "$out/rows.md"
         return
     fi
-    timeout --signal=TERM --kill-after=30 "$left" $python "$@" 2>>"$out/log.txt" |
+    timeout --preserve-status --signal=TERM --kill-after=30 "$left" $python "$@" 2>>"$out/log.txt" |
         tee -a "$out/rows.md" || status=$?
-    # 143: training that was stopped, and saved.
-    if [ "$status" -ne 0 ] && [ "$status" -ne 143 ]; then
+    # 143: training that was stopped, and saved; whatever else is stopped has run out of time.
+    if [ "$status" -ne 0 ] && ! { [ "$status" -eq 143 ] && [ "$piece" = train ]; }; then
         echo "| $piece | status $status of: $* |" | tee -a "$out/rows.md"
         failed=1
     fi
@@ -88,6 +88,8 @@ sampling() { job "PC sampling"; }
 nll() { job NLL; }
 train() { run main.py "${model[@]}"; }
 samples() {
+    # Anew: the model may have been trained on since.
+    rm -rf "results/$workdir/eval_sampling_heun" "results/$workdir/stat_heun"
     run run_lib_sampling.py "${model[@]}" --sampler heun
     run run_lib_evaluation_fidis.py "${model[@]}" --sampler heun \
         --encode --encode_dataset --fidis --prdc --nfe

@@ -13,6 +13,8 @@ was trained on the real training images, sees the class asked for. The FLAGs, ov
 
 A step of a classifier's guidance takes a pass of the score and a pass and a gradient of the
 classifier; one without a classifier takes two passes of the score. Either counts as one evaluation.
+The class-conditional score has been trained further than the one that the classifiers guide: part
+of what sets them apart may be that.
 """
 
 import argparse
@@ -128,8 +130,7 @@ def main(arguments):
         [f"{CONFIGS}/{name}.py" for name in names],
     )
     start = pathlib.Path("results/studies/dlsm/start.pth")
-    if not start.exists():
-        with_labels(arguments.restore, start)
+    with_labels(arguments.restore, start)
     results, real = {}, []
     for seed in arguments.seeds:
         for name, values in of_seed(run, arguments, start, seed):
@@ -144,7 +145,7 @@ def parse(words=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--restore", required=True, help="the score model's checkpoint")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--sampler", default="heun")
+    parser.add_argument("--sampler", default="dpmpp_2m_sde")
     parser.add_argument("--cfg_scales", nargs="*", type=float, default=[1.0, 2.0])
     parser.add_argument("--root", default="data", help="where fashion_mnist/ lies")
     parser.add_argument("flags", nargs="*", help="of every command, after --")

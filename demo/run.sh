@@ -9,6 +9,7 @@ sampler=dpmpp_2m_sde
 stage "Train a small NCSN++ on 8×8 digits"
 $python main.py --config $config --workdir demo --config.training.n_iters=1000
 stage "Draw 500 samples, 35 evaluations of the network each"
+draw_anew $sampler
 $python run_lib_sampling.py --config $config --workdir demo --sampler $sampler --steps 35
 stage "Have an independent classifier recognise the samples"
 $python demo/recognise.py results/demo/eval_sampling_$sampler

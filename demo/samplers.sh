@@ -8,7 +8,7 @@ evaluate="run_lib_evaluation_fidis.py --config $config --workdir demo"
 
 train_on
 stage "Draw 500 samples with a fast sampler, 35 evaluations of the network each"
-rm -rf results/demo/eval_sampling_$fast results/demo/stat_$fast  # of fewer steps of training
+draw_anew $fast
 $python run_lib_sampling.py --config $config --workdir demo --sampler $fast --steps 35
 stage "Draw 500 samples with predictor and corrector (PC), 200 evaluations each"
 $python run_lib_sampling.py --config $config --workdir demo

@@ -11,6 +11,11 @@ stage() {
     echo "[$number/$stages] $1"
 }
 
+# Draw and compare anew with the sampler $1: the model may have been trained on since.
+draw_anew() {
+    rm -rf "results/demo/eval_sampling_$1" "results/demo/stat_$1"
+}
+
 # The score model of `make demo` has had 1,000 steps; the other demos' numbers are of 2,500.
 train_on() {
     stage "Train the score model to 2,500 steps, from where it is"

@@ -227,7 +227,7 @@ def train_score(seed: int, steps: int) -> pathlib.Path:
     config = points.moons()
     config.seed = seed
     config.training.batch_size, config.training.n_iters = SCORE_BATCH, steps
-    name = f"experiments/moons/score_s{seed}"
+    name = f"experiments/moons/score{steps}_s{seed}"
     run_lib.train(config, name, make_job=MoonsScoreTraining)
     return Workdir(name).checkpoint()
 
@@ -246,7 +246,8 @@ def run(
     config = points.moons_classifier(loss_type, score_path)
     config.seed = seed
     config.training.batch_size, config.training.n_iters = batch, steps
-    name = f"experiments/moons/{loss_type}_b{batch}_s{seed}"
+    against = score_path.parent.parent.name  # its own seed and steps are in it
+    name = f"experiments/moons/{loss_type}{steps}_b{batch}_s{seed}_{against}"
     run_lib.train(config, name, make_job=ClassifierTraining)
 
     place, device = Workdir(name), torch.device("cpu")

@@ -163,6 +163,7 @@ def _encode(path, extractor, batches, count, meta, **more):
     if is_first():
         save_npz(path, **more, pool_3=pool, logit=logit, meta=to_json(meta))
         log.info("Wrote the features of %d images, %s, to %s.", count, extractor.name, path)
+    sharing.wait()  # until the file is there
 
 
 # ---------------------------------------------------------------- encoding: by class (DLSM)

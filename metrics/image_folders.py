@@ -20,6 +20,7 @@ from metrics.sample_sets import numbered_rounds, read_round
 from utils import UserError, is_first, lookup
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+PNG_NAME = "_".join("[0-9]" * digits for digits in (4, 5, 5))  # of a sample: part, round, index
 
 
 def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
@@ -95,15 +96,17 @@ def write_samples(folder: pathlib.Path) -> pathlib.Path:
     """Write the samples in ``folder/{part}/samples_{round}.npz`` as PNG files into one folder.
 
     That is ``{folder}_png``, the names in the order of the samples. Files that are newer than
-    their samples stand. Returns the folder.
+    their samples stand; those of samples that are no longer there go. Returns the folder.
 
     Raises:
         UserError: a file of samples holds no uint8 images (n, H, W, 1 or 3).
     """
     target = folder.with_name(f"{folder.name}_png")
     target.mkdir(parents=True, exist_ok=True)
-    parts = sorted((int(path.name), path) for path in folder.iterdir() if path.name.isdecimal())
+    places = folder.iterdir() if folder.exists() else ()  # no sample may have been asked for
+    parts = sorted((int(path.name), path) for path in places if path.name.isdecimal())
     rounds = [(part, *found) for part, path in parts for found in numbered_rounds(path)]
+    written = set()
     for part, number, path in tqdm(rounds, desc="PNG files", unit="file", disable=not is_first()):
         images, _ = read_round(path, "samples")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -114,8 +117,11 @@ def write_samples(folder: pathlib.Path) -> pathlib.Path:
         made = path.stat().st_mtime_ns
         for index, image in enumerate(images):
             name = target / f"{part:04}_{number:05}_{index:05}.png"
+            written.add(name)
             if not name.exists() or name.stat().st_mtime_ns < made:
                 _write_png(name, image)
+    for name in {*target.glob(f"{PNG_NAME}.png")} - written:
+        name.unlink()
     return target
 
 

@@ -32,6 +32,7 @@ from training.score import ScoreTraining
 from utils import UserError
 
 MOST = 5000  # images that are compared with each other
+MOST_BYTES = 2**30  # of them in float32
 SIGMA_MIN = 0.01
 # Steps at each noise level that the paper takes, and its overlap of neighbouring levels.
 LANGEVIN_STEPS, OVERLAP = 5, 0.5
@@ -97,14 +98,16 @@ def largest_distance(root: str | os.PathLike, size: int, channels: int) -> tuple
         The distance, and how many images were compared.
     """
     source = folder(_data(root, size, channels), "train")
-    chosen = np.random.default_rng(0).permutation(source.count)[:MOST]
+    most = min(MOST, MOST_BYTES // (4 * channels * size**2))
+    chosen = np.random.default_rng(0).permutation(source.count)[:most]
     wanted = np.zeros(source.count, bool)
     wanted[chosen] = True
     kept, done = [], 0
     for block in source.blocks:
         kept.append(block.images[wanted[done : done + len(block.images)]])
         done += len(block.images)
-    x = torch.from_numpy(np.concatenate(kept)).flatten(1).float() / 255
+    x = torch.from_numpy(np.concatenate(kept)).flatten(1).float()
+    x /= 255
     # Without the mean the products are small, and so is what float32 rounds of them.
     x -= x.mean(0)
     largest = max(float(torch.cdist(part, x).max()) for part in x.split(256))

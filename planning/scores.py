@@ -16,6 +16,7 @@ from configs.classes import describes_classifier, draws_by_class, number_of_clas
 from models import compute, jacobian, memory
 from models.scores import ClassifierFreeScore, EnergyScore, GuidedScore, Score
 from planning.costs import Files, count_flops, count_parameters, print_plan, readable_flops
+from samplers.rounds import share, split_rounds
 from storage.workdir import Workdir
 from utils import get_device, is_first, lookup, shares
 
@@ -119,11 +120,12 @@ def samples_by_folder(
         sizes = shares(evaluation.num_samples, evaluation.num_divisions)
         return {place.division(d, method): sizes[d] for d in divisions}
     sizes = shares(evaluation.num_samples, number_of_classes(config))
-    parts = {label: shares(sizes[label], evaluation.num_divisions) for label in classes}
-    return {
-        place.class_samples(label, method): sum(part[d] for d in divisions)
-        for label, part in parts.items()
-    }
+    counts = {}
+    for label in classes:
+        rounds = split_rounds(sizes[label], evaluation.batch_size)
+        own = [each for d in divisions for each in share(rounds, evaluation.num_divisions, d)]
+        counts[place.class_samples(label, method)] = sum(each.count for each in own)
+    return {folder: count for folder, count in counts.items() if count}
 
 
 def evaluations(sampler: Callable) -> int:

@@ -13,7 +13,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%A-%a.out
 set -euo pipefail
+# Since Slurm 22.05 srun asks for one CPU unless told otherwise.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 
 srun torchrun --standalone --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" \
     run_lib_sampling.py --num_divisions "$SLURM_ARRAY_TASK_COUNT" \
-    --division_idx "$SLURM_ARRAY_TASK_ID" "$@"
+    --division_idx "$((SLURM_ARRAY_TASK_ID - ${SLURM_ARRAY_TASK_MIN:-0}))" "$@"

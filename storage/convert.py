@@ -116,6 +116,8 @@ def main(arguments: Sequence[str]) -> None:
         convert(*arguments[1:])
     except UserError as error:
         cli.fail(error)
+    except OSError as error:
+        cli.fail(f"{error.strerror}: {error.filename}.")
     print(f"Wrote {arguments[2]}.")
 
 

@@ -279,5 +279,5 @@ def test_moons_are_trained_and_measured(tmp_path, monkeypatch, as_published):
         assert all(np.isfinite(list(row.values())))
         assert {"Dl upper", "Dp lower"} < row.keys()
         assert ("published precision" in row) == as_published
-        place = Workdir(f"experiments/moons/{loss_type}_b16_s0")
+        place = Workdir(f"experiments/moons/{loss_type}2_b16_s0_score2_s0")
         assert len(place.recorded()) == len(list(place.root.glob("figures/*.png"))) == 1

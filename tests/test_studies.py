@@ -52,10 +52,13 @@ class Recorded:
         if place.metrics.exists():
             return
         sampled = dict.fromkeys(("fid", "precision", "recall", "density", "coverage"), 1.0)
-        entries = [f"{m}{c}_heun" for m in ("fid_is", "prdc") for c in ("", "_class")]
+        samplers = ("heun", "dpmpp_2m_sde")
+        entries = [
+            f"{m}{c}_{s}" for m in ("fid_is", "prdc") for c in ("", "_class") for s in samplers
+        ]
         place.record(**NUMBERS, **dict.fromkeys(entries, sampled))
         for label in range(10):
-            path = place.latents(label, "heun") / "samples_0_latent.npz"
+            path = place.latents(label, "dpmpp_2m_sde") / "samples_0_latent.npz"
             save_npz(path, logits=np.eye(10)[[label, 0]])
 
 

@@ -21,8 +21,8 @@ def small(config):
     model.dropout = 0.0
     model.sigma_max = 24.0  # beyond the largest distance of two images
 
-    # At 2,000 evaluations the published sampler would take minutes for a picture. This one corrects
-    # by its noise what a short training leaves: the deterministic ones spoil every third image.
+    # At 2,000 evaluations the published sampler would take minutes for a picture. The noise of this
+    # one corrects what a short training leaves: deterministic ones spoil images, see pretrained/.
     config.sampling.method = "dpmpp_2m_sde"
     config.sampling.steps = 40
     return config

@@ -190,16 +190,19 @@ def dlsm_classifier(dataset, network):
     return config
 
 
-def dlsm_evaluation(dataset, network):
-    """Class-guided sampling and evaluation: configs/eval."""
-    config = _dlsm_classifier(dataset, network)
-    evaluation = config.eval
+def _class_samples(evaluation, dataset):
     evaluation.batch_size = 100
     evaluation.num_samples = 60000 if dataset == CIFAR100 else 51000  # of all classes together
     evaluation.num_samples_all = 50000
     evaluation.num_divisions = 1
     evaluation.batch_splits = 5
     evaluation.checkpoint_idx = placeholder(int)  # none: the newest
+
+
+def dlsm_evaluation(dataset, network):
+    """Class-guided sampling and evaluation: configs/eval."""
+    config = _dlsm_classifier(dataset, network)
+    _class_samples(config.eval, dataset)
     return config
 
 
@@ -220,6 +223,8 @@ def classifier_free(config):
     """Class-wise sampling and evaluation of the class-conditional score that `config` trains."""
     config.model.score_restore_path = placeholder(str)  # none: the workdir's own
     config.sampling.scaling_factor = 1.0
+    if "num_samples" not in config.eval:  # as in a configuration for training alone
+        _class_samples(config.eval, config.data.dataset)
     return config
 
 

@@ -15,6 +15,6 @@ stage "Have an independent classifier recognise the samples"
 $python demo/recognise.py results/demo/eval_sampling_$sampler
 stage "Compare the samples with the training images"
 $python run_lib_evaluation_fidis.py --config $config --workdir demo --sampler $sampler \
-    --encode --encode_dataset --fidis --prdc
+    --encode --encode_dataset --fidis --prdc --nfe
 stage "Write the report"
 $python report.py --workdir demo

@@ -10,10 +10,10 @@ and images of the published configurations (CIFAR-10), with the published networ
 """
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import speed
 from benchmarks.measuring import Meter, default_side, matrix_rate
+from planning.costs import Flops
 
 # The types and the precision of float32 products of a way's `config.compute.precision`.
 PRODUCTS = {
@@ -33,9 +33,9 @@ PC_STEPS = 1000
 
 def flops(call):
     """FLOP of a call's convolutions and products."""
-    with FlopCounterMode(display=False) as counter:
+    with Flops() as counter:
         call()
-    return counter.get_total_flops()
+    return counter.total
 
 
 def rate_of(bench, precision):

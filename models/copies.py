@@ -1,6 +1,6 @@
 """Batches that hold several copies of every image, which dropout has to treat alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,13 +23,7 @@ class Copies(TorchFunctionMode):
         super().__init__()
         self.count = count
 
-    def __torch_function__(
-        self,
-        function: Callable,
-        types: Sequence[type],
-        args: tuple = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.count > 1 and function in DROPOUTS:
             return self.dropout(function, *args, **kwargs)

@@ -19,13 +19,7 @@ from torch.overrides import TorchFunctionMode
 class Elementary(TorchFunctionMode):
     """Within the context PyTorch's functions of `REPLACED` are elementary operations."""
 
-    def __torch_function__(
-        self,
-        function: Callable,
-        types: Sequence[type],
-        arguments: tuple = (),
-        options: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, function, types, arguments=(), options=None):
         function = REPLACED.get(function, function)
         return function(*arguments, **(options or {}))
 

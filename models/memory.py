@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_collections
@@ -41,13 +41,7 @@ class LiveStorages(TorchDispatchMode):
         self.now = self.peak = self.held = 0
         self.known = {}
 
-    def __torch_dispatch__(
-        self,
-        function: Callable,
-        types: Sequence[type],
-        args: tuple = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is torch.ops.prim.device.default:  # asked often, and nothing is made
             return args[0].fake_device
         result = function(*args, **(kwargs or {}))

@@ -94,6 +94,13 @@ def test_flops_are_those_of_the_convolutions():
     assert min(seconds, rate) > 0
 
 
+@pytest.mark.parametrize("name", ["QC step", "DLSM step"])
+def test_steps_that_differentiate_within_are_counted(name):
+    """Where PyTorch's own counter fails."""
+    ((_, _, _, count, _),) = rates.rows(speed.tiny(torch.device("cpu")), [name], ["fp32"])
+    assert count > 0
+
+
 def test_hours_are_those_of_the_papers_run():
     bench = speed.published(torch.device("cpu"))
     assert rates.hours("DSM step", 1.0, bench) == pytest.approx(950_001 / 3600)

@@ -55,7 +55,7 @@ test: $(VENV)/.complete
 	$(VENV)/bin/python -m pytest -n 2
 
 soak: $(VENV)/.complete
-	$(VENV)/bin/python -m pytest --hypothesis-profile=soak tests/test_strange*.py tests/test_stopping.py
+	$(VENV)/bin/python -m pytest --hypothesis-profile=soak tests/test_strange*.py
 	$(VENV)/bin/python soak/kills.py
 	$(VENV)/bin/python soak/samples.py
 

@@ -67,9 +67,9 @@ def test_score_models(tmp_path, kind, more):
 
     config = f"--config {ROOT}/configs/{kind}/evaluation/eval_cifar10_config.py --workdir W --bs 2"
     if kind != "c_ncsn":  # an untrained energy's flow is stiff, and takes minutes
-        nll = f"run_lib_evaluation_nll.py {config} --bs 50 --atol 1 --rtol 1"
+        nll = f"run_lib_evaluation_nll.py {config} --bs 3 --atol 1 --rtol 1"
         run(f"{nll} --calculate", tmp_path, NETWORK)
-    asym = f"run_lib_evaluation_asym.py {config} --bs 50 --nl 2 --slices 2"
+    asym = f"run_lib_evaluation_asym.py {config} --bs 3 --nl 2 --slices 2"
     run(f"{asym} --calculate", tmp_path, NETWORK)
     sampling = f"run_lib_sampling.py {config} --num_samples 2 --num_divisions 1"
     run(sampling, tmp_path, NETWORK)

@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 
-import hypothesis
 import pytest
 import tiny
 import torch
@@ -61,11 +60,6 @@ def here(tmp_path_factory):
         patch.chdir(here)
         run_lib.train(tiny.config(here / "cache", **MORE), "whole")
         yield here
-
-
-def soaked():
-    """Whether the tests take their time."""
-    return hypothesis.settings().max_examples > hypothesis.settings.get_profile("test").max_examples
 
 
 def in_a_fork(function, *arguments):
@@ -138,8 +132,7 @@ def stop_at(here, name, line, occurrence, number):
 def test_stopped_at_every_line_a_run_loses_no_more_than_it_may(here, number):
     """A kill costs the steps since the last resume point, SIGTERM none; then all goes on.
 
-    At the end every file has the bytes of the undisturbed run. Lines get the one and the other in
-    turn; with --hypothesis-profile=soak both.
+    At the end every file has the bytes of the undisturbed run.
     """
     counted = f"counted-{number}"
     assert in_a_fork(count_lines, here, counted) == 0
@@ -148,8 +141,7 @@ def test_stopped_at_every_line_a_run_loses_no_more_than_it_may(here, number):
     expected = tree(Workdir("whole").root)
     assert tree(Workdir(counted).root) == expected
     rng = random.Random(number)
-    share = slice(None) if soaked() else slice(number == signal.SIGTERM, None, 2)
-    for index, (line, count) in list(enumerate(lines.items()))[share]:
+    for index, (line, count) in enumerate(lines.items()):
         name = f"{signal.Signals(number).name}-{index}"
         status = in_a_fork(stop_at, here, name, line, rng.randint(1, count), number)
         done = int((here / f"{name}.step").read_text())

@@ -231,6 +231,19 @@ def classifier_free(config):
 # ---------------------------------------------------------------- QC
 
 
+def evaluated(config, *, num_samples, batch_size, noise_levels):
+    """A QC training's `config` with what sampling and evaluation read: one division of samples."""
+    evaluation = config.eval
+    evaluation.batch_size = batch_size
+    evaluation.num_samples = num_samples
+    evaluation.num_divisions = 1
+    evaluation.checkpoint_idx = placeholder(int)
+    evaluation.noise_levels = noise_levels
+    evaluation.total_repeat = 1
+    evaluation.atol, evaluation.rtol = 1e-5, 1e-3
+    return config
+
+
 def _qc(kind, dataset):
     """`kind` is u_ncsn (unconstrained), c_ncsn (constrained) or qc_ncsn (quasi-conservative)."""
     config = base(dataset)

@@ -21,14 +21,6 @@ def get_config():
     training.snapshot_sampling = False
 
     config.sampling.method = "heun"
-    evaluation = config.eval
-    evaluation.features = "classifier"  # Inception's weights need not be at hand
-    evaluation.batch_size = 500
-    evaluation.microbatch = 500
-    evaluation.num_samples = 10000
-    evaluation.num_divisions = 1
-    evaluation.checkpoint_idx = common.placeholder(int)
-    evaluation.noise_levels = 20
-    evaluation.total_repeat = 1
-    evaluation.atol, evaluation.rtol = 1e-5, 1e-3
-    return config
+    config.eval.features = "classifier"  # Inception's weights need not be at hand
+    config.eval.microbatch = 500
+    return common.evaluated(config, num_samples=10000, batch_size=500, noise_levels=20)

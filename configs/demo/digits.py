@@ -41,12 +41,4 @@ def get_config():
 
     config.sampling.batch_size = 36
     config.sampling.atol = config.sampling.rtol = 1e-3
-    evaluation = config.eval
-    evaluation.batch_size = 250
-    evaluation.num_samples = 500
-    evaluation.num_divisions = 1
-    evaluation.checkpoint_idx = common.placeholder(int)
-    evaluation.noise_levels = 20
-    evaluation.total_repeat = 1
-    evaluation.atol, evaluation.rtol = 1e-5, 1e-3
-    return config
+    return common.evaluated(config, num_samples=500, batch_size=250, noise_levels=20)

@@ -7,4 +7,5 @@ from configs.fashion_mnist import cfg
 def get_config():
     config = common.classifier_free(cfg.get_config())
     config.eval.batch_size = 100
+    config.eval.num_samples_all = 1000
     return config

@@ -28,22 +28,8 @@ def small(config):
     return config
 
 
-def evaluated(config):
-    """`config` with 1,000 samples by default, and what the commands of evaluation read."""
-    evaluation = config.eval
-    evaluation.batch_size = 250
-    evaluation.num_samples = 1000
-    evaluation.num_samples_all = 1000
-    evaluation.num_divisions = 1
-    evaluation.checkpoint_idx = common.placeholder(int)
-    evaluation.noise_levels = 10
-    evaluation.total_repeat = 1
-    evaluation.atol, evaluation.rtol = 1e-5, 1e-3
-    return config
-
-
 def get_config():
-    config = evaluated(small(common.qc_training("u_ncsn", "FashionMNIST")))
+    config = small(common.qc_training("u_ncsn", "FashionMNIST"))
     config.optim.lr = 1e-3
     config.optim.warmup = 500
 
@@ -53,4 +39,4 @@ def get_config():
     training.eval_freq = 500
     training.snapshot_freq = 2000
     training.snapshot_freq_for_preemption = 200
-    return config
+    return common.evaluated(config, num_samples=1000, batch_size=250, noise_levels=10)

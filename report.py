@@ -12,7 +12,7 @@ import io
 import itertools
 import logging
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from metrics.sample_sets import numbered_rounds
 from metrics.summary import metric_groups
 from storage.files import atomic_write, load_npz
 from storage.workdir import Workdir
-from utils import UserError, log
+from utils import UserError, flatten, log
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
@@ -280,15 +280,6 @@ def settings_of(run: Run) -> dict[str, dict[str, Any]]:
     return {entry: content.get("settings", {}) for entry, content in run.metrics.items()}
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as (dotted name, text)."""
-    for name, value in sorted(settings.items()):
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, str(value)
-
-
 # ---------------------------------------------------------------- the page
 
 
@@ -315,7 +306,7 @@ def report(workdirs: Sequence[str]) -> pathlib.Path:
         measured=measured,
         drawn=[run for run in runs if run.samples],
         groups=metric_groups([run.metrics for run in measured]),
-        settings={run.name: list(flat(settings_of(run))) for run in runs},
+        settings={run.name: sorted(flatten(settings_of(run)).items()) for run in runs},
         curves=curve_pictures(runs),
         asymmetries=asymmetry_pictures(runs),
     )

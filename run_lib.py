@@ -32,7 +32,7 @@ from storage.workdir import Workdir
 from training import resuming
 from training.safeguards import FiniteWatch, StopRequest, heed_signals
 from training.score import ScoreTraining
-from utils import UserError, get_device, is_first, log, log_to, rank_and_size, seed_for
+from utils import UserError, flatten, get_device, is_first, log, log_to, rank_and_size, seed_for
 
 VALIDATION_IMAGES = 128
 
@@ -216,7 +216,7 @@ def restore_state(
 
 def agreed(state: TrainState, config: ml_collections.ConfigDict) -> dict[str, object]:
     """What the processes of a run must have in common, by name."""
-    fields = resuming.flatten(config.to_dict())
+    fields = flatten(config.to_dict())
     elsewhere = ("device", *resuming.PLACES)
     fields = {f"config.{name}": fields[name] for name in fields if name not in elsewhere}
     return {"the step": state.step, "the position": state.position, **fields}

@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # the command line does without it
 
 MODES = ("full", "class")
 FOLDERS_CONFIG = pathlib.Path(__file__).parent / "configs" / "folders.py"
-FEATURES = ("encode", "encode_dataset", "stat", "latent")
 # What is about a run, and means nothing for two folders of images.
 OF_A_RUN = (
     *("workdir", "calculate", "read", "encode", "encode_dataset", "stat", "latent", "nfe", "ode"),
@@ -180,7 +179,7 @@ def plan(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
         config,
         FLAGS.workdir,
         metric=FLAGS.metric if FLAGS.calculate else None,
-        features=[name for name in FEATURES if getattr(FLAGS, name)],
+        features=[name for name in scores.FEATURES if getattr(FLAGS, name)],
         metrics=[metric.name for metric in asked_for(FLAGS)],
     )
 

@@ -82,6 +82,17 @@ def is_first() -> bool:
     return rank_and_size()[0] == 0
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"section.field": value}`` of a nested dict, such as a configuration."""
+    fields = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            fields.update(flatten(value, f"{prefix}{name}."))
+        else:
+            fields[prefix + name] = value
+    return fields
+
+
 # ---------------------------------------------------------------- the log and the device
 
 

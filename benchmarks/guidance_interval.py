@@ -27,8 +27,8 @@ from benchmarks.samplers import steps_within
 from demo.recognise import flatten
 from experiments import common
 from models.scores import GuidedScore
-from run_lib_sampling import split_rounds
 from samplers import fast
+from samplers.rounds import split_rounds
 from storage.trained import load_classifier, load_score
 from storage.workdir import Workdir
 from utils import UserError, get_device, lookup

@@ -20,7 +20,7 @@ from demo.recognise import flatten, recogniser, share_of_sure
 from metrics import encoding, extractors, frechet, prdc
 from metrics.sample_sets import in_batches
 from models.scores import InParts
-from run_lib_sampling import split_rounds
+from samplers.rounds import split_rounds
 from storage import checkpoints
 from storage.files import to_json
 from storage.trained import load_score

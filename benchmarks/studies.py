@@ -13,6 +13,7 @@ import sys
 import numpy as np
 
 import cli
+from experiments import common
 from readers.idx import read_idx
 from storage.files import atomic_write
 from storage.workdir import Workdir, suffix
@@ -47,8 +48,8 @@ class Commands:
 
     def __call__(self, script, config, workdir, *flags):
         """Run a script of the repository, and stop the study with its status if it fails."""
-        common = [flag for flag in self.flags if has_field(config, flag)]
-        arguments = [f"--config={ROOT / config}", f"--workdir={workdir}", *flags, *common]
+        own = [flag for flag in self.flags if has_field(config, flag)]
+        arguments = [f"--config={ROOT / config}", f"--workdir={workdir}", *flags, *own]
         print("$", script, *arguments, flush=True)
         done = subprocess.run([sys.executable, str(ROOT / script), *arguments], check=False)
         if done.returncode:
@@ -126,11 +127,12 @@ def sample_metrics(workdir, sampler, mode="full"):
 def print_table(title, results):
     """Print mean ± standard deviation over seeds, from {row: [{column: value} of each seed]}."""
     columns = list(next(iter(results.values()))[0])
-    print(f"\n| {title} | seeds | " + " | ".join(columns) + " |")
-    print("|---|---|" + "---|" * len(columns))
+    rows = []
     for name, seeds in results.items():
         cells = [spread([values[column] for values in seeds]) for column in columns]
-        print(f"| {name} | {len(seeds)} | " + " | ".join(cells) + " |", flush=True)
+        rows.append([name, str(len(seeds)), *cells])
+    print()
+    common.print_table([title, "seeds", *columns], rows)
 
 
 def spread(values):

@@ -92,7 +92,11 @@ def gaussian_8() -> Callable[..., torch.Tensor]:
     """As `checkerboard`."""
     angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
     centres = 8 / math.sqrt(2) * torch.stack([angles.cos(), angles.sin()], dim=1)
-    return lambda x, variance: score(x, centres, 0.5 + variance)
+    return functools.partial(_gaussians_score, centres=centres, own=0.5)
+
+
+def _gaussians_score(x, variance, centres, own):
+    return score(x, centres, own + variance)
 
 
 def spiral_2(arm: int = ARM) -> Callable[..., torch.Tensor]:

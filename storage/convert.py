@@ -11,12 +11,13 @@ is lost on the way back. A safetensors file of another make is taken for a model
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from absl import app
+from absl import flags
 
 import cli
 from storage import checkpoints
@@ -109,17 +110,13 @@ def put_together(part: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -
     return value
 
 
-def main(arguments: Sequence[str]) -> None:
-    if len(arguments) != 3:
-        cli.fail("Give two files: python -m storage.convert FROM TO.")
-    try:
-        convert(*arguments[1:])
-    except UserError as error:
-        cli.fail(error)
-    except OSError as error:
-        cli.fail(f"{error.strerror}: {error.filename}.")
-    print(f"Wrote {arguments[2]}.")
+def main() -> None:
+    _, *arguments = flags.FLAGS(sys.argv)
+    if len(arguments) != 2:
+        raise UserError("Give two files: python -m storage.convert FROM TO.")
+    convert(*arguments)
+    print(f"Wrote {arguments[1]}.")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.launch(main)

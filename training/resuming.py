@@ -3,14 +3,13 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from storage import checkpoints
 from storage.workdir import Workdir
-from utils import UserError
+from utils import UserError, flatten
 
 # What gives `step` and `position` their meaning: the draws, the network and the loss. A run goes on
 # with those it began with. Of the other sections nothing is fixed: the optimiser's settings, the
@@ -22,17 +21,6 @@ FIXED_TRAINING = (
 )
 # Files move; which data and which score model they hold is not in their paths.
 PLACES = ("data.root", "data.cache")
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"section.field": value}`` of a configuration as a nested dict."""
-    fields = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            fields.update(flatten(value, f"{prefix}{name}."))
-        else:
-            fields[prefix + name] = value
-    return fields
 
 
 def _is_fixed(field):

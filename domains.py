@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import ml_collections
 import numpy as np
-from PIL import Image
 
 from utils import UserError
 
-if TYPE_CHECKING:  # neither need be there
+if TYPE_CHECKING:  # none of them need be there
     import torch
     from matplotlib.figure import Figure
+    from PIL import Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Images:
         dimensions = self.channels * self.height * self.width
         return -log_density / (dimensions * math.log(2)) + (7 if self.centered else 8)
 
-    def picture(self, samples: np.ndarray, columns: int | None = None) -> Image.Image:
+    def picture(self, samples: np.ndarray, columns: int | None = None) -> "Image.Image":
         """A grid of uint8 samples (N, H, W, C), a PIL image; nearly square without `columns`."""
         return image_grid(samples, columns or max(1, int(len(samples) ** 0.5)))
 
@@ -174,7 +174,7 @@ class Points:
         """Nats per point from log-densities (B,)."""
         return -log_density
 
-    def picture(self, samples: np.ndarray, columns: int | None = None) -> Image.Image:
+    def picture(self, samples: np.ndarray, columns: int | None = None) -> "Image.Image":
         """A scatter plot of the first two coordinates of samples (N, D), a PIL image."""
         return scatter_plot(samples)
 
@@ -198,9 +198,10 @@ def _require_rank(shape, rank, dataset, noun, instead):
 # ---------------------------------------------------------------- pictures
 
 
-def image_grid(images: np.ndarray, columns: int) -> Image.Image:
+def image_grid(images: np.ndarray, columns: int) -> "Image.Image":
     """uint8 images (N, H, W, C) as one picture (PIL); images under 32 pixels are enlarged."""
     import torch
+    from PIL import Image
     from torchvision.utils import make_grid
 
     grid = make_grid(torch.from_numpy(images).permute(0, 3, 1, 2), nrow=columns, padding=1)
@@ -210,7 +211,7 @@ def image_grid(images: np.ndarray, columns: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
-def scatter_plot(points: np.ndarray, side: float = 5) -> Image.Image:
+def scatter_plot(points: np.ndarray, side: float = 5) -> "Image.Image":
     """Points (N, D) by their first two coordinates as one picture (PIL), `side` inches wide."""
     from matplotlib.figure import Figure
 
@@ -223,8 +224,10 @@ def scatter_plot(points: np.ndarray, side: float = 5) -> Image.Image:
     return rendered(figure)
 
 
-def rendered(figure: "Figure") -> Image.Image:
+def rendered(figure: "Figure") -> "Image.Image":
     """A matplotlib figure as a picture (PIL)."""
+    from PIL import Image
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer).convert("RGB")

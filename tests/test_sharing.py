@@ -131,11 +131,11 @@ def test_the_first_alone_shows_bars(monkeypatch):
     assert nll_and_asym.progress_bar(3, "NLL").disable
 
 
-def test_one_process_needs_no_pytorch():
+def test_one_process_needs_neither_pytorch_nor_pillow():
     """As in TF-GAN's environment."""
     code = """
 import sys
-sys.modules["torch"] = None
+sys.modules["torch"] = sys.modules["PIL"] = None
 import numpy as np
 import run_lib_evaluation
 from metrics import encoding, extractors, feature_sets, measuring, sharing

@@ -29,15 +29,7 @@ def base(dataset, count):
     training.eval_freq = 1000
 
     config.sampling.atol = config.sampling.rtol = 1e-5
-    evaluation = config.eval
-    evaluation.batch_size = 5000
-    evaluation.num_samples = 5000
-    evaluation.num_divisions = 1
-    evaluation.checkpoint_idx = common.placeholder(int)  # none: the newest
-    evaluation.noise_levels = 10
-    evaluation.total_repeat = 1
-    evaluation.atol, evaluation.rtol = 1e-5, 1e-3  # of the likelihood's ODE
-    return config
+    return common.evaluated(config, num_samples=5000, batch_size=5000, noise_levels=10)
 
 
 def plane(dataset, kind):

@@ -16,8 +16,8 @@ SCRIPT = tiny.ROOT / "benchmarks/gpu.sh"
 PIECES = ["rates", "dsm", "qc", "dlsm", "sampling", "nll", "train", "samples"]
 
 
-def run(*arguments, out, python):
-    environment = {"PYTHON": python, "OUT": str(out), "OMP_NUM_THREADS": "1"}
+def run(*arguments, out, python, limit=540):
+    environment = {"PYTHON": python, "OUT": str(out), "LIMIT": str(limit), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         ["bash", str(SCRIPT), *arguments],
         env={**os.environ, **environment},
@@ -70,6 +70,19 @@ def test_a_piece_that_fails_leaves_a_row(tmp_path):
     assert done.returncode == 1
     rows = (tmp_path / "rows.md").read_text()
     assert rows.count("| status 1 of: -m benchmarks.speed") == 10
+
+
+def test_only_training_may_run_out_of_time(tmp_path):
+    """It is made to: it goes on the next time."""
+    endless = tmp_path / "endless.sh"
+    endless.write_text("exec sleep 60")
+    done = run("train", out=tmp_path / "train", python=f"bash {endless}", limit=1)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout == "# train\n"
+    done = run("dlsm", out=tmp_path / "dlsm", python=f"bash {endless}", limit=1)
+    assert done.returncode == 1
+    assert "| dlsm | status 143 of: -m benchmarks.speed" in done.stdout
+    assert done.stdout.count("| no time was left for: -m benchmarks.speed") == 4
 
 
 def test_a_piece_in_small(tmp_path):

@@ -8,7 +8,8 @@
 # make test   set up and run the tests
 # make test-tfgan   set up TF-GAN's environment and run its tests (Python 3.10 or 3.11)
 # make soak   hostile files, random kills and 50,000 samples: under half an hour
-# The virtual environments are made once; nothing is done about them when they stand.
+# The virtual environments are made once; nothing is done about them when they stand. One whose
+# installation was cut off is removed and made anew: pip would take its half packages for whole.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,9 +21,12 @@ export OMP_NUM_THREADS ?= 2
 .DEFAULT_GOAL := test
 
 $(VENV)/.complete: requirements.txt requirements-dev.txt
+	if [ -e $(VENV)/.incomplete ]; then rm -r $(VENV); fi
 	$(PYTHON) -m venv $(VENV)
+	touch $(VENV)/.incomplete
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
+	rm $(VENV)/.incomplete
 	touch $@
 
 samples: $(VENV)/.complete
@@ -60,9 +64,12 @@ soak: $(VENV)/.complete
 	$(VENV)/bin/python soak/samples.py
 
 $(TFGAN_VENV)/.complete: requirements-tfgan.txt
+	if [ -e $(TFGAN_VENV)/.incomplete ]; then rm -r $(TFGAN_VENV); fi
 	$(TFGAN_PYTHON) -m venv $(TFGAN_VENV)
+	touch $(TFGAN_VENV)/.incomplete
 	$(TFGAN_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(TFGAN_VENV)/bin/python -m pip install --quiet -r requirements-tfgan.txt
+	rm $(TFGAN_VENV)/.incomplete
 	touch $@
 
 test-tfgan: $(TFGAN_VENV)/.complete

@@ -38,7 +38,7 @@ KINDS = {
 """Name -> the kind of model, and the estimator of its regulariser."""
 
 LEVELS = 10  # σ_n = 0.1·30^(n/11), n = 0…9
-SCORED = 1000  # points at each level
+SCORED = 5000  # points at each level: the errors of the smallest are heavy-tailed
 MEASURED = 2000  # points of the likelihood, and samples
 CHECKPOINTS = 4  # of a training, whose asymmetry is followed
 COLUMNS = ("score_err", "nasym", "asym", "nats", "nfe", "precision", "recall")

@@ -153,15 +153,11 @@ class QuasiConservative(DSM):
         v = torch.randn(len(x), self.slices, *x.shape[1:], device=x.device, dtype=x.dtype)
         return dict(super().draw(x), v=v)
 
-    def vectors(self, v: Tensor) -> Tensor:
-        """The random vectors (B, K, …) of the draws `v`."""
-        return jacobian.rademacher(v)
-
     def both(self, x: Tensor, u: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """DSM (B,), the regulariser (B,), and the scalar whose gradient is the objective's."""
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
-        v = self.vectors(v).transpose(0, 1)  # (K, B, C, H, W), as all of `jacobian`
+        v = jacobian.rademacher(v).transpose(0, 1)  # (K, B, C, H, W), as all of `jacobian`
 
         with same_masks(x.device):
             q = jacobian.vjp(self.score, x_t, t, v)
@@ -185,14 +181,18 @@ class QuasiConservative(DSM):
 
 @dataclasses.dataclass(frozen=True)
 class ExactQuasiConservative(QuasiConservative):
-    """QC with e = ½‖J − Jᵀ‖_F² itself, from all D unit vectors: for points, whose D is small."""
+    """QC with e = ½‖J − Jᵀ‖_F² itself, of the whole Jacobian: for points, whose D is small."""
 
-    def draw(self, x: Tensor) -> Draws:
-        """u, z, and v (B, D, …), √D times each unit vector."""
-        return dict(DSM.draw(self, x), v=jacobian.unit_vectors(x).transpose(0, 1))
+    draw = DSM.draw
 
-    def vectors(self, v: Tensor) -> Tensor:
-        return v
+    def both(self, x: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = draw_times(u, self.sde, self.eps)
+        x_t, std = perturb(self.sde, x, t, z)
+        s, J = jacobian.matrix(functools.partial(self.score.jvp, x_t, t), x_t)
+        residual = dsm_residual(s, self.sde, t, std, z, self.likelihood_weighting)
+        dsm, regulariser = half_square(residual, self.reduce_mean), std**2 * jacobian.asymmetry(J)
+        total = dsm.mean() + self.balancing_fac * regulariser.mean()
+        return dsm.detach(), regulariser.detach(), total
 
 
 QC_OBJECTIVES = {"exact": ExactQuasiConservative} | {

@@ -67,6 +67,7 @@ SAMPLERS = {
     "unipc": Method(unipc, order=4),
     "churn": Method(churn, order=2, evaluations=2, stochastic=True),
     "dpmpp_2m_sde": Method(dpmpp_2m_sde, order=2, stochastic=True),
+    "dpmpp_2m_sde_eta2": Method(functools.partial(dpmpp_2m_sde, eta=2.0), order=2, stochastic=True),
     "restart": restarted(HEUN, RestartInterval(0.06, 0.3, steps=2, repeats=10)),
 }
 

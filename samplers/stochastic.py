@@ -50,15 +50,22 @@ def dpmpp_2m_sde(
     sigmas: Sequence[float],
     randn_like: NoiseLike = torch.randn_like,
     callback: Callable[[], object] = no_callback,
+    eta: float = 1.0,
 ) -> torch.Tensor:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095): 2M for the reverse SDE."""
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095): 2M for the reverse SDE.
+
+    In σ as time, dx = −(1 + η)·σ·s dσ + √(2ησ) dw: the probability flow and η times a Langevin
+    diffusion (Karras et al. 2022, eq. 6). η = 1 is the reverse SDE, more than that its predictor
+    and a corrector in one.
+    """
     previous = None
     for sigma, following in itertools.pairwise(sigmas):
         D = denoiser(x, sigma)
-        kept = (following / sigma) ** 2  # e^{−2h}
+        kept = (following / sigma) ** (1 + eta)  # e^{−(1+η)h}
         x = kept * x + (1 - kept) * extrapolated(D, previous, sigma, following)
         if following > 0:
-            x = x + following * math.sqrt(1 - kept) * randn_like(x)
+            added = 1 - (following / sigma) ** (2 * eta)
+            x = x + following * math.sqrt(added) * randn_like(x)
         previous = sigma, D
         callback()
     return x

@@ -85,6 +85,7 @@ INTERVALS = RestartInterval(0.1, 1.0, 10, 2), RestartInterval(1.0, 5.0, 6, 2)
 STOCHASTIC = {
     "churn": functools.partial(churn, s_churn=20.0, s_tmin=0.02, s_tmax=10.0, s_noise=1.0),
     "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_2m_sde_eta2": functools.partial(dpmpp_2m_sde, eta=2.0),
     "restart": functools.partial(restart, intervals=INTERVALS),
     "restart_unipc": restarted(SAMPLERS["unipc"], *INTERVALS).function,
 }

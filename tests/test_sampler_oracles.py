@@ -43,4 +43,4 @@ def test_samples_are_those_of_other_packages(file, name):
 
 def test_every_sampler_is_compared():
     assert {name for _, name in CASES} == set(SAMPLERS)
-    assert len(CASES) == 2 * 10
+    assert len(CASES) == 2 * 11

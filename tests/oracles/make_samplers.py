@@ -56,6 +56,8 @@ def from_k_diffusion(problem):
     noise = Noise(1)
     options = {"noise_sampler": lambda sigma, following: noise.randn_like(x)}
     yield "dpmpp_2m_sde", call("dpmpp_2m_sde", **options)
+    noise = Noise(1)
+    yield "dpmpp_2m_sde_eta2", call("dpmpp_2m_sde", eta=2.0, **options)
     # It draws at every step, and uses what it drew between s_tmin and s_tmax.
     draws = Noise(1)
     inside = [CHURN["s_tmin"] <= sigma <= CHURN["s_tmax"] for sigma in SIGMAS]

@@ -3,13 +3,13 @@
 source "$(dirname "$0")/stages.sh"
 stages=7
 config=configs/demo/digits.py
-fast=dpmpp_2m_sde
+fast=dpmpp_2m_sde_eta2
 evaluate="run_lib_evaluation_fidis.py --config $config --workdir demo"
 
 train_on
-stage "Draw 500 samples with a fast sampler, 35 evaluations of the network each"
+stage "Draw 500 samples with a fast sampler, 25 evaluations of the network each"
 draw_anew $fast
-$python run_lib_sampling.py --config $config --workdir demo --sampler $fast --steps 35
+$python run_lib_sampling.py --config $config --workdir demo --sampler $fast --steps 25
 stage "Draw 500 samples with predictor and corrector (PC), 200 evaluations each"
 $python run_lib_sampling.py --config $config --workdir demo
 stage "Draw 500 samples along the probability flow (ODE)"

@@ -8,6 +8,7 @@ again, it continues where it was cut; without --dataset or --kind it goes throug
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
@@ -83,41 +84,38 @@ class Measures:
     def noise(self, purpose: str, *numbers: int) -> sampling.SeededNoise:
         return sampling.SeededNoise(torch.device("cpu"), purpose, self.seed, *numbers)
 
-    def level(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Points (SCORED, 2) at the noise level σ_n, and its time (B,)."""
+    @functools.cached_property
+    def levels(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """At each noise level σ_n: points (SCORED, 2), the time (B,) at which a score is asked
+        there, and the score (SCORED, 2) that it is compared with.
+        """
+        return [self.level(n) for n in range(LEVELS)]
+
+    def level(self, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x = (self.train if self.as_published else self.test)[:SCORED]
         t = torch.full((len(x),), n / 11)
-        return x + self.sde.sigma(t)[:, None] * self.noise("plane", n).randn_like(x), t
-
-    def asked(self, n: int, t: torch.Tensor) -> torch.Tensor:
-        """The time (B,) at which a score is asked at the level n, whose own is t."""
-        return torch.full_like(t, (n + 1) / LEVELS) if self.as_published else t
-
-    def oracle(self, n: int, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """What the score is compared with at points x of the level n."""
-        if not self.as_published:
-            return self.exact(x, t)
         sigma = self.sde.sigma(t[0])
+        x = x + sigma * self.noise("plane", n).randn_like(x)
+        if not self.as_published:
+            return x, t, self.exact(x, t)
         noised = self.train + sigma * self.noise("oracle", n).randn_like(self.train)
-        return oracle.score(x, noised, sigma.item() ** 2).to(x.dtype)
+        exact = oracle.score(x, noised, sigma.item() ** 2).to(x.dtype)
+        return x, torch.full_like(t, (n + 1) / LEVELS), exact
 
     def score_error(self, score: Callable) -> float:
         """The mean over levels of the mean ½‖score − oracle‖²."""
         errors = []
-        for n in range(LEVELS):
-            x, t = self.level(n)
+        for x, t, exact in self.levels:
             with torch.no_grad():
-                difference = score(x, self.asked(n, t)) - self.oracle(n, x, t)
+                difference = score(x, t) - exact
             errors.append(losses.half_square(difference, reduce_mean=False).mean().item())
         return sum(errors) / LEVELS
 
     def asymmetry(self, score: Score | EnergyScore) -> dict[str, float]:
         """The means over levels and points of Asym, tr JJᵀ − tr JJ, and NAsym, a dict."""
         values = []
-        for n in range(LEVELS):
-            x, t = self.level(n)
-            t = self.asked(n, t)
-            _, J = jacobian.matrix(lambda v, x=x, t=t: score.jvp(x, t, v), x)
+        for x, t, _ in self.levels:
+            _, J = jacobian.matrix(functools.partial(score.jvp, x, t), x)
             J = J.detach()
             A = jacobian.asymmetry(J)
             normalised = 0.5 * A / (J.square().sum((1, 2)) + 1e-8)
@@ -223,7 +221,7 @@ def main(seed: int, as_published: bool) -> None:
         size = {"seed": seed, "batch": FLAGS.batch, "steps": FLAGS.steps}
         measures = measures_of(configure(dataset, "usbm", **size), as_published)
         rows.append((dataset, "exact", floor(dataset, measures)))
-        for kind in [FLAGS.kind] if FLAGS.kind else KINDS:
+        for kind in FLAGS.kind or KINDS:
             rows.append((dataset, kind, run(dataset, kind, measures, **size)))
     common.print_table(
         ["set", "model", *COLUMNS],
@@ -233,7 +231,7 @@ def main(seed: int, as_published: bool) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("dataset", None, list(oracle.PLANE), "The set of points; without it, all.")
-    flags.DEFINE_enum("kind", None, list(KINDS), "The kind of model; without it, all.")
+    flags.DEFINE_multi_enum("kind", None, list(KINDS), "Kinds of models; without it, all.")
     flags.DEFINE_integer("batch", 250, "Batch size; the paper's is 5000.")
     flags.DEFINE_integer("steps", 500, "Steps; the paper's are 2000, 4000 for checkerboard.")
     common.launch(

@@ -55,12 +55,12 @@ def test_stages_are_numbered_and_their_commands_exist(script, place):
 
 
 def test_all_draws_are_recognised_and_compared(place):
-    """Of the three samplers, the fast one at 35 evaluations."""
+    """Of the three samplers, the fast one at 25 evaluations."""
     commands = [line.split()[1:] for line in run("samplers.sh", place).stdout.splitlines()]
     draws = [command for command in commands if command[:1] == ["run_lib_sampling.py"]]
     fast = next(command for command in draws if "--sampler" in command)
     name, steps = (fast[fast.index(flag) + 1] for flag in ("--sampler", "--steps"))
-    assert SAMPLERS[name].nfe(int(steps)) == 35
+    assert SAMPLERS[name].nfe(int(steps)) == 25
     recognised = [command[1] for command in commands if command[:1] == ["demo/recognise.py"]]
     root = "results/demo/eval_sampling"
     assert sorted(recognised) == sorted([root, f"{root}_ode", f"{root}_{name}"])

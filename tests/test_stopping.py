@@ -122,43 +122,61 @@ def stop_at(here, name, line, occurrence, number):
         if f"{frame.f_code.co_name}:{frame.f_lineno}" == line:
             left[0] -= 1
             if left[0] == 0:
-                (here / f"{name}.step").write_text(str(done[0]))
+                (here / f"{name}.{number}").write_text(str(done[0]))
                 os.kill(os.getpid(), number)
 
     quiet_training(here, name, visit)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
-def test_stopped_at_every_line_a_run_loses_no_more_than_it_may(here, number):
-    """A kill costs the steps since the last resume point, SIGTERM none; then all goes on.
+def stopped(here, name, line, occurrence, number):
+    """Train on until a signal at a line: the exit status, the steps done then and those kept.
 
-    At the end every file has the bytes of the undisturbed run.
+    The run may end before; the steps done are then None.
     """
-    counted = f"counted-{number}"
-    assert in_a_fork(count_lines, here, counted) == 0
-    lines = json.loads((here / f"{counted}.json").read_text())
+    status = in_a_fork(stop_at, here, name, line, occurrence, number)
+    noted = here / f"{name}.{number}"
+    path, content, _ = run_lib.resuming.newest_state(Workdir(name))
+    kept = 0 if path is None else content["step"]
+    return status, int(noted.read_text()) if noted.exists() else None, kept
+
+
+def test_stopped_at_every_line_a_run_loses_no_more_than_it_may(here):
+    """At every line a kill, and SIGTERM: in the run that goes on, if it comes to that line again.
+
+    A kill costs the steps since the last resume point, SIGTERM none. At the end every file has the
+    bytes of the undisturbed run.
+    """
+    assert in_a_fork(count_lines, here, "counted") == 0
+    lines = json.loads((here / "counted.json").read_text())
     assert len(lines) > 60
-    expected = tree(Workdir("whole").root)
-    assert tree(Workdir(counted).root) == expected
-    rng = random.Random(number)
+    assert_undisturbed("counted", "counted")
+    rng = random.Random(0)
     for index, (line, count) in enumerate(lines.items()):
-        name = f"{signal.Signals(number).name}-{index}"
-        status = in_a_fork(stop_at, here, name, line, rng.randint(1, count), number)
-        done = int((here / f"{name}.step").read_text())
-        place = Workdir(name)
-        path, content, _ = run_lib.resuming.newest_state(place)
-        step = 0 if path is None else content["step"]
-        if number == signal.SIGKILL:
-            assert status == -signal.SIGKILL
-            assert done - step <= FREQUENCY, line
-        else:
-            # It may come too late, when all is done.
-            assert status == 128 + number or done == 6, (line, status)
-            assert step >= done, line
+        name = f"stopped-{index}"
+        first = rng.randint(1, count)
+        status, done, kept = stopped(here, name, line, first, signal.SIGKILL)
+        assert status == -signal.SIGKILL
+        assert done - kept <= FREQUENCY, line
+
+        again = rng.randint(1, count - first + 1)
+        status, done, kept = stopped(here, name, line, again, signal.SIGTERM)
+        if done is None:
+            assert status == 0
+            assert_undisturbed(name, line)
+            name = f"stopped-{index}-alone"
+            status, done, kept = stopped(here, name, line, first, signal.SIGTERM)
+        # It may come too late, when all is done.
+        assert status == 128 + signal.SIGTERM or done == 6, (line, status)
+        assert kept >= done, line
         run_lib.train(tiny.config(here / "cache", **MORE), name)
-        found = tree(place.root)
-        assert found.keys() == expected.keys(), line
-        assert [path for path in found if found[path] != expected[path]] == [], line
+        assert_undisturbed(name, line)
+
+
+def assert_undisturbed(name, line):
+    """The files of the run `name` have the bytes of the undisturbed run."""
+    found, expected = tree(Workdir(name).root), tree(Workdir("whole").root)
+    assert found.keys() == expected.keys(), line
+    assert [path for path in found if found[path] != expected[path]] == [], line
 
 
 # ---------------------------------------------------------------- how soon

@@ -4,10 +4,9 @@
 source "$(dirname "$0")/stages.sh"
 stages=5
 config=configs/demo/digits.py
-sampler=dpmpp_2m_sde_eta2
 
 stage "Train a small NCSN++ on 8×8 digits"
-$python main.py --config $config --workdir demo --config.training.n_iters=1000
+train --config.training.n_iters=1000
 stage "Draw 500 samples, 25 evaluations of the network each"
 draw_anew $sampler
 $python run_lib_sampling.py --config $config --workdir demo --sampler $sampler --steps 25

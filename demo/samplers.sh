@@ -3,24 +3,23 @@
 source "$(dirname "$0")/stages.sh"
 stages=7
 config=configs/demo/digits.py
-fast=dpmpp_2m_sde_eta2
 evaluate="run_lib_evaluation_fidis.py --config $config --workdir demo"
 
 train_on
 stage "Draw 500 samples with a fast sampler, 25 evaluations of the network each"
-draw_anew $fast
-$python run_lib_sampling.py --config $config --workdir demo --sampler $fast --steps 25
+draw_anew $sampler
+$python run_lib_sampling.py --config $config --workdir demo --sampler $sampler --steps 25
 stage "Draw 500 samples with predictor and corrector (PC), 200 evaluations each"
 $python run_lib_sampling.py --config $config --workdir demo
 stage "Draw 500 samples along the probability flow (ODE)"
 $python run_lib_sampling.py --config $config --workdir demo --ode
 stage "Have an independent classifier recognise the samples"
-$python demo/recognise.py results/demo/eval_sampling_$fast
+$python demo/recognise.py results/demo/eval_sampling_$sampler
 $python demo/recognise.py results/demo/eval_sampling
 $python demo/recognise.py results/demo/eval_sampling_ode
 stage "Compare the samples with the training images"
 $python $evaluate --encode --encode_dataset --fidis --prdc
-$python $evaluate --sampler $fast --encode --fidis --prdc
+$python $evaluate --sampler $sampler --encode --fidis --prdc
 $python $evaluate --ode --encode --fidis --prdc
 stage "Write the report"
 $python report.py --workdir demo

@@ -2,6 +2,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
+sampler=dpmpp_2m_sde_eta2 # the fast one
 number=0
 
 # stage TEXT: print "[2/6] TEXT"; `stages` is how many there are.
@@ -16,8 +17,14 @@ draw_anew() {
     rm -rf "results/demo/eval_sampling_$1" "results/demo/stat_$1"
 }
 
+# Train the score model with the options $@, drawing its grids by the fast sampler.
+train() {
+    $python main.py --config configs/demo/digits.py --workdir demo \
+        --config.sampling.method=$sampler --config.sampling.steps=25 "$@"
+}
+
 # The score model of `make demo` has had 1,000 steps; the other demos' numbers are of 2,500.
 train_on() {
     stage "Train the score model to 2,500 steps, from where it is"
-    $python main.py --config configs/demo/digits.py --workdir demo
+    train
 }

@@ -10,11 +10,12 @@ def get_config():
         "transformer",
         patch_size=2,
         width=64,
-        depth=4,
+        depth=2,
         heads=4,
         mlp_ratio=4,
         fourier_scale=1.0,
     )
+    config.training.n_iters = 1500
     config.loss.balancing_fac = 0.01
     config.loss.estimator = "skew"
     return config

@@ -12,6 +12,7 @@ import io
 import itertools
 import logging
 import pathlib
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -67,18 +68,39 @@ class Run:
 
 
 def short_names(workdirs: Sequence[str]) -> list[str]:
-    """A short name for each workdir, no two the same: its last part, or more where two agree."""
+    """A short name for each workdir, no two the same: its last part, or more where two agree.
+
+    Of long ones there is what tells them apart.
+    """
     parts = [pathlib.PurePath(name).parts for name in workdirs]
     depth = 1
     while depth < max(map(len, parts)) and len({p[-depth:] for p in parts}) < len(parts):
         depth += 1
-    names = []
-    for part in parts:
-        name = "/".join(part[-depth:])
-        # Runs of one experiment often differ at the end of their names.
+    names = ["/".join(part[-depth:]) for part in parts]
+    if len(names) > 1 and max(map(len, names)) > NAME:
+        names = without_common_words(names)
+    result = []
+    for name in names:
         name = name if len(name) <= NAME else f"{name[: NAME // 3]}…{name[1 + NAME // 3 - NAME :]}"
-        names.append(name if name not in names else f"{name} ({len(names) + 1})")
-    return names
+        result.append(name if name not in result else f"{name} ({len(result) + 1})")
+    return result
+
+
+def without_common_words(names: Sequence[str]) -> list[str]:
+    """The names without the words that all begin or end with; of each at least one is left.
+
+    Words end with one of "_", "-", "." and "/".
+    """
+    words = [re.split(r"(?<=[_./-])", name) for name in names]
+    spare = min(map(len, words)) - 1
+    first = _common([each[:spare] for each in words])
+    last = _common([each[::-1][: spare - first] for each in words])
+    return ["".join(each[first : len(each) - last]).strip("_./-") for each in words]
+
+
+def _common(rows):
+    """How many of their first elements the lists `rows` have in common."""
+    return sum(1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*rows)))
 
 
 def open_run(workdir: str, name: str) -> Run:

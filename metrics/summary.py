@@ -36,7 +36,7 @@ def metric_groups(recorded: Sequence[dict[str, Any]]) -> dict[str, dict[str, lis
             rows = groups.setdefault(title, {})
             for name in [*LABELS, *sorted(content.keys() - LABELS)]:
                 if isinstance(content.get(name), float):
-                    row = rows.setdefault(LABELS.get(name, name), [None] * len(recorded))
+                    row = rows.setdefault(label_of(entry, name), [None] * len(recorded))
                     row[column] = content[name]
     return {
         title: {label: cells(label, row) for label, row in sorted_rows(rows)}
@@ -84,7 +84,13 @@ def group_of(entry: str) -> str:
     if entry == "asym":
         return "Asymmetry"
     if entry.startswith("cas_"):
-        return f"Classification accuracy score, {entry.removeprefix('cas_')}"
+        return "Classification accuracy score"
     by, method = ENTRY.fullmatch(entry).groups()
     samples = {None: "Samples", "ode": "ODE samples"}.get(method, f"{method} samples")
     return samples if by is None else f"{samples}, mean over {MEANS[by]}"
+
+
+def label_of(entry: str, name: str) -> str:
+    """What the value `name` of an entry is; of CAS, what its classifier was trained on too."""
+    label = LABELS.get(name, name)
+    return f"{entry.removeprefix('cas_')}, {label}" if entry.startswith("cas_") else label

@@ -87,7 +87,7 @@ def test_everything_is_on_the_page(full):
         "Samples, features inception-2015-12-05 FID ↓ 3.1416 Inception score ↑ 9.5 NFE 2000",
         "ODE samples, mean over classes, features x FID ↓ 7.25",
         "Likelihood NLL, bits/dim ↓ 3.21 NFE 40",
-        "Classification accuracy score, ours accuracy ↑ 0.5",
+        "Classification accuracy score ours, accuracy ↑ 0.5",
         "nll.sampling.atol 1e-05",
         "PC samples by class, a row for each of 0, 1, 2",
         "Training",
@@ -137,7 +137,15 @@ def test_a_workdir_that_holds_nothing(tmp_path, monkeypatch):
         (["x/run", "y/run"], ["x/run", "y/run"]),
         (
             [f"qc_fac=1e-4_bs=8_slice=16_seed={n}_of_an_experiment_{n}" for n in (1, 2)],
-            ["qc_fac=1e…of_an_experiment_1", "qc_fac=1e…of_an_experiment_2"],
+            ["seed=1_of_an_experiment_1", "seed=2_of_an_experiment_2"],
+        ),
+        (
+            [f"classifier_digits_{kind}_resnet_small_cond" for kind in ("ours", "base", "scale")],
+            ["ours", "base", "scale"],
+        ),
+        (
+            ["a_run_of_many_words_in_its_name", "a_run_of_many_words_in_its_name_again"],
+            ["name", "name_again"],
         ),
         ([f"{'a' * 30}{n}{'b' * 30}" for n in (1, 2)], None),
     ],

@@ -8,8 +8,7 @@
 # make test   set up and run the tests
 # make test-tfgan   set up TF-GAN's environment and run its tests (Python 3.10 or 3.11)
 # make soak   hostile files, random kills and 50,000 samples: under half an hour
-# The virtual environments are made once; nothing is done about them when they stand. One whose
-# installation was cut off is removed and made anew: pip would take its half packages for whole.
+# The virtual environments are made once; nothing is done about them when they stand.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,13 +19,19 @@ export OMP_NUM_THREADS ?= 2
 .PHONY: samples demo demo-samplers demo-qc demo-dlsm demo-all experiments test test-tfgan soak lint
 .DEFAULT_GOAL := test
 
+# Mark a new environment as incomplete. One that was cut off when it was made is emptied: pip would
+# take half a package for a whole one. Others, of the user's own, stay as they are.
+define begin
+	if [ -e $(1)/.incomplete ]; then find $(1) -mindepth 1 ! -path $(1)/.incomplete -delete; fi
+	if [ ! -e $(1) ]; then mkdir -p $(1) && touch $(1)/.incomplete; fi
+endef
+
 $(VENV)/.complete: requirements.txt requirements-dev.txt
-	if [ -e $(VENV)/.incomplete ]; then rm -r $(VENV); fi
+	$(call begin,$(VENV))
 	$(PYTHON) -m venv $(VENV)
-	touch $(VENV)/.incomplete
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
-	rm $(VENV)/.incomplete
+	rm -f $(VENV)/.incomplete
 	touch $@
 
 samples: $(VENV)/.complete
@@ -64,12 +69,11 @@ soak: $(VENV)/.complete
 	$(VENV)/bin/python soak/samples.py
 
 $(TFGAN_VENV)/.complete: requirements-tfgan.txt
-	if [ -e $(TFGAN_VENV)/.incomplete ]; then rm -r $(TFGAN_VENV); fi
+	$(call begin,$(TFGAN_VENV))
 	$(TFGAN_PYTHON) -m venv $(TFGAN_VENV)
-	touch $(TFGAN_VENV)/.incomplete
 	$(TFGAN_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(TFGAN_VENV)/bin/python -m pip install --quiet -r requirements-tfgan.txt
-	rm $(TFGAN_VENV)/.incomplete
+	rm -f $(TFGAN_VENV)/.incomplete
 	touch $@
 
 test-tfgan: $(TFGAN_VENV)/.complete

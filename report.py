@@ -89,13 +89,14 @@ def short_names(workdirs: Sequence[str]) -> list[str]:
 def without_common_words(names: Sequence[str]) -> list[str]:
     """The names without the words that all begin or end with; of each at least one is left.
 
-    Words end with one of "_", "-", "." and "/".
+    Words are parted by "_" and "/". Where nothing would be left of a name, all stay as they are.
     """
-    words = [re.split(r"(?<=[_./-])", name) for name in names]
+    words = [re.split(r"[_/]", name) for name in names]
     spare = min(map(len, words)) - 1
     first = _common([each[:spare] for each in words])
     last = _common([each[::-1][: spare - first] for each in words])
-    return ["".join(each[first : len(each) - last]).strip("_./-") for each in words]
+    short = ["_".join(each[first : len(each) - last]) for each in words]
+    return short if all(short) else list(names)
 
 
 def _common(rows):

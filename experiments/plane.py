@@ -173,6 +173,7 @@ def run(
     settings = {
         "experiment": f"Plane, {dataset}{', as published' if published else ''}",
         **{"model": kind, "seed": seed, "batch": batch, "steps": loaded.step},
+        "points": SCORED,
     }
     entry = "as_published" if published else "corrected"
     place.record(**{entry: {**row, "settings": settings}})

@@ -56,7 +56,8 @@ def difference(first: Mapping[int, Mapping], other: Mapping[int, Mapping], quant
     more = np.array([other[seed][quantity] - first[seed][quantity] for seed in seeds])
     if len(more) < 2 or not more.any():
         return ""
-    return f"{with_spread(more)} (p = {stats.ttest_1samp(more, 0).pvalue:.2g})"
+    p = f" (p = {stats.ttest_1samp(more, 0).pvalue:.2g})" if np.ptp(more) > 0 else ""
+    return with_spread(more) + p
 
 
 def quantities_of(models: Mapping[str, Mapping[int, Mapping]]) -> list[str]:
@@ -68,15 +69,19 @@ def quantities_of(models: Mapping[str, Mapping[int, Mapping]]) -> list[str]:
 
 
 def table(models: Mapping[str, Mapping[int, Mapping]], leading: str) -> tuple[list, list]:
-    """Heads and rows of the models that have two seeds or more, the one named `leading` first."""
+    """Heads and rows of the models that have two seeds or more.
+
+    The one named `leading` comes first, and the others' differences from it, if it is there.
+    """
     models = {name: runs for name, runs in models.items() if len(runs) > 1}
     names = sorted(models, key=lambda name: (name != leading, name))
+    others = names[1:] if leading in models else []
     heads = ["", *(f"{name}, {len(models[name])} seeds" for name in names)]
-    heads += [f"{name} − {names[0]}" for name in names[1:]]
+    heads += [f"{name} − {leading}" for name in others]
     rows = []
     for quantity in quantities_of(models):
         means = [with_spread([row[quantity] for row in models[name].values()]) for name in names]
-        more = [difference(models[names[0]], models[name], quantity) for name in names[1:]]
+        more = [difference(models[leading], models[name], quantity) for name in others]
         rows.append([quantity, *means, *more])
     return heads, rows
 

@@ -34,11 +34,14 @@ def unit_vectors(x: torch.Tensor) -> torch.Tensor:
 
 
 def matrix(jvp: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """f(x) (B, D) and J (B, D, D) at points x (B, D); ``jvp(v)`` gives f(x) and J v (m, B, D)."""
-    D = x.shape[1]
-    units = torch.eye(D, dtype=x.dtype, device=x.device)[:, None].expand(D, *x.shape)
-    value, columns = jvp(units)
-    return value, columns.permute(1, 2, 0)
+    """f(x) (B, …) and J (B, D, D) at x (B, …) of D elements each; ``jvp(v)`` gives f(x) and J v.
+
+    All D unit vectors v (D, B, …) are pushed at once.
+    """
+    D = x[0].numel()
+    units = torch.eye(D, dtype=x.dtype, device=x.device)
+    value, columns = jvp(units[:, None].expand(D, len(x), D).reshape(D, *x.shape))
+    return value, columns.flatten(2).permute(1, 2, 0)
 
 
 def asymmetry(J: torch.Tensor) -> torch.Tensor:

@@ -147,6 +147,12 @@ def test_a_workdir_that_holds_nothing(tmp_path, monkeypatch):
             ["a_run_of_many_words_in_its_name", "a_run_of_many_words_in_its_name_again"],
             ["name", "name_again"],
         ),
+        (
+            [f"a_name_longer_than_what_fits_shift_{n}_lr=1e{n}" for n in (-1, 1)],
+            ["-1_lr=1e-1", "1_lr=1e1"],
+        ),
+        (["a_name_longer_than_what_fits_", "a_name_longer_than_what_fits_b"], None),
+        (["a_name_longer_than_what_fits_alone"], ["a_name_lo…an_what_fits_alone"]),
         ([f"{'a' * 30}{n}{'b' * 30}" for n in (1, 2)], None),
     ],
 )

@@ -37,6 +37,18 @@ def test_means_spreads_and_paired_differences(plane):
     assert rows[0] == ["asym", "0 ± 0", "0 ± 0", ""]  # no difference: nothing to be tested
 
 
+def test_without_the_leading_model_nothing_is_compared(plane):
+    (models,) = seeds.recorded("plane").values()
+    heads, rows = seeds.table({"qcsbm": models["qcsbm"], "other": models["usbm"]}, "usbm")
+    assert heads == ["", "other, 3 seeds", "qcsbm, 3 seeds"]
+    assert {len(row) for row in rows} == {3}
+
+
+def test_differences_that_are_all_alike_have_no_test():
+    first, other = ({seed: {"nfe": nfe} for seed in range(2)} for nfe in (27.0, 33.0))
+    assert seeds.difference(first, other, "nfe") == "6 ± 0"
+
+
 def test_without_results_there_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"run python -m experiments\.moons first"):

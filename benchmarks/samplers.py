@@ -10,6 +10,7 @@ the number of evaluations. Run again, it goes on; see `quality`.
 """
 
 from absl import flags
+from matplotlib import ticker
 
 import cli
 import sampling
@@ -95,6 +96,9 @@ def draw_panel(panel, results, quantity):
             panel.errorbar(nfe, means, spreads, marker=".", linewidth=1, label=name)
     yscale = "log" if quantity == "fid" else "linear"
     panel.set(xlabel="NFE", ylabel=head, xscale="log", yscale=yscale)
+    panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(ticker.NullLocator())
     panel.grid(alpha=0.3)
 
 

@@ -33,6 +33,7 @@ MORE = {
     "training__snapshot_freq_for_preemption": FREQUENCY,
     "training__snapshot_sampling": True,
 }
+PARTS = 4
 # Where runs are killed: within these functions, at every line that a run comes to.
 WATCHED = {
     inspect.unwrap(function).__code__
@@ -140,18 +141,20 @@ def stopped(here, name, line, occurrence, number):
     return status, int(noted.read_text()) if noted.exists() else None, kept
 
 
-def test_stopped_at_every_line_a_run_loses_no_more_than_it_may(here):
+@pytest.mark.parametrize("part", range(PARTS))  # of the lines: one test would be the longest by far
+def test_stopped_at_every_line_a_run_loses_no_more_than_it_may(here, part):
     """At every line a kill, and SIGTERM: in the run that goes on, if it comes to that line again.
 
     A kill costs the steps since the last resume point, SIGTERM none. At the end every file has the
     bytes of the undisturbed run.
     """
-    assert in_a_fork(count_lines, here, "counted") == 0
-    lines = json.loads((here / "counted.json").read_text())
+    counted = f"counted-{part}"
+    assert in_a_fork(count_lines, here, counted) == 0
+    lines = json.loads((here / f"{counted}.json").read_text())
     assert len(lines) > 60
-    assert_undisturbed("counted", "counted")
-    rng = random.Random(0)
-    for index, (line, count) in enumerate(lines.items()):
+    assert_undisturbed(counted, counted)
+    rng = random.Random(part)
+    for index, (line, count) in list(enumerate(lines.items()))[part::PARTS]:
         name = f"stopped-{index}"
         first = rng.randint(1, count)
         status, done, kept = stopped(here, name, line, first, signal.SIGKILL)

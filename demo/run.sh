@@ -6,10 +6,10 @@ stages=5
 config=configs/demo/digits.py
 
 stage "Train a small NCSN++ on 8×8 digits"
-train --config.training.n_iters=1000
-stage "Draw 500 samples, 25 evaluations of the network each"
+train_score --config.training.n_iters=1000
+stage "Draw 500 samples, $steps evaluations of the network each"
 draw_anew $sampler
-$python run_lib_sampling.py --config $config --workdir demo --sampler $sampler --steps 25
+$python run_lib_sampling.py --config $config --workdir demo --sampler $sampler --steps $steps
 stage "Have an independent classifier recognise the samples"
 $python demo/recognise.py results/demo/eval_sampling_$sampler
 stage "Compare the samples with the training images"

@@ -6,9 +6,9 @@ config=configs/demo/digits.py
 evaluate="run_lib_evaluation_fidis.py --config $config --workdir demo"
 
 train_on
-stage "Draw 500 samples with a fast sampler, 25 evaluations of the network each"
+stage "Draw 500 samples with a fast sampler, $steps evaluations of the network each"
 draw_anew $sampler
-$python run_lib_sampling.py --config $config --workdir demo --sampler $sampler --steps 25
+$python run_lib_sampling.py --config $config --workdir demo --sampler $sampler --steps $steps
 stage "Draw 500 samples with predictor and corrector (PC), 200 evaluations each"
 $python run_lib_sampling.py --config $config --workdir demo
 stage "Draw 500 samples along the probability flow (ODE)"

@@ -3,6 +3,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 sampler=dpmpp_2m_sde_eta2 # the fast one
+steps=25
 number=0
 
 # stage TEXT: print "[2/6] TEXT"; `stages` is how many there are.
@@ -18,13 +19,13 @@ draw_anew() {
 }
 
 # Train the score model with the options $@, drawing its grids by the fast sampler.
-train() {
+train_score() {
     $python main.py --config configs/demo/digits.py --workdir demo \
-        --config.sampling.method=$sampler --config.sampling.steps=25 "$@"
+        --config.sampling.method=$sampler --config.sampling.steps=$steps "$@"
 }
 
 # The score model of `make demo` has had 1,000 steps; the other demos' numbers are of 2,500.
 train_on() {
     stage "Train the score model to 2,500 steps, from where it is"
-    train
+    train_score
 }

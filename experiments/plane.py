@@ -86,12 +86,13 @@ class Measures:
 
     @functools.cached_property
     def levels(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """At each noise level σ_n: points (SCORED, 2), the time (B,) at which a score is asked
-        there, and the score (SCORED, 2) that it is compared with.
-        """
+        """`level` of each, drawn once for all models."""
         return [self.level(n) for n in range(LEVELS)]
 
     def level(self, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Points (SCORED, 2) at the noise level σ_n, the time (B,) at which a score is asked there,
+        and the score (SCORED, 2) that it is compared with.
+        """
         x = (self.train if self.as_published else self.test)[:SCORED]
         t = torch.full((len(x),), n / 11)
         sigma = self.sde.sigma(t[0])

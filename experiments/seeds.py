@@ -60,14 +60,6 @@ def difference(first: Mapping[int, Mapping], other: Mapping[int, Mapping], quant
     return with_spread(more) + p
 
 
-def quantities_of(models: Mapping[str, Mapping[int, Mapping]]) -> list[str]:
-    """What every run has."""
-    rows = [row for runs in models.values() for row in runs.values()]
-    return [
-        key for key in (rows or [{}])[0] if key != "settings" and all(key in row for row in rows)
-    ]
-
-
 def table(models: Mapping[str, Mapping[int, Mapping]], leading: str) -> tuple[list, list]:
     """Heads and rows of the models that have two seeds or more.
 
@@ -79,7 +71,8 @@ def table(models: Mapping[str, Mapping[int, Mapping]], leading: str) -> tuple[li
     heads = ["", *(f"{name}, {len(models[name])} seeds" for name in names)]
     heads += [f"{name} − {leading}" for name in others]
     rows = []
-    for quantity in quantities_of(models):
+    runs = [run for seeds in models.values() for run in seeds.values()]
+    for quantity in sorted(set.intersection(*map(set, runs)) - {"settings"}) if runs else ():
         means = [with_spread([row[quantity] for row in models[name].values()]) for name in names]
         more = [difference(models[leading], models[name], quantity) for name in others]
         rows.append([quantity, *means, *more])

@@ -28,8 +28,13 @@ def unit_vectors(x: torch.Tensor) -> torch.Tensor:
     The mean over them of vᵀAv is the trace of A, that of a quadratic form of v its mean over random
     signs: exactly.
     """
+    return _units(x, x[0].numel() ** 0.5)
+
+
+def _units(x, length):
+    """`length` times each of the D unit vectors (D, B, …)."""
     D = x[0].numel()
-    units = D**0.5 * torch.eye(D, dtype=x.dtype, device=x.device)
+    units = length * torch.eye(D, dtype=x.dtype, device=x.device)
     return units[:, None].expand(D, len(x), D).reshape(D, *x.shape)
 
 
@@ -38,9 +43,7 @@ def matrix(jvp: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     All D unit vectors v (D, B, …) are pushed at once.
     """
-    D = x[0].numel()
-    units = torch.eye(D, dtype=x.dtype, device=x.device)
-    value, columns = jvp(units[:, None].expand(D, len(x), D).reshape(D, *x.shape))
+    value, columns = jvp(_units(x, 1.0))
     return value, columns.flatten(2).permute(1, 2, 0)
 
 

@@ -96,7 +96,7 @@ def test_classifiers(tmp_path):
 @pytest.mark.parametrize("kind", ["u_ncsn", "qc_ncsn"])
 def test_waits_do_not_grow_with_the_steps(tmp_path, kind):
     training, sampling = [], []
-    for steps in (2, 5):
+    for steps in (2, 9):
         place = tmp_path / str(steps)
         place.mkdir()
         counts = [

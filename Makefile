@@ -61,7 +61,7 @@ experiments: $(VENV)/.complete
 test: $(VENV)/.complete
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 soak: $(VENV)/.complete
 	$(VENV)/bin/python -m pytest --hypothesis-profile=soak tests/test_strange*.py

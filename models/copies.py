@@ -25,11 +25,11 @@ class Copies(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self.count > 1 and function in DROPOUTS:
+        if function in DROPOUTS:
             return self.dropout(function, *args, **kwargs)
-        if self.count > 1 and function is torch.rand:
+        if function is torch.rand:
             return self.rand(*args, **kwargs)
-        if self.count > 1 and function is torch.Tensor.bernoulli_:
+        if function is torch.Tensor.bernoulli_:
             return self.bernoulli_(*args, **kwargs)
         return function(*args, **kwargs)
 

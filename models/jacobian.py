@@ -10,6 +10,7 @@ Jv comes from a score's method `jvp`, Jᵀv from `vjp` here. Random vectors come
 (K, B, C, H, W): K of them for each of B images.
 """
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -66,7 +67,8 @@ def value_and_vjp(
     """
     copies = len(v)
     x = torch.cat([x.detach()] * copies).requires_grad_()
-    with torch.enable_grad(), Copies(copies):
+    # The mode costs a call of Python for every operation, and of a single copy it has nothing to do.
+    with torch.enable_grad(), Copies(copies) if copies > 1 else contextlib.nullcontext():
         out = function(x, t.repeat(copies))
         (q,) = torch.autograd.grad(out, x, v.flatten(0, 1))
     return out[: len(t)].detach(), q.unflatten(0, (copies, -1))

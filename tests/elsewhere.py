@@ -12,7 +12,6 @@ import traceback
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEVICE = torch.device("meta")
@@ -116,25 +115,34 @@ def perform(function, args, kwargs):
         waits = here and (function in WAITS or masks or not there)
     if waits:
         wait(function)
-    result = function(*tree_map(inner, args), **tree_map(inner, kwargs))
+    result = function(*mapped(inner, args), **mapped(inner, kwargs))
     if not there:
         return result
-    result = tree_map(wrapped, result)
+    result = mapped(Elsewhere, result)
     if any(value.alias_info for value in function._schema.returns):
         return return_and_correct_aliasing(function, args, kwargs, result)
     return result
 
 
+def mapped(function, tree):
+    """`tree` with ``function(x)`` for its tensors; PyTorch's own takes most of a small step."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {name: mapped(function, value) for name, value in tree.items()}
+    if type(tree) in (tuple, list):
+        return type(tree)([mapped(function, value) for value in tree])
+    return tree
+
+
 def tensors_of(tree):
-    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
+    found = []
+    mapped(found.append, tree)
+    return found
 
 
 def inner(x):
     return x.inner if isinstance(x, Elsewhere) else x
-
-
-def wrapped(x):
-    return Elsewhere(x) if isinstance(x, torch.Tensor) else x
 
 
 def caller():

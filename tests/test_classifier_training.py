@@ -2,15 +2,12 @@
 
 import random
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import tiny
 import tiny_classifier
 import torch
+from forks import kill_at
 from test_checkpoints import assert_equal
 
 import domains
@@ -120,31 +117,11 @@ def test_with_warm_up_the_rate_rises(cache, monkeypatch):
     assert rates == pytest.approx([0.5 * step / 1000 for step in range(8)])
 
 
-# Kills its own process at a step given on the command line.
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import run_lib, tiny_classifier
-step, cache = int(sys.argv[1]), sys.argv[2]
-train_one = run_lib.training_step
-def training_step(state, *arguments):
-    if state.step == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return train_one(state, *arguments)
-run_lib.training_step = training_step
-tiny_classifier.train(cache, "killed")
-"""
-
-
 def test_sigkill_at_random_steps_changes_nothing(cache):
     """Restarted after each of two kills, the run ends with the uninterrupted run's bytes."""
     tiny_classifier.train(cache, "whole")
-    script = KILLED.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests"))
     for step in sorted(random.sample(range(1, 8), 2)):
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(step), str(cache)], cwd=cache.parent, check=False
-        )
-        assert done.returncode == -signal.SIGKILL
+        kill_at(step, tiny_classifier.train, cache, "killed")
     tiny_classifier.train(cache, "killed")
     assert_equal(newest("whole"), newest("killed"))
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import tiny_classifier
 import torch
-from commands import start
+from commands import command, start
 from faults import brief_features
 from test_run_lib import cache  # noqa: F401 (a fixture)
 
@@ -142,7 +142,7 @@ def test_a_mistake_gets_a_sentence_and_writes_nothing(tmp_path, mistake):
     here = tmp_path / "here"
     here.mkdir()
     args = [f"--config={tiny.CONFIG}", "--workdir=run"]
-    done = tiny.run("main.py", *arrange(tmp_path, args), cwd=here)
+    done = command("main.py", here, arrange(tmp_path, args))
     tiny.check_sentence(done, said)
     assert list(here.iterdir()) == []
 
@@ -158,7 +158,7 @@ def test_a_mistake_gets_a_sentence_and_writes_nothing(tmp_path, mistake):
 )
 def test_a_mistake_in_sampling_gets_a_sentence_and_writes_nothing(tmp_path, more, said):
     arguments = [f"--config={tiny.CONFIG}", "--workdir=run"]
-    done = tiny.run("run_lib_sampling.py", *arguments, *more, cwd=tmp_path)
+    done = command("run_lib_sampling.py", tmp_path, [*arguments, *more])
     tiny.check_sentence(done, said)
     assert list(tmp_path.iterdir()) == []
 

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 import tiny
+from commands import command
 from drawn import draw
 from PIL import Image
 from tensorboardX import SummaryWriter
@@ -232,20 +233,20 @@ def test_many_classes_are_cut_and_counted(tmp_path, monkeypatch):
 
 
 def test_mistakes_get_a_sentence(tmp_path, monkeypatch):
-    done = tiny.run("report.py", "--workdir=none", cwd=tmp_path)
+    done = command("report.py --workdir=none", tmp_path)
     tiny.check_sentence(done, "The workdir results/none does not exist")
-    tiny.check_sentence(tiny.run("report.py", cwd=tmp_path), "workdir")
+    tiny.check_sentence(command("report.py", tmp_path), "workdir")
     monkeypatch.chdir(tmp_path)
     save_json(Workdir("run").metrics, {})
     Workdir("run").metrics.write_text("{")
     with pytest.raises(UserError, match=r"metrics\.json is damaged"):
         report.report(["run"])
-    done = tiny.run("report.py", "--workdir=run", cwd=tmp_path)
+    done = command("report.py --workdir=run", tmp_path)
     tiny.check_sentence(done, "metrics.json is damaged")
 
 
 def test_the_command(full):
-    done = tiny.run("report.py", "--workdir=full", cwd=full.root.parent.parent)
+    done = command("report.py --workdir=full", full.root.parent.parent)
     assert done.returncode == 0, done.stderr
     assert "Wrote results/full/report.html" in done.stdout
 

@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,6 +10,8 @@ import pytest
 import tiny
 import tiny_classifier
 import torch
+from commands import start
+from forks import kill_at
 from test_checkpoints import assert_equal
 
 import domains
@@ -75,32 +75,12 @@ def test_the_same_command_continues(here, cache):
     assert Workdir("parts").checkpoint().stat().st_mtime_ns == before
 
 
-# Kills its own process at a step given on the command line, before or after the checkpoints.
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import run_lib, tiny
-step, cache = int(sys.argv[1]), sys.argv[2]
-train_one, calls = run_lib.training_step, []
-def training_step(state, *arguments):
-    if state.step == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return train_one(state, *arguments)
-run_lib.training_step = training_step
-run_lib.train(tiny.config(cache), "killed")
-"""
-
-
 def test_sigkill_at_random_steps_changes_nothing(here, cache):
     """Restarted after each of three kills, the run ends with the uninterrupted run's bytes."""
     run_lib.train(tiny.config(cache), "whole")
-    script = KILLED.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests"))
     steps = sorted(random.sample(range(1, 8), 3))
     for step in steps:
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(step), str(cache)], cwd=here, check=False
-        )
-        assert done.returncode == -signal.SIGKILL
+        kill_at(step, run_lib.train, tiny.config(cache), "killed")
     run_lib.train(tiny.config(cache), "killed")
     assert_equal(newest("whole"), newest("killed")), steps
     files = [path.name for path in (here / "results" / "killed").rglob("*.tmp")]
@@ -109,28 +89,21 @@ def test_sigkill_at_random_steps_changes_nothing(here, cache):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_writes_the_resume_point(here, cache, number):
-    run_lib.train(tiny.config(cache, training__n_iters=150), "whole")
-    arguments = tiny.arguments(cache, training__n_iters=150)
-    process = subprocess.Popen(
-        [sys.executable, str(tiny.ROOT / "main.py"), *arguments, "--workdir=run"],
-        cwd=here,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ, OMP_NUM_THREADS="1"),
-    )
+    run_lib.train(tiny.config(cache, training__n_iters=60), "whole")
+    arguments = tiny.arguments(cache, training__n_iters=60)
+    running = start("main.py --workdir run", here, arguments)
     meta = here / "results/run/checkpoints-meta/checkpoint.pth"
-    deadline = time.time() + 200
-    while not meta.exists() and time.time() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=100)
-    assert process.returncode == 128 + number, errors
-    assert f"Stopped by {signal.Signals(number).name} after step" in output
-    assert "Traceback" not in errors
+    while not meta.exists() and running.process.is_alive():
+        time.sleep(0.01)
+    os.kill(running.process.pid, number)
+    done = running.wait()
+    assert done.returncode == 128 + number, done.stderr
+    assert f"Stopped by {signal.Signals(number).name} after step" in done.stdout
+    assert "Traceback" not in done.stderr
     stopped_at = checkpoints.read(meta)["step"]
-    assert f"after step {stopped_at};" in output
-    run_lib.train(tiny.config(cache, training__n_iters=150), "run")
+    assert stopped_at < 60
+    assert f"after step {stopped_at};" in done.stdout
+    run_lib.train(tiny.config(cache, training__n_iters=60), "run")
     assert_equal(newest("whole"), newest("run"))
 
 

@@ -1,17 +1,16 @@
 """CAS: which samples it reads, what it learns, continuation, its result, refusals."""
 
+import functools
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tiny
 import tiny_classifier
 import torch
+from forks import kill_at
 from test_checkpoints import assert_equal
 
 import datasets
@@ -124,31 +123,11 @@ def test_a_set_ups_samples_are_found(config, cache, here, folder):
     assert settings["trained_on"].endswith(f"ours_resnet_small_cond/{folder}")
 
 
-# Kills its own process at a step given on the command line.
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import run_lib, run_lib_cas, tiny_classifier
-step, cache = int(sys.argv[1]), sys.argv[2]
-train_one = run_lib.training_step
-def training_step(state, *arguments):
-    if state.step == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return train_one(state, *arguments)
-run_lib.training_step = training_step
-run_lib_cas.cas(tiny_classifier.config("cas", cache), "killed", samples="samples")
-"""
-
-
 def test_sigkill_at_a_random_step_changes_nothing(config, cache, here):
     write_samples(here / "samples", cache)
     accuracy = cas(config, "whole", samples="samples")
-    script = KILLED.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests"))
-    step = random.choice(range(1, 8))
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(step), str(cache)], cwd=here, check=False
-    )
-    assert done.returncode == -signal.SIGKILL
+    train = functools.partial(cas, config, "killed", samples="samples")
+    kill_at(random.choice(range(1, 8)), train)
     assert cas(config, "killed", samples="samples") == accuracy
     assert_equal(newest("whole", "samples"), newest("killed", "samples"))
 

@@ -3,6 +3,7 @@ for the dead."""
 
 import contextlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -13,34 +14,32 @@ import tiny
 import torch
 from drawn import draw
 from faults import tree
-from test_distributed import free_ports, torchrun
+from forks import torchrun
+from test_distributed import free_ports
 
 import run_lib
 from metrics import feature_classifier, nll_and_asym, sharing
 from storage.workdir import Workdir
 from utils import UserError
 
-# In the end one process fails for which the others wait.
-SCRIPT = """
-import os, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import evaluations
-from metrics import sharing
-from utils import UserError
-evaluations.brief_features()
-evaluations.evaluate()
-evaluations.encode_again()
-evaluations.draw_fast()
-print("evaluated")
-try:
-    sharing.wait(rank=int(os.environ["RANK"]))
-except UserError as error:
-    print(error, flush=True)
-if os.environ["RANK"] == "1":
-    sys.exit(7)
-sharing.wait()
-print("unreachable")
-"""
+
+def evaluate_together(here):
+    """What each process does; in the end one fails for which the others wait."""
+    os.chdir(here)
+    evaluations.brief_features()
+    evaluations.evaluate()
+    evaluations.encode_again()
+    evaluations.draw_fast()
+    print("evaluated")
+    rank = os.environ["RANK"]
+    try:
+        sharing.wait(rank=int(rank))
+    except UserError as error:
+        print(error)
+    if rank == "1":
+        sys.exit(7)
+    sharing.wait()
+    print("unreachable")
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +81,7 @@ def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, proce
     """Bits/dim, asymmetries, features, the network that these are of, metrics of all; samples."""
     here = tmp_path / "here"
     shutil.copytree(base, here)
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(root=str(tiny.ROOT), tests=str(tiny.ROOT / "tests")))
-    done = torchrun(script, cwd=here, processes=processes)
+    done = torchrun(evaluate_together, here, processes=processes)
     said = done.stdout + done.stderr
     assert done.stdout.count("evaluated") == processes, said
     expected, printed = alone

@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 from faults import tree
+from forks import in_a_fork
 from test_checkpoints import assert_equal
 
 import run_lib
@@ -27,7 +28,7 @@ from utils import UserError
 FREQUENCY = 3
 MORE = {
     "model__nf": 4,
-    "training__batch_size": 4,
+    "training__batch_size": 16,  # few parts make validation short
     "training__n_iters": 6,
     "training__snapshot_freq": 4,
     "training__snapshot_freq_for_preemption": FREQUENCY,
@@ -61,14 +62,6 @@ def here(tmp_path_factory):
         patch.chdir(here)
         run_lib.train(tiny.config(here / "cache", **MORE), "whole")
         yield here
-
-
-def in_a_fork(function, *arguments):
-    """The exit status of a forked process that calls a function."""
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
-    process.start()
-    process.join()
-    return process.exitcode
 
 
 def quiet_training(here, name, visit):

@@ -67,7 +67,7 @@ def value_and_vjp(
     """
     copies = len(v)
     x = torch.cat([x.detach()] * copies).requires_grad_()
-    # The mode costs a call of Python for every operation, and of a single copy it has nothing to do.
+    # The mode costs a call of Python for every operation; for a single copy it has nothing to do.
     with torch.enable_grad(), Copies(copies) if copies > 1 else contextlib.nullcontext():
         out = function(x, t.repeat(copies))
         (q,) = torch.autograd.grad(out, x, v.flatten(0, 1))

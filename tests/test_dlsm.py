@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import types
 
 import golden
 import pytest
@@ -17,7 +18,7 @@ from test_losses import check_gradient_norms
 import losses
 import models
 import sde_lib
-from benchmarks import two_gaussians
+from benchmarks import likelihood_scores, two_gaussians
 from models import compute
 from models.scores import Score
 from utils import UserError
@@ -244,3 +245,25 @@ def test_the_exact_classifier_is_dlsms_minimum():
     below, at, above = gradients
     assert below < 0 < above
     assert abs(at) < 0.1 * min(-below, above)
+
+
+def test_the_best_scale_of_exact_scores_is_one():
+    """Below 1 of a classifier too sure of itself, above 1 of one too unsure."""
+    torch.manual_seed(0)
+    problem = two_gaussians.TwoGaussians(sde_lib.VESDE(0.05, 5.0))
+    x, labels = problem.sample(100_000)
+    z = torch.randn_like(x)
+
+    def measured(classifier):
+        objective = losses.DLSM(classifier, problem.score, problem.sde, 1e-5)
+        job = types.SimpleNamespace(sde=problem.sde, score=problem.score, objective=objective)
+        rr, rg, gg, *_ = likelihood_scores.sums(job, x, labels, 0.6, z)
+        return float(-(2 * rg + gg) / rr), float(-rg / gg)
+
+    gain, scale = measured(problem.classifier)
+    assert scale == pytest.approx(1, abs=0.02)
+    assert gain > 0.05
+    _, twice = measured(lambda x, sigma: 2 * problem.classifier(x, sigma))
+    assert twice < 0.9
+    _, half = measured(lambda x, sigma: 0.5 * problem.classifier(x, sigma))
+    assert half > 1.1

@@ -18,13 +18,15 @@ from absl import flags
 
 import cli
 import datasets
+import domains
+import losses
 import sampling
+import sde_lib
 from experiments.common import print_table
 from models.scores import class_log_likelihood
 from sde_lib import expand, perturb
-from storage import checkpoints
+from storage.trained import load_classifier, load_score
 from storage.workdir import Workdir
-from training.classifier import ClassifierTraining
 from utils import get_device
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
@@ -33,12 +35,15 @@ COLUMNS = ["σ", "gain", "scale", "best gain", "CE", "accuracy", "confidence"]
 
 
 @torch.no_grad()
-def sums(job, x, labels, t, z):
-    """Sums over images x (B, C, H, W): ‖r‖², ⟨r, g⟩, ‖g‖², CE, right answers, confidences."""
+def sums(objective, x, labels, t, z):
+    """‖r‖², ⟨r, g⟩, ‖g‖², CE, right answers, confidences: sums over images x (B, C, H, W).
+
+    Score, classifier and SDE are those of `objective`, a `losses.DLSM`.
+    """
     times = torch.full((len(x),), t, device=x.device)
-    x_t, std = perturb(job.sde, x, times, z)
-    r = job.score(x_t, times) + z / expand(std, z)
-    logits, g = job.objective.likelihood_score(x_t, std, labels)
+    x_t, std = perturb(objective.sde, x, times, z)
+    r = objective.score(x_t, times) + z / expand(std, z)
+    logits, g = objective.likelihood_score(x_t, std, labels)
     probabilities = logits.softmax(1)
     return torch.stack(
         [
@@ -52,32 +57,32 @@ def sums(job, x, labels, t, z):
     ).double()
 
 
-def row(job, x, labels, t, noise):
+def row(objective, x, labels, t, noise):
     """The row of the table at time t, as text."""
-    total = sum(sums(job, x, labels, t, noise.randn(x.shape)) for _ in range(DRAWS))
+    total = sum(sums(objective, x, labels, t, noise.randn(x.shape)) for _ in range(DRAWS))
     rr, rg, gg, *classifier = total.tolist()
-    _, std = job.sde.marginal_prob(torch.zeros(1, 1), torch.tensor([t]))
-    gains = [-(2 * rg + gg) / rr, -rg / gg, rg**2 / (rr * gg)]
+    _, std = objective.sde.marginal_prob(torch.zeros(1, 1), torch.tensor([t]))
+    gain, scale, best = -(2 * rg + gg) / rr, -rg / gg, rg**2 / (rr * gg)
     ce, right, confidence = (value / (DRAWS * len(x)) for value in classifier)
-    cells = [f"{float(std):.3f}", f"{gains[0]:.2%}", f"{gains[1]:.2f}", f"{gains[2]:.2%}"]
+    cells = [f"{float(std):.3f}", f"{gain:.2%}", f"{scale:.2f}", f"{best:.2%}"]
     return [*cells, f"{ce:.3f}", f"{right:.1%}", f"{confidence:.1%}"]
 
 
 def main():
     FLAGS = flags.FLAGS
     config = FLAGS.config
-    config.model.loss_type = "total"  # whatever it was trained with, ∇ₓ log p(y | x_t) is DLSM's
-    job = ClassifierTraining(config, get_device(config.device))
-    path = Workdir(FLAGS.workdir).checkpoint()
-    checkpoints.load_model(job.model, checkpoints.read(path), path)
-    job.model.eval()
-    for name, split in zip(("training", "test"), job.splits()):
+    sde, device = sde_lib.from_config(config), get_device(config.device)
+    score, _ = load_score(config, config.model.score_restore_path, sde, device)
+    classifier, _ = load_classifier(config, Workdir(FLAGS.workdir).checkpoint(), device)
+    objective = losses.DLSM(classifier, score, sde, sde.sampling_eps)
+    domain = domains.from_config(config.data)
+    for name, split in zip(("training", "test"), datasets.load_both(config.data)):
         images, labels = next(datasets.eval_batches(split, IMAGES))
-        x, labels = job.domain.to_model(images.to(job.device), train=False), labels.to(job.device)
+        x, labels = domain.to_model(images.to(device), train=False), labels.to(device)
         rows = []
         for index, t in enumerate(LEVELS):
-            noise = sampling.SeededNoise(job.device, "likelihood scores", config.seed, index)
-            rows.append(row(job, x, labels, t, noise))
+            noise = sampling.SeededNoise(device, "likelihood scores", config.seed, index)
+            rows.append(row(objective, x, labels, t, noise))
         print(f"\n{len(x)} {name} images\n")
         print_table(COLUMNS, rows)
 

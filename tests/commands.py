@@ -75,7 +75,7 @@ class Done:
 
 def command(line, cwd, extra=()):
     """Run ``script.py --flag …`` in the directory `cwd`, with more arguments in `extra`."""
-    return start(line, cwd, extra).wait()
+    return start(line, cwd, extra).wait(limit=300)
 
 
 def start(line, cwd, extra=(), prepare=None):
@@ -97,9 +97,12 @@ class Running:
     process: multiprocessing.Process
     files: list
 
-    def wait(self):
-        """Wait for the end of the command: a `Done`."""
-        self.process.join()
+    def wait(self, limit=None):
+        """Wait for the end of the command, which is killed after `limit` seconds: a `Done`."""
+        self.process.join(limit)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
         texts = [path.read_text() if path.exists() else "" for path in self.files]
         for path in self.files:
             path.unlink(missing_ok=True)

@@ -13,11 +13,16 @@ from torch.distributed.launcher import api
 
 import run_lib
 
+LIMIT = 120
+"""Seconds that a function may take."""
+
 
 def in_a_fork(function, *arguments):
-    """The exit status of a forked process that calls a function."""
+    """The exit status of a forked process that calls a function; -SIGTERM after `LIMIT`."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
     process.start()
+    process.join(LIMIT)
+    process.terminate()
     process.join()
     return process.exitcode
 

@@ -1,7 +1,5 @@
 """config.compute: compiled and eager training agree, bfloat16 is near, mistakes get sentences."""
 
-import functools
-
 import golden
 import pytest
 import tiny
@@ -47,36 +45,17 @@ def ten_losses(make_job, config):
     return torch.tensor([float(value["loss"]) for value in values])
 
 
-@pytest.fixture
-def no_code(monkeypatch):
-    """Compile up to the graphs of forward and backward passes, without generating code for them.
-
-    Code takes two seconds a kernel. It is generated in the tests of DSM's training, of group norms
-    and of `models.twice`, which have every kind of kernel.
-    """
-    graphs = functools.partial(torch.compile, dynamic=False, backend="aot_eager")
-    monkeypatch.setattr(compute, "compiled", graphs)
-
-
-def test_compiled_training_is_eager_training(tmp_path):
-    check_compiled_training(tmp_path)
-
-
-@pytest.mark.usefixtures("no_code")
-def test_compiled_quasi_conservative_training_is_eager_training(tmp_path):
-    """With dropout and two slices, whose Jᵀv are those of copies of the images."""
-    check_compiled_training(tmp_path, loss__balancing_fac=0.01, loss__slices=2)
-
-
-def check_compiled_training(cache, **fields):
+@pytest.mark.parametrize("slices", [0, 2])
+def test_compiled_training_is_eager_training(tmp_path, slices):
+    """DSM, and QC with dropout and two slices, whose Jᵀv are those of copies of the images."""
+    fields = {"loss__balancing_fac": 0.01, "loss__slices": slices} if slices else {}
     eager, compiled = (
-        ten_losses(run_lib.ScoreTraining, tiny.config(cache, compute__compile=on, **fields))
+        ten_losses(run_lib.ScoreTraining, tiny.config(tmp_path, compute__compile=on, **fields))
         for on in (False, True)
     )
     torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=0)
 
 
-@pytest.mark.usefixtures("no_code")
 def test_a_compiled_classifier_is_the_eager_one(tmp_path, monkeypatch):
     """DLSM against a score model that is compiled too."""
     monkeypatch.chdir(tmp_path)
@@ -102,7 +81,6 @@ def outputs(config, x, cond, directions):
         return compute.prepare(network, config.compute, CPU)(x, cond, directions)
 
 
-@pytest.mark.usefixtures("no_code")
 def test_every_way_to_compute_gives_the_same_output():
     x, cond = torch.rand(3, 1, 8, 8), torch.tensor([0.05, 0.5, 5.0])
     directions = torch.randn(2, *x.shape)
@@ -293,7 +271,6 @@ def test_training_continues_in_another_memory_format(tmp_path, monkeypatch):
             torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.usefixtures("no_code")
 def test_a_compiled_constrained_model_has_the_same_products():
     config = tiny.config("cache", model__energy=True)
     x, t = torch.rand(2, 1, 8, 8), torch.tensor([0.3, 0.7])

@@ -1,10 +1,12 @@
 """Several processes: the numbers of one, continuation after every way to stop, shared samples."""
 
+import contextlib
 import functools
 import os
 import shutil
 import signal
 import socket
+import time
 
 import pytest
 import tiny
@@ -64,7 +66,9 @@ def train_everything(cache, ports):
         train(tiny.config(cache), "two/stopped")
     train(tiny.config(cache), "two/stopped")
     events[5] = signal.SIGKILL
-    train(tiny.config(cache), "two/killed")
+    with contextlib.suppress(RuntimeError):  # of the process that loses the killed one
+        train(tiny.config(cache), "two/killed")
+    time.sleep(60)  # it is ended long before, once the other's death is seen
 
 
 def go_on(cache, ports):
@@ -118,8 +122,7 @@ def cache(tmp_path_factory):
         tiny_classifier.train(cache, "one/classifier", **STEPS)
         done = torchrun(train_everything, cache, free_ports(10))
         (here / "stdout.txt").write_text(done.stdout)
-        # Which end is seen first is chance: that of the killed one, or of the one that lost it.
-        assert done.returncode == 1, done.stderr
+        assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr
         assert checkpoints.read(Workdir("two/killed").resume_point)["step"] == 4
         done = torchrun(go_on, cache, free_ports(1))
         assert done.returncode == 0, done.stderr

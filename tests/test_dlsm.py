@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import types
 
 import golden
 import pytest
@@ -256,8 +255,7 @@ def test_the_best_scale_of_exact_scores_is_one():
 
     def measured(classifier):
         objective = losses.DLSM(classifier, problem.score, problem.sde, 1e-5)
-        job = types.SimpleNamespace(sde=problem.sde, score=problem.score, objective=objective)
-        rr, rg, gg, *_ = likelihood_scores.sums(job, x, labels, 0.6, z)
+        rr, rg, gg, *_ = likelihood_scores.sums(objective, x, labels, 0.6, z)
         return float(-(2 * rg + gg) / rr), float(-rg / gg)
 
     gain, scale = measured(problem.classifier)

@@ -41,7 +41,7 @@ def test_from_training_to_read(tmp_path, kind, data):
     ok(command(train, tmp_path, TRAIN))
 
     nll = f"run_lib_evaluation_nll.py {config_eval}.py --workdir W"
-    loose = "--checkpoint_idx 2 --bs 5 --atol 0.1 --rtol 0.1"
+    loose = "--checkpoint_idx 2 --bs 2 --atol 0.1 --rtol 0.1"
     ok(command(f"{nll} {loose} --calculate", tmp_path, shape))
     assert "bits/dim over 5 images" in ok(command(f"{nll} --read", tmp_path, shape)).stdout
 

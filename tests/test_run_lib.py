@@ -93,10 +93,11 @@ def test_a_signal_writes_the_resume_point(here, cache, number):
     arguments = tiny.arguments(cache, training__n_iters=60)
     running = start("main.py --workdir run", here, arguments)
     meta = here / "results/run/checkpoints-meta/checkpoint.pth"
-    while not meta.exists() and running.process.is_alive():
+    deadline = time.time() + 200
+    while not meta.exists() and time.time() < deadline:
         time.sleep(0.01)
     os.kill(running.process.pid, number)
-    done = running.wait()
+    done = running.wait(limit=100)
     assert done.returncode == 128 + number, done.stderr
     assert f"Stopped by {signal.Signals(number).name} after step" in done.stdout
     assert "Traceback" not in done.stderr

@@ -37,7 +37,7 @@ from utils import UserError
 MOONS = ("upper", "lower")  # by label
 SIGMA = 7.5  # at which scores are compared, and samples as published
 SCORE_BATCH = 1000
-DRAWN = 1000  # samples of each class
+DRAWN, PUBLISHED_DRAWN = 1000, 2000  # samples of each class
 BLUR = 1.0  # noise of samples and of real points, which lie on a curve, to compare them
 HEUN_STEPS, PC_STEPS, PUBLISHED_STEPS = 18, 50, 1000
 CORRECTOR = 3.5  # ε of the published corrector
@@ -155,11 +155,11 @@ def draw_pc(score: Callable, sde: VESDE, noise: sampling.SeededNoise) -> torch.T
 
 @torch.no_grad()
 def draw_published(score: Callable, sde: VESDE, noise: sampling.SeededNoise) -> torch.Tensor:
-    """Samples (DRAWN, 2) as the published code draws them: σ ascends, and no predictor moves them.
+    """Samples (PUBLISHED_DRAWN, 2) as the published code draws them: σ ascends, no predictor moves.
 
     From N(0, I), x += √(2ε)·s + ε·z at σ_i = 1e-3·(1e4)^(i/1000).
     """
-    x = noise.randn((DRAWN, 2))
+    x = noise.randn((PUBLISHED_DRAWN, 2))
     for i in range(PUBLISHED_STEPS):
         s = score(x, torch.full((len(x),), i / PUBLISHED_STEPS))
         x = x + (2 * CORRECTOR) ** 0.5 * s + CORRECTOR * noise.randn_like(x)
@@ -197,7 +197,7 @@ def sample_metrics(
                 f"The sampler {name} diverged with these scores; train for longer (--steps, "
                 "--score_steps)."
             )
-        real = truth.moons[label][-DRAWN:]
+        real = truth.moons[label][-len(x) :]
         fake = x + BLUR * noise.randn_like(x) if clean else x
         real = real + (BLUR if clean else SIGMA) * noise.randn_like(real)
         metrics = precision_recall_density_coverage(real.numpy(), fake.numpy(), nearest_k=5)

@@ -40,7 +40,8 @@ KINDS = {
 
 LEVELS = 10  # σ_n = 0.1·30^(n/11), n = 0…9
 SCORED = 5000  # points at each level: the errors of the smallest are heavy-tailed
-MEASURED = 2000  # points of the likelihood, and samples
+MEASURED = 2000  # points of the likelihood
+DRAWN = 5000  # samples, and real points that they are compared with
 CHECKPOINTS = 4  # of a training, whose asymmetry is followed
 COLUMNS = ("score_err", "nasym", "asym", "nats", "nfe", "precision", "recall")
 
@@ -133,10 +134,10 @@ class Measures:
         return -density.mean().item()
 
     def samples(self, score: Callable, sampler: Callable) -> tuple[torch.Tensor, dict[str, float]]:
-        """Samples (MEASURED, 2), and a dict of their NFE, precision, recall, density, coverage."""
+        """Samples (DRAWN, 2), and a dict of their NFE, precision, recall, density, coverage."""
         noise = self.noise("samples")
-        x, nfe = sampler(score, noise.randn((MEASURED, 2)), noise.randn_like)
-        real = self.test[:MEASURED].numpy()
+        x, nfe = sampler(score, noise.randn((DRAWN, 2)), noise.randn_like)
+        real = self.test[:DRAWN].numpy()
         metrics = precision_recall_density_coverage(real, x.numpy(), nearest_k=3)
         return x, {"nfe": float(nfe), **metrics}
 

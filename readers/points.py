@@ -30,7 +30,7 @@ def points(
     seed = seed_for("points", data.data_seed, split == "test")
     blocks = _blocks(functools.partial(draw, np.random.default_rng(seed), count))
     dtype = domains.Points.dtype
-    return Source((2,), classes, blocks, [f"{count} from {seed}"], count, dtype)
+    return Source((2,), classes, blocks, [f"{count} points from {seed}"], count, dtype)
 
 
 def _blocks(draw):
@@ -61,8 +61,11 @@ def gaussian_8(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.nda
 
 
 def spiral_2(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two spirals (−n cos n, n sin n), n = 3π√U, widened by uniform noise, × 2.3/3."""
+    """Two spirals (−n cos n, n sin n), n = 3π√U, widened by uniform noise, × 2.3/3.
+
+    Its arms take turns, so that any run of points has half of each.
+    """
     n = np.sqrt(rng.random(count)) * 3 * math.pi
     arm = np.stack([-n * np.cos(n), n * np.sin(n)], axis=1) + rng.random((count, 2)) / 2
-    sign = np.where(np.arange(count) < count // 2, 1, -1)[:, None]
+    sign = 1 - 2 * (np.arange(count) % 2)[:, None]
     return sign * arm * 2.3 / 3, np.zeros(count)

@@ -137,6 +137,7 @@ def test_the_plane_is_trained_and_measured(tmp_path, monkeypatch, kind, as_publi
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plane, "SCORED", 20)
     monkeypatch.setattr(plane, "MEASURED", 30)
+    monkeypatch.setattr(plane, "DRAWN", 40)
     monkeypatch.setattr(points, "base", small(points.base))
     size = {"seed": 0, "batch": 16, "steps": 4}
     measures = plane.measures_of(plane.configure("spiral_2", "usbm", **size), as_published)
@@ -147,6 +148,16 @@ def test_the_plane_is_trained_and_measured(tmp_path, monkeypatch, kind, as_publi
     entry = "as_published" if as_published else "corrected"
     assert place.recorded()[entry]["settings"]["steps"] == 4
     assert (place.root / f"figures/{entry}.png").exists()
+
+
+@pytest.mark.parametrize("dataset", oracle.PLANE)
+def test_samples_of_the_exact_score_lie_in_the_real_points(tmp_path, monkeypatch, dataset):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plane, "DRAWN", 500)
+    config = plane.configure(dataset, "usbm", seed=0, batch=16, steps=4)
+    measures = plane.measures_of(config, as_published=False)
+    _, row = measures.samples(measures.exact, sampling.from_config(config.sampling, measures.sde))
+    assert row["precision"] > 0.9
 
 
 def small(base):
@@ -234,7 +245,7 @@ def test_the_distances_of_zero_are_the_published_ones():
 
 def test_the_published_sampler_is_its_recurrence(monkeypatch):
     """Of a linear score: x ← (1 + √7·i/3)·x + 3.5·z."""
-    monkeypatch.setattr(moons, "DRAWN", 4)
+    monkeypatch.setattr(moons, "PUBLISHED_DRAWN", 4)
     monkeypatch.setattr(moons, "PUBLISHED_STEPS", 3)
     noise = [sampling.SeededNoise(torch.device("cpu"), "test", 0) for _ in range(2)]
     found = moons.draw_published(lambda x, t: x * t[:, None], None, noise[0])
@@ -268,6 +279,7 @@ def test_moons_are_trained_and_measured(tmp_path, monkeypatch, as_published):
     monkeypatch.setattr(points, "base", small(points.base))
     monkeypatch.setattr(moons, "SCORE_BATCH", 16)
     monkeypatch.setattr(moons, "DRAWN", 20)
+    monkeypatch.setattr(moons, "PUBLISHED_DRAWN", 20)
     monkeypatch.setattr(moons, "PC_STEPS", 3)
     monkeypatch.setattr(moons, "PUBLISHED_STEPS", 3)
     moon = torch.randn(40, 2)

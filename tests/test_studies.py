@@ -113,15 +113,21 @@ def test_the_qc_study_runs_its_commands(place, monkeypatch, capsys):
 def test_the_dlsm_study_runs_its_commands(place, monkeypatch, capsys):
     run = Recorded()
     monkeypatch.setattr(studies, "Commands", lambda flags, configs: run)
-    study_dlsm.main(study_dlsm.parse(["--restore", str(start(place)), "--seeds", "0"]))
+    words = f"--restore {start(place)} --seeds 0 --steps 7".split()
+    study_dlsm.main(study_dlsm.parse(words))
     printed = re.sub(" +", " ", capsys.readouterr().out)
-    for name in ("ce", "ce, scale 10", "DLSM + ce", "CFG, w = 1", "CFG, w = 2"):
+    rows = ("ce", "ce, scale 10", "DLSM + ce", "DLSM + 0.02 ce, w = 1")
+    for name in (*rows, "CFG, w = 1", "CFG, w = 2"):
         assert f"| {name} | 1 | 1 |" in printed
     # CAS, and what is recognised: all of class 0, half of others.
     assert "| 0.5 | 0.55 |" in printed
     assert "| real training images | 1 | 0.75 |" in printed
     drawn = [line for line in run.lines if line[0] == "run_lib_sampling.py"]
-    assert len({line[2] for line in drawn}) == len(drawn) == 5
+    assert len({line[2] for line in drawn}) == len(drawn) == 6
+    trained = [line for line in run.lines if line[0] == "main.py"]
+    classifiers = ["--config.training.n_iters=7" in line for line in trained]
+    assert classifiers == [True, True, True, False]
+    assert "--config.training.n_iters=9" in trained[-1]  # the score model has two
     check_flags(run.lines)
 
 

@@ -82,20 +82,35 @@ def part_of_test_set(root, split, count):
     Raises:
         UserError: the set is not there, or has too few images.
     """
-    source = pathlib.Path(root) / "fashion_mnist"
-    target = pathlib.Path("results/studies") / f"{split}-{count}" / "fashion_mnist"
-    target.mkdir(parents=True, exist_ok=True)
     start = count if split == "validation" else 0
-    for stem, shape in (("images-idx3-ubyte", SHAPE), ("labels-idx1-ubyte", ())):
-        array = read_idx(_file(source, f"t10k-{stem}"), shape)[start : start + count]
-        if len(array) < count:
-            raise UserError(f"{source} has too few test images for {split} and {count}.")
-        path = target / f"t10k-{stem}"
-        content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-        _write_once(path, content + array.tobytes())
-        train = _file(source, f"train-{stem}")
-        if not (target / train.name).exists():
-            shutil.copy2(train, target / train.name)
+    return _part(root, f"{split}-{count}", "t10k", start, count)
+
+
+def part_of_training_set(root, count):
+    """A data root whose Fashion-MNIST has the first `count` images of the training set as its own.
+
+    Raises:
+        UserError: as `part_of_test_set`.
+    """
+    return _part(root, f"train-{count}", "train", 0, count)
+
+
+def _part(root, name, part, start, count):
+    """A data root named `name` with `count` images of the split `part`, and the other one whole."""
+    source = pathlib.Path(root) / "fashion_mnist"
+    target = pathlib.Path("results/studies") / name / "fashion_mnist"
+    target.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "t10k"):
+        for stem, shape in (("images-idx3-ubyte", SHAPE), ("labels-idx1-ubyte", ())):
+            file = _file(source, f"{split}-{stem}")
+            if split == part:
+                array = read_idx(file, shape)[start : start + count]
+                if len(array) < count:
+                    raise UserError(f"{file} has too few images for {name}.")
+                content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+                _write_once(target / f"{split}-{stem}", content + array.tobytes())
+            elif not (target / file.name).exists():
+                shutil.copy2(file, target / file.name)
     return target.parent
 
 

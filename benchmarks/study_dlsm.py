@@ -1,7 +1,7 @@
 """Classes of Fashion-MNIST: guided by ce, ce at scale 10, DLSM + ce, and without a classifier.
 
 python -m benchmarks.study_dlsm --restore CHECKPOINT [--steps N] [--seeds S …] [--sampler NAME]
-    [--cfg_scales W …] [-- FLAG …]
+    [--cfg_scales W …] [--train_images N] [-- FLAG …]
 
 Against one restored score model it trains classifiers, and makes the same score model
 class-conditional (CFG; its label embedding begins at zero), for each seed and equal steps, with
@@ -139,9 +139,12 @@ def of_seed(run, arguments, start, seed):
 
 
 def main(arguments):
+    root = arguments.root
+    if arguments.train_images is not None:
+        root = studies.part_of_training_set(root, arguments.train_images)
     names = ("classifier", "guided", "cfg", "cfg_guided", "cas")
     run = studies.Commands(
-        [f"--config.data.root={arguments.root}", *arguments.flags],
+        [f"--config.data.root={root}", *arguments.flags],
         [f"{CONFIGS}/{name}.py" for name in names],
     )
     start = pathlib.Path("results/studies/dlsm/start.pth")
@@ -164,6 +167,7 @@ def parse(words=None):
     parser.add_argument("--sampler", default="dpmpp_2m_sde")
     parser.add_argument("--cfg_scales", nargs="*", type=float, default=[1.0, 2.0])
     parser.add_argument("--root", default="data", help="where fashion_mnist/ lies")
+    parser.add_argument("--train_images", type=int, help="the first of them; without it, all")
     parser.add_argument("flags", nargs="*", help="of every command, after --")
     return parser.parse_args(words)
 

@@ -140,8 +140,18 @@ def test_a_part_of_the_test_set(place):
     assert len(stamps) == 4
     studies.part_of_test_set("data", "validation", 4)
     assert stamps == {path: path.stat().st_mtime_ns for path in root.rglob("*-ubyte*")}
-    with pytest.raises(UserError, match="too few test images"):
+    with pytest.raises(UserError, match="t10k-images-idx3-ubyte[.]gz has too few images"):
         studies.part_of_test_set("data", "validation", 7)
+
+
+def test_a_part_of_the_training_set(place):
+    root = studies.part_of_training_set("data", 3) / "fashion_mnist"
+    for stem, shape in (("images-idx3-ubyte", (28, 28)), ("labels-idx1-ubyte", ())):
+        (path,) = root.glob(f"train-{stem}*")
+        real = studies.read_idx(place / f"data/fashion_mnist/train-{stem}.gz", shape)
+        assert np.array_equal(studies.read_idx(path, shape), real[:3])
+        (path,) = root.glob(f"t10k-{stem}*")
+        assert path.read_bytes() == (place / f"data/fashion_mnist/{path.name}").read_bytes()
 
 
 def test_a_score_model_gets_labels(place):

@@ -140,7 +140,7 @@ def test_a_part_of_the_test_set(place):
     assert len(stamps) == 4
     studies.part_of_test_set("data", "validation", 4)
     assert stamps == {path: path.stat().st_mtime_ns for path in root.rglob("*-ubyte*")}
-    with pytest.raises(UserError, match="t10k-images-idx3-ubyte[.]gz has too few images"):
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte\.gz has too few images"):
         studies.part_of_test_set("data", "validation", 7)
 
 

@@ -6,7 +6,6 @@ keeps what stands, and so does the study.
 
 import importlib
 import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -17,7 +16,7 @@ from experiments import common
 from readers.idx import read_idx
 from storage.files import atomic_write
 from storage.workdir import Workdir, suffix
-from utils import UserError
+from utils import UserError, require_positive
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHAPE = (28, 28)
@@ -97,20 +96,21 @@ def part_of_training_set(root, count):
 
 def _part(root, name, part, start, count):
     """A data root named `name` with `count` images of the split `part`, and the other one whole."""
+    require_positive(count, "The number of images")
     source = pathlib.Path(root) / "fashion_mnist"
     target = pathlib.Path("results/studies") / name / "fashion_mnist"
-    target.mkdir(parents=True, exist_ok=True)
     for split in ("train", "t10k"):
         for stem, shape in (("images-idx3-ubyte", SHAPE), ("labels-idx1-ubyte", ())):
             file = _file(source, f"{split}-{stem}")
             if split == part:
-                array = read_idx(file, shape)[start : start + count]
+                whole = read_idx(file, shape)
+                array = whole[start : start + count]
                 if len(array) < count:
-                    raise UserError(f"{file} has too few images for {name}.")
+                    raise UserError(f"{file} holds {len(whole)} images, too few for {name}.")
                 content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
                 _write_once(target / f"{split}-{stem}", content + array.tobytes())
-            elif not (target / file.name).exists():
-                shutil.copy2(file, target / file.name)
+            else:
+                _write_once(target / file.name, file.read_bytes())
     return target.parent
 
 
@@ -123,6 +123,7 @@ def _file(folder, stem):
 
 def _write_once(path, content):
     """Leave a file that has the content alone: data caches know files by their times."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_bytes() != content:
         with atomic_write(path) as file:
             file.write(content)

@@ -4,14 +4,15 @@ python -m benchmarks.study_dlsm --restore CHECKPOINT [--steps N] [--seeds S …]
     [--cfg_scales W …] [--train_images N] [-- FLAG …]
 
 Against one restored score model it trains classifiers, and makes the same score model
-class-conditional (CFG; its label embedding begins at zero), for each seed and equal steps, with
-configs/fashion_mnist/{classifier,cfg}.py, under results/studies/dlsm. DLSM + ce has the published
-weights, w = 0 and coef = 1, and besides w = 1 and coef = 0.02, by which it is ahead on the digits
-(docs/dlsm.md). Draws samples by class with one sampler and grid. Prints, mean ± standard deviation
-over seeds: FID and P/R/D/C of all samples and as means over classes (CW), CAS, and the share of
-samples in which the feature classifier, which was trained on the real training images, sees the
-class asked for. The FLAGs, overrides of fields as ``--config.training.batch_size=16``, go to every
-command whose configuration has the field.
+class-conditional (CFG; its label embedding begins at zero), for each seed and in so many steps,
+with configs/fashion_mnist/{classifier,cfg}.py, under results/studies. DLSM + ce has the published
+weights, w = 0 and coef = 1, and besides w = 1 and coef = 0.02, whose likelihood scores are ahead on
+the digits (docs/dlsm.md). Draws samples by class with one sampler and grid. Prints, mean ± standard
+deviation over seeds: FID and P/R/D/C of all samples and as means over classes (CW), CAS, and the
+share of samples in which the feature classifier, which was trained on the real training images,
+sees the class asked for. With --train_images all of that, but the restored score model's training,
+is on the first images of the training set. The FLAGs, overrides of fields as
+``--config.training.batch_size=16``, go to every command whose configuration has the field.
 
 A step of a classifier's guidance takes a pass of the score and a pass and a gradient of the
 classifier; one without a classifier takes two passes of the score. Either counts as one evaluation.
@@ -21,7 +22,6 @@ of what sets them apart may be that.
 
 import argparse
 import json
-import pathlib
 
 import ml_collections
 import numpy as np
@@ -29,10 +29,11 @@ import torch
 
 import models
 from benchmarks import studies
+from configs.fashion_mnist import cfg, classifier
 from storage import checkpoints
 from storage.files import atomic_write, load_npz
 from storage.workdir import Workdir
-from utils import UserError
+from utils import UserError, require_positive
 
 CONFIGS = "configs/fashion_mnist"
 CLASSES = 10
@@ -42,7 +43,8 @@ WEIGHTS = ["--config.model.weighting_dlsm=1", "--config.model.coef=0.02"]
 def with_labels(source, target):
     """Write a score model's checkpoint as that of a class-conditional one, labels at zero.
 
-    The optimiser's moments are left out.
+    The optimiser's moments are left out. Where the file does not say its step, it gets the
+    configuration's.
 
     Raises:
         UserError: the file does not say which configuration it was trained with.
@@ -56,9 +58,8 @@ def with_labels(source, target):
     own = network.state_dict()
     model = {name.removeprefix("module."): array for name, array in content["model"].items()}
     new = {name: array for name, array in own.items() if name not in model}
-    made = {"model": model | new}
-    if "step" in content:
-        made["step"] = content["step"]
+    first = cfg.get_config().training.init_step
+    made = {"model": model | new, "step": checkpoints.read_count(content, "step", source, first)}
     if "ema" in content:
         shadows = iter(content["ema"]["shadow_params"])
         trained = [name for name, p in network.named_parameters() if p.requires_grad]
@@ -79,9 +80,9 @@ def recognised(workdir, sampler):
     return float(np.mean(shares))
 
 
-def steps_flag(steps, first=0):
-    """The flags of a training that takes `steps` steps after step `first`, or as configured."""
-    return [] if steps is None else [f"--config.training.n_iters={first + steps}"]
+def start_of(root):
+    """Where the class-conditional score model lies that a study's trainings begin with."""
+    return Workdir(root).root / "start.pth"
 
 
 def measure(run, workdir, config, seed, sampler, *flags):
@@ -107,12 +108,12 @@ def accuracy(run, workdir, seed, source):
     return Workdir(workdir).recorded()[f"cas_{name}"]["accuracy"]
 
 
-def of_seed(run, arguments, start, seed):
-    """Yields (row, measured values) of a seed."""
-    place, sampler = f"studies/dlsm/seed{seed}", arguments.sampler
+def of_seed(run, arguments, root, seed):
+    """Yields (row, measured values) of a seed, whose workdirs lie under the workdir `root`."""
+    place, sampler = f"{root}/seed{seed}", arguments.sampler
     guided, restore = f"{CONFIGS}/guided.py", f"--restore={arguments.restore}"
     train = ["--model=classifier", restore, f"--config.seed={seed}"]
-    train += steps_flag(arguments.steps)
+    train.append(f"--config.training.n_iters={arguments.steps}")
     base, scale, ours, weighted = (
         f"{place}/{name}" for name in ("base", "scale", "ours", "weighted")
     )
@@ -125,10 +126,10 @@ def of_seed(run, arguments, start, seed):
     yield "DLSM + ce", measure(run, ours, guided, seed, sampler, restore)
     yield "DLSM + 0.02 ce, w = 1", measure(run, weighted, guided, seed, sampler, restore)
 
-    trained = f"{place}/cfg"
+    trained, start = f"{place}/cfg", start_of(root)
     train = [f"--restore={start}", f"--config.seed={seed}"]
-    train += steps_flag(arguments.steps, checkpoints.read(start)["step"])
-    run("main.py", f"{CONFIGS}/cfg.py", trained, *train)
+    last = checkpoints.read(start)["step"] + arguments.steps
+    run("main.py", f"{CONFIGS}/cfg.py", trained, *train, f"--config.training.n_iters={last}")
     own = f"--restore={Workdir(trained).checkpoint()}"
     for w in arguments.cfg_scales:
         flags = [own, f"--scale={w}"]
@@ -139,21 +140,22 @@ def of_seed(run, arguments, start, seed):
 
 
 def main(arguments):
-    root = arguments.root
+    require_positive(arguments.steps, "--steps")
+    data_root, root = arguments.root, f"studies/dlsm_{arguments.steps}"
     if arguments.train_images is not None:
-        root = studies.part_of_training_set(root, arguments.train_images)
+        data_root = studies.part_of_training_set(data_root, arguments.train_images)
+        root += f"_{arguments.train_images}"
     names = ("classifier", "guided", "cfg", "cfg_guided", "cas")
     run = studies.Commands(
-        [f"--config.data.root={root}", *arguments.flags],
+        [f"--config.data.root={data_root}", *arguments.flags],
         [f"{CONFIGS}/{name}.py" for name in names],
     )
-    start = pathlib.Path("results/studies/dlsm/start.pth")
-    with_labels(arguments.restore, start)
+    with_labels(arguments.restore, start_of(root))
     results, real = {}, []
     for seed in arguments.seeds:
-        for name, values in of_seed(run, arguments, start, seed):
+        for name, values in of_seed(run, arguments, root, seed):
             results.setdefault(name, []).append(values)
-        base = f"studies/dlsm/seed{seed}/base"
+        base = f"{root}/seed{seed}/base"
         real.append({"CAS": accuracy(run, base, seed, "--setup=real")})
     studies.print_table("samples", results)
     studies.print_table("images", {"real training images": real})
@@ -162,7 +164,8 @@ def main(arguments):
 def parse(words=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--restore", required=True, help="the score model's checkpoint")
-    parser.add_argument("--steps", type=int, help="of each training; without it, as configured")
+    steps = classifier.get_config().training.n_iters
+    parser.add_argument("--steps", type=int, default=steps, help="of each training")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--sampler", default="dpmpp_2m_sde")
     parser.add_argument("--cfg_scales", nargs="*", type=float, default=[1.0, 2.0])

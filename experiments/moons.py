@@ -261,7 +261,7 @@ def run(
     settings = {
         **{"experiment": f"Moons{', as published' if as_published else ''}"},
         **{"loss": loss_type, "seed": seed, "batch": batch, "steps": of_classifier.step},
-        **{"score steps": of_score.step, "score model": against},
+        **{"score steps": of_score.step, "score model": against, "samples": len(drawn[0])},
     }
     entry = f"as_published_step_{steps}" if as_published else f"step_{steps}"
     place.record(**{entry: {**row, "settings": settings}})

@@ -14,6 +14,8 @@ import domains
 from readers.common import Block, Source
 from utils import require_positive, seed_for
 
+RULE = 2  # of the draws: a change of one of them changes it, so that caches are built anew
+
 
 def points(
     data: ml_collections.ConfigDict, split: str, *, draw: Callable, classes: int = 1
@@ -30,7 +32,7 @@ def points(
     seed = seed_for("points", data.data_seed, split == "test")
     blocks = _blocks(functools.partial(draw, np.random.default_rng(seed), count))
     dtype = domains.Points.dtype
-    return Source((2,), classes, blocks, [f"{count} points from {seed}"], count, dtype)
+    return Source((2,), classes, blocks, [f"{count} from {seed}, rule {RULE}"], count, dtype)
 
 
 def _blocks(draw):
@@ -63,7 +65,7 @@ def gaussian_8(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.nda
 def spiral_2(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Two spirals (−n cos n, n sin n), n = 3π√U, widened by uniform noise, × 2.3/3.
 
-    Its arms take turns, so that any run of points has half of each.
+    Its arms take turns, so that the first points are of both.
     """
     n = np.sqrt(rng.random(count)) * 3 * math.pi
     arm = np.stack([-n * np.cos(n), n * np.sin(n)], axis=1) + rng.random((count, 2)) / 2

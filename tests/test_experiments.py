@@ -138,6 +138,7 @@ def test_the_plane_is_trained_and_measured(tmp_path, monkeypatch, kind, as_publi
     monkeypatch.setattr(plane, "SCORED", 20)
     monkeypatch.setattr(plane, "MEASURED", 30)
     monkeypatch.setattr(plane, "DRAWN", 40)
+    compared = note_sizes(monkeypatch, plane)
     monkeypatch.setattr(points, "base", small(points.base))
     size = {"seed": 0, "batch": 16, "steps": 4}
     measures = plane.measures_of(plane.configure("spiral_2", "usbm", **size), as_published)
@@ -147,6 +148,7 @@ def test_the_plane_is_trained_and_measured(tmp_path, monkeypatch, kind, as_publi
     place = Workdir(f"experiments/plane/spiral_2_{kind}_b16_s0_4")
     entry = "as_published" if as_published else "corrected"
     assert place.recorded()[entry]["settings"]["steps"] == 4
+    assert compared == [(40, 40)]
     assert (place.root / f"figures/{entry}.png").exists()
 
 
@@ -158,6 +160,18 @@ def test_samples_of_the_exact_score_lie_in_the_real_points(tmp_path, monkeypatch
     measures = plane.measures_of(config, as_published=False)
     _, row = measures.samples(measures.exact, sampling.from_config(config.sampling, measures.sde))
     assert row["precision"] > 0.9
+
+
+def note_sizes(monkeypatch, module):
+    """The list to which the numbers of real points and samples are added that it compares."""
+    measure, sizes = module.precision_recall_density_coverage, []
+
+    def noting(real, fake, **settings):
+        sizes.append((len(real), len(fake)))
+        return measure(real, fake, **settings)
+
+    monkeypatch.setattr(module, "precision_recall_density_coverage", noting)
+    return sizes
 
 
 def small(base):
@@ -279,7 +293,8 @@ def test_moons_are_trained_and_measured(tmp_path, monkeypatch, as_published):
     monkeypatch.setattr(points, "base", small(points.base))
     monkeypatch.setattr(moons, "SCORE_BATCH", 16)
     monkeypatch.setattr(moons, "DRAWN", 20)
-    monkeypatch.setattr(moons, "PUBLISHED_DRAWN", 20)
+    monkeypatch.setattr(moons, "PUBLISHED_DRAWN", 30)
+    compared = note_sizes(monkeypatch, moons)
     monkeypatch.setattr(moons, "PC_STEPS", 3)
     monkeypatch.setattr(moons, "PUBLISHED_STEPS", 3)
     moon = torch.randn(40, 2)
@@ -293,3 +308,4 @@ def test_moons_are_trained_and_measured(tmp_path, monkeypatch, as_published):
         assert ("published precision" in row) == as_published
         place = Workdir(f"experiments/moons/{loss_type}2_b16_s0_score2_s0")
         assert len(place.recorded()) == len(list(place.root.glob("figures/*.png"))) == 1
+    assert set(compared) == {(30, 30) if as_published else (20, 20)}

@@ -111,9 +111,9 @@ def test_the_qc_study_runs_its_commands(place, monkeypatch, capsys):
 
 
 def test_the_dlsm_study_runs_its_commands(place, monkeypatch, capsys):
-    run = Recorded()
-    monkeypatch.setattr(studies, "Commands", lambda flags, configs: run)
-    words = f"--restore {start(place)} --seeds 0 --steps 7".split()
+    run, made = Recorded(), []
+    monkeypatch.setattr(studies, "Commands", lambda flags, configs: made.append(flags) or run)
+    words = f"--restore {start(place)} --seeds 0 --steps 7 --train_images 30".split()
     study_dlsm.main(study_dlsm.parse(words))
     printed = re.sub(" +", " ", capsys.readouterr().out)
     rows = ("ce", "ce, scale 10", "DLSM + ce", "DLSM + 0.02 ce, w = 1")
@@ -122,13 +122,34 @@ def test_the_dlsm_study_runs_its_commands(place, monkeypatch, capsys):
     # CAS, and what is recognised: all of class 0, half of others.
     assert "| 0.5 | 0.55 |" in printed
     assert "| real training images | 1 | 0.75 |" in printed
+    assert made == [["--config.data.root=results/studies/train-30"]]
     drawn = [line for line in run.lines if line[0] == "run_lib_sampling.py"]
     assert len({line[2] for line in drawn}) == len(drawn) == 6
-    trained = [line for line in run.lines if line[0] == "main.py"]
-    classifiers = ["--config.training.n_iters=7" in line for line in trained]
-    assert classifiers == [True, True, True, False]
-    assert "--config.training.n_iters=9" in trained[-1]  # the score model has two
+    assert all(line[2].startswith("studies/dlsm_7_30/seed0/") for line in run.lines)
+    ce, ours, weighted, cfg = (line for line in run.lines if line[0] == "main.py")
+    steps = "--config.training.n_iters=7"
+    assert all(steps in line for line in (ce, ours, weighted))
+    assert "--config.training.n_iters=9" in cfg  # the score model has two
+    for flag in ("--config.model.weighting_dlsm=1", "--config.model.coef=0.02"):
+        assert [flag in line for line in (ce, ours, weighted)] == [False, False, True]
     check_flags(run.lines)
+
+
+@pytest.mark.parametrize("words", ["--steps 0", "--train_images 0", "--train_images -3"])
+def test_the_dlsm_study_takes_positive_numbers(place, words):
+    with pytest.raises(UserError, match=r"expected a whole number of at least 1"):
+        study_dlsm.main(study_dlsm.parse(["--restore", "START", *words.split()]))
+    assert not (place / "results").exists()
+
+
+def test_a_score_model_that_does_not_say_its_step_gets_the_configurations(place):
+    path = start(place)
+    content = checkpoints.read(path)
+    del content["step"]
+    torch.save(content, place / "without.pth")
+    study_dlsm.with_labels(place / "without.pth", place / "labelled.pth")
+    first = study_dlsm.cfg.get_config().training.init_step
+    assert checkpoints.read(place / "labelled.pth")["step"] == first
 
 
 def test_a_part_of_the_test_set(place):
@@ -140,7 +161,7 @@ def test_a_part_of_the_test_set(place):
     assert len(stamps) == 4
     studies.part_of_test_set("data", "validation", 4)
     assert stamps == {path: path.stat().st_mtime_ns for path in root.rglob("*-ubyte*")}
-    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte\.gz has too few images"):
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte\.gz holds 12 images, too few"):
         studies.part_of_test_set("data", "validation", 7)
 
 

@@ -175,7 +175,8 @@ def run(
     settings = {
         "experiment": f"Plane, {dataset}{', as published' if published else ''}",
         **{"model": kind, "seed": seed, "batch": batch, "steps": loaded.step},
-        **{"points": SCORED, "samples": DRAWN},
+        "points": SCORED,
+        "samples": DRAWN,
     }
     entry = "as_published" if published else "corrected"
     place.record(**{entry: {**row, "settings": settings}})

@@ -28,7 +28,7 @@ from models.scores import InParts
 from planning import scores
 from samplers.progress import RoundProgress
 from samplers.rounds import Round, chosen_classes, divisions, own_rounds, share, split_rounds
-from storage.files import save_npz, save_picture, stands, to_json
+from storage.files import remove_abandoned, save_npz, save_picture, stands, to_json
 from storage.provenance import config_hash
 from storage.trained import load_guidance, load_score
 from storage.workdir import Workdir
@@ -216,6 +216,9 @@ def draw_rounds(
         done = 0
         for number, first, count in map(dataclasses.astuple, rounds):
             path = folder / f"samples_{number}.npz"
+            picture = path.with_suffix(".png")
+            # One process may have been killed at the picture of a round that another has written.
+            remove_abandoned(picture)
             stream = sampler.stream((*of_round, number), (*of_images, first))
             meta = dict(provenance, stream=stream[:-1], round=stream[-1])
             if not stands(path, meta, advice, samples=(count, *domain.stored_shape), nfe=()):
@@ -232,7 +235,7 @@ def draw_rounds(
                         "was written. Look at the checkpoint, or lower config.sampling.snr."
                     )
                 samples = domain.to_stored(x)
-                save_picture(path.with_suffix(".png"), domain.picture(samples))
+                save_picture(picture, domain.picture(samples))
                 save_npz(path, samples=samples, nfe=nfe, meta=to_json(meta))
             done += count
             bar.update(done - bar.n)

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from metrics.extractors import channels_first
-from storage.files import atomic_write
+from storage.files import atomic_write, remove_abandoned
 from utils import UserError
 
 if TYPE_CHECKING:  # torch need not be there
@@ -139,6 +139,7 @@ class ClassifierFeatures:
 
         cache, labels = pathlib.Path(cache), np.asarray(labels)
         data = _digest([images, labels])
+        remove_abandoned(cache)  # a process may have been killed at what another had written
         stored = _read_classifier(cache)
         if stored.get("data") == data:
             self.logit_width = int(labels.max()) + 1

@@ -39,7 +39,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    remove_abandoned(path)
     temporary, file = _create_beside(path, mode.replace("w", "x"))
     try:
         with file:
@@ -62,13 +62,12 @@ def _create_beside(path, mode):
     while True:
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
         file = open(temporary, mode)  # noqa: SIM115 (the caller closes it)
-        lock(file)
-        if os.fstat(file.fileno()).st_nlink:
+        if lock(file, without_locks=True) and os.fstat(file.fileno()).st_nlink:
             return temporary, file
-        file.close()  # another process took it for abandoned before it was locked
+        file.close()  # another process takes it for abandoned, or has removed it already
 
 
-def _remove_abandoned(path):
+def remove_abandoned(path: pathlib.Path) -> None:
     """Remove what killed processes left of `path`; its size may be that of a checkpoint."""
     for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError), open(other, "rb") as file:
@@ -194,7 +193,7 @@ def stands(path: str | os.PathLike, meta: dict, advice: str, **shapes: tuple[int
         UserError: the file is whole, but was made otherwise; ends with `advice`.
     """
     # A process may have been killed at a file that another has written meanwhile.
-    _remove_abandoned(pathlib.Path(path))
+    remove_abandoned(pathlib.Path(path))
     if not pathlib.Path(path).exists():
         return False
     try:

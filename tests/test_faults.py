@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pathlib
 import random
 import resource
 import subprocess
@@ -179,6 +180,38 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
         assert living.exists()
     assert path.read_bytes() == b"one"
     assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "training"])
+def test_nothing_stays_beside_a_file_that_another_process_finished(scene):
+    """Of two processes at one round the first ended it, the second was killed at its own write."""
+    made = scene.expected.keys() - tree(scene.base).keys()
+    place = scene.fresh("shared")
+    finish(scene.name, place)
+    for path in map(place.joinpath, made):
+        (path.parent / f".{path.name}.0123.tmp").write_bytes(b"half")
+    assert len(leftovers(place)) == len(made) > 1
+    finish(scene.name, place)
+    scene.check(place, finished=True)
+
+
+def test_a_file_that_another_process_takes_for_abandoned_is_let_go(tmp_path, monkeypatch):
+    """Locked by the other between its creation and the writer's own lock, and then removed."""
+    others, lock = [], files.lock
+
+    def late(file, **options):
+        if not others:
+            others.append(open(file.name, "rb"))  # noqa: SIM115 (it is the lock)
+            assert lock(others[0])
+        return lock(file, **options)
+
+    monkeypatch.setattr(files, "lock", late)
+    with files.atomic_write(tmp_path / "a.npz") as file:
+        file.write(b"one")
+        pathlib.Path(others[0].name).unlink()
+        others[0].close()
+    assert (tmp_path / "a.npz").read_bytes() == b"one"
+    assert os.listdir(tmp_path) == ["a.npz"]
 
 
 def test_divisions_drawn_by_killed_processes_are_those_of_a_quiet_one(tmp_path):

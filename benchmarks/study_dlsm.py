@@ -4,14 +4,14 @@ python -m benchmarks.study_dlsm --restore CHECKPOINT [--steps N] [--seeds S …]
     [--cfg_scales W …] [--train_images N] [-- FLAG …]
 
 Against one restored score model it trains classifiers, and makes the same score model
-class-conditional (CFG; its label embedding begins at zero), for each seed and in so many steps,
-with configs/fashion_mnist/{classifier,cfg}.py, under results/studies. DLSM + ce has the published
-weights, w = 0 and coef = 1, and besides w = 1 and coef = 0.02, whose likelihood scores are ahead on
-the digits (docs/dlsm.md). Draws samples by class with one sampler and grid. Prints, mean ± standard
-deviation over seeds: FID and P/R/D/C of all samples and as means over classes (CW), CAS, and the
-share of samples in which the feature classifier, which was trained on the real training images,
-sees the class asked for. With --train_images all of that, but the restored score model's training,
-is on the first images of the training set. The FLAGs, overrides of fields as
+class-conditional (CFG; without a label it begins as that score), for each seed and in so many
+steps, with configs/fashion_mnist/{classifier,cfg}.py, under results/studies. DLSM + ce has the
+published weights, w = 0 and coef = 1, and besides w = 1 and coef = 0.02, whose likelihood scores
+are ahead on the digits (docs/dlsm.md). Draws samples by class with one sampler and grid. Prints,
+mean ± standard deviation over seeds: FID and P/R/D/C of all samples and as means over classes (CW),
+CAS, and the share of samples in which the feature classifier, which was trained on the real
+training images, sees the class asked for. With --train_images all of that, but the restored score
+model's training, is on the first images of the training set. The FLAGs, overrides of fields as
 ``--config.training.batch_size=16``, go to every command whose configuration has the field.
 
 A step of a classifier's guidance takes a pass of the score and a pass and a gradient of the
@@ -41,7 +41,7 @@ WEIGHTS = ["--config.model.weighting_dlsm=1", "--config.model.coef=0.02"]
 
 
 def with_labels(source, target):
-    """Write a score model's checkpoint as that of a class-conditional one, labels at zero.
+    """Write a score model's checkpoint as that of a class-conditional one.
 
     The optimiser's moments are left out. Where the file does not say its step, it gets the
     configuration's.

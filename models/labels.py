@@ -3,17 +3,29 @@
 import torch
 from torch import nn
 
+from utils import seed_for
+
 NO_LABEL = -1
 
 
 class LabelEmbedding(nn.Embedding):
-    """A vector (B, width) for labels y (B,), of `classes` classes or `NO_LABEL`. At first zero."""
+    """A vector (B, width) for labels y (B,), of `classes` classes or `NO_LABEL`.
+
+    At first that of `NO_LABEL` is zero, so that a score which is made class-conditional stays what
+    it is without labels, and those of classes are N(0, I). From zero they hardly move: the score
+    matching loss differs little between labels, and its gradient is mostly noise. Their draws are
+    the same in every network of as many classes, and no other weights' are moved by them.
+    """
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__(classes + 1, width)
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
+        generator = torch.Generator().manual_seed(seed_for("label embedding"))
+        start = torch.randn(self.weight.shape, generator=generator, device="cpu")
+        start[NO_LABEL] = 0
+        with torch.no_grad():
+            self.weight.copy_(start)
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
         return super().forward(labels % self.num_embeddings)  # the last stands for no label

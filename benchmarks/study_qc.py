@@ -1,20 +1,25 @@
 """QC on Fashion-MNIST: U, QC with either estimator, and C, at equal steps from the same start.
 
 python -m benchmarks.study_qc --restore CHECKPOINT [--variants NAME …] [--factors F …]
-    [--seeds S …] [--split test|validation] [--images N] [--samplers NAME …] [-- FLAG …]
+    [--seeds S …] [--steps N] [--split test|validation] [--images N] [--samplers NAME …]
+    [-- FLAG …]
 
 Fine-tunes the restored score model in every variant and with every balancing factor and seed,
-configs/fashion_mnist/qc.py, under results/studies/qc_SPLIT. Measures the averaged weights on N
-images of the test set, with the same noises for all and the asymmetry by the skew estimator, and
-the samples of each sampler against the training images. Prints Markdown tables, mean ± standard
-deviation over seeds. The FLAGs, overrides of fields as ``--config.training.n_iters=100``, go to
-every command. Factors are to be chosen with ``--split validation --seeds 0``.
+configs/fashion_mnist/qc.py, in N steps, under results/studies/qc_SPLIT_STEPS_IMAGES. Measures the
+averaged weights on N images of the test set, with the same noises for all and the asymmetry by the
+skew estimator, and the samples of each sampler against the training images. Prints Markdown tables,
+mean ± standard deviation over seeds. The FLAGs, overrides of fields as
+``--config.training.batch_size=16``, go to every command. Factors are to be chosen with ``--split
+validation --seeds 0``.
 """
 
 import argparse
 
 from benchmarks import studies
+from configs.fashion_mnist import qc
+from storage import checkpoints
 from storage.workdir import Workdir
+from utils import require_positive
 
 CONFIG = "configs/fashion_mnist/qc.py"
 # The flags of training, and those of every command.
@@ -62,13 +67,19 @@ def measure(run, workdir, training, every, samplers):
 
 
 def main(arguments):
+    require_positive(arguments.steps, "--steps")
+    first = qc.get_config().training.init_step
+    content = checkpoints.read(arguments.restore)
+    last = checkpoints.read_count(content, "step", arguments.restore, first) + arguments.steps
+    folder = f"studies/qc_{arguments.split}_{arguments.steps}_{arguments.images}"
     root = studies.part_of_test_set(arguments.root, arguments.split, arguments.images)
     run = studies.Commands([f"--config.data.root={root}", *arguments.flags], [CONFIG])
     results = {}
     for seed in arguments.seeds:
         for name, training, every in rows_of(arguments.variants, arguments.factors):
-            workdir = f"studies/qc_{arguments.split}/{name.replace(', ', '-')}-seed{seed}"
+            workdir = f"{folder}/{name.replace(', ', '-')}-seed{seed}"
             flags = [*training, f"--restore={arguments.restore}", f"--config.seed={seed}"]
+            flags.append(f"--config.training.n_iters={last}")
             found = measure(run, workdir, flags, every, arguments.samplers)
             for kind, values in found.items():
                 results.setdefault(kind, {}).setdefault(name, []).append(values)
@@ -82,6 +93,9 @@ def parse(words=None):
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--factors", nargs="*", type=float, default=[0.03])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    training = qc.get_config().training
+    steps = training.n_iters - training.init_step
+    parser.add_argument("--steps", type=int, default=steps, help="of each training")
     parser.add_argument("--split", choices=["test", "validation"], default="test")
     parser.add_argument("--images", type=int, default=500, help="of the test set")
     parser.add_argument("--samplers", nargs="*", default=["pc", "heun", "churn"])

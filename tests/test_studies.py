@@ -97,13 +97,15 @@ def start(place):
 def test_the_qc_study_runs_its_commands(place, monkeypatch, capsys):
     run = Recorded()
     monkeypatch.setattr(studies, "Commands", lambda flags, configs: run)
-    words = "--restore START --images 5 --seeds 0 1 --samplers heun --factors 0.1 0.3"
-    study_qc.main(study_qc.parse(words.split()))
+    words = "--steps 3 --images 5 --seeds 0 1 --samplers heun --factors 0.1 0.3".split()
+    study_qc.main(study_qc.parse(["--restore", str(start(place)), *words]))
     trained = [line for line in run.lines if line[0] == "main.py"]
     assert len(trained) == 2 * (2 + 3 * 2)
     assert len({line[2] for line in trained}) == len(trained)
     check_flags(run.lines)
+    assert all("--config.training.n_iters=5" in line for line in trained)
     for line in run.lines:
+        assert line[2].startswith("studies/qc_test_3_5/")
         assert ("--config.model.energy=True" in line) == ("/C-" in line[2])
     printed = re.sub(" +", " ", capsys.readouterr().out)
     assert "| QC-paper-4, 0.3 | 2 | 5 ± 0 | 2 ± 0 | 0.5 ± 0 |" in printed

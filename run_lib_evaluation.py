@@ -179,8 +179,10 @@ def plan(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
         config,
         FLAGS.workdir,
         metric=FLAGS.metric if FLAGS.calculate else None,
+        plots=FLAGS.read and FLAGS.metric == "asym",
         features=[name for name in scores.FEATURES if getattr(FLAGS, name)],
         metrics=[metric.name for metric in asked_for(FLAGS)],
+        mode=FLAGS.mode,
     )
 
 

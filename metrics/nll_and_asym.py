@@ -282,7 +282,7 @@ def read_asym(workdir: str) -> dict[str, Any]:
         "settings": meta,
     }
     place.record(asym=result)
-    picture = place.asym(0).with_name("asym.png")
+    picture = place.asym_picture
     plot_asym(picture, first["times"], asym, nasym)
     print(
         f"Asym {result['asym']:.6g}, NAsym {result['nasym']:.6g} over {len(asym)} noise levels "

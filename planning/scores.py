@@ -187,15 +187,19 @@ def evaluate(
     config: ml_collections.ConfigDict,
     workdir: str,
     metric: str | None = None,
+    plots: bool = False,
     features: Sequence[str] = (),
     metrics: Sequence[str] = (),
+    mode: str = "full",
 ) -> None:
     """Print what an evaluation would do; nothing is read or written.
 
     Args:
         metric: the metric of a score to calculate; None: none.
+        plots: whether asymmetries would be read, and plotted.
         features: the flags that ask for features.
         metrics: the names of the metrics of samples that would be taken.
+        mode: "full", or "class" for every class's values, which are written as text.
     """
     place = Workdir(workdir)
     facts, files = {}, [Files(FEATURES[name](config, place)) for name in features]
@@ -203,6 +207,10 @@ def evaluate(
         network, facts, own = METRICS[metric](config, place)
         facts = {"parameters": f"{count_parameters(network):,}", **facts}
         files += own
+    if plots:
+        files.append(Files(place.asym_picture))
+    if mode == "class":
+        files += [Files(place.classwise(name, config.sampling.method)) for name in metrics]
     if metrics or features:
         facts["features"] = config.eval.features
     if metrics:

@@ -84,6 +84,11 @@ class Workdir:
         name = f"repeat_{repeat}"
         return folder / f"{name}.npz" if batch is None else folder / name / f"batch_{batch}.npz"
 
+    @property
+    def asym_picture(self) -> pathlib.Path:
+        """Asymmetry against noise levels."""
+        return self.root / "asym" / "asym.png"
+
     def record(self, **results: dict) -> None:
         """Add named results (values with the settings that made them) to ``metrics.json``.
 

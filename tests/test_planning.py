@@ -90,10 +90,20 @@ def test_evaluation(tmp_path, cache):  # noqa: F811
     said = dry("run_lib_evaluation.py", "--encode", "--fidis", cwd=tmp_path, cache=cache)
     assert "results/run/stat/generated_stat.npz" in said
     assert "metrics: fid_is" in said
+    assert "prdc" not in said
+    said = dry("run_lib_evaluation.py", "--metric=asym", "--read", cwd=tmp_path, cache=cache)
+    assert "results/run/asym/asym.png" in said
+    assert "FLOP" not in said
     assert not list(tmp_path.iterdir())
 
 
 def test_class_samples(tmp_path):
+    config = f"--config {tiny.ROOT}/configs/eval/cifar10/eval_cifar10_configs.py"
+    for mode in ("class", "full"):
+        evaluate = f"run_lib_evaluation.py {config} --workdir run --fidis --mode {mode} --dry_run"
+        done = command(evaluate, tmp_path, TINY)
+        assert done.returncode == 0, done.stderr
+        assert ("results/run/fid_is.txt" in done.stdout) == (mode == "class")
     line = (
         "run_lib_sampling.py --config configs/eval/cifar10/eval_cifar10_configs.py --workdir run "
         "--mode class --classid 3 --dry_run"

@@ -10,9 +10,10 @@ published weights, w = 0 and coef = 1, and besides w = 1 and coef = 0.02, whose 
 are ahead on the digits (docs/dlsm.md). Draws samples by class with one sampler and grid. Prints,
 mean ± standard deviation over seeds: FID and P/R/D/C of all samples and as means over classes (CW),
 CAS, and the share of samples in which the feature classifier, which was trained on the real
-training images, sees the class asked for. With --train_images all of that, but the restored score
-model's training, is on the first images of the training set. The FLAGs, overrides of fields as
-``--config.training.batch_size=16``, go to every command whose configuration has the field.
+training images, sees the class asked for; and draws a figure of each class's first samples. With
+--train_images all of that, but the restored score model's training, is on the first images of the
+training set. The FLAGs, overrides of fields as ``--config.training.batch_size=16``, go to every
+command whose configuration has the field.
 
 A step of a classifier's guidance takes a pass of the score and a pass and a gradient of the
 classifier; one without a classifier takes two passes of the score. Either counts as one evaluation.
@@ -26,10 +27,12 @@ import json
 import ml_collections
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 import models
 from benchmarks import studies
 from configs.fashion_mnist import cfg, classifier
+from experiments import common
 from storage import checkpoints
 from storage.files import atomic_write, load_npz
 from storage.workdir import Workdir
@@ -37,6 +40,7 @@ from utils import UserError, require_positive
 
 CONFIGS = "configs/fashion_mnist"
 CLASSES = 10
+EACH = 3  # samples of a class in the figure
 WEIGHTS = ["--config.model.weighting_dlsm=1", "--config.model.coef=0.02"]
 
 
@@ -109,7 +113,7 @@ def accuracy(run, workdir, seed, source):
 
 
 def of_seed(run, arguments, root, seed):
-    """Yields (row, measured values) of a seed, whose workdirs lie under the workdir `root`."""
+    """Yields (row, workdir, measured values) of a seed; the workdirs lie under `root`, one too."""
     place, sampler = f"{root}/seed{seed}", arguments.sampler
     guided, restore = f"{CONFIGS}/guided.py", f"--restore={arguments.restore}"
     train = ["--model=classifier", restore, f"--config.seed={seed}"]
@@ -121,10 +125,13 @@ def of_seed(run, arguments, root, seed):
     run("main.py", f"{CONFIGS}/classifier.py", ours, *train)
     run("main.py", f"{CONFIGS}/classifier.py", weighted, *train, *WEIGHTS)
     by_base = f"--restore_classifier={Workdir(base).checkpoint()}"
-    yield "ce", measure(run, base, guided, seed, sampler, restore)
-    yield "ce, scale 10", measure(run, scale, guided, seed, sampler, restore, by_base, "--scale=10")
-    yield "DLSM + ce", measure(run, ours, guided, seed, sampler, restore)
-    yield "DLSM + 0.02 ce, w = 1", measure(run, weighted, guided, seed, sampler, restore)
+    for name, workdir, flags in (
+        ("ce", base, []),
+        ("ce, scale 10", scale, [by_base, "--scale=10"]),
+        ("DLSM + ce", ours, []),
+        ("DLSM + 0.02 ce, w = 1", weighted, []),
+    ):
+        yield name, workdir, measure(run, workdir, guided, seed, sampler, restore, *flags)
 
     trained, start = f"{place}/cfg", start_of(root)
     train = [f"--restore={start}", f"--config.seed={seed}"]
@@ -132,11 +139,23 @@ def of_seed(run, arguments, root, seed):
     run("main.py", f"{CONFIGS}/cfg.py", trained, *train, f"--config.training.n_iters={last}")
     own = f"--restore={Workdir(trained).checkpoint()}"
     for w in arguments.cfg_scales:
-        flags = [own, f"--scale={w}"]
-        values = measure(
-            run, f"{trained}_w{w:g}", f"{CONFIGS}/cfg_guided.py", seed, sampler, *flags
-        )
-        yield f"CFG, w = {w:g}", values
+        workdir, flags = f"{trained}_w{w:g}", [own, f"--scale={w}"]
+        values = measure(run, workdir, f"{CONFIGS}/cfg_guided.py", seed, sampler, *flags)
+        yield f"CFG, w = {w:g}", workdir, values
+
+
+def draw_classes(rows, sampler):
+    """A figure of the first `EACH` samples of each class, a line for each (row, workdir)."""
+    figure = Figure(figsize=(12, 0.75 * len(rows)), layout="constrained")
+    for axes, (name, workdir) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows):
+        place, images = Workdir(workdir), []
+        for label in range(CLASSES):
+            path = place.class_samples(label, sampler) / "samples_0.npz"
+            images.extend(load_npz(path, "samples")["samples"][:EACH, ..., 0])
+        axes.imshow(np.concatenate(images, axis=1), cmap="gray_r", vmin=0, vmax=255)
+        axes.set_title(name, loc="left", fontsize=8)
+        axes.set_axis_off()
+    return figure
 
 
 def main(arguments):
@@ -151,14 +170,18 @@ def main(arguments):
         [f"{CONFIGS}/{name}.py" for name in names],
     )
     with_labels(arguments.restore, start_of(root))
-    results, real = {}, []
+    results, real, shown = {}, [], []
     for seed in arguments.seeds:
-        for name, values in of_seed(run, arguments, root, seed):
+        for name, workdir, values in of_seed(run, arguments, root, seed):
+            if seed == arguments.seeds[0]:
+                shown.append((name, workdir))
             results.setdefault(name, []).append(values)
         base = f"{root}/seed{seed}/base"
         real.append({"CAS": accuracy(run, base, seed, "--setup=real")})
     studies.print_table("samples", results)
     studies.print_table("images", {"real training images": real})
+    path = common.save_figure(Workdir(root), "classes", draw_classes(shown, arguments.sampler))
+    print(f"Samples of each class, of the first seed: {path}")
 
 
 def parse(words=None):

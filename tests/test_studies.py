@@ -60,6 +60,8 @@ class Recorded:
         for label in range(10):
             path = place.latents(label, "dpmpp_2m_sde") / "samples_0_latent.npz"
             save_npz(path, logits=np.eye(10)[[label, 0]])
+            path = place.class_samples(label, "dpmpp_2m_sde") / "samples_0.npz"
+            save_npz(path, samples=np.full((4, 28, 28, 1), 25 * label, np.uint8))
 
 
 NUMBERS = {
@@ -124,6 +126,7 @@ def test_the_dlsm_study_runs_its_commands(place, monkeypatch, capsys):
     # CAS, and what is recognised: all of class 0, half of others.
     assert "| 0.5 | 0.55 |" in printed
     assert "| real training images | 1 | 0.75 |" in printed
+    assert Workdir("studies/dlsm_7_30").figure("classes").is_file()
     assert made == [["--config.data.root=results/studies/train-30"]]
     drawn = [line for line in run.lines if line[0] == "run_lib_sampling.py"]
     assert len({line[2] for line in drawn}) == len(drawn) == 6

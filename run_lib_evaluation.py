@@ -179,7 +179,7 @@ def plan(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
         config,
         FLAGS.workdir,
         metric=FLAGS.metric if FLAGS.calculate else None,
-        plots=FLAGS.read and FLAGS.metric == "asym",
+        read=FLAGS.metric if FLAGS.read else None,
         features=[name for name in scores.FEATURES if getattr(FLAGS, name)],
         metrics=[metric.name for metric in asked_for(FLAGS)],
         mode=FLAGS.mode,

@@ -271,7 +271,7 @@ def main() -> None:
     if FLAGS.dry_run:
         ranges.check(config)
         chosen = divisions(config.eval, FLAGS.division_idx)
-        scores.plan_samples(config, FLAGS.workdir, chosen, classes)
+        scores.plan_samples(config, FLAGS.workdir, chosen, classes, FLAGS.png)
         return
     if classes is None:
         sample(config, FLAGS.workdir, FLAGS.division_idx)

@@ -53,10 +53,15 @@ def dinov2(config: ml_collections.ConfigDict) -> "DINOv2Features":
 def classifier(config: ml_collections.ConfigDict) -> feature_classifier.ClassifierFeatures:
     data = config.data
     split = training_split(data)
-    cache = pathlib.Path(data.cache) / f"{data.dataset}-features.pth"
     images = split.images.transpose(0, 2, 3, 1)
-    device = get_device(config.device)
-    return feature_classifier.ClassifierFeatures(data.dataset, images, split.labels, device, cache)
+    return feature_classifier.ClassifierFeatures(
+        data.dataset, images, split.labels, get_device(config.device), classifier_cache(data)
+    )
+
+
+def classifier_cache(data: ml_collections.ConfigDict) -> pathlib.Path:
+    """Where the trained feature classifier of a data set is kept."""
+    return pathlib.Path(data.cache) / f"{data.dataset}-features.pth"
 
 
 EXTRACTORS = {"inception": inception, "tfhub": tfhub, "dinov2": dinov2, "classifier": classifier}

@@ -92,16 +92,21 @@ def _encode(config, extractor, folder, paths):
     return FeatureSet(pool, logits, None, (extractor.name,), origin, pathlib.Path(folder))
 
 
+def png_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Where the samples in ``folder/{part}`` lie as PNG files."""
+    return folder.with_name(f"{folder.name}_png")
+
+
 def write_samples(folder: pathlib.Path) -> pathlib.Path:
     """Write the samples in ``folder/{part}/samples_{round}.npz`` as PNG files into one folder.
 
-    That is ``{folder}_png``, the names in the order of the samples. Files that are newer than
+    That is `png_folder`, the names in the order of the samples. Files that are newer than
     their samples stand; those of samples that are no longer there go. Returns the folder.
 
     Raises:
         UserError: a file of samples holds no uint8 images (n, H, W, 1 or 3).
     """
-    target = folder.with_name(f"{folder.name}_png")
+    target = png_folder(folder)
     target.mkdir(parents=True, exist_ok=True)
     places = folder.iterdir() if folder.exists() else ()  # no sample may have been asked for
     parts = sorted((int(path.name), path) for path in places if path.name.isdecimal())

@@ -12,9 +12,9 @@ class LabelEmbedding(nn.Embedding):
     """A vector (B, width) for labels y (B,), of `classes` classes or `NO_LABEL`.
 
     At first that of `NO_LABEL` is zero, so that a score which is made class-conditional stays what
-    it is without labels, and those of classes are N(0, I). From zero they hardly move: the score
-    matching loss differs little between labels, and its gradient is mostly noise. Their draws are
-    the same in every network of as many classes, and no other weights' are moved by them.
+    it is without labels. Those of classes are N(0, I): they differ from the first step on, and the
+    layers behind them have something to tell classes apart by (docs/dlsm.md). Networks of as many
+    classes and the same width have the same draws, and no other weights' are moved by them.
     """
 
     def __init__(self, classes: int, width: int) -> None:

@@ -13,6 +13,8 @@ import models
 import sampling
 import sde_lib
 from configs.classes import describes_classifier, draws_by_class, number_of_classes
+from metrics import encoding
+from metrics.image_folders import png_folder
 from models import compute, jacobian, memory
 from models.scores import ClassifierFreeScore, EnergyScore, GuidedScore, Score
 from planning.costs import Files, count_flops, count_parameters, print_plan, readable_flops
@@ -68,12 +70,14 @@ def plan_samples(
     workdir: str,
     divisions: Sequence[int],
     classes: Sequence[int] | None = None,
+    png: bool = False,
 ) -> None:
     """Print what drawing would do; nothing is written, and no checkpoint is needed.
 
     Args:
         divisions: the divisions that would be drawn.
         classes: the classes; None: the samples have none.
+        png: whether every sample would become a PNG file too.
 
     Raises:
         UserError: something that was asked for does not exist or does not fit.
@@ -104,6 +108,8 @@ def plan_samples(
         rounds = math.ceil(count / evaluation.batch_size)
         files.append(Files(folder / "samples_*.npz", rounds, size * count // max(1, rounds)))
         files.append(Files(folder / "samples_*.png", rounds))
+    if png and counts:
+        files.append(Files(png_folder(next(iter(counts)).parent) / "*.png", total))
     if is_first():
         print_plan(config, facts, files)
 
@@ -168,7 +174,7 @@ def asym(
     facts, _ = costs_of(one_level, config, rows, "an image at a noise level")
     levels, repeats = evaluation.noise_levels, evaluation.total_repeat
     facts["noise levels"] = f"{levels}, {repeats} times: {levels * repeats} for each image"
-    return network, facts, [Files(place.asym("*"), repeats)]
+    return network, facts, [Files(place.asym("*", "*")), Files(place.asym("*"), repeats)]
 
 
 METRICS = {"nll": nll, "asym": asym}
@@ -187,7 +193,7 @@ def evaluate(
     config: ml_collections.ConfigDict,
     workdir: str,
     metric: str | None = None,
-    plots: bool = False,
+    read: str | None = None,
     features: Sequence[str] = (),
     metrics: Sequence[str] = (),
     mode: str = "full",
@@ -196,7 +202,7 @@ def evaluate(
 
     Args:
         metric: the metric of a score to calculate; None: none.
-        plots: whether asymmetries would be read, and plotted.
+        read: the metric of a score to average and record; None: none.
         features: the flags that ask for features.
         metrics: the names of the metrics of samples that would be taken.
         mode: "full", or "class" for every class's values, which are written as text.
@@ -207,14 +213,21 @@ def evaluate(
         network, facts, own = METRICS[metric](config, place)
         facts = {"parameters": f"{count_parameters(network):,}", **facts}
         files += own
-    if plots:
+    if read == "asym":
         files.append(Files(place.asym_picture))
     if mode == "class":
         files += [Files(place.classwise(name, config.sampling.method)) for name in metrics]
     if metrics or features:
         facts["features"] = config.eval.features
+    if features and config.eval.features == "classifier":
+        cache = encoding.classifier_cache(config.data)
+        facts["features"] += f", which is trained first unless {cache} stands"
+        files.append(Files(cache))
     if metrics:
         facts["metrics"] = ", ".join(metrics)
-    files += [Files(place.metrics), Files(place.log_file)]
+    if metrics or read is not None:
+        files.append(Files(place.metrics))
+    if metrics or features or metric is not None:
+        files.append(Files(place.log_file))
     if is_first():
         print_plan(config, facts, files)

@@ -70,7 +70,8 @@ def _create_beside(path, mode):
 def remove_abandoned(path: pathlib.Path) -> None:
     """Remove what killed processes left of `path`; its size may be that of a checkpoint."""
     for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError), open(other, "rb") as file:
+        # NFS locks only files that are open for writing.
+        with contextlib.suppress(OSError), open(other, "r+b") as file:
             if lock(file):
                 other.unlink()
 

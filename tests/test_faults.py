@@ -1,5 +1,7 @@
 """Kills, full disks, read-only directories, races and jumping clocks, put upon real commands."""
 
+import errno
+import fcntl
 import itertools
 import os
 import pathlib
@@ -184,7 +186,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "training"])
 def test_nothing_stays_beside_a_file_that_another_process_finished(scene):
-    """Of two processes at one round the first ended it, the second was killed at its own write."""
+    """Of two processes at one file the first ended it, the second was killed at its own write."""
     made = scene.expected.keys() - tree(scene.base).keys()
     place = scene.fresh("shared")
     finish(scene.name, place)
@@ -212,6 +214,37 @@ def test_a_file_that_another_process_takes_for_abandoned_is_let_go(tmp_path, mon
         others[0].close()
     assert (tmp_path / "a.npz").read_bytes() == b"one"
     assert os.listdir(tmp_path) == ["a.npz"]
+
+
+@pytest.mark.parametrize("abandoned", [0, 1])
+def test_on_nfs_only_files_open_for_writing_are_locked(tmp_path, monkeypatch, abandoned):
+    def flock(file, operation):
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    check_a_write(tmp_path, abandoned, left=0)
+
+
+@pytest.mark.parametrize("abandoned", [0, 1])
+def test_without_locks_files_are_written(tmp_path, monkeypatch, abandoned):
+    """And nobody can tell what others have left."""
+
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    check_a_write(tmp_path, abandoned, left=abandoned)
+
+
+def check_a_write(folder, abandoned, left):
+    for number in range(abandoned):
+        (folder / f".a.npz.{number}.tmp").write_bytes(b"half")
+    with files.atomic_write(folder / "a.npz") as file:
+        file.write(b"one")
+    assert (folder / "a.npz").read_bytes() == b"one"
+    assert len(leftovers(folder)) == left
+    assert len(os.listdir(folder)) == 1 + left
 
 
 def test_divisions_drawn_by_killed_processes_are_those_of_a_quiet_one(tmp_path):

@@ -2,7 +2,8 @@
 
 import tiny
 import torch
-from commands import TINY, command
+from commands import TINY, command, start
+from faults import brief_features
 from test_run_lib import cache  # noqa: F401 (a fixture)
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +22,44 @@ def dry(script, *extra, cwd, cache, flags="", **fields):  # noqa: F811
     assert done.returncode == 0, done.stderr
     assert "nothing was written" in done.stdout
     return done.stdout
+
+
+def results_of(place):
+    """Every file of a run but its locks, with the time of its last change."""
+    paths = [path.relative_to(place) for path in (place / "results").rglob("[!.]*")]
+    return {(path, (place / path).stat().st_mtime_ns) for path in paths if (place / path).is_file()}
+
+
+def check_written(said, place, before, after):
+    """A dry run `said` of every file that was written between `before` and `after`."""
+    lines = said.partition("written\n")[2].splitlines()
+    patterns = [line.split(", ")[0].strip() for line in lines if line.startswith("  ")]
+    for path, _ in after - before:
+        assert any(path.match(pattern) for pattern in patterns), path
+    for pattern in patterns:
+        assert list(place.glob(pattern)), pattern
+
+
+def test_samples_and_evaluations_write_what_was_said(tmp_path, cache):  # noqa: F811
+    """Every file of theirs, and none besides."""
+    run_of = {"training__n_iters": 1, "eval__num_samples": 20, "eval__batch_size": 20}
+    run_of |= {"data__cache": "cache", "eval__features": "classifier"}
+    arguments = [*tiny.arguments(cache, **run_of), "--workdir=run"]
+    done = command("main.py", tmp_path, arguments)
+    assert done.returncode == 0, done.stderr
+    for script, *flags in (
+        ("run_lib_sampling.py", "--sampler=euler", "--steps=2", "--png"),
+        ("run_lib_evaluation.py", "--sampler=euler", "--encode", "--encode_dataset"),
+        ("run_lib_evaluation.py", "--sampler=euler", "--fidis", "--prdc"),
+        ("run_lib_evaluation.py", "--metric=asym", "--calculate", "--nl=2", "--bs=200"),
+        ("run_lib_evaluation.py", "--metric=asym", "--read"),
+        ("run_lib_evaluation.py", "--metric=nll", "--calculate", "--atol=1", "--rtol=1"),
+    ):
+        said = dry(script, *flags, cwd=tmp_path, cache=cache, **run_of)
+        before = results_of(tmp_path)
+        done = start(script, tmp_path, [*arguments, *flags], brief_features).wait()
+        assert done.returncode == 0, done.stderr
+        check_written(said, tmp_path, before, results_of(tmp_path))
 
 
 def test_flops_of_a_product():
@@ -52,16 +91,12 @@ def test_training(tmp_path, cache):  # noqa: F811
     count = sum(p.numel() for p in ScoreTraining(config, CPU).model.parameters())
     assert f"parameters: {count:,}" in said
     assert "steps: 0 to 8, batch 16; from the beginning" in said
-    files = {line.split(",")[0].strip() for line in said.partition("written\n")[2].splitlines()}
     assert "results/run/checkpoints/checkpoint_*.pth, 2 files" in said
 
     done = tiny.run("main.py", *tiny.arguments(cache, training__n_iters=4), "--workdir=run",
                     cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for path in (tmp_path / "results/run").rglob("*"):
-        name = path.relative_to(tmp_path)
-        if path.is_file() and not path.name.startswith("."):
-            assert any(name.match(pattern) for pattern in files), name
+    check_written(said, tmp_path, set(), results_of(tmp_path))
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
     said = dry("main.py", cwd=tmp_path, cache=cache)
     assert "steps: 4 to 8, batch 16; from results/run/checkpoints" in said

@@ -1,10 +1,12 @@
 """What the studies of trained models share: commands one after the other, and means over seeds.
 
 A study runs the repository's commands as they are typed. Each of them goes on where it was cut and
-keeps what stands, and so does the study.
+keeps what stands, and so does the study; its folder says in study.json what it was begun with.
 """
 
+import hashlib
 import importlib
+import json
 import pathlib
 import subprocess
 import sys
@@ -14,11 +16,18 @@ import numpy as np
 import cli
 from experiments import common
 from readers.idx import read_idx
-from storage.files import atomic_write
+from storage.files import atomic_write, remove_abandoned, save_json
 from storage.workdir import Workdir, suffix
 from utils import UserError, require_positive
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Fields that a study gives its commands, and the flag of the study's own that says them.
+OWN = {
+    "data.root": "--root",
+    "seed": "--seeds",
+    "training.init_step": "--restore",
+    "training.n_iters": "--steps",
+}
 SHAPE = (28, 28)
 # A sampler's own flags; `pc` is otherwise the papers', of 2,000 evaluations.
 SAMPLER_FLAGS = {"pc": ["--num_scales=100"]}
@@ -34,20 +43,26 @@ class Commands:
     Args:
         flags: ``--config.section.field=value`` each.
         configs: the files of all configurations of the study.
+        root: the data root of every command.
 
     Raises:
-        UserError: none of them has the field of a flag.
+        UserError: none of them has the field of a flag, or the study sets it itself.
     """
 
-    def __init__(self, flags, configs):
+    def __init__(self, flags, configs, root):
         self.flags = list(flags)
+        self.root = root
         for flag in self.flags:
+            field = field_of(flag)
+            if field in OWN:
+                raise UserError(f"This study sets config.{field} itself; give it {OWN[field]}.")
             if not any(has_field(config, flag) for config in configs):
                 raise UserError(f"No configuration of this study has the field of {flag}.")
 
     def __call__(self, script, config, workdir, *flags):
         """Run a script of the repository, and stop the study with its status if it fails."""
         own = [flag for flag in self.flags if has_field(config, flag)]
+        own.append(f"--config.data.root={self.root}")
         arguments = [f"--config={ROOT / config}", f"--workdir={workdir}", *flags, *own]
         print("$", script, *arguments, flush=True)
         done = subprocess.run([sys.executable, str(ROOT / script), *arguments], check=False)
@@ -55,10 +70,15 @@ class Commands:
             sys.exit(done.returncode)
 
 
+def field_of(flag):
+    """``section.field`` of ``--config.section.field=value``."""
+    return flag.removeprefix("--config.").partition("=")[0]
+
+
 def has_field(config, flag):
     """Whether the configuration of a file has the field of ``--config.section.field=value``."""
     module = importlib.import_module(config.removesuffix(".py").replace("/", "."))
-    *sections, field = flag.removeprefix("--config.").partition("=")[0].split(".")
+    *sections, field = field_of(flag).split(".")
     found = module.get_config()
     for section in sections:
         found = found.get(section, {})
@@ -71,6 +91,27 @@ def launch(main, arguments):
         main(arguments)
     except UserError as error:
         cli.fail(error)
+
+
+def begin(folder, restored, flags):
+    """Note in the workdir `folder` which weights and flags its models are made of.
+
+    Raises:
+        UserError: others were noted; its models would be taken for those of this study.
+    """
+    made_of = {
+        "weights": hashlib.sha256(pathlib.Path(restored).read_bytes()).hexdigest(),
+        "flags": sorted(flags),
+    }
+    path = Workdir(folder).root / "study.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_json(path, made_of)
+    elif json.loads(path.read_text()) != made_of:
+        raise UserError(
+            f"{path.parent} holds the models of a study with another --restore or other flags "
+            f"than now, see {path}; move it away to begin anew."
+        )
 
 
 def part_of_test_set(root, split, count):
@@ -124,6 +165,7 @@ def _file(folder, stem):
 def _write_once(path, content):
     """Leave a file that has the content alone: data caches know files by their times."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
     if not path.exists() or path.read_bytes() != content:
         with atomic_write(path) as file:
             file.write(content)

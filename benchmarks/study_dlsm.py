@@ -113,7 +113,7 @@ def accuracy(run, workdir, seed, source):
 
 
 def of_seed(run, arguments, root, seed):
-    """Yields (row, workdir, measured values) of a seed; the workdirs lie under `root`, one too."""
+    """Yields (row, workdir, measured values) of a seed, whose workdirs lie in the folder `root`."""
     place, sampler = f"{root}/seed{seed}", arguments.sampler
     guided, restore = f"{CONFIGS}/guided.py", f"--restore={arguments.restore}"
     train = ["--model=classifier", restore, f"--config.seed={seed}"]
@@ -165,10 +165,8 @@ def main(arguments):
         data_root = studies.part_of_training_set(data_root, arguments.train_images)
         root += f"_{arguments.train_images}"
     names = ("classifier", "guided", "cfg", "cfg_guided", "cas")
-    run = studies.Commands(
-        [f"--config.data.root={data_root}", *arguments.flags],
-        [f"{CONFIGS}/{name}.py" for name in names],
-    )
+    run = studies.Commands(arguments.flags, [f"{CONFIGS}/{name}.py" for name in names], data_root)
+    studies.begin(root, arguments.restore, arguments.flags)
     with_labels(arguments.restore, start_of(root))
     results, real, shown = {}, [], []
     for seed in arguments.seeds:

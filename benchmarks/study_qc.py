@@ -73,7 +73,8 @@ def main(arguments):
     last = checkpoints.read_count(content, "step", arguments.restore, first) + arguments.steps
     folder = f"studies/qc_{arguments.split}_{arguments.steps}_{arguments.images}"
     root = studies.part_of_test_set(arguments.root, arguments.split, arguments.images)
-    run = studies.Commands([f"--config.data.root={root}", *arguments.flags], [CONFIG])
+    run = studies.Commands(arguments.flags, [CONFIG], root)
+    studies.begin(folder, arguments.restore, arguments.flags)
     results = {}
     for seed in arguments.seeds:
         for name, training, every in rows_of(arguments.variants, arguments.factors):

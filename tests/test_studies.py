@@ -98,7 +98,7 @@ def start(place):
 
 def test_the_qc_study_runs_its_commands(place, monkeypatch, capsys):
     run = Recorded()
-    monkeypatch.setattr(studies, "Commands", lambda flags, configs: run)
+    monkeypatch.setattr(studies, "Commands", lambda flags, configs, root: run)
     words = "--steps 3 --images 5 --seeds 0 1 --samplers heun --factors 0.1 0.3".split()
     study_qc.main(study_qc.parse(["--restore", str(start(place)), *words]))
     trained = [line for line in run.lines if line[0] == "main.py"]
@@ -116,7 +116,8 @@ def test_the_qc_study_runs_its_commands(place, monkeypatch, capsys):
 
 def test_the_dlsm_study_runs_its_commands(place, monkeypatch, capsys):
     run, made = Recorded(), []
-    monkeypatch.setattr(studies, "Commands", lambda flags, configs: made.append(flags) or run)
+    commands = lambda flags, configs, root: made.append(str(root)) or run  # noqa: E731
+    monkeypatch.setattr(studies, "Commands", commands)
     words = f"--restore {start(place)} --seeds 0 --steps 7 --train_images 30".split()
     study_dlsm.main(study_dlsm.parse(words))
     printed = re.sub(" +", " ", capsys.readouterr().out)
@@ -127,7 +128,12 @@ def test_the_dlsm_study_runs_its_commands(place, monkeypatch, capsys):
     assert "| 0.5 | 0.55 |" in printed
     assert "| real training images | 1 | 0.75 |" in printed
     assert Workdir("studies/dlsm_7_30").figure("classes").is_file()
-    assert made == [["--config.data.root=results/studies/train-30"]]
+    workdir = "studies/dlsm_7_30/seed0/base"
+    (axes,) = study_dlsm.draw_classes([("ce", workdir)], "dpmpp_2m_sde").axes
+    shown = axes.images[0].get_array()
+    assert shown.shape == (28, 10 * study_dlsm.EACH * 28)
+    assert np.array_equal(shown[0, :: 28 * study_dlsm.EACH], 25 * np.arange(10))
+    assert made == ["results/studies/train-30"]
     drawn = [line for line in run.lines if line[0] == "run_lib_sampling.py"]
     assert len({line[2] for line in drawn}) == len(drawn) == 6
     assert all(line[2].startswith("studies/dlsm_7_30/seed0/") for line in run.lines)
@@ -140,10 +146,18 @@ def test_the_dlsm_study_runs_its_commands(place, monkeypatch, capsys):
     check_flags(run.lines)
 
 
-@pytest.mark.parametrize("words", ["--steps 0", "--train_images 0", "--train_images -3"])
-def test_the_dlsm_study_takes_positive_numbers(place, words):
+@pytest.mark.parametrize(
+    ("study", "words"),
+    [
+        (study_dlsm, "--steps 0"),
+        (study_dlsm, "--train_images 0"),
+        (study_dlsm, "--train_images -3"),
+        (study_qc, "--steps 0"),
+    ],
+)
+def test_studies_take_positive_numbers(place, study, words):
     with pytest.raises(UserError, match=r"expected a whole number of at least 1"):
-        study_dlsm.main(study_dlsm.parse(["--restore", "START", *words.split()]))
+        study.main(study.parse(["--restore", "START", *words.split()]))
     assert not (place / "results").exists()
 
 
@@ -212,12 +226,28 @@ def test_a_command_that_fails_stops_the_study(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", failing)
     names = ["configs/demo/digits.py", "configs/demo/digits_cas.py"]
-    flags = ["--config.seed=1", "--config.loss.slices=2", "--config.cas.model=resnet50"]
-    run = studies.Commands(flags, names)
+    flags = ["--config.eval.atol=1", "--config.loss.slices=2", "--config.cas.model=resnet50"]
+    run = studies.Commands(flags, names, "there")
     with pytest.raises(SystemExit) as stop:
         run("main.py", names[0], "W", "--ode")
     assert stop.value.code == 3
     config = f"--config={tiny.ROOT}/configs/demo/digits.py"
+    assert "--config.data.root=there" in asked[0]
+    asked[0].remove("--config.data.root=there")
     assert asked == [[f"{tiny.ROOT}/main.py", config, "--workdir=W", "--ode", *flags[:2]]]
     with pytest.raises(UserError, match=r"has the field of --config\.training\.n_iter=3"):
-        studies.Commands(["--config.training.n_iter=3"], names)
+        studies.Commands(["--config.training.n_iter=3"], names, "there")
+    with pytest.raises(UserError, match=r"sets config\.training\.n_iters itself; give it --steps"):
+        studies.Commands(["--config.training.n_iters=3"], names, "there")
+
+
+def test_a_study_keeps_no_models_of_other_weights_or_flags(place):
+    (place / "a.pth").write_bytes(b"a")
+    (place / "b.pth").write_bytes(b"b")
+    flags = ["--config.optim.lr=1", "--config.seed=2"]
+    for _ in range(2):
+        studies.begin("study", "a.pth", flags)
+    studies.begin("study", "a.pth", flags[::-1])
+    for restored, other in (("b.pth", flags), ("a.pth", flags[:1])):
+        with pytest.raises(UserError, match="results/study holds the models of a study with"):
+            studies.begin("study", restored, other)

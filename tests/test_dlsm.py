@@ -19,7 +19,7 @@ import models
 import sde_lib
 from benchmarks import likelihood_scores, two_gaussians
 from models import compute
-from models.scores import Score
+from models.scores import ClassifierFreeScore, GuidedScore, Score
 from utils import UserError
 
 VE = sde_lib.VESDE()
@@ -254,8 +254,8 @@ def test_the_best_scale_of_exact_scores_is_one():
     z = torch.randn_like(x)
 
     def measured(classifier):
-        objective = losses.DLSM(classifier, problem.score, problem.sde, 1e-5)
-        rr, rg, gg, *_ = likelihood_scores.sums(objective, x, labels, 0.6, z)
+        guided = GuidedScore(problem.score, classifier, problem.sde, labels)
+        rr, rg, gg = likelihood_scores.sums(guided, problem.sde, x, 0.6, z)
         return float(-(2 * rg + gg) / rr), float(-rg / gg)
 
     gain, scale = measured(problem.classifier)
@@ -265,3 +265,16 @@ def test_the_best_scale_of_exact_scores_is_one():
     assert twice < 0.9
     _, half = measured(lambda x, sigma: 0.5 * problem.classifier(x, sigma))
     assert half > 1.1
+
+    class ByLabels:
+        """The exact score of each class, or of none."""
+
+        __call__ = staticmethod(problem.score)
+
+        def given(self, y):
+            guided = GuidedScore(problem.score, problem.classifier, problem.sde, y.clamp(0))
+            return lambda x, t: torch.where(y[:, None] < 0, problem.score(x, t), guided(x, t))
+
+    guided = ClassifierFreeScore(ByLabels(), labels)
+    rr, rg, gg = likelihood_scores.sums(guided, problem.sde, x, 0.6, z)
+    assert float(-(2 * rg + gg) / rr) == pytest.approx(gain, rel=1e-3)

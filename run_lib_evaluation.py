@@ -183,6 +183,7 @@ def plan(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
         features=[name for name in scores.FEATURES if getattr(FLAGS, name)],
         metrics=[metric.name for metric in asked_for(FLAGS)],
         mode=FLAGS.mode,
+        nfe=FLAGS.nfe,
     )
 
 

@@ -97,12 +97,14 @@ def begin(folder, restored, flags):
     """Note in the workdir `folder` which weights and flags its models are made of.
 
     Raises:
-        UserError: others were noted; its models would be taken for those of this study.
+        UserError: others were noted, whose models would be taken for those of this study, or the
+            file of the weights cannot be read.
     """
-    made_of = {
-        "weights": hashlib.sha256(pathlib.Path(restored).read_bytes()).hexdigest(),
-        "flags": sorted(flags),
-    }
+    try:
+        weights = pathlib.Path(restored).read_bytes()
+    except OSError as error:
+        raise UserError(f"{restored} cannot be read ({error.strerror}).") from None
+    made_of = {"weights": hashlib.sha256(weights).hexdigest(), "flags": sorted(flags)}
     path = Workdir(folder).root / "study.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -197,6 +197,7 @@ def evaluate(
     features: Sequence[str] = (),
     metrics: Sequence[str] = (),
     mode: str = "full",
+    nfe: bool = False,
 ) -> None:
     """Print what an evaluation would do; nothing is read or written.
 
@@ -206,6 +207,7 @@ def evaluate(
         features: the flags that ask for features.
         metrics: the names of the metrics of samples that would be taken.
         mode: "full", or "class" for every class's values, which are written as text.
+        nfe: whether the samples' mean NFE would be recorded.
     """
     place = Workdir(workdir)
     facts, files = {}, [Files(FEATURES[name](config, place)) for name in features]
@@ -225,7 +227,7 @@ def evaluate(
         files.append(Files(cache))
     if metrics:
         facts["metrics"] = ", ".join(metrics)
-    if metrics or read is not None:
+    if metrics or nfe or read is not None:
         files.append(Files(place.metrics))
     if metrics or features or metric is not None:
         files.append(Files(place.log_file))

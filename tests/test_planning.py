@@ -50,6 +50,7 @@ def test_samples_and_evaluations_write_what_was_said(tmp_path, cache):  # noqa: 
     for script, *flags in (
         ("run_lib_sampling.py", "--sampler=euler", "--steps=2", "--png"),
         ("run_lib_evaluation.py", "--sampler=euler", "--encode", "--encode_dataset"),
+        ("run_lib_evaluation.py", "--sampler=euler", "--nfe"),
         ("run_lib_evaluation.py", "--sampler=euler", "--fidis", "--prdc"),
         ("run_lib_evaluation.py", "--metric=asym", "--calculate", "--nl=2", "--bs=200"),
         ("run_lib_evaluation.py", "--metric=asym", "--read"),

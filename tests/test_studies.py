@@ -248,6 +248,9 @@ def test_a_study_keeps_no_models_of_other_weights_or_flags(place):
     for _ in range(2):
         studies.begin("study", "a.pth", flags)
     studies.begin("study", "a.pth", flags[::-1])
+    with pytest.raises(UserError, match=r"none\.pth cannot be read \(No such file"):
+        studies.begin("another", "none.pth", flags)
+    assert not Workdir("another").root.exists()
     for restored, other in (("b.pth", flags), ("a.pth", flags[:1])):
         with pytest.raises(UserError, match="results/study holds the models of a study with"):
             studies.begin("study", restored, other)

@@ -116,7 +116,11 @@ def test_the_qc_study_runs_its_commands(place, monkeypatch, capsys):
 
 def test_the_dlsm_study_runs_its_commands(place, monkeypatch, capsys):
     run, made = Recorded(), []
-    commands = lambda flags, configs, root: made.append(str(root)) or run  # noqa: E731
+
+    def commands(flags, configs, root):
+        made.append(str(root))
+        return run
+
     monkeypatch.setattr(studies, "Commands", commands)
     words = f"--restore {start(place)} --seeds 0 --steps 7 --train_images 30".split()
     study_dlsm.main(study_dlsm.parse(words))

@@ -1,5 +1,6 @@
 """--dry_run: what it says is what happens, and nothing is done."""
 
+import pytest
 import tiny
 import torch
 from commands import TINY, command, start
@@ -40,27 +41,46 @@ def check_written(said, place, before, after):
         assert list(place.glob(pattern)), pattern
 
 
-def test_samples_and_evaluations_write_what_was_said(tmp_path, cache):  # noqa: F811
+SAMPLES = [
+    ("run_lib_sampling.py", "--png"),
+    ("run_lib_evaluation.py", "--encode", "--encode_dataset"),
+    ("run_lib_evaluation.py", "--nfe"),
+    ("run_lib_evaluation.py", "--fidis", "--prdc"),
+    ("run_lib_evaluation.py", "--metric=asym", "--calculate", "--nl=2", "--bs=200"),
+    ("run_lib_evaluation.py", "--metric=asym", "--read"),
+    ("run_lib_evaluation.py", "--metric=nll", "--calculate", "--atol=1", "--rtol=1"),
+]
+CLASS_SAMPLES = [
+    ("run_lib_sampling.py", "--mode=full", "--png"),
+    ("run_lib_evaluation.py", "--stat", "--latent"),
+    ("run_lib_evaluation.py", "--fidis", "--mode=class"),
+    ("run_lib_evaluation.py", "--nfe"),
+]
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated", "count", "lines"),
+    [
+        ("digits", "digits", "num_samples", SAMPLES),
+        ("digits_cfg", "digits_cfg_guided", "num_samples_all", CLASS_SAMPLES),
+    ],
+)
+def test_samples_and_evaluations_write_what_was_said(tmp_path, trained, evaluated, count, lines):
     """Every file of theirs, and none besides."""
-    run_of = {"training__n_iters": 1, "eval__num_samples": 20, "eval__batch_size": 20}
-    run_of |= {"data__cache": "cache", "eval__features": "classifier"}
-    arguments = [*tiny.arguments(cache, **run_of), "--workdir=run"]
-    done = command("main.py", tmp_path, arguments)
+    fields = {"training__n_iters": 1, "eval__batch_size": 20, "eval__features": "classifier"}
+    fields |= {"sampling__method": "euler", "sampling__steps": 2}
+    arguments = [*tiny.arguments("cache", **fields)[1:], "--workdir=run"]
+    folder = f"--config={tiny.ROOT}/configs/demo"
+    done = command("main.py", tmp_path, [f"{folder}/{trained}.py", *arguments])
     assert done.returncode == 0, done.stderr
-    for script, *flags in (
-        ("run_lib_sampling.py", "--sampler=euler", "--steps=2", "--png"),
-        ("run_lib_evaluation.py", "--sampler=euler", "--encode", "--encode_dataset"),
-        ("run_lib_evaluation.py", "--sampler=euler", "--nfe"),
-        ("run_lib_evaluation.py", "--sampler=euler", "--fidis", "--prdc"),
-        ("run_lib_evaluation.py", "--metric=asym", "--calculate", "--nl=2", "--bs=200"),
-        ("run_lib_evaluation.py", "--metric=asym", "--read"),
-        ("run_lib_evaluation.py", "--metric=nll", "--calculate", "--atol=1", "--rtol=1"),
-    ):
-        said = dry(script, *flags, cwd=tmp_path, cache=cache, **run_of)
+    arguments = [f"{folder}/{evaluated}.py", *arguments, f"--config.eval.{count}=20"]
+    for script, *flags in lines:
+        said = command(script, tmp_path, [*arguments, *flags, "--dry_run"])
+        assert said.returncode == 0, said.stderr
         before = results_of(tmp_path)
         done = start(script, tmp_path, [*arguments, *flags], brief_features).wait()
         assert done.returncode == 0, done.stderr
-        check_written(said, tmp_path, before, results_of(tmp_path))
+        check_written(said.stdout, tmp_path, before, results_of(tmp_path))
 
 
 def test_flops_of_a_product():

@@ -5,7 +5,7 @@ import functools
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import ml_collections
@@ -42,33 +42,64 @@ def define_dry_run() -> None:
     )
 
 
-def override(config: ml_collections.ConfigDict, **values: object) -> None:
-    """Set ``section__field`` of the config to each value that was given (is not None).
+def define_sampler_flags() -> None:
+    """Define the flags that choose samples: --sampler, --ode and --scale."""
+    flags.DEFINE_bool("ode", False, "Sample with the probability-flow ODE: --sampler ode.")
+    flags.DEFINE_string("sampler", None, "Sampler: pc, ode, heun, …; else the config's.")
+    flags.DEFINE_float("scale", None, "Weight of the guidance, where samples have classes.")
+
+
+# Field of the configuration -> the flag that set it, once `apply_flags` has been called.
+_set_by = {}
+
+
+def apply_flags(config: ml_collections.ConfigDict, fields: Mapping[str, str]) -> None:
+    """Set each field of `config` whose flag was given; `fields` maps flags to fields.
 
     Raises:
         UserError: the configuration has no such field.
     """
-    for name, value in values.items():
+    for flag, field in fields.items():
+        value = flags.FLAGS[flag].value
         if value is None:
             continue
-        section, _, field = name.partition("__")
-        if section not in config or field not in config[section]:
-            raise UserError(
-                f"The flag for config.{section}.{field} was given, but this configuration has no "
-                "such field; use one of the method it belongs to."
-            )
-        config[section][field] = value
+        section, _, name = field.rpartition(".")
+        group = config[section] if section else config
+        if name not in group:
+            raise UserError(f"This configuration has no field config.{field}, so no --{flag}.")
+        group[name] = value
+        _set_by[field] = flag
 
 
-def sampling_method(ode: bool, sampler: str | None) -> str | None:
-    """The sampling method that ``--ode`` and ``--sampler`` ask for; None: the configuration's.
+def choose_sampler(config: ml_collections.ConfigDict) -> None:
+    """Let `config` name the samples that --sampler, --ode and --scale ask for.
 
     Raises:
-        UserError: they ask for different ones.
+        UserError: --ode and --sampler ask for different ones.
     """
-    if ode and sampler not in (None, "ode"):
-        raise UserError(f"--ode and --sampler {sampler} ask for two samplers; give one of them.")
-    return "ode" if ode else sampler
+    FLAGS, sampling = flags.FLAGS, config.sampling
+    if FLAGS.ode and FLAGS.sampler not in (None, "ode"):
+        raise UserError(
+            f"--ode and --sampler {FLAGS.sampler} ask for two samplers; give one of them."
+        )
+    apply_flags(config, {"sampler": "sampling.method"})
+    if FLAGS.ode:
+        sampling.method = "ode"
+    if FLAGS.scale is not None:
+        sampling.plain_scale = sampling.scaling_factor
+        apply_flags(config, {"scale": "sampling.scaling_factor"})
+
+
+def typed_fields() -> set[str]:
+    """The fields of the configuration that were typed, as flags or as --config.field=value."""
+    return {*config_flags.get_override_values(flags.FLAGS["config"]), *_set_by}
+
+
+def refuse_flags(names: Iterable[str], use: str) -> None:
+    """Raise a UserError if one of the flags `names` was given, which `use` does not read."""
+    given = [f"--{name}" for name in names if flags.FLAGS[name].present]
+    if given:
+        raise UserError(f"{', '.join(given)} cannot be used with {use}; leave it out.")
 
 
 def make_deterministic() -> None:
@@ -104,9 +135,28 @@ def _spread(arguments, pairs):
     return spread
 
 
+def _last_of_each(arguments):
+    """`arguments` without an override of a field that a later one repeats.
+
+    ml_collections would append a second tuple to the first.
+    """
+    arguments = list(arguments)
+    for index in range(len(arguments) - 1, 0, -1):  # --config.field value, as two words
+        name, value = arguments[index - 1 : index + 1]
+        if name.startswith("--config.") and "=" not in name and not value.startswith("-"):
+            arguments[index - 1 : index + 1] = [f"{name}={value}"]
+    names = [argument.partition("=")[0] for argument in arguments]
+    last = {name: index for index, name in enumerate(names)}
+    return [
+        argument
+        for index, (argument, name) in enumerate(zip(arguments, names, strict=True))
+        if not ("=" in argument and name.lstrip("-").startswith("config.") and last[name] > index)
+    ]
+
+
 def _parse_flags(arguments, pairs=()):
     try:
-        rest = flags.FLAGS(_spread(arguments, pairs))
+        rest = flags.FLAGS(_last_of_each(_spread(arguments, pairs)))
         if "config" in flags.FLAGS:
             flags.FLAGS.config.keys()  # a file that is not there fails at the first look
         return rest
@@ -174,7 +224,7 @@ def _guarded(main):
             make_deterministic()
         main()
     except UserError as error:
-        fail(error)
+        fail(_in_flags(str(error)))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
@@ -187,11 +237,18 @@ def _guarded(main):
             raise
         fail(
             f"The memory does not suffice ({_last_line(error)}); lower --config.eval.microbatch, "
-            "--config.training.microbatch, the batch size (--bs) or the size of the network."
+            "--config.training.microbatch, the batch size or the size of the network."
         )
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _in_flags(message):
+    """`message` with the flags that were typed in place of the fields that they set."""
+    for field, flag in _set_by.items():
+        message = re.sub(rf"(--)?config\.{re.escape(field)}\b", f"--{flag}", message)
+    return message
 
 
 def fail(message: object) -> NoReturn:

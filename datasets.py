@@ -106,6 +106,21 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
     return cached
 
 
+def require_raw(data: ml_collections.ConfigDict, split: str) -> str:
+    """Says what a split is of, after the checks of `load` that read and write nothing.
+
+    Raises:
+        UserError: as `load`; what is still to be downloaded is not missing.
+    """
+    source = lookup(DATASETS, data.dataset, "data.dataset")(data, split)
+    domain = domains.from_config(data)
+    domain.require_shape(source.shape, data.dataset)
+    count = "" if source.count is None else f"{source.count} "
+    return (
+        f"{data.dataset}, {count}{domain.noun} of shape {domain.shape} in {source.classes} classes"
+    )
+
+
 def load_both(data: ml_collections.ConfigDict) -> tuple[Split, Split | None]:
     """The training split, and the test split or None where the set has none.
 

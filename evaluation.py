@@ -72,12 +72,10 @@ class ScoreMetric:
     Attributes:
         name: what --metric calls it, and its key in ``metrics.json``.
         quantities: what it gives.
-        functions: returns the functions behind --calculate and --read.
     """
 
     name: str
     quantities: tuple[Quantity, ...]
-    functions: Callable[[], tuple[Callable, Callable]]
 
 
 # ---------------------------------------------------------------- back ends
@@ -129,18 +127,6 @@ def _kid(config: ml_collections.ConfigDict, *arrays: Arrays) -> dict[str, float]
 
 def _torch_fidelity_kid(config: ml_collections.ConfigDict, *arrays: Arrays) -> dict[str, float]:
     return kid.torch_fidelity_kid(*arrays, subset_size=config.eval.kid_subset_size)
-
-
-def _nll() -> tuple[Callable, Callable]:
-    from metrics import nll_and_asym
-
-    return nll_and_asym.calculate_nll, nll_and_asym.read_nll
-
-
-def _asym() -> tuple[Callable, Callable]:
-    from metrics import nll_and_asym
-
-    return nll_and_asym.calculate_asym, nll_and_asym.read_asym
 
 
 # ---------------------------------------------------------------- the table
@@ -195,12 +181,10 @@ SCORE_METRICS = {
             Quantity("standard_error", "standard error of the NLL"),
             NFE,
         ),
-        functions=_nll,
     ),
     "asym": ScoreMetric(
         name="asym",
         quantities=(Quantity("asym", "Asym", "↓"), Quantity("nasym", "NAsym", "↓")),
-        functions=_asym,
     ),
 }
 

@@ -8,7 +8,7 @@ For a classifier --restore names the score model that it is trained against.
 from absl import flags
 
 import cli
-from configs.classes import describes_classifier
+from configs.classes import describes_cas, describes_classifier
 from utils import UserError
 
 FLAGS = flags.FLAGS
@@ -21,28 +21,45 @@ flags.DEFINE_integer("slices", None, "Random vectors per image of the QC regular
 cli.define_dry_run()
 
 
+FIELDS = {
+    "bs": "training.batch_size",
+    "balancing_fac": "loss.balancing_fac",
+    "slices": "loss.slices",
+}
+
+
 def main() -> None:
     import run_lib
-    from planning import training as planned
+    from storage import checkpoints, descriptions
     from training.classifier import ClassifierTraining
+    from training.score import ScoreTraining
 
     config = FLAGS.config
-    cli.override(
-        config,
-        training__batch_size=FLAGS.bs,
-        loss__balancing_fac=FLAGS.balancing_fac,
-        loss__slices=FLAGS.slices,
-    )
-    train = planned.train if FLAGS.dry_run else run_lib.train
+    cli.apply_flags(config, FIELDS)
+    if describes_cas(config):
+        raise UserError("This configuration is of a CAS; train it by run_lib_evaluation_cas.py.")
+    make_job, restore = ScoreTraining, FLAGS.restore
     if FLAGS.model == "classifier":
         if not describes_classifier(config):
             raise UserError("This configuration describes no classifier; use --model score.")
-        cli.override(config, model__score_restore_path=FLAGS.restore)
-        train(config, FLAGS.workdir, make_job=ClassifierTraining)
+        cli.refuse_flags(["balancing_fac", "slices"], "--model classifier")
+        make_job, restore = ClassifierTraining, None
+        if FLAGS.restore:
+            config.model.score_restore_path = FLAGS.restore
+    elif describes_classifier(config):
+        raise UserError("This configuration describes a classifier; use --model classifier.")
+    elif not config.loss.balancing_fac:
+        cli.refuse_flags(["slices"], "a balancing factor of 0")
+    typed = cli.typed_fields()
+    if FLAGS.model == "classifier":
+        path = config.model.score_restore_path
+        descriptions.refuse_typed(config, typed, checkpoints.read_config(path), path)
+    if FLAGS.dry_run:
+        import planning
+
+        planning.train(config, FLAGS.workdir, restore, make_job, typed)
     else:
-        if describes_classifier(config):
-            raise UserError("This configuration describes a classifier; use --model classifier.")
-        train(config, FLAGS.workdir, restore=FLAGS.restore)
+        run_lib.train(config, FLAGS.workdir, restore, make_job, typed)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ class Run:
         name: short, and another than those of the other runs.
         metrics: the content of ``metrics.json``.
         curves: of each scalar of the training its steps and values.
-        asymmetry: `times`, `asym` and `nasym` (levels,).
+        asymmetry: of the raw weights (False) and of the averaged ones (True) `times`, `asym` and
+            `nasym` (levels,), where they are calculated.
         samples: grids of samples.
         figures: those of the experiments.
     """
@@ -59,7 +60,7 @@ class Run:
     path: pathlib.Path
     metrics: dict
     curves: dict
-    asymmetry: dict | None
+    asymmetry: dict
     samples: list[Picture]
     figures: list[Picture]
 
@@ -139,25 +140,32 @@ def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, ...]]:
     return curves
 
 
-def read_asymmetry(place: Workdir) -> dict[str, np.ndarray] | None:
-    """Asym and NAsym at each noise level, means over the repeats; None where there are none."""
-    repeats = list(itertools.takewhile(pathlib.Path.exists, map(place.asym, itertools.count())))
-    if not repeats:
-        return None
-    files = [load_npz(path, "times", "asym", "nasym") for path in repeats]
-    return {name: np.mean([file[name] for file in files], axis=0) for name in files[0]}
+def read_asymmetry(place: Workdir) -> dict[bool, dict[str, np.ndarray]]:
+    """Asym and NAsym at each noise level, means over the repeats, of raw and averaged weights."""
+    found = {}
+    for ema in (False, True):
+        paths = (place.asym(repeat, ema=ema) for repeat in itertools.count())
+        repeats = list(itertools.takewhile(pathlib.Path.exists, paths))
+        files = [load_npz(path, "times", "asym", "nasym") for path in repeats]
+        if files:
+            found[ema] = {
+                name: np.mean([file[name] for file in files], axis=0) for name in files[0]
+            }
+    return found
 
 
 def sample_pictures(place: Workdir) -> list[Picture]:
     """Grids of the samples drawn for evaluation, else of the last ones drawn in training."""
     pictures = []
-    for method in place.methods():
-        sampler = method.upper() if method in ("pc", "ode") else method
-        images = first_images(place.division(0, method).parent, COLUMNS * ROWS)
+    for variant in place.variants():
+        sampler = {"": "PC", "_ode": "ODE"}.get(
+            variant, variant.removeprefix("_").replace("_", " ")
+        )
+        images = first_images(place.division(0, variant).parent, COLUMNS * ROWS)
         if images:
             grid = np.concatenate(list(images.values()))[: COLUMNS * ROWS]
             pictures.append(grid_picture(f"{sampler} samples", grid))
-        classes = first_images(place.class_samples(0, method).parent, COLUMNS)
+        classes = first_images(place.class_samples(0, variant).parent, COLUMNS)
         if classes:
             title = f"{sampler} samples by class, a row for each of {labels(classes)}"
             rows = [padded(images) for images in list(classes.values())[:CLASSES]]
@@ -277,11 +285,15 @@ def _limits(curves):
 
 def asymmetry_pictures(runs: Sequence[Run]) -> list[Picture]:
     """Asym and NAsym against the time of the noise level, with a line for each run."""
-    runs = [run for run in runs if run.asymmetry is not None]
-    if not runs:
+    found = [
+        (f"{run.name}, EMA" if ema else run.name, values)
+        for run in runs
+        for ema, values in run.asymmetry.items()
+    ]
+    if not found:
         return []
     lines = {
-        name: [(run.name, run.asymmetry["times"], run.asymmetry[name], {}) for run in runs]
+        name: [(label, values["times"], values[name], {}) for label, values in found]
         for name in ("asym", "nasym")
     }
     # A paper's estimate can be below 0, where a logarithm cannot show it.

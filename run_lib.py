@@ -9,7 +9,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ml_collections
@@ -22,7 +22,6 @@ import datasets
 import distributed
 import losses
 from configs import ranges
-from models import memory
 from models.ema import EMA
 from storage import checkpoints
 from storage.checkpoints import TrainState
@@ -42,6 +41,7 @@ def train(
     workdir: str,
     restore: str | os.PathLike | None = None,
     make_job: Callable = ScoreTraining,
+    typed: Collection[str] = (),
 ) -> Any:
     """Train until ``config.training.n_iters`` updates are done; run again, it continues.
 
@@ -50,7 +50,10 @@ def train(
     Args:
         workdir: name of the run, see `Workdir`.
         restore: checkpoint to start from, unless the workdir has a resume point.
-        make_job: what is trained, a function of (config, device) such as `ScoreTraining`.
+        make_job: what is trained, a function of (config, device) such as `ScoreTraining`. What
+            its `config` says is kept in the checkpoints.
+        typed: names of fields that were typed on the command line: where a checkpoint says
+            otherwise, they are refused.
 
     Returns:
         The job, whose model has the weights of the last step.
@@ -59,23 +62,10 @@ def train(
         UserError: something that was asked for does not exist or does not fit.
     """
     # Check everything that can be checked before the first file is written.
-    ranges.check(config)
-    training = config.training
-    import_wandb(training.wandb_project)
-    device = get_device(config.device)
-    torch.manual_seed(seed_for("weights", config.seed))
-    job = make_job(config, device)
-    require_divisible(job.model, training)
-    parameters = list(job.model.parameters())
-    heed_signals(job.model)
-    state = checkpoints.TrainState(
-        model=job.model,
-        ema=EMA(parameters, job.ema_rate),
-        optimizer=losses.make_optimizer(parameters, config.optim),
-    )
     place = Workdir(workdir)
     place.check()
-    origin = restore_state(state, config, place, restore)
+    job, state, origin = prepare(config, place, restore, make_job, typed)
+    config, training, device = job.config, job.config.training, job.device
     train_split, test_split = job.splits()
 
     # Open the workdir.
@@ -86,13 +76,17 @@ def train(
         len(train_split),
         job.domain.noun,
         config.data.dataset,
-        f"{sum(p.numel() for p in parameters):,}",
+        f"{sum(p.numel() for p in job.model.parameters()):,}",
         device,
         training.batch_size,
         training.n_iters,
     )
     for sentence in origin:
         log.info("%s", sentence)
+    if is_first() and state.step and is_snapshot(state, training):
+        path = place.checkpoint(state.step // training.snapshot_freq)
+        if path.exists():  # a kill came between the snapshot and its other names
+            publish(path, place)
     unfinished = state.step < training.n_iters or pictures_are_missing(state, training, place)
     if not unfinished:
         log.info("Step %d is not before the last, %d: nothing to do.", state.step, training.n_iters)
@@ -105,8 +99,6 @@ def train(
         validation = None
     else:
         validation = *datasets.fixed_batch(test_split, VALIDATION_IMAGES, config.seed), test_split
-    if is_first():
-        memory.report_step(job, training, has_batch_norms(job.model))
 
     # Train.
     watch = FiniteWatch(device)
@@ -161,6 +153,36 @@ def train(
     return job
 
 
+def prepare(
+    config: ml_collections.ConfigDict,
+    place: Workdir,
+    restore: str | os.PathLike | None,
+    make_job: Callable,
+    typed: Collection[str],
+) -> tuple[Any, TrainState, list[str]]:
+    """The job, its state, and sentences about where it begins; arguments and errors as in `train`.
+
+    Nothing is written.
+    """
+    ranges.check(config)
+    device = get_device(config.device)
+    start = resuming.find(place, restore)
+    config = start.described(config, typed)
+    torch.manual_seed(seed_for("weights", config.seed))
+    job = make_job(config, device)
+    config = job.config
+    import_wandb(config.training.wandb_project)
+    require_divisible(job.model, config.training)
+    parameters = list(job.model.parameters())
+    heed_signals(job.model)
+    state = checkpoints.TrainState(
+        model=job.model,
+        ema=EMA(parameters, job.ema_rate),
+        optimizer=losses.make_optimizer(parameters, config.optim),
+    )
+    return job, state, start.load(state, config)
+
+
 def require_divisible(model: torch.nn.Module, training: ml_collections.ConfigDict) -> None:
     """Check that the batch can be shared out as ``config.training.microbatch`` and torchrun ask.
 
@@ -186,32 +208,6 @@ def require_divisible(model: torch.nn.Module, training: ml_collections.ConfigDic
 
 def has_batch_norms(model: torch.nn.Module) -> bool:
     return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
-
-
-def restore_state(
-    state: TrainState,
-    config: ml_collections.ConfigDict,
-    place: Workdir,
-    restore: str | os.PathLike | None,
-) -> list[str]:
-    """Fill `state` from the workdir, else from `restore`; says in sentences, a list, from where.
-
-    Raises:
-        UserError: a file does not fit, or the workdir's state is that of another run.
-    """
-    path, content, notes = resuming.newest_state(place)
-    if path is not None:
-        notes += resuming.require_same_run(content, config, path)
-        checkpoints.load_training(state, content, path)
-        if is_first() and path != place.resume_point:
-            publish(path, place)
-        note = "; --restore is ignored" if restore else ""
-        return [*notes, f"Continuing from {path} at step {state.step}{note}."]
-    if restore is None:
-        return ["Starting from new weights."]
-    content = checkpoints.read(restore)
-    checkpoints.load_training(state, content, restore, config.training.get("init_step", 0))
-    return [f"Restored {restore} at step {state.step}."]
 
 
 def agreed(state: TrainState, config: ml_collections.ConfigDict) -> dict[str, object]:

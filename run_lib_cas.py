@@ -99,11 +99,7 @@ def source(
         if samples is not None:
             raise UserError("--setup real trains on real images; it takes no --samples.")
         return REAL, None
-    if samples is not None:
-        places = [pathlib.Path(samples)]
-    else:
-        run = f"classifier_{config.data.dataset.lower()}_{setup}_{config.classifier.model}"
-        places = [Workdir(run).root / "sample", Workdir(run).root / "eval_samples"]
+    places = [pathlib.Path(samples)] if samples is not None else published_places(config, setup)
     for folder in places:
         if folder.is_dir():
             return setup or "samples", folder
@@ -111,6 +107,17 @@ def source(
         f"There are no samples in {' or '.join(map(str, places))}; draw them with "
         "run_lib_sampling.py, or name another folder with --samples."
     )
+
+
+def published_places(config: ml_collections.ConfigDict, setup: str) -> list[pathlib.Path]:
+    """Where the samples of a set-up may lie, the published place first."""
+    run = f"classifier_{config.data.dataset.lower()}_{{}}_{config.classifier.model}"
+    own = Workdir(run.format(setup)).root
+    places = [own / "sample", own / "eval_samples"]
+    if setup == "scale":  # drawn with --scale 10, there or in the workdir of the base classifier
+        base = Workdir(run.format("base")).root
+        places += [root / "eval_samples_scale10" for root in (own, base)]
+    return places
 
 
 def read_samples(
@@ -129,7 +136,7 @@ def read_samples(
             if found == expected:
                 break
             batch = load_npz(path, "samples")["samples"]
-            check_images(batch, path, config.data)
+            check_images(batch.dtype, batch.shape, path, config.data)
             batch = batch[: expected - found]
             images.append(batch.transpose(0, 3, 1, 2))
             found += len(batch)

@@ -9,11 +9,9 @@ Processes that torchrun started share what takes networks: --calculate, --stat, 
 and --encode_dataset. The first alone reads, measures, prints and records.
 """
 
-import itertools
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import ml_collections
 from absl import flags
@@ -21,19 +19,36 @@ from absl import flags
 import cli
 import evaluation
 from configs import ranges
-from configs.classes import draws_by_class
+from configs.classes import describes_classifier, draws_by_class
 from utils import UserError, is_first
 
-if TYPE_CHECKING:  # the command line does without it
-    from metrics.feature_sets import FeatureSet
-
-MODES = ("full", "class")
+FLAGS = flags.FLAGS
 FOLDERS_CONFIG = pathlib.Path(__file__).parent / "configs" / "folders.py"
-# What is about a run, and means nothing for two folders of images.
-OF_A_RUN = (
-    *("workdir", "calculate", "read", "encode", "encode_dataset", "stat", "latent", "nfe", "ode"),
-    *("dataset_stat", "dry_run", "over_checkpoints"),
-)
+# The fields that flags set.
+FIELDS = {
+    "checkpoint_idx": "eval.checkpoint_idx",
+    "bs": "eval.batch_size",
+    "nl": "eval.noise_levels",
+    "total_repeat": "eval.total_repeat",
+    "atol": "eval.atol",
+    "rtol": "eval.rtol",
+    "slices": "loss.slices",
+}
+METRIC_FLAGS = [metric.flag for metric in evaluation.SAMPLE_METRICS]
+# Each flag that asks for something, with the flags that this reads.
+CHOICE_OF_SAMPLES = {"ode", "sampler", "scale"}
+NLL = {"metric", "checkpoint_idx", "bs", "atol", "rtol", "ema"}
+ASYM = {"metric", "checkpoint_idx", "bs", "slices", "nl", "total_repeat", "ema"}
+ENCODE = {"bs", *CHOICE_OF_SAMPLES}
+MEASURE = {"mode", "backend", "dataset_stat", *CHOICE_OF_SAMPLES}
+READS = {
+    "calculate": {"nll": NLL, "asym": ASYM},
+    "read": {"nll": {"metric", "ema"}, "asym": {"metric", "ema", "total_repeat"}},
+    **dict.fromkeys(("encode", "encode_dataset", "stat", "latent"), ENCODE),
+    **dict.fromkeys(METRIC_FLAGS, MEASURE),
+    "nfe": CHOICE_OF_SAMPLES,
+}
+OF_FOLDERS = {"folders", "backend", "bs", *METRIC_FLAGS}
 
 
 def define_flags(metric: str | None = None) -> None:
@@ -59,24 +74,12 @@ def define_flags(metric: str | None = None) -> None:
     flags.DEFINE_bool("latent", False, "With classes: write the samples' features.")
     for sample_metric in evaluation.SAMPLE_METRICS:
         flags.DEFINE_bool(sample_metric.flag, False, sample_metric.help)
-    cli.define_dry_run()
     flags.DEFINE_bool("nfe", False, "Print the mean NFE of the samples.")
-    flags.DEFINE_bool("ode", False, "Evaluate the ODE samples.")
-    flags.DEFINE_string("sampler", None, "Evaluate the samples of this sampler; else the config's.")
-    flags.DEFINE_enum("mode", "full", MODES, "Over all samples, or class by class.")
+    cli.define_sampler_flags()
+    cli.define_dry_run()
+    flags.DEFINE_enum("mode", "full", ["full", "class"], "Over all samples, or class by class.")
     flags.DEFINE_enum(
-        "backend",
-        evaluation.OURS,
-        evaluation.BACKENDS,
-        f"Who computes {or_list(metric_flags())}.",
-    )
-    flags.DEFINE_integer(
-        "sets", 1, "Cut the samples into so many sets: each one's metrics, minimum and mean."
-    )
-    flags.DEFINE_bool(
-        "over_checkpoints",
-        False,
-        "Draw, encode and measure samples of every checkpoint of the run.",
+        "backend", evaluation.OURS, evaluation.BACKENDS, "Who computes the metrics of samples."
     )
     flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
     flags.DEFINE_multi_string(
@@ -88,206 +91,178 @@ def launch() -> None:
     cli.launch(main, pairs=("folders",))
 
 
-def metric_flags() -> list[str]:
-    """The flags that ask for metrics of samples, as they are typed."""
-    return [f"--{metric.flag}" for metric in evaluation.SAMPLE_METRICS]
-
-
-def or_list(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def asked_for(FLAGS: flags.FlagValues) -> list[evaluation.SampleMetric]:
-    """The metrics of samples that the flags ask for."""
-    return [metric for metric in evaluation.SAMPLE_METRICS if getattr(FLAGS, metric.flag)]
-
-
 def main() -> None:
     """Do what the flags ask for, in the order in which results depend on each other."""
-    FLAGS = flags.FLAGS
     config = FLAGS.config
-    cli.override(
-        config,
-        eval__checkpoint_idx=FLAGS.checkpoint_idx,
-        eval__batch_size=FLAGS.bs,
-        eval__noise_levels=FLAGS.nl,
-        eval__total_repeat=FLAGS.total_repeat,
-        eval__atol=FLAGS.atol,
-        eval__rtol=FLAGS.rtol,
-        loss__slices=FLAGS.slices,
-        sampling__method=cli.sampling_method(FLAGS.ode, FLAGS.sampler),
-    )
-    ranges.check(config)
+    asked = [name for name in READS if FLAGS[name].value]
+    metrics = [m for m in evaluation.SAMPLE_METRICS if m.flag in asked]
+    cli.apply_flags(config, FIELDS)
     if FLAGS.folders:
-        compare_folders(config, FLAGS)
+        cli.refuse_flags(sorted(ALL_FLAGS - OF_FOLDERS), "--folders")
+        ranges.check(config)
+        compare_folders(config, FLAGS.folders, metrics, FLAGS.backend)
         return
-    if FLAGS.sets < 1 or (FLAGS.sets > 1 and FLAGS.mode == "class"):
-        raise UserError(
-            f"--sets is {FLAGS.sets}, --mode {FLAGS.mode}; expected 1 or more, and --mode full."
-        )
-    of_score = FLAGS.calculate or FLAGS.read
-    by_class = FLAGS.stat or FLAGS.latent
-    whole = FLAGS.encode or FLAGS.encode_dataset
-    of_samples = by_class or whole or asked_for(FLAGS) or FLAGS.nfe
-    if not (of_score or of_samples):
-        raise UserError(
-            "Nothing was asked for; give --calculate or --read (NLL, asymmetry), or --stat, "
-            f"--latent, --encode, --encode_dataset, {or_list([*metric_flags(), '--nfe'])} "
-            "(samples)."
-        )
-    if of_score and FLAGS.metric is None:
-        choices = ", ".join(evaluation.SCORE_METRICS)
-        raise UserError(f"--metric is missing; expected one of: {choices}.")
-    require_kind(config, FLAGS, by_class, whole)
-    if FLAGS.dry_run and FLAGS.over_checkpoints:
-        raise UserError("--over_checkpoints has no --dry_run; give one of them.")
+    require_asked(asked)
+    refuse_unread(asked)
+    cli.choose_sampler(config)
+    config = described(config)
+    ranges.check(config)
+    by_class = draws_by_class(config)
+    require_kind(config, asked, by_class)
     if FLAGS.dry_run:
-        plan(config, FLAGS)
+        import planning
+
+        planning.evaluate(config, FLAGS.workdir, asked, FLAGS.metric, FLAGS.ema, FLAGS.dataset_stat)
         return
-    if FLAGS.over_checkpoints:
-        measure_checkpoints(config, FLAGS)
-        return
-    if of_score:
-        score_metric(config, FLAGS)
-    if draws_by_class(config):
-        class_sample_metrics(config, FLAGS)
-    else:
-        sample_metrics_of(config, FLAGS)
+    workdir = FLAGS.workdir
+    if "calculate" in asked:
+        from metrics import nll_and_asym
 
-
-def require_kind(
-    config: ml_collections.ConfigDict, FLAGS: flags.FlagValues, by_class: bool, whole: bool
-) -> None:
-    """Raise a UserError unless what is asked for is of the samples that `config` draws."""
-    if draws_by_class(config) and (whole or FLAGS.dataset_stat):
-        raise UserError(
-            "This configuration draws samples by class: --stat and --latent make their "
-            "features, not --encode, --encode_dataset or --dataset_stat."
-        )
-    if not draws_by_class(config) and (by_class or FLAGS.mode == "class"):
-        raise UserError(
-            "--stat, --latent and --mode class need a configuration of a classifier or of "
-            "classes; use --encode and --encode_dataset."
-        )
-
-
-def plan(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
-    """Print what the flags ask for."""
-    from planning import scores
-
-    scores.evaluate(
-        config,
-        FLAGS.workdir,
-        metric=FLAGS.metric if FLAGS.calculate else None,
-        read=FLAGS.metric if FLAGS.read else None,
-        features=[name for name in scores.FEATURES if getattr(FLAGS, name)],
-        metrics=[metric.name for metric in asked_for(FLAGS)],
-        mode=FLAGS.mode,
-        nfe=FLAGS.nfe,
-    )
-
-
-def score_metric(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
-    """NLL or asymmetry of a score model."""
-    calculate, read = evaluation.SCORE_METRICS[FLAGS.metric].functions()
-    if FLAGS.calculate:
-        calculate(config, FLAGS.workdir, FLAGS.ema)
-    if FLAGS.read and is_first():
-        read(FLAGS.workdir)
-
-
-def measure_checkpoints(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
-    """Metrics of samples over all checkpoints of a run."""
-    from sweeps import checkpoints
-
-    if draws_by_class(config):
-        raise UserError("--over_checkpoints is for score models; this configuration has classes.")
-    if not asked_for(FLAGS) or FLAGS.sets != 1:
-        raise UserError(f"--over_checkpoints takes {or_list(metric_flags())}, and no --sets.")
-    if FLAGS.encode_dataset:
+        calculate = {"nll": nll_and_asym.calculate_nll, "asym": nll_and_asym.calculate_asym}
+        calculate[FLAGS.metric](config, workdir, FLAGS.ema)
+    if {"stat", "encode_dataset"} & {*asked}:
         from metrics import encoding
 
-        encoding.encode_dataset(config, FLAGS.workdir)
-    checkpoints.measure(config, FLAGS.workdir, asked_for(FLAGS), FLAGS.dataset_stat, FLAGS.backend)
+        encoding.encode_dataset(config, workdir)
+    if {"latent", "encode"} & {*asked}:
+        from metrics import encoding
 
-
-def class_sample_metrics(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
-    """Features and metrics of samples that were drawn class by class."""
-    from metrics import encoding, feature_sets, measuring, sample_sets
-
-    if FLAGS.stat:
-        encoding.encode_real_classes(config, FLAGS.workdir)
-    if FLAGS.latent:
-        encoding.encode_class_samples(config, FLAGS.workdir)
+        encoding.encode_samples(config, workdir)
     if not is_first():
         return
-    if asked_for(FLAGS):
-        compare(config, FLAGS, *feature_sets.open_classes(config, FLAGS.workdir))
-    if FLAGS.nfe:
-        classes = sample_sets.find_class_samples(config, FLAGS.workdir)
-        measuring.nfe(config, FLAGS.workdir, list(itertools.chain.from_iterable(classes)))
+    if "read" in asked:
+        from metrics import nll_and_asym
+
+        if FLAGS.metric == "nll":
+            nll_and_asym.read_nll(workdir, FLAGS.ema)
+        else:
+            nll_and_asym.read_asym(workdir, FLAGS.ema, FLAGS.total_repeat)
+    if metrics:
+        options = FLAGS.mode, FLAGS.backend, FLAGS.dataset_stat
+        measure_samples(config, workdir, metrics, *options)
+    if "nfe" in asked:
+        from metrics import measuring
+
+        measuring.nfe(config, workdir)
 
 
-def sample_metrics_of(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
-    """Features and metrics of samples that were drawn in divisions."""
-    from metrics import encoding, feature_sets, measuring, sample_sets
-
-    if FLAGS.encode_dataset:
-        encoding.encode_dataset(config, FLAGS.workdir)
-    if FLAGS.encode:
-        encoding.encode_samples(config, FLAGS.workdir)
-    if not is_first():
-        return
-    if asked_for(FLAGS):
-        sets = feature_sets.open_sets(config, FLAGS.workdir, FLAGS.dataset_stat)
-        compare(config, FLAGS, *sets)
-    if FLAGS.nfe:
-        rounds = sample_sets.find_division_samples(config, FLAGS.workdir)
-        measuring.nfe(config, FLAGS.workdir, rounds)
+ALL_FLAGS = {
+    *FIELDS,
+    *READS,
+    *("metric", "ema", "mode", "backend", "dataset_stat", "dry_run", "workdir"),
+    *CHOICE_OF_SAMPLES,
+}
 
 
-def compare_folders(config: ml_collections.ConfigDict, FLAGS: flags.FlagValues) -> None:
+def require_asked(asked: Sequence[str]) -> None:
+    """Raise a UserError if nothing was asked for, or not which metric of a score."""
+    if not asked:
+        flags_of_samples = [f"--{name}" for name in READS if name not in ("calculate", "read")]
+        raise UserError(
+            "Nothing was asked for; give --calculate or --read (NLL, asymmetry), or of samples "
+            f"{', '.join(flags_of_samples)}."
+        )
+    if {"calculate", "read"} & {*asked} and FLAGS.metric is None:
+        choices = ", ".join(evaluation.SCORE_METRICS)
+        raise UserError(f"--metric is missing; expected one of: {choices}.")
+
+
+def refuse_unread(asked: Sequence[str]) -> None:
+    """Raise a UserError if a flag was given that nothing of what was asked for reads."""
+    read = set()
+    for name in asked:
+        reads = READS[name]
+        read |= reads[FLAGS.metric] if isinstance(reads, dict) else reads
+    unread = {name for reads in (NLL, ASYM, ENCODE, MEASURE) for name in reads} - read
+    cli.refuse_flags(sorted(unread), " ".join(f"--{name}" for name in asked))
+
+
+def described(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`config` with what the workdir's checkpoint says of its model, if it can be read here."""
+    try:
+        from storage.trained import describe
+        from storage.workdir import Workdir
+    except ImportError:  # TF-GAN's environment has no PyTorch
+        return config
+    kind = "classifier" if describes_classifier(config) else "score model"
+    path = Workdir(FLAGS.workdir).checkpoint(config.eval.checkpoint_idx)
+    return describe(config, [(kind, path)], cli.typed_fields())
+
+
+def require_kind(config: ml_collections.ConfigDict, asked: Sequence[str], by_class: bool) -> None:
+    """Raise a UserError unless what is asked for is of the model that `config` describes."""
+    if describes_classifier(config) and {"calculate", "read"} & {*asked}:
+        raise UserError(
+            "NLL and asymmetry are those of a score model, and this configuration describes a "
+            "classifier; give the score model's configuration and workdir."
+        )
+    wrong = {"encode", "encode_dataset"} if by_class else {"stat", "latent"}
+    if wrong & {*asked} or (by_class and FLAGS.dataset_stat):
+        raise UserError(
+            "--encode, --encode_dataset and --dataset_stat are for samples without classes, --stat "
+            f"and --latent for samples with classes; those of this model have "
+            f"{'classes' if by_class else 'none'}."
+        )
+    if FLAGS.mode == "class" and not by_class:
+        raise UserError("--mode class needs samples with classes; those of this model have none.")
+    if not by_class and FLAGS.scale is not None:
+        raise UserError("--scale needs samples with classes; those of this model have none.")
+
+
+def measure_samples(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    metrics: Sequence[evaluation.SampleMetric],
+    mode: str = "full",
+    backend: str = evaluation.OURS,
+    dataset_stat: str | None = None,
+) -> None:
+    """Print and record metrics of the samples of a run."""
+    from metrics import feature_sets, measuring
+
+    real, generated = feature_sets.open_sets(config, workdir, dataset_stat)
+    take_each(
+        metrics,
+        lambda metric: measuring.measure(metric, config, workdir, real, generated, mode, backend),
+    )
+
+
+def compare_folders(
+    config: ml_collections.ConfigDict,
+    folders: Sequence[str],
+    metrics: Sequence[evaluation.SampleMetric],
+    backend: str,
+) -> None:
     """Metrics of two folders of images that belong to no run."""
     from metrics import image_folders, measuring
 
-    given = [f"--{name}" for name in OF_A_RUN if getattr(FLAGS, name)]
-    given += ["--mode class"] if FLAGS.mode == "class" else []
-    given += ["--sets"] if FLAGS.sets != 1 else []
-    if given:
-        raise UserError(
-            f"--folders compares two folders of images, whatever made them; {', '.join(given)} "
-            "is about a run. Give one or the other."
-        )
-    if len(FLAGS.folders) != 2:
+    if len(folders) != 2:
         raise UserError(
             f"--folders A B takes two folders, the samples and the real images; given: "
-            f"{', '.join(FLAGS.folders)}."
+            f"{', '.join(folders)}."
         )
-    if not asked_for(FLAGS):
-        raise UserError(f"Nothing was asked for; give {or_list(metric_flags())}.")
-    real, generated = image_folders.open_folders(config, *FLAGS.folders)
+    if not metrics:
+        raise UserError(f"Nothing was asked for; give {', '.join(f'--{f}' for f in METRIC_FLAGS)}.")
+    real, generated = image_folders.open_folders(config, *folders)
     if is_first():
-        for metric in asked_for(FLAGS):
-            measuring.print_metric(metric, config, real, generated, FLAGS.backend)
+        take_each(
+            metrics,
+            lambda metric: measuring.print_metric(metric, config, real, generated, backend),
+        )
 
 
-def compare(
-    config: ml_collections.ConfigDict,
-    FLAGS: flags.FlagValues,
-    real: "FeatureSet",
-    generated: "FeatureSet",
+def take_each(
+    metrics: Sequence[evaluation.SampleMetric], take: Callable[[evaluation.SampleMetric], object]
 ) -> None:
-    """Print and record the metrics that are asked for."""
-    from metrics import measuring
-
-    if FLAGS.sets > 1:
-        for metric in asked_for(FLAGS):
-            measuring.measure_sets(
-                metric, config, FLAGS.workdir, real, generated, FLAGS.sets, FLAGS.backend
-            )
-        return
-    for metric in asked_for(FLAGS):
-        measuring.measure(metric, config, FLAGS.workdir, real, generated, FLAGS.mode, FLAGS.backend)
+    """Take every metric that can be taken; raise the first UserError of the others at the end."""
+    faults = []
+    for metric in metrics:
+        try:
+            take(metric)
+        except UserError as error:
+            faults.append(f"--{metric.flag}: {error}")
+    if faults:
+        raise UserError(" ".join(faults))
 
 
 if __name__ == "__main__":

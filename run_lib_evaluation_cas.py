@@ -7,17 +7,22 @@ python run_lib_evaluation_cas.py --config configs/eval/cifar10/eval_cifar10_conf
 from absl import flags
 
 import cli
+from configs.classes import describes_cas
 from utils import UserError
 
 
 def main() -> None:
     import run_lib_cas
+    from storage.trained import describe
+    from storage.workdir import Workdir
 
     FLAGS = flags.FLAGS
     config = FLAGS.config
-    if "cas" not in config:
+    if not describes_cas(config):
         raise UserError("This configuration does not describe a CAS; use one of …_configs_cas.py.")
-    cli.override(config, training__batch_size=FLAGS.bs)
+    cli.apply_flags(config, {"bs": "training.batch_size"})
+    classifier = ("classifier", Workdir(FLAGS.workdir).checkpoint())
+    config = describe(config, [classifier], cli.typed_fields())
     run_lib_cas.cas(config, FLAGS.workdir, FLAGS.setup, FLAGS.samples)
 
 

@@ -1,16 +1,16 @@
-"""Draw samples in divisions: the published sampling command.
+"""Draw samples: the published sampling command.
 
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --num_divisions 10 --division_idx 0
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --mode class --classid 5
 
-A configuration with a scale of guidance draws class by class, guided by its classifier or, without
-one, by the class-conditional score itself. Started by torchrun, the processes share the rounds out
-among themselves.
+Samples of a classifier's configuration, or of a class-conditional score, are drawn class by class;
+others in divisions. Started by torchrun, the processes share the rounds out among themselves.
 """
 
-import dataclasses
-import pathlib
+import itertools
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from absl import flags
@@ -21,262 +21,205 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import cli
 import domains
 import sampling
-import sde_lib
 from configs import ranges
-from configs.classes import draws_by_class, number_of_classes
+from configs.classes import describes_classifier, draws_by_class, number_of_classes
+from metrics.sample_sets import Part, parts_of
 from models.scores import InParts
-from planning import scores
+from samplers import rounds
 from samplers.progress import RoundProgress
-from samplers.rounds import Round, chosen_classes, divisions, own_rounds, share, split_rounds
+from samplers.rounds import Round
+from storage import descriptions
 from storage.files import remove_abandoned, save_npz, save_picture, stands, to_json
-from storage.provenance import config_hash
-from storage.trained import load_guidance, load_score
+from storage.trained import checkpoint_paths, describe, load_for_sampling
 from storage.workdir import Workdir
-from utils import (
-    UserError,
-    get_device,
-    is_first,
-    log,
-    log_to,
-    shares,
-)
+from utils import UserError, get_device, is_first, log, log_to, rank_and_size
 
-
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-    """A sampler and what its samples are made with."""
-
-    config: object
-    place: Workdir
-    device: torch.device
-    sde: sde_lib.SDE
-    sampler: object
-
-    @classmethod
-    def check(cls, config: ConfigDict, workdir: str) -> "Drawing":
-        """Whatever can be checked before a checkpoint is read.
-
-        Raises:
-            UserError: something that was asked for does not exist or does not fit.
-        """
-        ranges.check(config)
-        device = get_device(config.device)
-        place = Workdir(workdir)
-        place.check()
-        sde = sde_lib.from_config(config)
-        return cls(config, place, device, sde, sampling.from_config(config.sampling, sde))
-
-    def open(self) -> None:
-        """Make the workdir and its log."""
-        self.place.create()
-        log_to(self.place.log_file)
-
-    def provenance(self, **weights: object) -> dict[str, object]:
-        """What all files of the drawing have in common."""
-        return {
-            **weights,
-            "config": config_hash(self.config),
-            "sampling": sampling.settings(self.config.sampling),
-            "sde": repr(self.sde),
-            "seed": self.config.seed,
-        }
+FLAGS = flags.FLAGS
+# The fields that flags set.
+FIELDS = {
+    "bs": "eval.batch_size",
+    "num_samples": "eval.num_samples",
+    "num_divisions": "eval.num_divisions",
+    "checkpoint_idx": "eval.checkpoint_idx",
+    "num_scales": "sampling.num_scales",
+    "steps": "sampling.steps",
+    "seed": "seed",
+}
+OF_CLASSES = ("mode", "classid", "classidend", "scale")
 
 
 def sample(
     config: ConfigDict,
     workdir: str,
+    classes: Sequence[int] | None = None,
     division_idx: int | None = None,
-    checkpoint: str | None = None,
 ) -> None:
-    """Draw one division of ``config.eval.num_samples`` samples, or all of them in order.
+    """Draw ``config.eval.num_samples`` samples, of all divisions or classes together.
 
     A round of ``config.eval.batch_size`` samples is written when it is whole; a round that is
-    already there is kept. Noise depends on (seed, division, round) alone, or for the samplers that
-    are neither pc nor ode on (seed, number of the image).
+    already there is kept. A division is a folder of its own or, with classes, a share of each
+    class's rounds. The noise of pc and ode depends on (seed, folder, round) alone, that of the
+    other samplers on (seed, number of the image), and with classes on (seed, class, number).
 
     Args:
-        division_idx: the division to draw, or None for all of them.
-        checkpoint: path of the score model's; None: the workdir's ``eval.checkpoint_idx``.
+        classes: labels to draw, of samples that have them; None: all.
+        division_idx: the division to draw; None: all of them.
 
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    drawing = Drawing.check(config, workdir)
-    evaluation, method = config.eval, config.sampling.method
-    if config.sampling.guidance_interval:
-        raise UserError(
-            "config.sampling.guidance_interval needs a configuration of a classifier or of classes."
-        )
-    chosen = divisions(evaluation, division_idx)
-    sizes = shares(evaluation.num_samples, evaluation.num_divisions)
-    place = drawing.place
-    path = checkpoint or place.checkpoint(evaluation.checkpoint_idx)
-    score, loaded = load_score(config, path, drawing.sde, drawing.device)
-    drawing.open()
+    ranges.check(config)
+    device, place = get_device(config.device), Workdir(workdir)
+    place.check()
+    drawn = load_for_sampling(config, place, device)
+    config = drawn.config
+    guided = drawn.guidance is not None
+    if config.sampling.guidance_interval and not guided:
+        raise UserError("config.sampling.guidance_interval needs a model that guides by class.")
+    sampler = sampling.from_config(config.sampling, drawn.trained.sde)
+    parts = parts_of(config, place)
+    every = rounds_of(config, parts, classes, division_idx)
+    place.create()
+    log_to(place.log_file)
+    scale = f" at scale {config.sampling.scaling_factor:g}" if guided else ""
     log.info(
-        "Drawing %d samples from step %d with the %s sampler on %s.",
-        sum(sizes[d] for d in chosen),
-        loaded.step,
-        method,
-        drawing.device,
-    )
-    rounds = {
-        d: split_rounds(sizes[d], evaluation.batch_size, first=sum(sizes[:d])) for d in chosen
-    }
-    for division, own in own_rounds(rounds):
-        draw_rounds(
-            drawing,
-            InParts(score, evaluation.microbatch),
-            folder=place.division(division, method),
-            rounds=own,
-            of_round=("division", config.seed, division),
-            of_images=("image", config.seed),
-            provenance=drawing.provenance(checkpoint_step=loaded.step, weights=loaded.fingerprint),
-        )
-    log.info("The samples are in %s.", place.division(0, method).parent)
-
-
-def sample_classes(
-    config: ConfigDict, workdir: str, classes: Sequence[int], division_idx: int | None = None
-) -> None:
-    """Draw the samples of the chosen classes, guided, class by class.
-
-    ``config.eval.num_samples`` is shared among all classes, not only the chosen ones. A division
-    is a share of each class's rounds. Noise depends on (seed, class, round) alone, or for the
-    samplers that are neither pc nor ode on (seed, class, number of the image).
-
-    Args:
-        classes: labels to draw.
-        division_idx: the division to draw, or None for all of them.
-
-    Raises:
-        UserError: something that was asked for does not exist or does not fit.
-    """
-    drawing = Drawing.check(config, workdir)
-    evaluation, method, scale = config.eval, config.sampling.method, config.sampling.scaling_factor
-    chosen = divisions(evaluation, division_idx)
-    sizes = shares(evaluation.num_samples, number_of_classes(config))
-    place, device = drawing.place, drawing.device
-    path = place.checkpoint(evaluation.checkpoint_idx)
-    guidance, made_of = load_guidance(config, path, drawing.sde, device)
-    steps = [(name.removesuffix("_step"), made_of[name]) for name in made_of if "_step" in name]
-    drawing.open()
-    log.info(
-        "Drawing classes %d to %d at scale %g with the %s sampler on %s: %s.",
-        classes[0],
-        classes[-1],
+        "Drawing %d samples of %s%s with the %s sampler on %s. Weights: %s.",
+        sum(each.count for each in every),
+        parts_in_words(parts, every),
         scale,
-        method,
+        config.sampling.method,
         device,
-        ", ".join(f"the {name} of step {step}" for name, step in steps),
+        drawn.description,
     )
-    rounds = {}
-    for label in classes:
-        every = split_rounds(sizes[label], evaluation.batch_size)
-        rounds[label] = [r for d in chosen for r in share(every, evaluation.num_divisions, d)]
-    for label, own in own_rounds(rounds):
-        guided = guidance(labels=torch.tensor([label], device=device), scale=scale)
-        draw_rounds(
-            drawing,
-            InParts(guided, evaluation.microbatch),
-            folder=place.class_samples(label, method),
-            rounds=own,
-            of_round=("class", config.seed, label),
-            of_images=("class image", config.seed, label),
-            provenance=drawing.provenance(**made_of),
-        )
-    log.info("The samples are in %s.", place.class_samples(0, method).parent)
+    meta = {
+        **drawn.origin,
+        **descriptions.identity(config),
+        "sampling": sampling.settings(config.sampling, guided),
+        "sde": repr(drawn.trained.sde),
+        "seed": config.seed,
+    }
+    rank, size = rank_and_size()
+    for index, own in itertools.groupby(every[rank::size], operator.attrgetter("part")):
+        score = drawn.trained.score
+        if guided:
+            labels = torch.tensor([index], device=device)
+            score = drawn.guidance(labels=labels, scale=config.sampling.scaling_factor)
+        score = InParts(score, config.eval.microbatch)
+        draw_rounds(config, sampler, score, device, parts[index], list(own), guided, meta)
+    log.info("The samples are in %s.", parts[0].folder.parent)
+
+
+def rounds_of(
+    config: ConfigDict,
+    parts: Sequence[Part],
+    classes: Sequence[int] | None,
+    division_idx: int | None,
+) -> list[Round]:
+    """The rounds that a command draws, of all processes together.
+
+    Raises:
+        UserError: there is no such division.
+    """
+    chosen = rounds.divisions(config.eval, division_idx)
+    sizes, batch_size = [part.expected for part in parts], config.eval.batch_size
+    if not draws_by_class(config):
+        return rounds.of_divisions(sizes, batch_size, chosen)
+    classes = range(len(parts)) if classes is None else classes
+    return rounds.of_classes(sizes, batch_size, classes, chosen, config.eval.num_divisions)
+
+
+def parts_in_words(parts: Sequence[Part], every: Sequence[Round]) -> str:
+    """The first and the last part that is drawn."""
+    names = [parts[index].name for index in sorted({each.part for each in every})]
+    return f"{names[0]} to {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def draw_rounds(
-    drawing: Drawing,
+    config: ConfigDict,
+    sampler: Callable,
     score: Callable,
-    *,
-    folder: pathlib.Path,
-    rounds: Sequence[Round],
-    of_round: tuple,
-    of_images: tuple,
-    provenance: dict[str, object],
+    device: torch.device,
+    part: Part,
+    own: Sequence[Round],
+    guided: bool,
+    provenance: dict[str, Any],
 ) -> None:
-    """Draw the missing ones of `rounds` into ``folder/samples_{number}.npz``.
-
-    `of_round` and `of_images` are streams of `seed_for` that set the noise apart from that of other
-    folders, and from that of other images.
-    """
-    device, sampler = drawing.device, drawing.sampler
-    domain = domains.from_config(drawing.config.data)
+    """Draw the missing ones of the rounds `own` into ``{part.folder}/samples_{number}.npz``."""
+    domain, folder = domains.from_config(config.data), part.folder
     advice = f"remove {folder.parent} to draw anew, or use another --workdir."
     bar = tqdm(
-        total=sum(each.count for each in rounds),
+        total=sum(each.count for each in own),
         unit=domain.unit,
         desc=f"{folder.parent.name}/{folder.name}",
         disable=not is_first(),
     )
     with bar, logging_redirect_tqdm([log]):
         done = 0
-        for number, first, count in map(dataclasses.astuple, rounds):
-            path = folder / f"samples_{number}.npz"
+        for each in own:
+            path = folder / f"samples_{each.number}.npz"
             picture = path.with_suffix(".png")
             # One process may have been killed at the picture of a round that another has written.
             remove_abandoned(picture)
-            stream = sampler.stream((*of_round, number), (*of_images, first))
+            stream = sampler.stream(*streams(config.seed, each, guided))
             meta = dict(provenance, stream=stream[:-1], round=stream[-1])
-            if not stands(path, meta, advice, samples=(count, *domain.stored_shape), nfe=()):
-                noise = sampler.noise(device, stream, count)
+            shape = (each.count, *domain.stored_shape)
+            if not stands(path, meta, advice, samples=shape, nfe=()):
+                noise = sampler.noise(device, stream, each.count)
                 x, nfe = sampler(
                     score,
-                    noise.randn((count, *domain.shape)),
+                    noise.randn((each.count, *domain.shape)),
                     noise.randn_like,
-                    callback=RoundProgress(bar, done, count, sampler.steps),
+                    callback=RoundProgress(bar, done, each.count, sampler.steps),
                 )
                 if not x.isfinite().all():
                     raise UserError(
-                        f"Round {number} of {folder} came out with NaN or infinite values; nothing "
-                        "was written. Look at the checkpoint, or lower config.sampling.snr."
+                        f"Round {each.number} of {folder} came out with NaN or infinite values; "
+                        "nothing was written. Look at the checkpoint, or lower config.sampling.snr."
                     )
                 samples = domain.to_stored(x)
                 save_picture(picture, domain.picture(samples))
                 save_npz(path, samples=samples, nfe=nfe, meta=to_json(meta))
-            done += count
+            done += each.count
             bar.update(done - bar.n)
 
 
+def streams(seed: int, each: Round, guided: bool) -> tuple[tuple, tuple]:
+    """The streams of random numbers (`utils.seed_for`) of a round, and of its images."""
+    if guided:
+        return ("class", seed, each.part, each.number), ("class image", seed, each.part, each.first)
+    return ("division", seed, each.part, each.number), ("image", seed, each.first)
+
+
 def main() -> None:
-    FLAGS = flags.FLAGS
     config = FLAGS.config
     score_path, classifier_path = restore_paths(FLAGS.restore, FLAGS.restore_classifier)
-    if FLAGS.seed is not None:
-        config.seed = FLAGS.seed
-    cli.override(
-        config,
-        eval__batch_size=FLAGS.bs,
-        eval__num_samples=FLAGS.num_samples,
-        eval__num_divisions=FLAGS.num_divisions,
-        eval__checkpoint_idx=FLAGS.checkpoint_idx,
-        sampling__num_scales=FLAGS.num_scales,
-        model__score_restore_path=score_path,
-        model__classifier_restore_path=classifier_path,
-        sampling__method=cli.sampling_method(FLAGS.ode, FLAGS.sampler),
-        sampling__steps=FLAGS.steps,
-        sampling__scaling_factor=FLAGS.scale,
-    )
+    cli.apply_flags(config, FIELDS)
+    cli.choose_sampler(config)
+    if score_path:
+        config.model.score_restore_path = score_path
+    if classifier_path and not describes_classifier(config):
+        raise UserError("--restore_classifier needs a configuration of a classifier.")
+    if classifier_path:
+        config.model.classifier_restore_path = classifier_path
+    paths = checkpoint_paths(config, Workdir(FLAGS.workdir))
+    config = describe(config, paths, cli.typed_fields())
+    method = config.sampling.method
+    unread = {"pc": ["steps"], "ode": ["steps", "num_scales"]}.get(method, ["num_scales"])
+    cli.refuse_flags(unread, f"the sampler {method}")
+    if score_path and (classifier_path or not describes_classifier(config)):
+        cli.refuse_flags(["checkpoint_idx"], "--restore")
     classes = None
     if draws_by_class(config):
         count = number_of_classes(config)
-        classes = chosen_classes(count, FLAGS.mode, FLAGS.classid, FLAGS.classidend)
-    elif FLAGS.mode or FLAGS.classid is not None or FLAGS.classidend is not None:
-        raise UserError(
-            "--mode, --classid and --classidend need a configuration of a classifier or of classes."
-        )
-    if FLAGS.dry_run:
-        ranges.check(config)
-        chosen = divisions(config.eval, FLAGS.division_idx)
-        scores.plan_samples(config, FLAGS.workdir, chosen, classes, FLAGS.png)
-        return
-    if classes is None:
-        sample(config, FLAGS.workdir, FLAGS.division_idx)
+        classes = rounds.chosen_classes(count, FLAGS.mode, FLAGS.classid, FLAGS.classidend)
     else:
-        sample_classes(config, FLAGS.workdir, classes, FLAGS.division_idx)
+        cli.refuse_flags(OF_CLASSES, "a model without classes")
+    if FLAGS.dry_run:
+        import planning
+
+        planning.sample(config, FLAGS.workdir, classes, FLAGS.division_idx)
+        return
+    sample(config, FLAGS.workdir, classes, FLAGS.division_idx)
     if FLAGS.png:
         write_png_files(config, FLAGS.workdir)
 
@@ -286,11 +229,9 @@ def write_png_files(config: ConfigDict, workdir: str) -> None:
     from metrics import image_folders, sharing
 
     sharing.wait()  # for what the other processes draw
-    if not is_first():
-        return
-    place, method = Workdir(workdir), config.sampling.method
-    samples = (place.class_samples if draws_by_class(config) else place.division)(0, method)
-    log.info("The PNG files are in %s.", image_folders.write_samples(samples.parent))
+    if is_first():
+        folder = parts_of(config, Workdir(workdir))[0].folder.parent
+        log.info("The PNG files are in %s.", image_folders.write_samples(folder))
 
 
 def restore_paths(restore: Sequence[str], restore_classifier: str | None) -> tuple[str | None, ...]:
@@ -314,7 +255,6 @@ if __name__ == "__main__":
     flags.DEFINE_enum("mode", None, ["full", "class"], "Draw all classes, or --classid.")
     flags.DEFINE_integer("classid", None, "First class to draw.")
     flags.DEFINE_integer("classidend", None, "First class not to draw; else --classid alone.")
-    flags.DEFINE_float("scale", None, "Weight of the guidance.")
     flags.DEFINE_multi_string("restore", [], "Checkpoint of the score model.")
     flags.DEFINE_string("restore_classifier", None, "Checkpoint of the classifier.")
     flags.DEFINE_integer("bs", None, "Samples drawn at a time.")
@@ -323,8 +263,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("division_idx", None, "The share to draw; without it, all of them.")
     flags.DEFINE_integer("checkpoint_idx", None, "Number of the checkpoint; else the newest.")
     flags.DEFINE_integer("num_scales", None, "Steps of the PC sampler.")
-    flags.DEFINE_bool("ode", False, "Sample with the probability-flow ODE.")
-    flags.DEFINE_string("sampler", None, "Sampler: pc, ode, heun, …; else the config's.")
+    cli.define_sampler_flags()
     flags.DEFINE_integer("steps", None, "Steps of a sampler that is neither pc nor ode.")
     flags.DEFINE_integer("seed", None, "Seed of the samples.")
     cli.define_dry_run()

@@ -298,8 +298,13 @@ SAMPLERS = {
 }
 """``config.sampling.method`` -> a function of (config.sampling, SDE) that builds the sampler."""
 
-# Of ``config.sampling`` what the fast samplers read, and pc and ode do not.
-FAST_FIELDS = {"steps", "grid", "guidance_interval"}
+# Of ``config.sampling`` what the samplers read.
+PC_FIELDS = (
+    *("predictor", "corrector", "snr", "n_steps_each", "probability_flow", "noise_removal"),
+    *("last_step_snr", "num_scales"),
+)
+ODE_FIELDS = ("atol", "rtol", "noise_removal")
+FAST_FIELDS = ("steps", "grid", "guidance_interval")
 
 
 def from_config(
@@ -323,14 +328,14 @@ def from_config(
     return build(sampling, sde)
 
 
-def settings(sampling: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What of ``config.sampling`` makes samples what they are, a dict."""
-    everything = sampling.to_dict()
-    if sampling.method in fast.SAMPLERS:
-        names = {"method", *FAST_FIELDS, "scaling_factor"}
-    else:
-        names = everything.keys() - FAST_FIELDS
-    return {name: value for name, value in everything.items() if name in names}
+def settings(sampling: ml_collections.ConfigDict, guided: bool) -> dict[str, Any]:
+    """What of ``config.sampling`` makes samples what they are, a dict; `guided` ones have a scale.
+
+    The names are `method`, what its sampler reads, and `scaling_factor`.
+    """
+    names = {"pc": PC_FIELDS, "ode": ODE_FIELDS}.get(sampling.method, FAST_FIELDS)
+    names = ("method", *names, *(("scaling_factor",) if guided else ()))
+    return {name: value for name, value in sampling.to_dict().items() if name in names}
 
 
 class SeededNoise:

@@ -10,10 +10,10 @@ and images of the published configurations (CIFAR-10), with the published networ
 """
 
 import torch
+from planning.costs import Flops
 
 from benchmarks import speed
 from benchmarks.measuring import Meter, default_side, matrix_rate
-from planning.costs import Flops
 
 # The types and the precision of float32 products of a way's `config.compute.precision`.
 PRODUCTS = {

@@ -10,9 +10,14 @@ def describes_classifier(config: ml_collections.ConfigDict) -> bool:
     return "classifier" in config
 
 
+def describes_cas(config: ml_collections.ConfigDict) -> bool:
+    """Whether a configuration is of a classification accuracy score."""
+    return "cas" in config
+
+
 def draws_by_class(config: ml_collections.ConfigDict) -> bool:
-    """Whether samples are drawn class by class: there is a scale of their guidance."""
-    return "scaling_factor" in config.sampling
+    """Whether samples are drawn class by class: by a classifier, or a class-conditional score."""
+    return describes_classifier(config) or bool(config.model.get("num_classes"))
 
 
 def number_of_classes(config: ml_collections.ConfigDict) -> int:

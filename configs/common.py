@@ -11,7 +11,7 @@ CIFAR10, CIFAR100, SVHN, IMAGENET = "CIFAR10", "CIFAR100", "SVHN", "imagenet"
 
 
 def base(dataset):
-    """What all published configurations share; one network, one SDE, one optimiser."""
+    """What all published configurations share, with every section and field that commands read."""
     config = ml_collections.ConfigDict()
     config.seed = 42
     config.device = "auto"  # CUDA where there is one
@@ -61,6 +61,7 @@ def base(dataset):
     model.scale_by_sigma = True
     model.num_classes = placeholder(int)  # none: the network takes no labels
     model.ema_rate = 0.999
+    model.score_restore_path = placeholder(str)  # none: the workdir's own
 
     config.optim = optim = ml_collections.ConfigDict()
     optim.optimizer = "Adam"
@@ -77,14 +78,23 @@ def base(dataset):
     training.likelihood_weighting = False
     training.reduce_mean = False
     training.eps = 1e-5
+    training.n_iters = 450001
+    training.init_step = 0  # of a restored file that holds no step of its own
     training.batch_size = 128  # of all processes together
     training.microbatch = placeholder(int)  # images of a process at a time; none: all of its own
     training.label_dropout = 0.1  # share of labels that a network which takes them is not told
     training.checkpoint_activations = False  # of NCSN++: less memory, one more forward pass
     training.log_freq = 50
     training.eval_freq = 100
+    training.snapshot_freq = 10000
+    training.snapshot_freq_for_preemption = 10000
     training.snapshot_sampling = True
     training.wandb_project = placeholder(str)  # of Weights & Biases; none: nothing is sent
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.slices = 1
+    loss.estimator = "paper"  # or "skew", see models/jacobian.py
+    loss.balancing_fac = 0.0
 
     config.sampling = sampling = ml_collections.ConfigDict()
     sampling.method = "pc"
@@ -100,8 +110,23 @@ def base(dataset):
     sampling.grid = "karras"  # of their noise levels; or geometric, log_snr
     sampling.guidance_interval = ()  # two noise levels between which alone they guide
     sampling.batch_size = 36  # of the sample grids drawn during training
+    sampling.atol = 1e-5  # of the sampler ode
+    sampling.rtol = 1e-5
+    sampling.scaling_factor = 1.0  # of the guidance, where samples are drawn by class
+    # Samples of another scale lie in eval_samples_scale{S}; none: of scaling_factor itself.
+    sampling.plain_scale = placeholder(float)
 
     config.eval = evaluation = ml_collections.ConfigDict()
+    evaluation.checkpoint_idx = placeholder(int)  # none: the newest
+    evaluation.batch_size = 100
+    evaluation.num_samples = 50000  # of all divisions or classes together
+    evaluation.num_samples_all = 50000  # of all classes together, of which the metrics are taken
+    evaluation.num_divisions = 10
+    evaluation.batch_splits = 5
+    evaluation.noise_levels = 100  # of the asymmetry
+    evaluation.total_repeat = 1
+    evaluation.atol = 1e-5  # of the likelihood's ODE
+    evaluation.rtol = 1e-3
     evaluation.nearest_k = 3
     evaluation.kid_subset_size = 1000
     evaluation.features = "inception"  # or tfhub, dinov2, classifier: see metrics/extractors.py
@@ -138,28 +163,24 @@ def _dlsm(dataset):
     config = base(dataset)
     config.training.eps = 1e-3
     config.training.snapshot_freq = 50000
-    config.training.snapshot_freq_for_preemption = 10000
     config.sampling.last_step_snr = 0.0
-    config.sampling.atol = 1e-5
-    config.sampling.rtol = 1e-5
     return config
 
 
 def dlsm_score(dataset):
-    """Score model training: configs/score."""
+    """The score model: configs/score."""
     config = _dlsm(dataset)
     config.training.n_iters = 950001
     return config
 
 
-def _dlsm_classifier(dataset, network):
-    """What training, sampling and CAS of a class-conditional model share."""
+def dlsm_classifier(dataset, network):
+    """The classifier, class-guided sampling and evaluation: configs/classifier, configs/eval."""
     config = _dlsm(dataset)
+    config.eval.num_samples = 60000 if dataset == CIFAR100 else 51000
+    config.eval.num_divisions = 1
     config.data.random_flip = False
     config.optim.warmup = 1000 if dataset == CIFAR100 else 0
-    del config.training.eps  # the samplers' smallest time, the SDE's own, is the classifier's too
-    del config.training.checkpoint_activations
-    del config.training.label_dropout
 
     config.classifier = classifier = ml_collections.ConfigDict()
     classifier.model = network
@@ -175,56 +196,28 @@ def _dlsm_classifier(dataset, network):
     model.score_restore_path = f"results/score_{dataset.lower()}/checkpoints/checkpoint.pth"
     model.classifier_restore_path = placeholder(str)  # none: the workdir's own
 
-    config.sampling.scaling_factor = 1.0
-    return config
-
-
-def dlsm_classifier(dataset, network):
-    """Classifier training: configs/classifier."""
-    config = _dlsm_classifier(dataset, network)
     training = config.training
     training.batch_size = 150
     training.n_iters = 60001 if dataset == CIFAR100 else 60000
     training.eval_freq = 500
     training.snapshot_freq = 50000 if dataset == CIFAR100 else 5000
-    return config
-
-
-def _class_samples(evaluation, dataset):
-    evaluation.batch_size = 100
-    evaluation.num_samples = 60000 if dataset == CIFAR100 else 51000  # of all classes together
-    evaluation.num_samples_all = 50000
-    evaluation.num_divisions = 1
-    evaluation.batch_splits = 5
-    evaluation.checkpoint_idx = placeholder(int)  # none: the newest
-
-
-def dlsm_evaluation(dataset, network):
-    """Class-guided sampling and evaluation: configs/eval."""
-    config = _dlsm_classifier(dataset, network)
-    _class_samples(config.eval, dataset)
+    # The samplers' smallest time, the SDE's own, is the classifier's too.
+    del training.eps
+    del training.checkpoint_activations
+    del training.label_dropout
     return config
 
 
 def dlsm_cas(dataset, network):
-    """Classification accuracy score: configs/eval, …_cas."""
-    config = dlsm_evaluation(dataset, network)
+    """The classification accuracy score: configs/eval, …_cas."""
+    config = dlsm_classifier(dataset, network)
     training = config.training
-    training.batch_size = 150
     training.n_iters = 400001
     training.eval_freq = 200
+    training.snapshot_freq = 50000
     training.snapshot_sampling = False
     config.cas = ml_collections.ConfigDict()
     config.cas.model = "resnet50"
-    return config
-
-
-def classifier_free(config):
-    """Class-wise sampling and evaluation of the class-conditional score that `config` trains."""
-    config.model.score_restore_path = placeholder(str)  # none: the workdir's own
-    config.sampling.scaling_factor = 1.0
-    if "num_samples" not in config.eval:  # as in a configuration for training alone
-        _class_samples(config.eval, config.data.dataset)
     return config
 
 
@@ -232,68 +225,48 @@ def classifier_free(config):
 
 
 def evaluated(config, *, num_samples, batch_size, noise_levels):
-    """A QC training's `config` with what sampling and evaluation read: one division of samples."""
+    """`config` with other numbers of samples, in one division, and of noise levels."""
     evaluation = config.eval
     evaluation.batch_size = batch_size
     evaluation.num_samples = num_samples
     evaluation.num_divisions = 1
-    evaluation.checkpoint_idx = placeholder(int)
     evaluation.noise_levels = noise_levels
-    evaluation.total_repeat = 1
-    evaluation.atol, evaluation.rtol = 1e-5, 1e-3
     return config
 
 
-def _qc(kind, dataset):
-    """`kind` is u_ncsn (unconstrained), c_ncsn (constrained) or qc_ncsn (quasi-conservative)."""
+def qc(kind, dataset, ode=False):
+    """Training, sampling (PC or ODE) and evaluation: configs/{u,c,qc}_ncsn.
+
+    `kind` is u_ncsn (unconstrained), c_ncsn (constrained) or qc_ncsn (quasi-conservative).
+    """
     config = base(dataset)
     config.model.energy = kind == "c_ncsn"
-    config.sampling.atol = 1e-6
-    config.sampling.rtol = 1e-4 if kind == "qc_ncsn" else 5e-5
-    config.loss = ml_collections.ConfigDict()
-    config.loss.slices = 1
-    config.loss.estimator = "paper"  # or "skew", see models/jacobian.py
     config.loss.balancing_fac = 1e-4 if kind == "qc_ncsn" else 0.0
-    return config
 
-
-def qc_training(kind, dataset):
-    """Training: configs/{u,c,qc}_ncsn/training."""
-    config = _qc(kind, dataset)
     training = config.training
-    training.snapshot_freq = 10000
-    training.snapshot_freq_for_preemption = 10000
     training.snapshot_sampling = kind != "c_ncsn"
-    # Where training resumes from a restored file that holds no step of its own.
     training.init_step = 300000 if dataset == SVHN else 600000
     if kind == "u_ncsn":
         training.n_iters = {CIFAR100: 300001, SVHN: 100001}.get(dataset, 450001)
     else:
         training.n_iters = 450001 if dataset == SVHN else 750001
-    return config
 
-
-def qc_evaluation(kind, dataset, ode=False):
-    """Sampling and evaluation, PC or ODE: configs/{u,c,qc}_ncsn/evaluation."""
-    config = _qc(kind, dataset)
-    config.sampling.method = "ode" if ode else "pc"
+    sampling = config.sampling
+    sampling.method = "ode" if ode else "pc"
+    sampling.atol = 1e-6
+    sampling.rtol = 1e-4 if kind == "qc_ncsn" else 5e-5
     if kind == "c_ncsn" and dataset == SVHN and not ode:
-        config.sampling.snr = 0.001
-        config.sampling.noise_removal = False
+        sampling.snr = 0.001
+        sampling.noise_removal = False
 
     evaluation = config.eval
     evaluation.batch_size = {CIFAR100: 2500, SVHN: 2610}.get(dataset, 100)
     if dataset == IMAGENET and kind != "c_ncsn":
         evaluation.batch_size = 256
-    evaluation.num_samples, evaluation.num_divisions = 50000, 10
     if dataset == SVHN:
         evaluation.num_samples, evaluation.num_divisions = 26032, 5
     elif kind == "u_ncsn" and not ode:
         evaluation.num_samples, evaluation.num_divisions = 30000, 6
-    evaluation.checkpoint_idx = placeholder(int)  # none: the newest
-    evaluation.noise_levels = 100
-    evaluation.total_repeat = 1
-    evaluation.atol, evaluation.rtol = 1e-5, 1e-3  # of the likelihood's ODE
     return config
 
 
@@ -301,9 +274,8 @@ def qc_evaluation(kind, dataset, ode=False):
 
 
 def own_images(root, image_size, num_channels, *, sigma_max, num_scales, snr):
-    """Training, sampling and evaluation on the folder `root`: what planning/images.py writes."""
-    config = qc_training("u_ncsn", "folder")
-    config.eval = qc_evaluation("u_ncsn", "folder").eval
+    """Training, sampling and evaluation on the folder `root`: what scripts/own_images.py writes."""
+    config = qc("u_ncsn", "folder")
     config.data.root = root
     config.data.image_size = image_size
     config.data.num_channels = num_channels

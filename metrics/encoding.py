@@ -1,13 +1,15 @@
 """Features of samples and of the real images, written to disk.
 
-A QC run keeps one file of each kind. A DLSM run keeps real images and features class by class, and
-one file of features for each file of samples. Every file says what it holds features of, and whose
-features they are. Processes that torchrun started share the encoding (`sharing`).
+Without classes there is one file of each kind. With classes, as in DLSM, real images and features
+lie class after class, and there is a file of features for each file of samples. Every file says
+what it holds features of, and whose features they are. Processes that torchrun started share the
+encoding (`sharing`).
 
 Data sets, and with them PyTorch, are imported where they are used, so that samples can be encoded
 in the environment of TF-GAN too.
 """
 
+import itertools
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -16,15 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 import domains
+from configs.classes import draws_by_class
 from metrics import extractors, feature_classifier, sharing
-from metrics.sample_sets import (
-    find_class_samples,
-    find_division_samples,
-    in_batches,
-    read_samples,
-)
+from metrics.sample_sets import find_samples, in_batches, mean_nfe, read_samples
 from storage.files import load_npz, save_npz, stands, to_json
-from storage.workdir import Workdir
+from storage.workdir import Workdir, variant
 from utils import UserError, get_device, is_first, log, log_to, lookup, require_positive
 
 if TYPE_CHECKING:  # torch need not be there
@@ -80,6 +78,25 @@ def open_extractor(config: ml_collections.ConfigDict) -> extractors.InParts:
         return extractors.InParts(make(config), config.eval.microbatch)
 
 
+def require_extractor(config: ml_collections.ConfigDict) -> str:
+    """Says where the features of ``config.eval.features`` come from; loads and trains nothing.
+
+    Raises:
+        UserError: there is no such extractor, or a file that is named is missing.
+    """
+    name, evaluation = config.eval.features, config.eval
+    lookup(EXTRACTORS, name, "config.eval.features")
+    domains.images_of(config.data, f"The feature network {name}")
+    for field in ("inception_weights", "dinov2_weights"):
+        path = evaluation[field]
+        if field.startswith(name) and path and not pathlib.Path(path).is_file():
+            raise UserError(f"config.eval.{field} is {path}, and there is no such file.")
+    if name == "classifier":
+        cache = classifier_cache(config.data)
+        return f"classifier, in {cache}" if cache.exists() else "classifier, which is trained first"
+    return name
+
+
 def training_split(data: ml_collections.ConfigDict) -> "datasets.Split":
     """The real images that samples are compared with.
 
@@ -97,63 +114,79 @@ def training_split(data: ml_collections.ConfigDict) -> "datasets.Split":
     return datasets.load(data, "train")
 
 
-# ---------------------------------------------------------------- encoding: one file (QC)
-
-
-def encode_samples(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Write ``stat[_METHOD]/generated_stat.npz``: pool_3 (N, D) and logit (N, K) of the samples.
-
-    Raises:
-        UserError: samples are missing or of different origin, or no features are to be had.
-    """
-    place = Workdir(workdir)
-    rounds = find_division_samples(config, workdir)
-    log_to(place.log_file)
-    extractor = open_extractor(config)
-    count = sum(item.rows for item in rounds)
-    meta = {"features": extractor.name, "count": count, "samples": rounds[0].origin}
-    path = place.generated_stat(config.sampling.method)
-    batches = in_batches(read_samples(rounds), config.eval.batch_size)
-    _encode(path, extractor, batches, count, meta)
+# ---------------------------------------------------------------- encoding
 
 
 def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Write ``stat[_METHOD]/dataset_stat.npz``: pool_3 (N, D) and logit (N, K) of real images.
+    """Write the features of the real training split: pool_3 (N, D) and logit (N, K).
+
+    Of samples without classes the file is ``stat{variant}/dataset_stat.npz``. Of samples with
+    classes it is ``stat/stat.npz``, class after class, with the images, `batch`, uint8
+    (N, H, W, C), and of each class its `size` and where it `start`s.
 
     Raises:
         UserError: the data set or its features are not to be had, or the file is a published one.
     """
     place = Workdir(workdir)
-    path = place.dataset_stat(config.sampling.method)
-    _keep_published(path)
-    place.check()
-    extractor = open_extractor(config)
-    split = training_split(config.data)
-    place.create()
-    log_to(place.log_file)
-    batches = in_batches([split.images.transpose(0, 2, 3, 1)], config.eval.batch_size)
-    _encode(path, extractor, batches, len(split), _real_meta(config, extractor, len(split)))
-
-
-def _keep_published(path):
-    """Refuse to overwrite a feature file that was put there: it does not say what made it."""
+    by_class = draws_by_class(config)
+    path = place.class_stat if by_class else place.dataset_stat(variant(config))
     if path.exists() and not load_npz(path, optional=("meta",)):
         raise UserError(
             f"{path} does not say what made it, like the published feature files; --fidis and "
             "--prdc read it as it is. Remove it to encode the data set here."
         )
-
-
-def _real_meta(config, extractor, count):
-    return {
+    place.check()
+    extractor = open_extractor(config)
+    split = training_split(config.data)
+    place.create()
+    log_to(place.log_file)
+    images, arrays = split.images, {}
+    if by_class:
+        size = np.bincount(split.labels, minlength=split.classes)
+        images = images[np.argsort(split.labels, kind="stable")]
+        arrays = {"batch": None, "size": size, "start": np.cumsum(size) - size}
+    images = images.transpose(0, 2, 3, 1)
+    if by_class:
+        arrays["batch"] = images
+    meta = {
         "features": extractor.name,
-        "count": count,
+        "count": len(images),
         "samples": {"dataset": config.data.dataset, "split": "train"},
     }
+    batches = in_batches([images], config.eval.batch_size)
+    _encode(path, extractor, batches, len(images), meta, **arrays)
+
+
+def encode_samples(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Write the features of the samples: pool_3 (N, D) and logit (N, K).
+
+    Of samples without classes the file is ``stat{variant}/generated_stat.npz``. Of samples with
+    classes there is ``latent{variant}/{class}/samples_{round}_latent.npz`` for each file of them,
+    with `logits` in place of `logit`; those that stand are kept.
+
+    Raises:
+        UserError: samples are missing or of different origin, or no features are to be had.
+    """
+    place = Workdir(workdir)
+    parts = find_samples(config, place)
+    log_to(place.log_file)
+    extractor = open_extractor(config)
+    rounds = list(itertools.chain.from_iterable(parts))
+    origin = dict(rounds[0].origin)
+    if (nfe := mean_nfe(rounds)) is not None:
+        origin["nfe"] = nfe
+    meta = {"features": extractor.name, "samples": origin}
+    if draws_by_class(config):
+        _encode_files(config, place, extractor, parts, meta)
+        return
+    count = sum(item.rows for item in rounds)
+    batches = in_batches(read_samples(rounds), config.eval.batch_size)
+    path = place.generated_stat(variant(config))
+    _encode(path, extractor, batches, count, dict(meta, count=count))
 
 
 def _encode(path, extractor, batches, count, meta, **more):
-    """Write the features of the images in `batches`, with the arrays in `more` before them.
+    """Write the features of the images in `batches`, with the arrays in `more` beside them.
 
     The processes that torchrun started take batches in turn, and the first writes.
     """
@@ -171,59 +204,14 @@ def _encode(path, extractor, batches, count, meta, **more):
     sharing.wait()  # until the file is there
 
 
-# ---------------------------------------------------------------- encoding: by class (DLSM)
-
-
-def encode_real_classes(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Write ``stat/stat.npz`` of the real training split, class after class.
-
-    It holds `batch`, uint8 (N, H, W, C); of each class its `size` and where it `start`s; `pool_3`
-    (N, D) and `logit` (N, K).
-
-    Raises:
-        UserError: the data set or its features are not to be had.
-    """
-    place = Workdir(workdir)
-    path = place.class_stat
-    _keep_published(path)
-    place.check()
-    extractor = open_extractor(config)
-    split = training_split(config.data)
-    count = len(split)
-    place.create()
-    log_to(place.log_file)
-    meta = _real_meta(config, extractor, count)
-    size = np.bincount(split.labels, minlength=split.classes)
-    images = split.images[np.argsort(split.labels, kind="stable")].transpose(0, 2, 3, 1)
-    batches = in_batches([images], config.eval.batch_size)
-    start = np.cumsum(size) - size
-    _encode(path, extractor, batches, count, meta, batch=images, size=size, start=start)
-
-
-def encode_class_samples(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Write ``latent/{class}/samples_{round}_latent.npz`` for every file of samples.
-
-    Files that stand are kept. Each holds `pool_3` (n, D) and `logits` (n, K).
-
-    Raises:
-        UserError: samples are missing or of different origin, or no features are to be had.
-    """
-    place = Workdir(workdir)
-    classes = find_class_samples(config, workdir)
-    log_to(place.log_file)
-    extractor = open_extractor(config)
-    meta = {"features": extractor.name, "samples": classes[0][0].origin}
-    folder = place.latents(0, config.sampling.method).parent
-    every = [(label, item) for label, rounds in enumerate(classes) for item in rounds]
+def _encode_files(config, place, extractor, parts, meta):
+    """Write a file of features for each file of samples; processes take files in turn."""
+    folder = place.latents(0, variant(config)).parent
+    every = [(label, item) for label, rounds in enumerate(parts) for item in rounds]
     own, total = sharing.own(every), sum(item.rows for _, item in every)
     sharing.wait(**meta)
-    bar = tqdm(
-        total=sum(item.rows for _, item in own),
-        unit="img",
-        desc="latents",
-        disable=not is_first(),
-    )
-    with bar:
+    count = sum(item.rows for _, item in own)
+    with tqdm(total=count, unit="img", desc="latents", disable=not is_first()) as bar:
         for label, item in own:
             path = folder / str(label) / f"samples_{item.number}_latent.npz"
             shapes = {

@@ -10,9 +10,10 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from metrics.sample_sets import class_parts, find, flag_of, read_meta, rows_of
+from configs.classes import draws_by_class
+from metrics.sample_sets import find, flags_of, parts_of, read_meta, rows_of
 from storage.files import load_npz
-from storage.workdir import Workdir
+from storage.workdir import Workdir, variant
 from utils import UserError, require_positive, shares
 
 # Feature files of the published code say nothing about themselves. They are of the FID Inception
@@ -44,17 +45,20 @@ class FeatureSet:
 def open_sets(
     config: ml_collections.ConfigDict, workdir: str, dataset_stat: str | os.PathLike | None = None
 ) -> tuple[FeatureSet, FeatureSet]:
-    """The real and the generated `FeatureSet` of a QC run.
+    """The real and the generated `FeatureSet` of a run.
 
-    The real one is `dataset_stat`, else the workdir's own, else the published file of the data
-    set, ``results/{dataset}_stats.npz``.
+    Without classes the real one is `dataset_stat`, else the workdir's own, else the published file
+    of the data set, ``results/{dataset}_stats.npz``. With classes both lie class after class, and
+    of each class's samples the first ``config.eval.num_samples_all`` / classes count.
 
     Raises:
         UserError: one is not there; says which command makes it.
     """
     place = Workdir(workdir)
+    if draws_by_class(config):
+        return _open_class_stat(place, workdir), _open_latents(config, workdir)
     command = _command(config, workdir)
-    generated = place.generated_stat(config.sampling.method)
+    generated = place.generated_stat(variant(config))
     if not generated.exists():
         raise UserError(
             f"{generated} does not exist; run first: python {command} --encode --config …"
@@ -64,7 +68,7 @@ def open_sets(
 
 
 def _command(config, workdir):
-    return f"run_lib_evaluation_fidis.py --workdir {workdir}{flag_of(config)}"
+    return f"run_lib_evaluation_fidis.py --workdir {workdir}{flags_of(config)}"
 
 
 def find_real(
@@ -79,7 +83,7 @@ def find_real(
         return pathlib.Path(dataset_stat)
     place = Workdir(workdir)
     published = pathlib.Path("results") / f"{config.data.dataset.lower()}_stats.npz"
-    own = place.dataset_stat(config.sampling.method)
+    own = place.dataset_stat(variant(config))
     places = [own, *place.dataset_stats(), published]
     real = next((path for path in places if path.exists()), None)
     if real is None:
@@ -111,15 +115,7 @@ def _claims(meta, path):
     return (meta["features"],), meta["samples"]
 
 
-def open_classes(config: ml_collections.ConfigDict, workdir: str) -> tuple[FeatureSet, FeatureSet]:
-    """The real and the generated `FeatureSet` of a DLSM run, class after class.
-
-    Of each class's samples the first ``config.eval.num_samples_all`` / classes count.
-
-    Raises:
-        UserError: features are missing; says which command makes them.
-    """
-    place = Workdir(workdir)
+def _open_class_stat(place, workdir):
     if not place.class_stat.exists():
         raise UserError(
             f"{place.class_stat} does not exist; run first: python run_lib_evaluation.py "
@@ -129,18 +125,18 @@ def open_classes(config: ml_collections.ConfigDict, workdir: str) -> tuple[Featu
     size = content["size"]
     if size.ndim != 1 or size.dtype.kind not in "iu" or len(size) == 0 or size.min() < 0:
         raise UserError(f"{place.class_stat} does not hold the number of images of each class.")
-    real = FeatureSet(
+    return FeatureSet(
         rows_of(content, "pool_3", place.class_stat),
         None,
         size.tolist(),
         *_claims(read_meta(content, place.class_stat), place.class_stat),
         source=place.class_stat,
     )
-    return real, _open_latents(config, workdir)
 
 
 def _open_latents(config, workdir):
-    parts = class_parts(config, Workdir(workdir).latents)
+    place = Workdir(workdir)
+    parts = parts_of(config, place, place.latents)
     total = require_positive(config.eval.num_samples_all, "config.eval.num_samples_all")
     sizes = shares(total, len(parts))
     for part, size in zip(parts, sizes, strict=True):
@@ -150,7 +146,7 @@ def _open_latents(config, workdir):
                 f"{config.eval.num_samples} samples (config.eval.num_samples) that class has "
                 f"{part.expected}; ask for fewer."
             )
-    flags = f"--latent{flag_of(config)}"
+    flags = f"--latent{flags_of(config)}"
     command = f"python run_lib_evaluation.py --workdir {workdir} {flags} --config …"
     classes = find(parts, "pool_3", f"Run first: {command}")
     first = classes[0][0]

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from metrics import encoding, extractors
 from metrics.feature_sets import FeatureSet
-from metrics.sample_sets import numbered_rounds, read_round
+from metrics.sample_sets import numbered_rounds
+from storage.files import load_npz
 from utils import UserError, is_first, lookup
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -113,7 +114,7 @@ def write_samples(folder: pathlib.Path) -> pathlib.Path:
     rounds = [(part, *found) for part, path in parts for found in numbered_rounds(path)]
     written = set()
     for part, number, path in tqdm(rounds, desc="PNG files", unit="file", disable=not is_first()):
-        images, _ = read_round(path, "samples")
+        images = load_npz(path, "samples")["samples"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
             raise UserError(
                 f"{path} holds {images.dtype} of shape {images.shape}; PNG files are written of "

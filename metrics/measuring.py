@@ -3,8 +3,8 @@
 A metric is an entry of the table in evaluation.py.
 """
 
-import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +13,9 @@ import ml_collections
 from evaluation import SampleMetric
 from metrics.classwise import classwise, split_by_class
 from metrics.feature_sets import FeatureSet
-from metrics.sample_sets import Round
-from storage.files import atomic_write, load_npz
-from storage.workdir import Workdir, suffix
+from metrics.sample_sets import find_samples, mean_nfe
+from storage.files import atomic_write
+from storage.workdir import Workdir, variant
 from utils import UserError, log, log_to, lookup
 
 
@@ -43,7 +43,7 @@ def measure(
         UserError: the sets do not compare or are too small, or there is no such backend.
     """
     compute = _backend(metric, config, backend)
-    place, method = Workdir(workdir), config.sampling.method
+    place, kind = Workdir(workdir), variant(config)
     settings = _settings(metric, config, real, generated, backend)
     if mode == "full":
         values = compute(*_arrays(metric, real, generated))
@@ -53,69 +53,16 @@ def measure(
         settings["classes"] = len(each)
         rows = [{"class": label, **_columns(metric, row)} for label, row in enumerate(each)]
         text = table(settings, [*rows, {"class": "mean", **_columns(metric, values)}])
-        path = place.classwise(metric.name, method)
+        path = place.classwise(metric.name, kind)
         with atomic_write(path, "w") as file:
             file.write(text + "\n")
         print(text)
         print(f"Written to {path}.")
-    entry = metric.name + ("_class" if mode == "class" else "") + suffix(method)
+    entry = metric.name + ("_class" if mode == "class" else "") + kind
     place.record(**{entry: {**values, "settings": settings}})
     if mode == "full":
         _warn_of_few(metric, len(generated.pool), place.log_file)
     return values
-
-
-def measure_sets(
-    metric: SampleMetric,
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    real: FeatureSet,
-    generated: FeatureSet,
-    sets: int,
-    backend: str = "ours",
-) -> dict[str, float]:
-    """Print and record a metric of several sets of samples, one of each seed, and their mean.
-
-    The generated set is cut into `sets` parts of one size, in its order. Takes what `measure`
-    does, and raises a UserError too where the samples do not make such parts.
-
-    Returns:
-        A dict of floats, the means over the sets.
-    """
-    compute = _backend(metric, config, backend)
-    place = Workdir(workdir)
-    settings = _settings(metric, config, real, generated, backend)
-    parts = _cut(generated, sets)
-    each = [compute(*_arrays(metric, real, part)) for part in parts]
-    names = [quantity.name for quantity in metric.quantities if quantity.name in each[0]]
-    least, mean = ({name: f([v[name] for v in each]) for name in names} for f in (min, _mean))
-    rows = [{"set": number, **_columns(metric, row)} for number, row in enumerate(each)]
-    rows += [{"set": "minimum", **least}, {"set": "mean", **mean}]
-    print(table(settings, rows))
-    settings |= {"sets": sets, "minimum": least}
-    entry = f"{metric.name}_sets{suffix(config.sampling.method)}"
-    place.record(**{entry: {**mean, "settings": settings}})
-    _warn_of_few(metric, len(parts[0].pool), place.log_file)
-    return mean
-
-
-def _mean(values):
-    return sum(values) / len(values)
-
-
-def _cut(generated, sets):
-    """`sets` parts of a `FeatureSet`, of one size, one after the other."""
-    size, rest = divmod(len(generated.pool), sets)
-    if rest:
-        raise UserError(
-            f"{generated.source} holds {len(generated.pool)} samples, which do not make {sets} "
-            "sets of one size (--sets)."
-        )
-    slices = [slice(start, start + size) for start in range(0, size * sets, size)]
-    return [
-        dataclasses.replace(generated, pool=generated.pool[part], logits=generated.logits[part])
-        for part in slices
-    ]
 
 
 def print_metric(
@@ -214,8 +161,15 @@ def _describe(origin):
     """What made samples, in a few words."""
     known = [name for name in origin if name.endswith("step") or name in ("seed", "folder")]
     words = [f"{name.replace('_', ' ')} {origin[name]}" for name in known]
+    if "checkpoint" in origin:
+        words.insert(0, origin["checkpoint"])
+    if "ema" in origin:
+        words.insert(0, "EMA weights" if origin["ema"] else "raw weights")
     if "sampling" in origin:
-        words.append(f"sampler {origin['sampling']['method']}")
+        sampling = origin["sampling"]
+        words.append(f"sampler {sampling['method']}")
+        words += [f"scale {sampling['scaling_factor']:g}"] if "scaling_factor" in sampling else []
+    words += [f"NFE {origin['nfe']:g}"] if "nfe" in origin else []
     return f" ({', '.join(words)})" if words else ""
 
 
@@ -235,23 +189,19 @@ def table(settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def nfe(config: ml_collections.ConfigDict, workdir: str, rounds: Sequence[Round]) -> float:
-    """Print and record the mean number of function evaluations of the samples in `rounds`.
+def nfe(config: ml_collections.ConfigDict, workdir: str) -> float:
+    """Print and record the mean number of function evaluations of the run's samples.
 
     Raises:
-        UserError: a file does not hold its number.
+        UserError: samples are missing, or a file does not hold its number.
     """
-    total = sum(item.rows for item in rounds)
-    mean = sum(item.rows * _nfe_of(item.path) for item in rounds) / total
+    place = Workdir(workdir)
+    rounds = list(itertools.chain.from_iterable(find_samples(config, place)))
+    mean, total = mean_nfe(rounds), sum(item.rows for item in rounds)
+    if mean is None:
+        path = next(item.path for item in rounds if item.nfe is None)
+        raise UserError(f"{path} does not hold the NFE of its samples.")
     settings = {"generated": total, "samples": rounds[0].origin}
-    entry = f"nfe{suffix(config.sampling.method)}"
-    Workdir(workdir).record(**{entry: {"nfe": mean, "settings": settings}})
+    place.record(**{f"nfe{variant(config)}": {"nfe": mean, "settings": settings}})
     print(f"Mean NFE {mean:.1f} over {total} samples{_describe(rounds[0].origin)}")
     return mean
-
-
-def _nfe_of(path):
-    value = load_npz(path, "nfe")["nfe"]
-    if value.size != 1 or value.dtype.kind not in "iuf":
-        raise UserError(f"{path} holds nfe of {value.dtype} and shape {value.shape}, no number.")
-    return float(value.item())

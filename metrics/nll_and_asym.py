@@ -20,50 +20,48 @@ import datasets
 import domains
 import likelihood
 import sampling
-import sde_lib
 from configs import ranges
 from metrics import sharing
 from models import jacobian
+from storage import descriptions
 from storage.files import atomic_write, load_npz, read_meta, save_npz, stands, to_json
-from storage.provenance import config_hash, differences
-from storage.trained import LoadedFrom, load_score
-from storage.workdir import Workdir
+from storage.provenance import differences
+from storage.trained import TrainedScore, load_score
+from storage.workdir import Workdir, score_entry
 from utils import UserError, get_device, is_first, log, log_to, lookup
 
 
 @dataclasses.dataclass(frozen=True)
 class TestRun:
-    """A loaded score and the test split it is evaluated on, in batches of `batch_size`."""
+    """A loaded score and the test split it is evaluated on, in batches."""
 
     __test__ = False  # no test case of pytest's
 
-    config: object
+    config: ml_collections.ConfigDict
     place: Workdir
     device: torch.device
-    sde: sde_lib.SDE
-    score: object
-    loaded: LoadedFrom
+    trained: TrainedScore
     split: datasets.Split
     domain: domains.Images | domains.Points
-    batch_size: int
 
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, workdir: str, use_ema: bool) -> "TestRun":
         """Check the settings, load the checkpoint and the test split, and open the workdir."""
         ranges.check(config)
-        device = get_device(config.device)
-        place = Workdir(workdir)
+        device, place = get_device(config.device), Workdir(workdir)
         place.check()
-        sde = sde_lib.from_config(config)
         path = place.checkpoint(config.eval.checkpoint_idx)
-        score, loaded = load_score(config, path, sde, device, use_ema)
+        trained = load_score(config, path, device, use_ema)
+        config = trained.config
         split = datasets.load(config.data, "test")
         place.create()
         log_to(place.log_file)
-        weights = "averaged" if use_ema else "raw"
-        log.info("Evaluating %s weights of step %d on %s.", weights, loaded.step, device)
-        domain, size = domains.from_config(config.data), config.eval.batch_size
-        return cls(config, place, device, sde, score, loaded, split, domain, size)
+        log.info("Evaluating %s on %s.", trained.loaded, device)
+        return cls(config, place, device, trained, split, domains.from_config(config.data))
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.eval.batch_size
 
     @property
     def batches(self) -> int:
@@ -80,25 +78,28 @@ class TestRun:
         return images.to(self.device)
 
     def meta(self, **settings: Any) -> dict[str, Any]:
-        return dict(
-            settings,
+        loaded = self.trained.loaded
+        return {
+            **settings,
             **self.domain.identity,
-            batch_size=self.batch_size,
-            checkpoint_step=self.loaded.step,
-            config=config_hash(self.config),
-            dataset=self.config.data.dataset,
-            images=len(self.split),
-            sde=repr(self.sde),
-            seed=self.config.seed,
-            weights=self.loaded.fingerprint,
-        )
+            **descriptions.identity(self.config),
+            "batch_size": self.batch_size,
+            "checkpoint": loaded.checkpoint,
+            "checkpoint_step": loaded.step,
+            "ema": loaded.ema,
+            "dataset": self.config.data.dataset,
+            "images": len(self.split),
+            "sde": repr(self.trained.sde),
+            "seed": self.config.seed,
+            "weights": loaded.fingerprint,
+        }
 
 
 # ---------------------------------------------------------------- NLL
 
 
 def calculate_nll(config: ml_collections.ConfigDict, workdir: str, use_ema: bool = False) -> None:
-    """Write ``nll/bpd_{batch}.npz`` (bpd (n,), nfe) for every batch of the test split.
+    """Write ``nll[_ema]/bpd_{batch}.npz`` (bpd (n,), nfe) for every batch of the test split.
 
     Raises:
         UserError: something that was asked for does not exist or does not fit.
@@ -106,50 +107,52 @@ def calculate_nll(config: ml_collections.ConfigDict, workdir: str, use_ema: bool
     run = TestRun.open(config, workdir, use_ema)
     tolerances = {"atol": config.eval.atol, "rtol": config.eval.rtol}
     meta = run.meta(**tolerances)
-    advice = f"remove {run.place.nll(0).parent} to calculate anew."
+    advice = f"remove {run.place.nll(0, use_ema).parent} to calculate anew."
     own = sharing.own(range(run.batches))
     sharing.wait(**meta)
     with progress_bar(sum(map(run.size, own)), "NLL") as bar:
         for batch in own:
-            path = run.place.nll(batch)
+            path = run.place.nll(batch, use_ema)
             if not stands(path, meta, advice, bpd=(run.size(batch),), nfe=()):
                 noise = sampling.SeededNoise(run.device, "nll", config.seed, batch)
                 x = run.domain.to_density(run.images(batch), noise.rand)
                 v = jacobian.rademacher(noise.randn((1, *x.shape)))
                 rows = config.eval.microbatch
                 density, _, nfe = likelihood.log_likelihood(
-                    run.score, run.sde, x, v, rows=rows, **tolerances
+                    run.trained.score, run.trained.sde, x, v, rows=rows, **tolerances
                 )
                 bits = run.domain.negative_log_likelihood(density).cpu().numpy()
                 require_finite(bits, f"The likelihood of batch {batch}")
                 save_npz(path, bpd=bits, nfe=nfe, meta=to_json(meta))
             bar.update(run.size(batch))
     sharing.wait()
-    log.info("Wrote %d batches to %s.", run.batches, run.place.nll(0).parent)
+    log.info("Wrote %d batches to %s.", run.batches, run.place.nll(0, use_ema).parent)
 
 
-def read_nll(workdir: str) -> dict[str, Any]:
+def read_nll(workdir: str, use_ema: bool = False) -> dict[str, Any]:
     """Print and record the mean over the test split, in bits/dim or nats, and the mean NFE.
 
     Raises:
         UserError: nothing is calculated, or not all of it; says what to run.
     """
     place = Workdir(workdir)
-    command = f"run_lib_evaluation_nll.py --workdir {workdir} --calculate"
-    first, meta = open_first(place.nll(0), command, "bpd", "nfe")
+    command = command_for("nll", workdir, use_ema)
+    first_path = place.nll(0, use_ema)
+    first, meta = open_first(first_path, command, "bpd", "nfe")
     try:
         count = math.ceil(meta["images"] / meta["batch_size"])
     except (KeyError, TypeError, ZeroDivisionError):
-        raise UserError(f"{place.nll(0)} does not say of how many images it is.") from None
-    kind = lookup(domains.KINDS, meta.get("domain", "images"), f"The domain in {place.nll(0)}")
+        raise UserError(f"{first_path} does not say of how many images it is.") from None
+    kind = lookup(domains.KINDS, meta.get("domain", "images"), f"The domain in {first_path}")
     files = [first] + [
-        read_same(place.nll(batch), meta, command, "bpd", "nfe") for batch in range(1, count)
+        read_same(place.nll(batch, use_ema), meta, command, "bpd", "nfe")
+        for batch in range(1, count)
     ]
     bits = np.concatenate([file["bpd"].ravel() for file in files], dtype=np.float64)
     single = all(file["nfe"].size == 1 for file in files)
     if not (single and len(bits) == meta["images"] and np.isfinite(bits.std())):
         raise UserError(
-            f"{place.nll(0).parent} does not hold {kind.likelihood_unit} of {meta['images']} "
+            f"{first_path.parent} does not hold {kind.likelihood_unit} of {meta['images']} "
             f"{kind.noun}; remove it and run: python {command} --config …"
         )
     result = {
@@ -158,10 +161,11 @@ def read_nll(workdir: str) -> dict[str, Any]:
         "nfe": float(np.mean([file["nfe"] for file in files])),
         "settings": meta,
     }
-    place.record(nll=result)
+    place.record(**{score_entry("nll", use_ema): result})
     print(
         f"NLL {result[kind.likelihood_name]:.4f} ± {result['standard_error']:.4f} "
-        f"{kind.likelihood_unit} over {len(bits)} {kind.noun}, mean NFE {result['nfe']:.1f}"
+        f"{kind.likelihood_unit} over {len(bits)} {kind.noun}{described(meta)}, mean NFE "
+        f"{result['nfe']:.1f}, rtol {meta.get('rtol')}, atol {meta.get('atol')}"
     )
     return result
 
@@ -170,25 +174,25 @@ def read_nll(workdir: str) -> dict[str, Any]:
 
 
 def calculate_asym(config: ml_collections.ConfigDict, workdir: str, use_ema: bool = False) -> None:
-    """Write ``asym/repeat_{k}.npz``: the means of Asym and NAsym at every noise level.
+    """Write ``asym[_ema]/repeat_{k}.npz``: the means of Asym and NAsym at every noise level.
 
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
     estimator = lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator")
     run = TestRun.open(config, workdir, use_ema)
-    slices = config.loss.slices
-    times = likelihood.noise_times(config.eval.noise_levels, run.sde, run.sde.sampling_eps)
+    sde, slices = run.trained.sde, config.loss.slices
+    times = likelihood.noise_times(config.eval.noise_levels, sde, sde.sampling_eps)
     meta = run.meta(
         estimator=config.loss.estimator, slices=slices, noise_levels=config.eval.noise_levels
     )
     levels, repeats, done = len(times), config.eval.total_repeat, 0
-    advice = f"remove {run.place.asym(0).parent} to calculate anew."
+    advice = f"remove {run.place.asym(0, ema=use_ema).parent} to calculate anew."
     own = sharing.own(list(itertools.product(range(repeats), range(run.batches))))
     sharing.wait(**meta)
     with progress_bar(sum(run.size(batch) for _, batch in own) * levels, "Asym") as bar:
         for repeat, batch in own:
-            path = run.place.asym(repeat, batch)
+            path = run.place.asym(repeat, batch, run.trained.loaded.ema)
             shape = (levels, run.size(batch))
             if not stands(path, meta, advice, asym=shape, nasym=shape):
                 values = _asym_of_batch(run, times, slices, estimator, repeat, batch, bar)
@@ -200,19 +204,25 @@ def calculate_asym(config: ml_collections.ConfigDict, workdir: str, use_ema: boo
     if is_first():
         for repeat in range(repeats):
             _save_means(run, times, repeat, meta)
-    log.info("Wrote %d repeats to %s.", repeats, run.place.asym(0).parent)
+    log.info("Wrote %d repeats to %s.", repeats, run.place.asym(0, ema=use_ema).parent)
 
 
 def _save_means(run, times, repeat, meta):
     """Put the batches of a repeat together."""
     files = [
-        load_npz(run.place.asym(repeat, batch), "asym", "nasym") for batch in range(run.batches)
+        load_npz(run.place.asym(repeat, batch, run.trained.loaded.ema), "asym", "nasym")
+        for batch in range(run.batches)
     ]
     means = {
         name: np.concatenate([file[name] for file in files], axis=1).mean(axis=1)
         for name in ("asym", "nasym")
     }
-    save_npz(run.place.asym(repeat), **means, times=times.numpy(), meta=to_json(meta))
+    save_npz(
+        run.place.asym(repeat, ema=run.trained.loaded.ema),
+        **means,
+        times=times.numpy(),
+        meta=to_json(meta),
+    )
 
 
 def progress_bar(images: int, name: str) -> tqdm:
@@ -239,8 +249,8 @@ def _asym_of_batch(run, times, slices, estimator, repeat, batch, bar):
         z = noise.randn(x.shape)
         v = jacobian.rademacher(noise.randn((slices, *x.shape)))
         asym = likelihood.asymmetry(
-            run.score,
-            run.sde,
+            run.trained.score,
+            run.trained.sde,
             x,
             t.expand(len(x)),
             z,
@@ -253,23 +263,28 @@ def _asym_of_batch(run, times, slices, estimator, repeat, batch, bar):
     return torch.stack(values, dim=1).cpu().numpy()
 
 
-def read_asym(workdir: str) -> dict[str, Any]:
+def read_asym(workdir: str, use_ema: bool = False, repeats: int | None = None) -> dict[str, Any]:
     """Print and record the means of Asym and NAsym over noise levels and repeats; plot both.
 
+    Args:
+        repeats: how many repeats are read, the first ones; None: all that are there.
+
     Raises:
-        UserError: nothing is calculated; says what to run.
+        UserError: nothing is calculated, or not as many repeats; says what to run.
     """
     place = Workdir(workdir)
-    command = f"run_lib_evaluation_asym.py --workdir {workdir} --calculate"
-    first, meta = open_first(place.asym(0), command, "asym", "nasym", "times")
+    command = command_for("asym", workdir, use_ema)
+    names = ("asym", "nasym")
+    first, meta = open_first(place.asym(0, ema=use_ema), command, *names, "times")
     files = [first]
-    while place.asym(len(files)).exists():
-        files.append(read_same(place.asym(len(files)), meta, command, "asym", "nasym"))
+    while (len(files) < repeats) if repeats else place.asym(len(files), ema=use_ema).exists():
+        path = place.asym(len(files), ema=use_ema)
+        files.append(read_same(path, meta, command, *names))
     levels = first["times"].shape
     if len(levels) != 1 or any(f[n].shape != levels for f in files for n in ("asym", "nasym")):
         raise UserError(
-            f"{place.asym(0).parent} does not hold a mean for each of the noise levels; remove it "
-            f"and run: python {command} --config …"
+            f"{place.asym(0, ema=use_ema).parent} does not hold a mean for each of the noise "
+            f"levels; remove it and run: python {command} --config …"
         )
     asym, nasym = (
         np.mean([file[name] for file in files], axis=0, dtype=np.float64)
@@ -281,12 +296,13 @@ def read_asym(workdir: str) -> dict[str, Any]:
         "repeats": len(files),
         "settings": meta,
     }
-    place.record(asym=result)
-    picture = place.asym_picture
+    place.record(**{score_entry("asym", use_ema): result})
+    picture = place.asym(0, ema=use_ema).with_name("asym.png")
     plot_asym(picture, first["times"], asym, nasym)
     print(
         f"Asym {result['asym']:.6g}, NAsym {result['nasym']:.6g} over {len(asym)} noise levels "
-        f"and {len(files)} repeats; plotted in {picture}"
+        f"and {len(files)} repeats of {meta.get('images')} images{described(meta)}; plotted in "
+        f"{picture}"
     )
     return result
 
@@ -305,6 +321,23 @@ def plot_asym(path: pathlib.Path, times: np.ndarray, asym: np.ndarray, nasym: np
 
 
 # ---------------------------------------------------------------- reading what stands
+
+
+def command_for(metric: str, workdir: str, use_ema: bool) -> str:
+    """The command that calculates a metric, without its configuration."""
+    ema = " --ema" if use_ema else ""
+    return f"run_lib_evaluation_{metric}.py --workdir {workdir} --calculate{ema}"
+
+
+def described(meta: dict[str, Any]) -> str:
+    """Which data and weights a `meta` says a number is of; older files say less."""
+    data = f" of {meta['dataset']}" if "dataset" in meta else ""
+    kind = {True: "EMA weights, ", False: "raw weights, "}.get(meta.get("ema"), "")
+    step = meta.get("checkpoint_step")
+    where = f"{meta.get('checkpoint', 'checkpoint')}, " + (
+        "no step" if step is None else f"step {step}"
+    )
+    return f"{data} ({kind}{where})"
 
 
 def open_first(
@@ -336,7 +369,7 @@ def read_same(
     arrays, other = open_first(path, command, *names)
     if changed := differences(other, meta):
         raise UserError(
-            f"{path} was made with other {', '.join(changed)} than its neighbours; remove "
+            f"{path} was made otherwise than its neighbours: {', '.join(changed)}. Remove "
             f"{path.parent} and run: python {command} --config …"
         )
     return arrays

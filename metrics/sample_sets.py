@@ -7,7 +7,6 @@ with stands in their `meta`; files of the published code carry none.
 
 import dataclasses
 import functools
-import itertools
 import math
 import pathlib
 import re
@@ -18,11 +17,11 @@ import ml_collections
 import numpy as np
 
 import domains
-from configs.classes import number_of_classes
+from configs.classes import draws_by_class, number_of_classes
 from storage import files
-from storage.files import load_npz
+from storage.files import load_npz, npz_header
 from storage.provenance import differences
-from storage.workdir import Workdir
+from storage.workdir import Workdir, variant
 from utils import UserError, require_positive, shares
 
 ROUND = re.compile(r"samples_(\d+)(?:_latent)?\.npz")
@@ -41,12 +40,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """A file of a part: its number, its rows, and what it was made with."""
+    """A file of a part: its number, its rows, what it was made with, and its NFE if it has one."""
 
     path: pathlib.Path
     number: int
     rows: int
     origin: dict
+    nfe: float | None = None
 
 
 def numbered_rounds(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
@@ -55,17 +55,23 @@ def numbered_rounds(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def read_round(path: pathlib.Path, array: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """A round's array and origin.
+def look_at_round(number: int, path: pathlib.Path, array: str) -> tuple[Round, tuple]:
+    """A round, and the type and shape of its rows, none of which are read.
 
     Raises:
         UserError: the file is damaged, lacks the array, or it has no rows.
     """
-    content = load_npz(path, array, optional=("meta",))
-    if content[array].ndim == 0:
+    dtype, shape = npz_header(path, array)
+    if not shape:
         raise UserError(f"{path} holds a single number as {array}; expected rows of it.")
+    content = load_npz(path, optional=("meta", "nfe"))
     meta = read_meta(content, path)
-    return content[array], {name: meta[name] for name in meta if name not in PER_FILE}
+    origin = {name: meta[name] for name in meta if name not in PER_FILE}
+    nfe = content.get("nfe")
+    if nfe is not None and (nfe.size != 1 or nfe.dtype.kind not in "iuf"):
+        raise UserError(f"{path} holds nfe of {nfe.dtype} and shape {nfe.shape}, no number.")
+    nfe = None if nfe is None else float(nfe.item())
+    return Round(path, number, shape[0], origin, nfe), (dtype, shape)
 
 
 def read_meta(content: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, Any]:
@@ -81,14 +87,15 @@ def find(
     parts: Sequence[Part],
     array: str,
     advice: str,
-    check: Callable[[np.ndarray, pathlib.Path], object] | None = None,
+    check: Callable[[np.dtype, tuple, pathlib.Path], object] | None = None,
 ) -> list[list[Round]]:
     """The rounds of each of `parts`, complete and of one origin.
 
     Args:
         array: the name of the rows in each file.
         advice: a sentence about what to do when something is missing.
-        check: called with each file's array and path; raises a UserError if it does not fit.
+        check: called with the type, shape and path of each file's rows; raises a UserError if they
+            do not fit.
 
     Returns:
         A list with one list of `Round` per part.
@@ -101,10 +108,10 @@ def find(
     for part in parts:
         rounds = []
         for number, path in numbered_rounds(part.folder):
-            rows, origin = read_round(path, array)
+            item, kind = look_at_round(number, path, array)
             if check is not None:
-                check(rows, path)
-            rounds.append(Round(path, number, len(rows), origin))
+                check(*kind, path)
+            rounds.append(item)
         found.append(rounds)
     folder = parts[0].folder.parent
     faults = [fault for fault in map(_fault, parts, found) if fault]
@@ -144,8 +151,8 @@ def _require_one_origin(rounds, advice):
     if others:
         fields = sorted({name for names in changed for name in names})
         raise UserError(
-            f"{_some([str(item.path) for item in others], ', ')} and {first.path} were made with "
-            f"different {', '.join(fields)}; they do not mix. Remove one kind. {advice}"
+            f"{_some([str(item.path) for item in others], ', ')} and {first.path} were made "
+            f"otherwise: {', '.join(fields)}. They do not mix: remove one kind. {advice}"
         )
 
 
@@ -154,18 +161,27 @@ def _some(items, separator):
     return separator.join(items[:NAMED]) + more
 
 
-def check_images(samples: np.ndarray, path: pathlib.Path, data: ml_collections.ConfigDict) -> None:
+def check_images(
+    dtype: np.dtype, shape: tuple, path: pathlib.Path, data: ml_collections.ConfigDict
+) -> None:
     """Refuse what are not stored samples of the domain of ``config.data``, (n, H, W, C) or (n, D).
 
     Raises:
         UserError: another type or shape; names the file.
     """
     domain = domains.from_config(data)
-    if (samples.dtype, samples.shape[1:]) != (domain.dtype, domain.stored_shape):
+    if (dtype, shape[1:]) != (domain.dtype, domain.stored_shape):
         raise UserError(
-            f"{path} holds {samples.dtype} {domain.noun} of shape {samples.shape[1:]}; "
+            f"{path} holds {dtype} {domain.noun} of shape {shape[1:]}; "
             f"expected {domain.dtype} of {domain.stored_shape}."
         )
+
+
+def mean_nfe(rounds: Sequence[Round]) -> float | None:
+    """The mean number of function evaluations of a sample; None if a file does not say it."""
+    if any(item.nfe is None for item in rounds):
+        return None
+    return sum(item.rows * item.nfe for item in rounds) / sum(item.rows for item in rounds)
 
 
 def rows_of(content: dict[str, np.ndarray], name: str, path: pathlib.Path) -> np.ndarray | None:
@@ -193,63 +209,56 @@ def in_batches(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 # ---------------------------------------------------------------- what a configuration asks for
 
 
-def flag_of(config: ml_collections.ConfigDict) -> str:
-    """The flag that chooses ``config.sampling.method`` on a command line, after a space."""
+def flags_of(config: ml_collections.ConfigDict) -> str:
+    """The flags that choose the samples of ``config.sampling`` on a command line, after a space."""
     method = config.sampling.method
-    return {"pc": "", "ode": " --ode"}.get(method, f" --sampler {method}")
+    text = {"pc": "", "ode": " --ode"}.get(method, f" --sampler {method}")
+    scaled = config.sampling.plain_scale is not None
+    return f"{text} --scale {config.sampling.scaling_factor:g}" if scaled else text
 
 
-def division_parts(config: ml_collections.ConfigDict, place: Workdir) -> list[Part]:
-    """A part for each division of a QC run."""
-    for field in ("num_samples", "num_divisions"):
-        require_positive(config.eval[field], f"config.eval.{field}")
-    sizes = shares(config.eval.num_samples, config.eval.num_divisions)
-    return [
-        Part(f"division {index}", place.division(index, config.sampling.method), size)
-        for index, size in enumerate(sizes)
-    ]
-
-
-def class_parts(
-    config: ml_collections.ConfigDict, folder_of: Callable[[int, str], pathlib.Path]
+def parts_of(
+    config: ml_collections.ConfigDict,
+    place: Workdir,
+    folder_of: Callable[[int, str], pathlib.Path] | None = None,
 ) -> list[Part]:
-    """A part for each class of a DLSM run; ``folder_of(label, method)`` holds it."""
+    """The parts of a run's samples: its classes, or its divisions; ``config.eval.num_samples`` all.
+
+    Args:
+        folder_of: function of a part's number and the samples' variant to its folder; None: that
+            of the samples.
+    """
+    by_class = draws_by_class(config)
     total = require_positive(config.eval.num_samples, "config.eval.num_samples")
-    sizes = shares(total, number_of_classes(config))
+    if by_class:
+        noun, count = "class", number_of_classes(config)
+        folder_of = folder_of or place.class_samples
+    else:
+        noun, count = "division", config.eval.num_divisions
+        require_positive(count, "config.eval.num_divisions")
+        folder_of = folder_of or place.division
     return [
-        Part(f"class {label}", folder_of(label, config.sampling.method), size)
-        for label, size in enumerate(sizes)
+        Part(f"{noun} {index}", folder_of(index, variant(config)), size)
+        for index, size in enumerate(shares(total, count))
     ]
 
 
-def find_samples(config: ml_collections.ConfigDict, parts: Sequence[Part]) -> list[list[Round]]:
+def find_samples(config: ml_collections.ConfigDict, place: Workdir) -> list[list[Round]]:
     """The rounds of every part, checked to be all there, images of the data's shape, of one make.
 
     Raises:
         UserError: they are not.
     """
-    command = f"run_lib_sampling.py{flag_of(config)}"
     return find(
-        parts,
+        parts_of(config, place),
         "samples",
-        f"Draw what is missing with {command}, or say what there is with "
-        "--config.eval.num_samples and --config.eval.num_divisions.",
+        f"Draw what is missing with run_lib_sampling.py{flags_of(config)}, or say what there is "
+        "with --config.eval.num_samples and --config.eval.num_divisions.",
         check=functools.partial(check_images, data=config.data),
     )
-
-
-def find_division_samples(config: ml_collections.ConfigDict, workdir: str) -> list[Round]:
-    """The rounds of a QC run's samples, one after the other."""
-    parts = division_parts(config, Workdir(workdir))
-    return list(itertools.chain.from_iterable(find_samples(config, parts)))
-
-
-def find_class_samples(config: ml_collections.ConfigDict, workdir: str) -> list[list[Round]]:
-    """The rounds of a DLSM run's samples, a list for each class."""
-    return find_samples(config, class_parts(config, Workdir(workdir).class_samples))
 
 
 def read_samples(rounds: Iterable[Round]) -> Iterator[np.ndarray]:
     """Yield the images of each round."""
     for item in rounds:
-        yield read_round(item.path, "samples")[0]
+        yield load_npz(item.path, "samples")["samples"]

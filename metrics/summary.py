@@ -8,8 +8,8 @@ from typing import Any
 from evaluation import LABELS
 
 # Entries of metrics.json that are about samples: a metric, what it is a mean of, and the sampler.
-ENTRY = re.compile(r"(?:fid_is|[a-z]+)(_class|_sets)?(?:_(.+))?")
-MEANS = {"_class": "classes", "_sets": "sets"}
+ENTRY = re.compile(r"(?:fid_is|[a-z]+)(_class)?(?:_(.+))?")
+SCORES = {"nll": "Likelihood", "asym": "Asymmetry"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +79,14 @@ def cells(label: str, row: list[float | None]) -> list[Cell]:
 
 def group_of(entry: str) -> str:
     """What the numbers of an entry of ``metrics.json`` are about."""
-    if entry == "nll":
-        return "Likelihood"
-    if entry == "asym":
-        return "Asymmetry"
+    if entry.removesuffix("_ema") in SCORES:
+        weights = " of the EMA weights" if entry.endswith("_ema") else ""
+        return SCORES[entry.removesuffix("_ema")] + weights
     if entry.startswith("cas_"):
         return "Classification accuracy score"
-    by, method = ENTRY.fullmatch(entry).groups()
-    samples = {None: "Samples", "ode": "ODE samples"}.get(method, f"{method} samples")
-    return samples if by is None else f"{samples}, mean over {MEANS[by]}"
+    by_class, variant = ENTRY.fullmatch(entry).groups()
+    samples = {None: "Samples", "ode": "ODE samples"}.get(variant, f"{variant} samples")
+    return f"{samples}, mean over classes" if by_class else samples
 
 
 def label_of(entry: str, name: str) -> str:

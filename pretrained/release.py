@@ -16,7 +16,6 @@ import torch
 from absl import flags
 
 import cli
-import sde_lib
 from storage.files import atomic_write
 from storage.trained import load_score
 from storage.workdir import Workdir
@@ -39,16 +38,17 @@ def release(
     Raises:
         UserError: the checkpoint is missing or does not fit the configuration.
     """
-    sde = sde_lib.from_config(config)
-    score, loaded = load_score(config, checkpoint, sde, torch.device("cpu"))
+    trained = load_score(config, checkpoint, torch.device("cpu"))
     content = {
-        "model": halved(score.net.state_dict()),
-        "step": loaded.step,
-        "config": config.to_json(),
+        "model": halved(trained.score.net.state_dict()),
+        "step": trained.loaded.step,
+        "config": trained.config.to_json(),
     }
     with atomic_write(path) as file:
         torch.save(content, file)
-    log.info("Wrote step %d to %s: %.1f MiB.", loaded.step, path, path.stat().st_size / 2**20)
+    log.info(
+        "Wrote step %d to %s: %.1f MiB.", trained.loaded.step, path, path.stat().st_size / 2**20
+    )
 
 
 def main() -> None:

@@ -1,17 +1,21 @@
-"""Which samples a command draws: divisions, classes, rounds, and each process's share of them."""
+"""Which samples a command draws: divisions, classes and their rounds."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from utils import UserError, rank_and_size, shares
+from utils import UserError, shares
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """`count` images of a folder, written to one file: its `number`, and that of the first one."""
+    """`count` images of a part, written to one file: its `number`, and that of the first image.
 
+    A part, a division or a class, is a folder; `part` is its number.
+    """
+
+    part: int
     number: int
     first: int
     count: int
@@ -70,23 +74,37 @@ def share(items: Sequence, parts: int, index: int) -> Sequence:
     return items[start : start + sizes[index]]
 
 
-def split_rounds(total: int, batch_size: int, first: int = 0) -> list[Round]:
+def split_rounds(part: int, total: int, batch_size: int, first: int = 0) -> list[Round]:
     """The rounds of `total` samples, the number of the first one given; the last may be partial."""
     starts = range(0, total, batch_size)
     return [
-        Round(number, first + start, min(batch_size, total - start))
+        Round(part, number, first + start, min(batch_size, total - start))
         for number, start in enumerate(starts)
     ]
 
 
-def own_rounds(rounds: dict[int, list[Round]]) -> Iterator[tuple[int, list[Round]]]:
-    """What this process draws of the `rounds` of several folders, a dict of lists.
+def of_divisions(sizes: Sequence[int], batch_size: int, chosen: Sequence[int]) -> list[Round]:
+    """The rounds of the `chosen` divisions, each a folder; the images are numbered through."""
+    return [
+        each
+        for division in chosen
+        for each in split_rounds(division, sizes[division], batch_size, sum(sizes[:division]))
+    ]
 
-    The rounds are dealt out in turn among the processes that torchrun started, which need not
-    speak to each other. Yields the folders' names with this process's rounds.
+
+def of_classes(
+    sizes: Sequence[int],
+    batch_size: int,
+    classes: Sequence[int],
+    chosen: Sequence[int],
+    count: int,
+) -> list[Round]:
+    """The rounds of `classes`, each a folder, whose images are numbered from 0.
+
+    A division is one of `count` shares of each class's rounds; those of the `chosen` ones.
     """
-    rank, size = rank_and_size()
-    dealt = 0
-    for name, every in rounds.items():
-        yield name, [r for turn, r in enumerate(every, dealt) if turn % size == rank]
-        dealt += len(every)
+    rounds = []
+    for label in classes:
+        every = split_rounds(label, sizes[label], batch_size)
+        rounds += [each for division in chosen for each in share(every, count, division)]
+    return rounds

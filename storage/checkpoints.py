@@ -9,6 +9,7 @@ seeded by (seed, step), so those numbers are the state of the random generators 
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import pickletools
@@ -145,6 +146,36 @@ def _inspect(path):
                 raise ValueError(f"it names {name}")
 
 
+def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The configuration in the checkpoint at `path`, without its tensors.
+
+    None: there is no such file, it cannot be read, or it holds no configuration.
+    """
+    try:
+        with torch.serialization.safe_globals(NUMPY_FLOAT64):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return config_of(content, path)
+    except Exception:  # whoever needs the checkpoint itself says what is wrong with it
+        return None
+
+
+def config_of(content: dict[str, Any], path: str | os.PathLike) -> dict[str, Any] | None:
+    """The configuration in a checkpoint's content, a nested dict; None in published files.
+
+    Raises:
+        UserError: it is not readable.
+    """
+    if "config" not in content:
+        return None
+    try:
+        config = json.loads(content["config"])
+    except (TypeError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} does not say which configuration it was trained with.")
+    return config
+
+
 def require_kind(content: dict[str, Any], path: str | os.PathLike, kind: str) -> None:
     """Tell a classifier's checkpoint from a score model's by the names that it holds.
 
@@ -231,9 +262,13 @@ def load_training(
     state.position = read_count(content, "position", path, 0)
 
 
-def read_count(content: dict[str, Any], name: str, path: str | os.PathLike, default: int) -> int:
+def read_count(
+    content: dict[str, Any], name: str, path: str | os.PathLike, default: int | None
+) -> int | None:
     """A number of steps or images of a checkpoint, or `default` where it has none."""
-    value = content.get(name, default)
+    if name not in content:
+        return default
+    value = content[name]
     if not isinstance(value, int) or not 0 <= value < 2**62:
         found = value if isinstance(value, float) else type(value).__name__
         raise UserError(f"The checkpoint {path} has the {name} {found}; expected a whole number.")

@@ -177,6 +177,21 @@ def require_plausible(path: str | os.PathLike, claimed: int) -> None:
         )
 
 
+def npz_header(path: str | os.PathLike, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+    """The type and shape of an array of an ``.npz``, which is not read.
+
+    Raises:
+        UserError: the file is missing or damaged, or lacks the array.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
+            read = {(1, 0): npy_format.read_array_header_1_0}.get(npy_format.read_magic(member))
+            shape, _, dtype = (read or npy_format.read_array_header_2_0)(member)
+    except Exception as error:  # a damaged file can fail anywhere in the readers
+        raise UserError(f"{path} is not a readable .npz with {name} ({error}).") from None
+    return dtype, shape
+
+
 def save_json(path: str | os.PathLike, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path, "w") as file:

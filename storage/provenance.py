@@ -1,11 +1,10 @@
-"""What a file was made from, in short: which code, and which configuration of data and model."""
+"""What a file was made from: which code, and how two files differ in what made them."""
 
 import functools
 import hashlib
-import json
 import pathlib
 
-import ml_collections
+from utils import flatten
 
 VERSION = "1.0"
 # The folders of the sources that files are made by.
@@ -14,16 +13,23 @@ SOURCES = (
     "training",
 )
 
+# Names of a `meta` that do not decide: the name of a checkpoint's file, and two of older versions.
+NOT_COMPARED = {"config", "checkpoint", "sampling.batch_size"}
+# What is meant where a file does not say it; older files, which hold a hash of it, do not.
+DEFAULTS = {"energy": False, "centered": False, "discrete": False, "precision": "fp32"}
+
 
 def differences(old: dict, new: dict) -> list[str]:
-    """The names of what two `meta` disagree about.
+    """What two `meta` disagree about, as ``name=old (now new)``.
 
-    The oldest files have no `config`, and are compared by the rest.
+    Names that one of them lacks, as files of earlier versions do, are not compared.
     """
-    compared = {*old, *new}
-    if not {"config"} <= old.keys() & new.keys():
-        compared -= {"config"}
-    return sorted(name for name in compared if old.get(name) != new.get(name))
+    old, new = ({**({} if "config" in meta else DEFAULTS), **flatten(meta)} for meta in (old, new))
+    return [
+        f"{name}={old[name]} (now {new[name]})"
+        for name in sorted((old.keys() & new.keys()) - NOT_COMPARED)
+        if old[name] != new[name]
+    ]
 
 
 @functools.cache
@@ -37,20 +43,3 @@ def code_version() -> str:
 
 
 code_version()  # while the sources are those that run: they may change under a run of weeks
-
-
-def config_hash(config: ml_collections.ConfigDict) -> str:
-    """A short hash of what a configuration says of data and model, wherever their files lie."""
-    content = {
-        section: {
-            name: value
-            for name, value in config[section].to_dict().items()
-            # What is not set has no entry: a field that is new and none changes no hash.
-            if value is not None and name not in ("root", "cache") and not name.endswith("_path")
-        }
-        for section in ("data", "model")
-    }
-    # Where the computation is coarser than the published one; what is exact has no entry.
-    if config.compute.precision != "fp32":
-        content["precision"] = config.compute.precision
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,102 +1,221 @@
-"""Networks as a training run left them: the score and the classifier of a checkpoint."""
+"""Networks as a training run left them: the score and the classifier of a checkpoint.
+
+They are built from the configuration that the checkpoint holds, see `storage.descriptions`.
+"""
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import ml_collections
 import torch
 
 import models
+import sde_lib
 from configs.classes import describes_classifier
 from models import compute
 from models.ema import EMA
 from models.scores import ClassifierFreeScore, EnergyScore, GuidedScore, Score
 from sde_lib import SDE
-from storage import checkpoints
+from storage import checkpoints, descriptions
+from storage.workdir import Workdir
+from utils import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedFrom:
-    """Which weights a network was loaded from: their step and their fingerprint."""
+    """Which weights a network was loaded from.
 
-    step: int
+    Attributes:
+        checkpoint: the name of the file.
+        step: None for a published file that does not say it.
+        fingerprint: a short hash of the weights.
+        ema: whether they are the averaged ones.
+    """
+
+    checkpoint: str
+    step: int | None
     fingerprint: str
+    ema: bool = False
+
+    def __str__(self) -> str:
+        kind = "EMA weights" if self.ema else "raw weights"
+        step = "a step that the file does not say" if self.step is None else f"step {self.step}"
+        return f"{kind} of {step} ({self.checkpoint})"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedScore:
+    """A score, with what its checkpoint says of it.
+
+    Attributes:
+        score: in eval mode, without gradients of its parameters.
+        sde: that it was trained with.
+        config: the command's configuration with the checkpoint's network, SDE and scaling.
+    """
+
+    score: Score | EnergyScore
+    sde: SDE
+    config: ml_collections.ConfigDict
+    loaded: LoadedFrom
 
 
 def load_score(
     config: ml_collections.ConfigDict,
     path: str | os.PathLike,
-    sde: SDE,
     device: torch.device,
     use_ema: bool = True,
-) -> tuple[Score | EnergyScore, LoadedFrom]:
-    """The score of the checkpoint at `path`, in eval mode, with averaged or raw weights.
-
-    Returns:
-        The score and a `LoadedFrom`.
+) -> TrainedScore:
+    """The score of the checkpoint at `path`, with averaged or raw weights.
 
     Raises:
-        UserError: the checkpoint is missing or does not fit the configuration.
+        UserError: the checkpoint is missing, or of another kind of model than the configuration.
     """
-    network = models.create_model(config)
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "score model")
+    config = descriptions.adopt(config, checkpoints.config_of(content, path), path)
+    sde = sde_lib.from_config(config)
+    network = models.create_model(config)
     checkpoints.load_model(network, content, path)
     if use_ema:
         ema = EMA(network.parameters(), config.model.ema_rate)
         checkpoints.load_ema(ema, content, path)
         ema.copy_to_parameters()
-    step = checkpoints.read_count(content, "step", path, 0)
-    loaded = LoadedFrom(step, checkpoints.fingerprint(network.parameters()))
+    loaded = _loaded_from(content, path, network.parameters(), use_ema)
     compute.freeze(network, config.compute, device)
-    return models.create_score(config, network, sde), loaded
+    return TrainedScore(models.create_score(config, network, sde), sde, config, loaded)
 
 
 def load_classifier(
     config: ml_collections.ConfigDict, path: str | os.PathLike, device: torch.device
-) -> tuple[torch.nn.Module, LoadedFrom]:
+) -> tuple[torch.nn.Module, LoadedFrom, ml_collections.ConfigDict]:
     """The classifier of the checkpoint at `path`, in eval mode.
 
+    Args:
+        config: the score model's, whose scaling of the data the classifier must share.
+
     Returns:
-        The network and a `LoadedFrom`.
+        The network, which weights it has, and `config` with the checkpoint's classifier.
 
     Raises:
-        UserError: the checkpoint is missing or does not fit the configuration.
+        UserError: the checkpoint is missing, or does not fit the configuration or the score model.
     """
-    network = models.create_classifier(config)
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "classifier")
+    before = checkpoints.config_of(content, path)
+    theirs = descriptions.described(before)
+    for name in ("data.centered", "data.image_size", "data.num_channels"):
+        section, _, field = name.partition(".")
+        if name in theirs and field in config[section] and theirs[name] != config[section][field]:
+            raise UserError(
+                f"The classifier {path} was trained with config.{name} {theirs[name]}, and the "
+                f"score model with {config[section][field]}; give two that belong together."
+            )
+    of_the_score = [name for name in theirs if name.startswith("model.")]
+    config = descriptions.adopt(config, before, path, keep=of_the_score)
+    network = models.create_classifier(config)
     checkpoints.load_model(network, content, path)
-    step = checkpoints.read_count(content, "step", path, 0)
-    loaded = LoadedFrom(step, checkpoints.fingerprint(network.state_dict().values()))
-    return compute.freeze(network, config.compute, device), loaded
+    loaded = _loaded_from(content, path, network.state_dict().values(), False)
+    return compute.freeze(network, config.compute, device), loaded, config
 
 
-def load_guidance(
-    config: ml_collections.ConfigDict, own: str | os.PathLike, sde: SDE, device: torch.device
-) -> tuple[Callable, dict[str, int | str]]:
-    """The guidance of class-wise sampling: by a classifier, or a class-conditional score's own.
+def _loaded_from(content, path, weights, ema):
+    step = checkpoints.read_count(content, "step", path, None)
+    return LoadedFrom(pathlib.Path(path).name, step, checkpoints.fingerprint(weights), ema)
 
-    Args:
-        own: the workdir's checkpoint, the classifier's or the score's unless ``config.model`` names
-            another.
 
-    Returns:
-        A function of the labels and the scale, ``guidance(labels=, scale=)``, to a score; and the
-        steps and fingerprints of what was loaded, a dict.
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What samples are drawn with.
+
+    Attributes:
+        config: the command's configuration with what the checkpoints say.
+        trained: the score, without guidance.
+        guidance: function of labels and scale, ``guidance(labels=, scale=)``, to a guided score;
+            None: the samples have no classes.
+        origin: what the files of samples say of the weights.
+        description: the weights, in words.
+    """
+
+    config: ml_collections.ConfigDict
+    trained: TrainedScore
+    guidance: Callable | None
+    origin: dict[str, object]
+    description: str
+
+
+def load_for_sampling(
+    config: ml_collections.ConfigDict, place: Workdir, device: torch.device
+) -> Drawn:
+    """The score, or the guidance, that a sampling command of `config` draws with.
 
     Raises:
         UserError: a checkpoint is missing or does not fit the configuration.
     """
-    model = config.model
-    by_classifier = describes_classifier(config)
-    path = model.score_restore_path if by_classifier else model.score_restore_path or own
-    score, loaded = load_score(config, path, sde, device)
-    made_of = {"score_step": loaded.step, "score_weights": loaded.fingerprint}
-    if not by_classifier:
-        return functools.partial(ClassifierFreeScore, score), made_of
-    classifier, loaded = load_classifier(config, model.classifier_restore_path or own, device)
-    made_of |= {"classifier_step": loaded.step, "classifier_weights": loaded.fingerprint}
-    return functools.partial(GuidedScore, score, classifier, sde), made_of
+    (_, score_path), *classifiers = checkpoint_paths(config, place)
+    trained = load_score(config, score_path, device)
+    loaded = trained.loaded
+    weights = {"checkpoint": loaded.checkpoint, "ema": True}
+    if not classifiers:
+        by_class = trained.config.model.get("num_classes")
+        of_score = ("score_step", "score_weights") if by_class else ("checkpoint_step", "weights")
+        origin = {**weights, **dict(zip(of_score, (loaded.step, loaded.fingerprint)))}
+        guidance = functools.partial(ClassifierFreeScore, trained.score) if by_class else None
+        return Drawn(trained.config, trained, guidance, origin, str(loaded))
+    ((_, path),) = classifiers
+    classifier, of_classifier, config = load_classifier(trained.config, path, device)
+    origin = {
+        **weights,
+        "score_step": loaded.step,
+        "score_weights": loaded.fingerprint,
+        "classifier": of_classifier.checkpoint,
+        "classifier_step": of_classifier.step,
+        "classifier_weights": of_classifier.fingerprint,
+    }
+    guidance = functools.partial(GuidedScore, trained.score, classifier, trained.sde)
+    words = f"score: {loaded}; classifier: {of_classifier}"
+    return Drawn(config, trained, guidance, origin, words)
+
+
+def checkpoint_paths(
+    config: ml_collections.ConfigDict, place: Workdir
+) -> Iterator[tuple[str, str | os.PathLike]]:
+    """Yields the kind and path of each checkpoint of `config`: the score's, then the classifier's.
+
+    Those that ``config.model`` does not name are the workdir's own.
+    """
+    own = place.checkpoint(config.eval.checkpoint_idx)
+    yield "score model", config.model.get("score_restore_path") or own
+    if describes_classifier(config):
+        yield "classifier", config.model.classifier_restore_path or own
+
+
+def describe(
+    config: ml_collections.ConfigDict,
+    paths: Iterable[tuple[str, str | os.PathLike]],
+    typed: Collection[str] = (),
+) -> ml_collections.ConfigDict:
+    """`config` with what the checkpoints say that its command loads.
+
+    A checkpoint that is not there, cannot be read or is of another kind than asked for changes
+    nothing: whoever loads it says so.
+
+    Args:
+        paths: kind and path of each checkpoint, as `checkpoint_paths` gives them.
+        typed: names of fields that were typed on the command line.
+
+    Raises:
+        UserError: a checkpoint is of another kind of model, or contradicts what was typed.
+    """
+    for kind, path in paths:
+        before = checkpoints.read_config(path)
+        if before is None or (kind == "classifier") != ("classifier" in before):
+            continue
+        # The score model's fields are those of its own checkpoint.
+        fields = descriptions.described(before) if kind == "classifier" else ()
+        keep = [name for name in fields if name.startswith("model.")]
+        descriptions.refuse_typed(config, typed, before, path, keep)
+        config = descriptions.adopt(config, before, path, keep)
+    return config

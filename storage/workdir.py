@@ -8,13 +8,29 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import ml_collections
+
+from configs.classes import draws_by_class
 from storage.files import lock, save_json, turn
 from utils import UserError, is_first
 
 
-def suffix(method: str) -> str:
-    """What a sampling method adds to its files' names: nothing for pc, its own name for others."""
-    return "" if method == "pc" else f"_{method}"
+def variant(config: ml_collections.ConfigDict) -> str:
+    """What ``config.sampling`` adds to the names of samples' files: ``[_{sampler}][_scale{S}]``.
+
+    Nothing for pc and the configuration's own scale of guidance, which have the published names.
+    """
+    sampling = config.sampling
+    plain = sampling.scaling_factor if sampling.plain_scale is None else sampling.plain_scale
+    name = "" if sampling.method == "pc" else f"_{sampling.method}"
+    if draws_by_class(config) and sampling.scaling_factor != plain:
+        name += f"_scale{sampling.scaling_factor:g}"
+    return name
+
+
+def score_entry(metric: str, ema: bool) -> str:
+    """The folder, and entry in ``metrics.json``, of a metric of raw or averaged weights."""
+    return f"{metric}_ema" if ema else metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +74,6 @@ class Workdir:
         return sorted(int(name) for name in names if name.isdecimal())
 
     @property
-    def over_checkpoints(self) -> pathlib.Path:
-        return self.root / "over_checkpoints"
-
-    def of_checkpoint(self, number: int) -> "Workdir":
-        """The workdir of one checkpoint's samples, inside this one."""
-        return Workdir(str(self.over_checkpoints.absolute() / str(number)))
-
-    @property
     def metrics(self) -> pathlib.Path:
         return self.root / "metrics.json"
 
@@ -75,19 +83,15 @@ class Workdir:
     def figures(self) -> list[pathlib.Path]:
         return sorted(self.root.glob("figures/*.png"))
 
-    def nll(self, batch: int) -> pathlib.Path:
-        return self.root / "nll" / f"bpd_{batch}.npz"
+    def nll(self, batch: int, ema: bool = False) -> pathlib.Path:
+        """``nll/bpd_{batch}.npz``, in ``nll_ema`` of averaged weights."""
+        return self.root / score_entry("nll", ema) / f"bpd_{batch}.npz"
 
-    def asym(self, repeat: int, batch: int | None = None) -> pathlib.Path:
+    def asym(self, repeat: int, batch: int | None = None, ema: bool = False) -> pathlib.Path:
         """``asym/repeat_{k}.npz``, or one batch of it while it is being calculated."""
-        folder = self.root / "asym"
+        folder = self.root / score_entry("asym", ema)
         name = f"repeat_{repeat}"
         return folder / f"{name}.npz" if batch is None else folder / name / f"batch_{batch}.npz"
-
-    @property
-    def asym_picture(self) -> pathlib.Path:
-        """Asymmetry against noise levels."""
-        return self.root / "asym" / "asym.png"
 
     def record(self, **results: dict) -> None:
         """Add named results (values with the settings that made them) to ``metrics.json``.
@@ -117,44 +121,46 @@ class Workdir:
     def snapshot_samples(self, step: int) -> pathlib.Path:
         return self.root / "samples" / f"iter_{step}"
 
-    def division(self, index: int, method: str) -> pathlib.Path:
-        return self.root / f"eval_sampling{suffix(method)}" / str(index)
+    def division(self, index: int, variant: str) -> pathlib.Path:
+        """``eval_sampling{variant}/{index}``: samples without classes, see `variant`."""
+        return self.root / f"eval_sampling{variant}" / str(index)
 
-    def methods(self) -> list[str]:
-        """The sampling methods whose samples are there; pc and ode first."""
+    def class_samples(self, label: int, variant: str) -> pathlib.Path:
+        """``eval_samples{variant}/{label}``: samples of a class."""
+        return self.root / f"eval_samples{variant}" / str(label)
+
+    def variants(self) -> list[str]:
+        """The variants of which there are samples; that of pc first, then that of ode."""
         found = {
-            path.name.removeprefix(prefix).removeprefix("_") or "pc"
+            path.name.removeprefix(prefix)
             for prefix in ("eval_sampling", "eval_samples")
             for path in self.root.glob(f"{prefix}*")
             if any(path.glob("*/samples_*.npz"))
         }
-        return sorted(found, key=lambda method: (method != "pc", method != "ode", method))
-
-    def class_samples(self, label: int, method: str) -> pathlib.Path:
-        return self.root / f"eval_samples{suffix(method)}" / str(label)
+        return sorted(found, key=lambda name: (name != "", name != "_ode", name))
 
     @property
     def class_stat(self) -> pathlib.Path:
         """Images and features of the real training split, class by class."""
         return self.root / "stat" / "stat.npz"
 
-    def latents(self, label: int, method: str) -> pathlib.Path:
+    def latents(self, label: int, variant: str) -> pathlib.Path:
         """Features of the samples of one class, a file for each of theirs."""
-        return self.root / f"latent{suffix(method)}" / str(label)
+        return self.root / f"latent{variant}" / str(label)
 
-    def dataset_stat(self, method: str) -> pathlib.Path:
-        return self.root / f"stat{suffix(method)}" / "dataset_stat.npz"
+    def dataset_stat(self, variant: str) -> pathlib.Path:
+        return self.root / f"stat{variant}" / "dataset_stat.npz"
 
     def dataset_stats(self) -> list[pathlib.Path]:
-        """Those of all sampling methods, which are of the same real images."""
+        """Those of all variants, which are of the same real images."""
         return sorted(self.root.glob("stat*/dataset_stat.npz"))
 
-    def generated_stat(self, method: str) -> pathlib.Path:
-        return self.root / f"stat{suffix(method)}" / "generated_stat.npz"
+    def generated_stat(self, variant: str) -> pathlib.Path:
+        return self.root / f"stat{variant}" / "generated_stat.npz"
 
-    def classwise(self, metric: str, method: str) -> pathlib.Path:
+    def classwise(self, metric: str, variant: str) -> pathlib.Path:
         """Every class's values of a metric, as text."""
-        return self.root / f"{metric}{suffix(method)}.txt"
+        return self.root / f"{metric}{variant}.txt"
 
     def cas(self, name: str) -> "Workdir":
         """The workdir of one CAS training, a run of its own inside this one."""

@@ -4,16 +4,15 @@ Apart from the tests, so that processes have little to import.
 """
 
 import functools
-import types
 
 import tiny
 import tiny_classifier
 
 import run_lib_evaluation
 import run_lib_sampling
-from metrics import encoding, feature_classifier
-
-ASKED_FOR = "calculate read encode encode_dataset stat latent fidis prdc kid nfe"
+from evaluation import SAMPLE_METRICS
+from metrics import encoding, feature_classifier, measuring, nll_and_asym
+from utils import is_first
 
 
 def brief_features():
@@ -36,17 +35,22 @@ def score_config():
 
 
 def evaluate():
-    """Of the run W: all that is shared, and in the same commands what comes after it."""
-    flags = types.SimpleNamespace(
-        workdir="W", ema=False, dataset_stat=None, mode="full", backend="ours", sets=1
-    )
-    vars(flags).update(dict.fromkeys(ASKED_FOR.split(), True))
-    for flags.metric in ("nll", "asym"):
-        run_lib_evaluation.score_metric(score_config(), flags)
-    run_lib_evaluation.sample_metrics_of(score_config(), flags)
-    flags.mode, flags.prdc, flags.kid = "class", False, False
-    config = tiny_classifier.config("guided", "cache", eval__batch_size=40)
-    run_lib_evaluation.class_sample_metrics(config, flags)
+    """Of the run W: all that is shared, and what comes after it."""
+    config = score_config()
+    nll_and_asym.calculate_nll(config, "W")
+    nll_and_asym.calculate_asym(config, "W")
+    encoding.encode_dataset(config, "W")
+    encoding.encode_samples(config, "W")
+    guided = tiny_classifier.config("guided", "cache", eval__batch_size=40)
+    encoding.encode_dataset(guided, "W")
+    encoding.encode_samples(guided, "W")
+    if is_first():
+        nll_and_asym.read_nll("W")
+        nll_and_asym.read_asym("W")
+        run_lib_evaluation.measure_samples(config, "W", SAMPLE_METRICS)
+        measuring.nfe(config, "W")
+        run_lib_evaluation.measure_samples(guided, "W", SAMPLE_METRICS[:1], mode="class")
+        measuring.nfe(guided, "W")
 
 
 def encode_again():

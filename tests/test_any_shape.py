@@ -83,7 +83,7 @@ def test_the_whole_way_without_a_test_split(here):
     assert np.load(place.snapshot_samples(2) / "sample.np").shape == (4, HEIGHT, WIDTH, 3)
 
     run_lib_sampling.sample(config(), "run")
-    drawn = load_npz(place.division(0, "pc") / "samples_0.npz", "samples")["samples"]
+    drawn = load_npz(place.division(0, "") / "samples_0.npz", "samples")["samples"]
     assert (drawn.dtype, drawn.shape) == (np.uint8, (3, HEIGHT, WIDTH, 3))
     report.report(["run"])
 

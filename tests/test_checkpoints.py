@@ -55,7 +55,7 @@ def test_published_files_load(name, entry):
 
 
 def test_our_files_come_back_whole(tmp_path, entry):
-    config = common.qc_training("u_ncsn", "CIFAR10")
+    config = common.qc("u_ncsn", "CIFAR10")
     torch.manual_seed(0)
     state = fresh_state(entry)
     for p in state.model.parameters():
@@ -195,7 +195,7 @@ def test_what_does_not_fit_gets_a_sentence(tmp_path, capsys, entry, kind, said):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, entry):
-    config = common.qc_training("u_ncsn", "CIFAR10")
+    config = common.qc("u_ncsn", "CIFAR10")
     state = fresh_state(entry)
     path = tmp_path / "checkpoint.pth"
     checkpoints.save(path, state, config)

@@ -7,7 +7,7 @@ import pytest
 import tiny_classifier
 
 from models.scores import GuidedScore
-from run_lib_sampling import restore_paths, sample_classes
+from run_lib_sampling import restore_paths, sample
 from samplers.rounds import chosen_classes, share
 from storage.files import load_npz
 from storage.workdir import Workdir
@@ -45,10 +45,10 @@ def names(classes, rounds=(0, 1)):
 
 
 def test_all_classes(config):
-    sample_classes(config, "run", range(10))
+    sample(config, "run", range(10))
     assert files().keys() == names(range(10))
     for label in range(10):
-        folder = Workdir("run").class_samples(label, "pc")
+        folder = Workdir("run").class_samples(label, "")
         shapes = [load_npz(folder / f"samples_{k}.npz", "samples")["samples"] for k in (0, 1)]
         assert [a.shape for a in shapes] == [(2, 8, 8, 1), (1, 8, 8, 1)]
         assert {a.dtype for a in shapes} == {np.dtype(np.uint8)}
@@ -58,20 +58,20 @@ def test_all_classes(config):
 
 def test_some_classes_are_those_of_all(config):
     """Half-open [5, 7), with the bytes that a full run gives those classes."""
-    sample_classes(config, "run", chosen_classes(10, "class", 5, 7))
+    sample(config, "run", chosen_classes(10, "class", 5, 7))
     some = files()
     assert some.keys() == names([5, 6])
-    sample_classes(config, "run", range(10))
+    sample(config, "run", range(10))
     assert {name: files()[name] for name in some} == some
 
 
 def test_a_count_that_the_classes_do_not_divide(config):
     config.eval.num_samples = 33
-    sample_classes(config, "run", range(10))
+    sample(config, "run", range(10))
     sizes = [
         sum(
             len(load_npz(path, "samples")["samples"])
-            for path in Workdir("run").class_samples(label, "pc").glob("*.npz")
+            for path in Workdir("run").class_samples(label, "").glob("*.npz")
         )
         for label in range(10)
     ]
@@ -81,17 +81,17 @@ def test_a_count_that_the_classes_do_not_divide(config):
 def test_a_division_is_a_share_of_each_classs_rounds(config):
     config.eval.num_divisions = 2
     classes = range(3)
-    sample_classes(config, "run", classes, division_idx=1)
+    sample(config, "run", classes, division_idx=1)
     assert files().keys() == names(classes, [1])
     second = files()
-    sample_classes(config, "run", classes, division_idx=0)
+    sample(config, "run", classes, division_idx=0)
     both = files()
     assert both.keys() == names(classes)
     assert {name: both[name] for name in second} == second
     # The same bytes without divisions: noise belongs to (seed, class, round).
     shutil.rmtree(Workdir("run").root / "eval_samples")
     config.eval.num_divisions = 1
-    sample_classes(config, "run", classes)
+    sample(config, "run", classes)
     assert files() == both
 
 
@@ -105,12 +105,12 @@ def test_removed_rounds_come_back_with_the_same_bytes(config, method):
     config.sampling.method = method
     config.sampling.rtol = config.sampling.atol = 1e-2
     name = "eval_samples" if method == "pc" else "eval_samples_ode"
-    sample_classes(config, "run", range(2))
+    sample(config, "run", range(2))
     before = files(name)
-    kept = Workdir("run").class_samples(0, method) / "samples_0.npz"
+    kept = Workdir("run").class_samples(0, "" if method == "pc" else "_ode") / "samples_0.npz"
     stamp = kept.stat().st_mtime_ns
     (kept.parent / "samples_1.npz").unlink()
-    sample_classes(config, "run", range(2))
+    sample(config, "run", range(2))
     assert files(name) == before
     assert kept.stat().st_mtime_ns == stamp
 
@@ -124,10 +124,10 @@ def test_removed_rounds_come_back_with_the_same_bytes(config, method):
     ],
 )
 def test_samples_of_other_settings_are_not_mixed(config, field, value, said):
-    sample_classes(config, "run", [0])
+    sample(config, "run", [0])
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(UserError, match=f"made with other .*{said}"):
-        sample_classes(config, "run", [0])
+    with pytest.raises(UserError, match=f"was made with .*{said}"):
+        sample(config, "run", [0])
 
 
 def test_class_scale_and_classifier_set_the_samples(config):
@@ -138,8 +138,8 @@ def test_class_scale_and_classifier_set_the_samples(config):
     for scale, classifier in ((1.0, "run"), (10.0, "run"), (1.0, "other")):
         config.sampling.scaling_factor = scale
         config.model.classifier_restore_path = str(Workdir(classifier).checkpoint())
-        sample_classes(config, "run", [3])
-        path = Workdir("run").class_samples(3, "pc") / "samples_0.npz"
+        sample(config, "run", [3])
+        path = Workdir("run").class_samples(3, "") / "samples_0.npz"
         drawn.append(load_npz(path, "samples")["samples"].tobytes())
         shutil.rmtree(path.parent.parent)
     assert len(set(drawn)) == 3
@@ -193,11 +193,11 @@ def test_swapped_checkpoints_get_a_sentence(config):
     score, classifier = (str(Workdir(name).checkpoint()) for name in ("score", "run"))
     config.model.score_restore_path = classifier
     with pytest.raises(UserError, match="of a classifier; expected a score model's"):
-        sample_classes(config, "new", [0])
+        sample(config, "new", [0])
     config.model.score_restore_path = score
     config.model.classifier_restore_path = score
     with pytest.raises(UserError, match="of a score model; expected a classifier's"):
-        sample_classes(config, "new", [0])
+        sample(config, "new", [0])
     assert not Workdir("new").root.exists()
 
 
@@ -212,16 +212,16 @@ def test_the_classifier_is_asked_in_the_guidance_interval_alone(config, monkeypa
 
     monkeypatch.setattr(GuidedScore, "log_likelihood", spy)
     config.sampling.method, config.sampling.steps = "heun", 6
-    sample_classes(config, "run", [3])
+    sample(config, "run", [3])
     everywhere, count = files("eval_samples_heun"), len(asked)
-    shutil.rmtree(Workdir("run").class_samples(3, "heun").parent)
+    shutil.rmtree(Workdir("run").class_samples(3, "_heun").parent)
     asked.clear()
     config.sampling.guidance_interval = (0.1, 1.0)
-    sample_classes(config, "run", [3])
+    sample(config, "run", [3])
     assert files("eval_samples_heun") != everywhere
     assert 0 < len(asked) < count
     assert all(0.1 < sigma <= 1.0001 for sigma in asked)
-    shutil.rmtree(Workdir("run").class_samples(3, "heun").parent)
+    shutil.rmtree(Workdir("run").class_samples(3, "_heun").parent)
 
 
 @pytest.mark.parametrize(
@@ -235,4 +235,4 @@ def test_the_classifier_is_asked_in_the_guidance_interval_alone(config, monkeypa
 def test_mistaken_intervals_get_a_sentence(config, method, interval, said):
     config.sampling.method, config.sampling.guidance_interval = method, interval
     with pytest.raises(UserError, match=said):
-        sample_classes(config, "run", [3])
+        sample(config, "run", [3])

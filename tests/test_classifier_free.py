@@ -25,7 +25,6 @@ from metrics import encoding, feature_classifier  # noqa: F401 (imported here, t
 from models.labels import NO_LABEL
 from models.scores import ClassifierFreeScore, EnergyScore, InParts, Score
 from samplers.fast import SAMPLERS
-from samplers.rounds import divisions
 from storage.files import load_npz
 from training.labels import LabelDropout
 from training.score import ScoreTraining
@@ -363,9 +362,3 @@ def test_mistakes_get_a_sentence(tmp_path):
     config.model.num_classes = None
     with pytest.raises(UserError, match=r"config\.model\.num_classes is None"):
         number_of_classes(config)
-
-
-def test_a_configuration_for_training_alone_gets_what_drawing_asks_for():
-    config = common.classifier_free(common.dlsm_score(common.CIFAR10))
-    assert divisions(config.eval, None) == range(1)
-    assert config.eval.num_samples == common.dlsm_evaluation(common.CIFAR10, "any").eval.num_samples

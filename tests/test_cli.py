@@ -163,21 +163,6 @@ def test_a_mistake_in_sampling_gets_a_sentence_and_writes_nothing(tmp_path, more
     assert list(tmp_path.iterdir()) == []
 
 
-def test_flags_that_are_not_given_leave_the_configuration_alone():
-    from ml_collections import ConfigDict
-
-    import cli
-    from utils import UserError
-
-    config = ConfigDict({"eval": {"batch_size": 7}, "seed": 1})
-    cli.override(config, eval__batch_size=None)
-    assert config.eval.batch_size == 7
-    cli.override(config, eval__batch_size=0)
-    assert config.eval.batch_size == 0
-    with pytest.raises(UserError, match=r"no such field"):
-        cli.override(config, eval__noise_levels=3)
-
-
 def test_the_published_size_is_configured():
     names = {str(pathlib.Path(p).relative_to(tiny.ROOT / "configs")) for p in CONFIGS}
     kinds, sets = ("u_ncsn", "c_ncsn", "qc_ncsn"), ("cifar10", "cifar100", "imagenet", "svhn")

@@ -20,7 +20,7 @@ from models.ema import EMA
 from models.jacobian import vjp
 from models.scores import EnergyScore
 from storage import checkpoints
-from storage.provenance import config_hash
+from storage.descriptions import identity
 from storage.trained import load_score
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
@@ -169,12 +169,12 @@ def test_a_fingerprint_is_of_float32_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tiny.config("cache", training__n_iters=4)
     run_lib.train(config, "run")
-    path, sde = Workdir("run").checkpoint(), sde_lib.from_config(config)
-    _, exact = load_score(config, path, sde, CPU)
+    path = Workdir("run").checkpoint()
+    exact = load_score(config, path, CPU).loaded
     config.compute.precision = "bf16"
-    score, coarse = load_score(config, path, sde, CPU)
-    check_frozen(score.net)
-    assert coarse == exact
+    coarse = load_score(config, path, CPU)
+    check_frozen(coarse.score.net)
+    assert coarse.loaded == exact
 
 
 def test_cudnn_searches_unless_deterministic_algorithms_are_asked_for(monkeypatch):
@@ -248,10 +248,9 @@ def test_an_unknown_precision_gets_a_sentence():
 
 
 def test_results_of_another_precision_are_others():
-    known = config_hash(tiny.config("cache"))
-    assert config_hash(tiny.config("cache", compute__compile=True)) == known
-    assert config_hash(tiny.config("cache", compute__channels_last=True)) == known
-    assert config_hash(tiny.config("cache", compute__precision="bf16")) != known
+    for exact in ({}, {"compute__compile": True}, {"compute__channels_last": True}):
+        assert identity(tiny.config("cache", **exact)) == {}
+    assert identity(tiny.config("cache", compute__precision="bf16")) == {"precision": "bf16"}
 
 
 def test_training_continues_in_another_memory_format(tmp_path, monkeypatch):

@@ -17,8 +17,7 @@ from forks import torchrun
 from test_checkpoints import assert_equal
 
 import run_lib
-from run_lib_sampling import sample, sample_classes
-from samplers.rounds import own_rounds
+from run_lib_sampling import sample
 from storage import checkpoints
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
@@ -95,7 +94,7 @@ def free_ports(count):
 def draw(cache):
     """Samples of two runs: in three divisions of two rounds, and ten classes of two rounds."""
     sample(tiny.config(cache, eval__batch_size=6, eval__num_samples=25), "two/dsm")
-    sample_classes(tiny_classifier.config("guided", cache), "two/classifier", range(10))
+    sample(tiny_classifier.config("guided", cache), "two/classifier", range(10))
 
 
 def newest(workdir):
@@ -193,19 +192,6 @@ def test_samples_are_those_of_one_process(cache, monkeypatch):
             monkeypatch.setenv("RANK", str(rank))
             draw(cache)
         assert [files(folder) for folder in folders] == two
-
-
-def test_rounds_are_dealt_out_in_turn(monkeypatch):
-    """Evenly over all folders, though each has fewer rounds than there are processes."""
-    rounds = {label: [(0, 2), (1, 1)] for label in "abcde"}
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    shares = []
-    for rank in range(4):
-        monkeypatch.setenv("RANK", str(rank))
-        shares.append([(name, r) for name, own in own_rounds(rounds) for r in own])
-    assert [len(own) for own in shares] == [3, 3, 2, 2]
-    everything = sorted(r for own in shares for r in own)
-    assert everything == [(name, r) for name in "abcde" for r in rounds[name]]
 
 
 def test_a_batch_that_does_not_divide_gets_a_sentence(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from commands import TINY, command
 from PIL import Image
 
 from configs import common
-from planning import images
+from scripts import own_images as images
 from utils import UserError
 
 
@@ -79,7 +79,7 @@ def test_mistakes_get_a_sentence(tmp_path):
 
 def test_the_command(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "planning.images"],
+        [sys.executable, "-m", "scripts.own_images"],
         cwd=tiny.ROOT,
         capture_output=True,
         text=True,

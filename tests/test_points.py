@@ -162,9 +162,9 @@ def test_points_go_all_the_way(here, kind, capsys):
     assert "Training on 64 points of gaussian_8" in place.log_file.read_text()
 
     run_lib_sampling.sample(config, "run")
-    drawn = load_npz(place.division(0, "ode") / "samples_1.npz", "samples", "nfe")
+    drawn = load_npz(place.division(0, "_ode") / "samples_1.npz", "samples", "nfe")
     assert (drawn["samples"].dtype, drawn["samples"].shape) == (np.float32, (10, 2))
-    assert (place.division(0, "ode") / "samples_1.png").exists()
+    assert (place.division(0, "_ode") / "samples_1.png").exists()
 
     nll_and_asym.calculate_nll(config, "run")
     result = nll_and_asym.read_nll("run")

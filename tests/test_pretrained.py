@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def parameters(config, path):
-    score, _ = load_score(config, path, sde_lib.from_config(config), CPU)
+    score = load_score(config, path, CPU).score
     return torch.cat([p.flatten() for p in score.net.parameters()])
 
 
@@ -44,7 +44,7 @@ def test_the_shipped_model_draws_clothes():
     config.sampling.method, config.sampling.steps = "dpmpp_2m_sde", 16
     assert SHIPPED.stat().st_size < 6 * 2**20
     sde = sde_lib.from_config(config)
-    score, _ = load_score(config, SHIPPED, sde, CPU)
+    score = load_score(config, SHIPPED, CPU).score
     torch.manual_seed(0)
     x, _ = sampling.from_config(config.sampling, sde)(score, torch.randn(8, 1, 28, 28))
     x = x.clamp(0, 1)

@@ -6,7 +6,7 @@ import sys
 
 import tiny
 
-from storage.provenance import SOURCES, VERSION, code_version, config_hash, differences
+from storage.provenance import SOURCES, VERSION, code_version, differences
 
 
 def test_any_change_of_the_sources_is_another_version(tmp_path):
@@ -47,16 +47,11 @@ def test_every_folder_of_sources_counts():
     assert {*SOURCES} == {".", *folders}
 
 
-def test_the_hash_of_a_configuration_tells_models_and_data_apart_but_not_places():
-    known = config_hash(tiny.config("cache"))
-    assert config_hash(tiny.config("elsewhere", data__root="there", device="cuda")) == known
-    assert config_hash(tiny.config("cache", model__energy=True)) != known
-    assert config_hash(tiny.config("cache", data__centered=True)) != known
-
-
-def test_differences_are_named_and_a_missing_hash_is_none():
-    old = {"seed": 1, "config": "a"}
-    assert differences(old, {"seed": 2, "config": "b"}) == ["config", "seed"]
-    assert differences(old, {"seed": 1}) == []
-    assert differences({"seed": 1}, old) == []
-    assert differences(old, {**old, "sde": "VE"}) == ["sde"]
+def test_differences_are_named_with_both_values():
+    old = {"seed": 1, "sampling": {"snr": 0.1, "batch_size": 3}}
+    new = {"seed": 1, "sampling": {"snr": 0.2, "batch_size": 4}, "checkpoint": "checkpoint.pth"}
+    assert differences(old, new) == ["sampling.snr=0.1 (now 0.2)"]
+    assert differences(old, old | {"ema": True}) == []
+    assert differences(old, old | {"energy": True}) == ["energy=False (now True)"]
+    # An earlier version said so in the hash of its configuration, which is not compared.
+    assert differences(old | {"config": "a"}, old | {"energy": True}) == []

@@ -78,5 +78,5 @@ def test_training_on_two_nodes_and_divisions_as_an_array(tmp_path, cache, submit
         SLURM_ARRAY_TASK_COUNT="2",
         SLURM_ARRAY_TASK_ID="1",
     )
-    folders = [place.division(index, "pc") for index in (0, 1)]
+    folders = [place.division(index, "") for index in (0, 1)]
     assert [len(list(folder.glob("samples_*.npz"))) for folder in folders] == [0, 2]

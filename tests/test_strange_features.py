@@ -11,7 +11,7 @@ from strangers import reads
 from test_strangers import arrays, metas
 
 from evaluation import SAMPLE_METRICS
-from metrics import feature_sets, inception_score, measuring, sample_sets
+from metrics import feature_sets, inception_score, measuring
 from storage.files import save_npz, to_json
 from storage.workdir import Workdir
 
@@ -24,8 +24,13 @@ def config(tmp_path_factory):
     config = tiny.config(tmp_path_factory.mktemp("cache"))
     config.eval.num_samples, config.eval.num_divisions = 3, 1
     config.eval.num_samples_all = config.eval.kid_subset_size = 2
-    config.classifier = ConfigDict({"classes": 1})
     return config
+
+
+@pytest.fixture(scope="module")
+def by_class(config):
+    """The same with one class."""
+    return ConfigDict({**config, "classifier": {"classes": 1}})
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +62,8 @@ def check_finite(values):
 )
 def test_feature_files_of_strangers(config, workdir, real, pool, logits, meta, name):
     place = Workdir(workdir)
-    save_npz(place.dataset_stat("pc"), pool_3=real, logit=real)
-    save_npz(place.generated_stat("pc"), pool_3=pool, logit=logits, meta=meta)
+    save_npz(place.dataset_stat(""), pool_3=real, logit=real)
+    save_npz(place.generated_stat(""), pool_3=pool, logit=logits, meta=meta)
 
     def compare():
         sets = feature_sets.open_sets(config, workdir)
@@ -71,12 +76,11 @@ def test_feature_files_of_strangers(config, workdir, real, pool, logits, meta, n
 @given(samples=images_of_right_shape | arrays, nfe=arrays, meta=metas)
 def test_samples_of_strangers(config, workdir, samples, nfe, meta):
     place = Workdir(workdir)
-    save_npz(place.division(0, "pc") / "samples_0.npz", samples=samples, nfe=nfe, meta=meta)
+    save_npz(place.division(0, "") / "samples_0.npz", samples=samples, nfe=nfe, meta=meta)
     place.metrics.unlink(missing_ok=True)
 
     def measure():
-        rounds = sample_sets.find_division_samples(config, workdir)
-        return {"nfe": measuring.nfe(config, workdir, rounds)}
+        return {"nfe": measuring.nfe(config, workdir)}
 
     found = reads("samples", measure)
     check_finite(found)
@@ -90,16 +94,16 @@ def test_samples_of_strangers(config, workdir, samples, nfe, meta):
     logits=features_of_right_shape | arrays,
     meta=stat_metas,
 )
-def test_class_features_of_strangers(config, workdir, real, size, pool, logits, meta):
+def test_class_features_of_strangers(by_class, workdir, real, size, pool, logits, meta):
     place = Workdir(workdir)
-    latents = place.latents(0, "pc") / "samples_0_latent.npz"
+    latents = place.latents(0, "") / "samples_0_latent.npz"
     save_npz(place.class_stat, pool_3=real, size=size, meta=meta)
     save_npz(latents, pool_3=pool, logits=logits, meta=meta)
     place.metrics.unlink(missing_ok=True)
 
     def compare():
-        sets = feature_sets.open_classes(config, workdir)
-        return measuring.measure(METRICS["fid_is"], config, workdir, *sets, mode="class")
+        sets = feature_sets.open_sets(by_class, workdir)
+        return measuring.measure(METRICS["fid_is"], by_class, workdir, *sets, mode="class")
 
     check_finite(reads("features", compare))
 
@@ -109,8 +113,8 @@ def test_what_is_right_is_measured(config, workdir):
     rng = np.random.default_rng(0)
     place, meta = Workdir(workdir), to_json({"features": "f", "samples": {}})
     pool, logits = rng.normal(size=(6, 3)), rng.normal(size=(6, 4))
-    save_npz(place.dataset_stat("pc"), pool_3=pool, logit=logits, meta=meta)
-    save_npz(place.generated_stat("pc"), pool_3=pool, logit=logits, meta=meta)
+    save_npz(place.dataset_stat(""), pool_3=pool, logit=logits, meta=meta)
+    save_npz(place.generated_stat(""), pool_3=pool, logit=logits, meta=meta)
     place.metrics.unlink(missing_ok=True)
     sets = feature_sets.open_sets(config, workdir)
     found = measuring.measure(METRICS["fid_is"], config, workdir, *sets)

@@ -87,7 +87,7 @@ def test_samples_are_encoded_without_pytorch(tmp_path, monkeypatch):
     config.eval.num_samples, config.eval.batch_size = 7, 3
     images = draw(Workdir("W").root / "eval_sampling", 1, 7, 4, shape=(8, 8, 1))
     encoding.encode_samples(config, "W")
-    stat = load_npz(Workdir("W").generated_stat("pc"), "pool_3")
+    stat = load_npz(Workdir("W").generated_stat(""), "pool_3")
     means = images.mean(axis=(1, 2, 3), dtype=np.float64) / 127.5 - 1
     np.testing.assert_allclose(stat["pool_3"][:, 0], means, atol=1e-5)
     assert "torch" not in sys.modules

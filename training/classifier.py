@@ -36,13 +36,13 @@ class ClassifierTraining:
     ema_rate = 0.0
 
     def __init__(self, config: ml_collections.ConfigDict, device: torch.device) -> None:
-        self.config = config
+        trained = load_score(config, config.model.score_restore_path, device)
+        self.config = config = trained.config
         self.device = device
         self.domain = domains.from_config(config.data)
-        self.sde = sde_lib.from_config(config)
+        self.score, self.sde = trained.score, trained.sde
         self.sampler = sampling.from_config(config.sampling, self.sde)
         self.model = compute.prepare(models.create_classifier(config), config.compute, device)
-        self.score, _ = load_score(config, config.model.score_restore_path, self.sde, device)
         self.objective = losses.classifier_objective(config, self.model, self.score, self.sde)
 
     def splits(self) -> tuple[datasets.Split, datasets.Split | None]:

@@ -1,15 +1,17 @@
 """Where a training run goes on: the newest whole state of its workdir, if it is the same run."""
 
+import dataclasses
 import json
 import os
-import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import ml_collections
 
-from storage import checkpoints
+from storage import checkpoints, descriptions
+from storage.checkpoints import TrainState
 from storage.workdir import Workdir
-from utils import UserError, flatten
+from utils import UserError, flatten, log
 
 # What gives `step` and `position` their meaning: the draws, the network and the loss. A run goes on
 # with those it began with. Of the other sections nothing is fixed: the optimiser's settings, the
@@ -33,9 +35,12 @@ def _is_fixed(field):
 
 
 def require_same_run(
-    content: dict[str, Any], config: ml_collections.ConfigDict, path: str | os.PathLike
+    before: dict[str, Any] | None, config: ml_collections.ConfigDict, path: str | os.PathLike
 ) -> list[str]:
-    """Refuse to continue the state `content` of `path` under a `config` that means another run.
+    """Refuse to continue the state at `path` under a `config` that means another run.
+
+    Args:
+        before: the configuration in the state; None in a file of the published code.
 
     Returns:
         A list of sentences, about what changes and may.
@@ -43,13 +48,7 @@ def require_same_run(
     Raises:
         UserError: a field that gives the steps their meaning differs; names it.
     """
-    if "config" not in content:  # a file of the published code
-        return []
-    try:
-        before = flatten(json.loads(content["config"]))
-    except (AttributeError, TypeError, ValueError, RecursionError):
-        raise UserError(f"{path} does not say which configuration it was trained with.") from None
-    now = flatten(json.loads(config.to_json()))
+    before, now = flatten(before or {}), flatten(json.loads(config.to_json()))
     changed = [name for name in now if name in before and before[name] != now[name]]
     fixed = [name for name in changed if _is_fixed(name)]
     if fixed:
@@ -63,15 +62,82 @@ def require_same_run(
     return [f"From here on: {differences}."] if changed else []
 
 
-def newest_state(place: Workdir) -> tuple[pathlib.Path | None, dict[str, Any] | None, list[str]]:
-    """The path and the content of the newest whole state that a run left in `place`.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a training begins.
 
-    That is the resume point, or the last snapshot where that is newer. A file that is damaged is
-    passed over for another that is not.
+    Attributes:
+        path, content: the checkpoint, both None for new weights.
+        own: whether the checkpoint is one of the run's own, which then continues.
+        notes: sentences about what was passed over.
+    """
 
-    Returns:
-        Path and content, both None where there is no such file; and a list of sentences, about
-        what was passed over.
+    path: str | os.PathLike | None = None
+    content: dict[str, Any] | None = None
+    own: bool = False
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def before(self) -> dict[str, Any] | None:
+        """The configuration in the checkpoint; None: there is none."""
+        return None if self.content is None else checkpoints.config_of(self.content, self.path)
+
+    def described(
+        self, config: ml_collections.ConfigDict, typed: Collection[str]
+    ) -> ml_collections.ConfigDict:
+        """`config` with the checkpoint's network, SDE and scaling, see `descriptions`.
+
+        A run that starts from another one's weights keeps what is a training's own to decide.
+
+        Raises:
+            UserError: the checkpoint is of another kind, or contradicts a field that was `typed`.
+        """
+        keep = () if self.own else descriptions.OF_A_TRAINING
+        descriptions.refuse_typed(config, typed, self.before, self.path, keep)
+        return descriptions.adopt(config, self.before, self.path, keep)
+
+    def load(self, state: TrainState, config: ml_collections.ConfigDict) -> list[str]:
+        """Fill `state`; says in sentences, a list, from where.
+
+        Raises:
+            UserError: the checkpoint does not fit, is that of another run, or is not before
+                ``config.training.n_iters``.
+        """
+        if self.content is None:
+            return ["Starting from new weights."]
+        if self.own:
+            notes = self.notes + require_same_run(self.before, config, self.path)
+            checkpoints.load_training(state, self.content, self.path)
+            return [*notes, f"Continuing from {self.path} at step {state.step}."]
+        training = config.training
+        checkpoints.load_training(state, self.content, self.path, training.get("init_step", 0))
+        known = "step" in self.content
+        counted = "" if known else ", since it does not say one (config.training.init_step)"
+        if state.step >= training.n_iters:
+            raise UserError(
+                f"{self.path} counts as step {state.step}{counted}, and training ends at "
+                f"config.training.n_iters, {training.n_iters}: nothing would be trained. Ask for "
+                "more steps with --config.training.n_iters."
+            )
+        notes = [f"Restored {self.path} at step {state.step}{counted}."]
+        model = (self.before or {}).get("model", {})
+        if model.get("energy", config.model.energy) != config.model.energy:
+            kinds = {True: "a constrained model, an energy", False: "a score model"}
+            log.warning(
+                "%s is %s, and this configuration trains %s: its output means something else, and "
+                "training has to learn it anew.",
+                self.path,
+                kinds[model["energy"]],
+                kinds[config.model.energy],
+            )
+        return notes
+
+
+def find(place: Workdir, restore: str | os.PathLike | None) -> Start:
+    """Where a run in `place` goes on: its newest whole state, else `restore`, else new weights.
+
+    The newest state is the resume point, or the last snapshot where that is newer. A file that is
+    damaged is passed over for another that is not.
 
     Raises:
         UserError: there are such files, and none can be read.
@@ -89,9 +155,11 @@ def newest_state(place: Workdir) -> tuple[pathlib.Path | None, dict[str, Any] | 
                 states.append((checkpoints.read_count(content, "step", path, 0), path, content))
         except UserError as error:
             faults.append(str(error))
-    if not states:
-        if faults:
-            raise UserError(faults[0])
-        return None, None, []
-    _, path, content = max(states, key=lambda state: state[0])
-    return path, content, [f"Passed over: {error}" for error in faults]
+    if states:
+        _, path, content = max(states, key=lambda state: state[0])
+        notes = [f"Passed over: {error}" for error in faults]
+        notes += [f"--restore {restore} is passed over: the run has begun."] if restore else []
+        return Start(path, content, True, notes)
+    if faults:
+        raise UserError(faults[0])
+    return Start() if restore is None else Start(restore, checkpoints.read(restore))

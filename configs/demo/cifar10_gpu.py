@@ -4,7 +4,7 @@ from configs import common
 
 
 def get_config():
-    config = common.qc_training("u_ncsn", common.CIFAR10)
+    config = common.qc("u_ncsn", common.CIFAR10)
     config.compute.precision = "bf16"
     config.compute.compile = config.compute.channels_last = True
 

@@ -27,7 +27,7 @@ def small(config):
 
 
 def get_config():
-    config = small(common.qc_training("u_ncsn", "digits"))
+    config = small(common.qc("u_ncsn", "digits"))
 
     config.optim.lr = 1.5e-3
     config.optim.warmup = 200

@@ -1,11 +1,10 @@
 """The class-conditional digits, 30 of each class, by classifier-free guidance."""
 
-from configs import common
 from configs.demo import digits_cfg
 
 
 def get_config():
-    config = common.classifier_free(digits_cfg.get_config())
+    config = digits_cfg.get_config()
     config.sampling.scaling_factor = 2.0
     config.eval.batch_size = 30
     config.eval.num_samples = 300

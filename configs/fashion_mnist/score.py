@@ -29,7 +29,7 @@ def small(config):
 
 
 def get_config():
-    config = small(common.qc_training("u_ncsn", "FashionMNIST"))
+    config = small(common.qc("u_ncsn", "FashionMNIST"))
     config.optim.lr = 1e-3
     config.optim.warmup = 500
 

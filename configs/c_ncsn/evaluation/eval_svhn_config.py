@@ -4,4 +4,4 @@ from configs import common
 
 
 def get_config():
-    return common.qc_evaluation("c_ncsn", common.SVHN)
+    return common.qc("c_ncsn", common.SVHN)

@@ -4,4 +4,4 @@ from configs import common
 
 
 def get_config():
-    return common.qc_training("c_ncsn", common.CIFAR100)
+    return common.qc("c_ncsn", common.CIFAR100)

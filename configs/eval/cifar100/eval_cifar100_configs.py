@@ -4,4 +4,4 @@ from configs import common
 
 
 def get_config():
-    return common.dlsm_evaluation(common.CIFAR100, "resnet34_cond")
+    return common.dlsm_classifier(common.CIFAR100, "resnet34_cond")

@@ -4,4 +4,4 @@ from configs import common
 
 
 def get_config():
-    return common.qc_evaluation("qc_ncsn", common.SVHN, ode=True)
+    return common.qc("qc_ncsn", common.SVHN, ode=True)

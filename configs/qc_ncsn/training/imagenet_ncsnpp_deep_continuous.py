@@ -4,4 +4,4 @@ from configs import common
 
 
 def get_config():
-    return common.qc_training("qc_ncsn", common.IMAGENET)
+    return common.qc("qc_ncsn", common.IMAGENET)

@@ -4,4 +4,4 @@ from configs import common
 
 
 def get_config():
-    return common.qc_evaluation("u_ncsn", common.CIFAR10, ode=True)
+    return common.qc("u_ncsn", common.CIFAR10, ode=True)

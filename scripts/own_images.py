@@ -1,6 +1,6 @@
 """What a folder of images asks of a score model, and a configuration for it.
 
-python -m planning.images DIR [--size 64] [--config_file configs/own.py]
+python -m scripts.own_images DIR [--size 64] [--config_file configs/own.py]
 
 `DIR` is laid out as the data set ``folder``: ``train/<class>/*`` or ``train/*``. The noise levels
 follow Song and Ermon, "Improved Techniques for Training Score-Based Generative Models" (NeurIPS
@@ -24,8 +24,8 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import norm
 
 import cli
+import planning
 from configs import common
-from models import memory
 from readers.folder import IMAGE_FORMATS, folder
 from storage.files import atomic_write
 from training.score import ScoreTraining
@@ -207,12 +207,11 @@ def _word(name):
 
 def memory_of(config: ml_collections.ConfigDict) -> str:
     """A sentence on what a training step of `config` keeps."""
-    images = 2
-    step = memory.count_step(ScoreTraining(config, torch.device("cpu")), images)
+    _, fixed, each = planning.step_of(ScoreTraining(config, torch.device("cpu")), images=2)
+    fixed, each = (planning.readable(size, "B", 1024) for size in (fixed, each))
     return (
-        f"a training step keeps {memory.readable(step.fixed)} and "
-        f"{memory.readable(step.per_image)} for each image; batch {config.training.batch_size}, "
-        "or fewer at a time with --config.training.microbatch"
+        f"a training step keeps {fixed} and {each} for each image; batch "
+        f"{config.training.batch_size}, or fewer at a time with --config.training.microbatch"
     )
 
 
@@ -234,7 +233,7 @@ def _write(path, root, size, channels, settings):
 def main() -> None:
     arguments = flags.FLAGS(sys.argv)[1:]
     if len(arguments) != 1:
-        raise UserError("Give one folder of images: python -m planning.images DIR.")
+        raise UserError("Give one folder of images: python -m scripts.own_images DIR.")
     describe(arguments[0], flags.FLAGS.size, flags.FLAGS.config_file)
 
 

@@ -1,0 +1,117 @@
+"""What a checkpoint says of itself: the configuration that it was trained with.
+
+Whoever loads a checkpoint builds its network, SDE and scaling of the data from that configuration.
+The command's own decides the rest: sampling, evaluation, device, precision and data set. Published
+files hold no configuration; for them the command's counts.
+"""
+
+import copy
+import os
+from collections.abc import Collection
+from typing import Any
+
+import ml_collections
+
+from utils import UserError, flatten, log
+
+# Fields of other sections than `model` and `classifier` that a network, SDE or scaling depends on.
+OTHER_SECTIONS = {
+    *("data.image_size", "data.image_width", "data.num_channels", "data.dimensions"),
+    *("data.centered", "training.sde", "training.continuous"),
+}
+# Fields of `model` that say where a file lies, or how a classifier is trained beside the model.
+NOT_OF_THE_MODEL = {
+    *("model.score_restore_path", "model.classifier_restore_path", "model.loss_type"),
+    *("model.weighting_dlsm", "model.weighting_ce", "model.coef"),
+}
+# Fields that a training which starts from a checkpoint of another run decides for itself.
+OF_A_TRAINING = {"model.ema_rate", "model.dropout", "model.energy", "model.num_classes"}
+# A checkpoint with another value in one of these is another kind of model than the configuration's.
+KIND = {
+    *("model.name", "model.energy", "training.sde", "training.continuous"),
+    *("classifier.model", "data.dimensions"),
+}
+
+
+def describes(field: str) -> bool:
+    """Whether the checkpoint's value of `field`, such as ``model.nf``, is the one that counts."""
+    of_a_network = field.startswith(("model.", "classifier.")) and field not in NOT_OF_THE_MODEL
+    return of_a_network or field in OTHER_SECTIONS
+
+
+def described(before: dict[str, Any] | None, keep: Collection[str] = ()) -> dict[str, Any]:
+    """The fields that describe a checkpoint in the configuration that it holds, but for `keep`."""
+    fields = flatten(before or {})
+    return {n: _hashable(v) for n, v in fields.items() if describes(n) and n not in keep}
+
+
+def adopt(
+    config: ml_collections.ConfigDict,
+    before: dict[str, Any] | None,
+    path: str | os.PathLike,
+    keep: Collection[str] = (),
+) -> ml_collections.ConfigDict:
+    """A copy of `config` with the network, SDE and scaling of the checkpoint at `path`.
+
+    Args:
+        before: the configuration in the checkpoint; None: it holds none, and nothing changes.
+        keep: fields whose value stays that of `config`.
+
+    Raises:
+        UserError: the configuration is of another kind of model.
+    """
+    config, theirs = copy.deepcopy(config), described(before, keep)
+    ours = flatten(config.to_dict())
+    for name in sorted(KIND & theirs.keys()):
+        if _hashable(ours.get(name)) != theirs[name]:
+            raise UserError(
+                f"{path} is of another kind of model: it was trained with config.{name} "
+                f"{theirs[name]}, and this configuration has {ours.get(name)}. Give a "
+                "configuration of that kind, or another checkpoint."
+            )
+    changed = [n for n, value in theirs.items() if _hashable(ours.get(n)) != value]
+    if changed:
+        log.info("As %s says: %s.", path, ", ".join(f"{n} {theirs[n]}" for n in changed))
+    with config.unlocked(), config.ignore_type():
+        for name, value in theirs.items():
+            section, _, field = name.partition(".")
+            config[section][field] = value
+    return config
+
+
+def refuse_typed(
+    config: ml_collections.ConfigDict,
+    typed: Collection[str],
+    before: dict[str, Any] | None,
+    path: str | os.PathLike,
+    keep: Collection[str] = (),
+) -> None:
+    """Raise a UserError if a field typed on the command line contradicts the checkpoint at `path`.
+
+    Args:
+        typed: names of such fields.
+        before, keep: as in `adopt`.
+    """
+    ours, theirs = flatten(config.to_dict()), described(before, keep)
+    for name in typed:
+        if name in theirs and _hashable(ours.get(name)) != theirs[name]:
+            raise UserError(
+                f"config.{name} is {ours.get(name)}, but {path} was trained with {theirs[name]}. "
+                "Leave it out, since the checkpoint holds it, or give another checkpoint."
+            )
+
+
+def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What files made from the same weights may differ in, beside their settings; no defaults."""
+    found = {
+        "energy": config.model.energy,
+        "centered": config.data.get("centered", False),
+        "discrete": not config.training.continuous,
+        "precision": config.compute.precision if config.compute.precision != "fp32" else None,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _hashable(value: object) -> object:
+    """JSON knows lists only, and configurations have tuples."""
+    return tuple(value) if isinstance(value, list) else value

@@ -1,1 +1,0 @@
-"""What repeats other runs: the same evaluation of many checkpoints."""

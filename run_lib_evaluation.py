@@ -105,7 +105,8 @@ def main() -> None:
     require_asked(asked)
     refuse_unread(asked)
     cli.choose_sampler(config)
-    config = described(config)
+    if asked != ["read"]:  # what was calculated says what it is of
+        config = described(config)
     ranges.check(config)
     by_class = draws_by_class(config)
     require_kind(config, asked, by_class)

@@ -69,6 +69,7 @@ def sample(
         UserError: something that was asked for does not exist or does not fit.
     """
     ranges.check(config)
+    rounds.divisions(config.eval, division_idx)
     device, place = get_device(config.device), Workdir(workdir)
     place.check()
     drawn = load_for_sampling(config, place, device)

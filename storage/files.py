@@ -219,9 +219,14 @@ def stands(path: str | os.PathLike, meta: dict, advice: str, **shapes: tuple[int
         log.info("Making it again: %s", error)
         return False
     changed = differences(old, json.loads(to_json(meta)))
-    changed += [name for name, shape in shapes.items() if arrays[name].shape != shape]
+    found = {name: arrays[name].shape for name in shapes}
+    changed += [
+        f"{name} of shape {found[name]} (now {shape})"
+        for name, shape in shapes.items()
+        if found[name] != shape
+    ]
     if changed:
-        raise UserError(f"{path} was made with other {', '.join(changed)}; {advice}")
+        raise UserError(f"{path} was made with {', '.join(changed)}; {advice}")
     return True
 
 

@@ -3,33 +3,30 @@
 import functools
 import hashlib
 import pathlib
+import re
 
 from utils import flatten
 
 VERSION = "1.0"
-# The folders of the sources that files are made by.
-SOURCES = (
-    *(".", "metrics", "models", "planning", "readers", "samplers", "storage", "sweeps"),
-    "training",
-)
-
 # Names of a `meta` that do not decide: the name of a checkpoint's file, and two of older versions.
-NOT_COMPARED = {"config", "checkpoint", "sampling.batch_size"}
-# What is meant where a file does not say it; older files, which hold a hash of it, do not.
+NOT_COMPARED = re.compile(r"(.*\.)?(config|checkpoint|classifier|sampling\.batch_size)")
+# Names that older files lack; there they may be anything.
+OPTIONAL = re.compile(r"(.*\.)?(ema|nfe|energy|centered|discrete|precision|sampling\..*)")
+# What these are where a file of this version does not say it.
 DEFAULTS = {"energy": False, "centered": False, "discrete": False, "precision": "fp32"}
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """What two `meta` disagree about, as ``name=old (now new)``.
-
-    Names that one of them lacks, as files of earlier versions do, are not compared.
-    """
+    """What two `meta` disagree about, as ``name=old (now new)``; None: one does not say it."""
     old, new = ({**({} if "config" in meta else DEFAULTS), **flatten(meta)} for meta in (old, new))
-    return [
-        f"{name}={old[name]} (now {new[name]})"
-        for name in sorted((old.keys() & new.keys()) - NOT_COMPARED)
-        if old[name] != new[name]
-    ]
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        both = name in old and name in new
+        if NOT_COMPARED.fullmatch(name) or not (both or not OPTIONAL.fullmatch(name)):
+            continue
+        if not both or old[name] != new[name]:
+            found.append(f"{name}={old.get(name)} (now {new.get(name)})")
+    return found
 
 
 @functools.cache
@@ -37,7 +34,8 @@ def code_version() -> str:
     """The version, and a hash of the sources as they lie here: commits and local changes alike."""
     root = pathlib.Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for path in sorted(path for folder in SOURCES for path in root.glob(f"{folder}/*.py")):
+    paths = [*root.glob("*.py"), *root.glob("[a-z]*/*.py")]
+    for path in sorted(path for path in paths if path.parent.name != "tests"):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return f"{VERSION}+{digest.hexdigest()[:12]}"
 

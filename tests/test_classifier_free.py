@@ -312,9 +312,7 @@ def test_from_training_to_classwise_metrics(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     train = arguments("digits_cfg", cache)
     typed("main.py --workdir W", tmp_path, train)
-    # Without labels, by the commands of every score model.
     fast = "--sampler heun --steps 3"
-    typed(f"run_lib_sampling.py --workdir W {fast}", tmp_path, train)
     typed("run_lib_evaluation_asym.py --workdir W --bs 360 --nl 1 --calculate", tmp_path, train)
     # By class, from the same checkpoint.
     few = {"eval__num_samples": 40, "eval__num_samples_all": 40, "eval__num_divisions": 2}
@@ -337,6 +335,7 @@ def test_from_training_to_classwise_metrics(tmp_path, monkeypatch):
     assert again.read_bytes() == files["3/samples_1.npz"]
     shutil.rmtree(results / "V")
     typed(f"{one} --workdir V --scale 0", tmp_path, guided)
+    (again,) = (results / "V/eval_samples_heun_scale0").rglob("*.npz")
     assert again.read_bytes() != files["3/samples_1.npz"]
     # The class-wise metrics.
     features = [*guided, "--config.eval.nearest_k=1"]
@@ -354,7 +353,6 @@ def test_mistakes_get_a_sentence(tmp_path):
     for line, flags, said in (
         (sample, guided, "results/W/checkpoints/checkpoint.pth does not exist"),
         (f"{sample} --mode class --classid 10", guided, "the classes go from 0 to 9"),
-        (f"{sample} --mode full", arguments("digits_cfg", cache), "configuration of a classifier"),
     ):
         done = commands.command(line, tmp_path, flags)
         tiny.check_sentence(done, said)

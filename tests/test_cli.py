@@ -99,7 +99,7 @@ MISTAKES = {
         "no field config.sed.x.",
     ),
     "bad number": (lambda tmp, args: [*args, "--bs=many"], "--bs=many"),
-    "batch size": (lambda tmp, args: [*args, "--bs=0"], "config.training.batch_size is 0"),
+    "batch size": (lambda tmp, args: [*args, "--bs=0"], "--bs is 0"),
     "data set": (
         lambda tmp, args: [*args, "--config.data.dataset=CIFAR"],
         "data.dataset is 'CIFAR'; expected one of: CIFAR10",
@@ -151,8 +151,8 @@ def test_a_mistake_gets_a_sentence_and_writes_nothing(tmp_path, mistake):
     ("more", "said"),
     [
         (["--division_idx=3"], "--division_idx is 3; with 1 divisions it goes from 0 to 0"),
-        (["--bs=0"], "config.eval.batch_size is 0"),
-        (["--num_divisions=-1"], "config.eval.num_divisions is -1"),
+        (["--bs=0"], "--bs is 0"),
+        (["--num_divisions=-1"], "--num_divisions is -1"),
         ([], "checkpoint.pth does not exist"),
     ],
 )

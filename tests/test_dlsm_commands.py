@@ -62,7 +62,11 @@ def test_from_training_to_cas(tmp_path, data):
     assert content["step"] == 2
     assert content["model"]["classifier.classifier.linear.weight"].shape == (classes, 512)
 
-    few = [*TINY, "--config.sampling.corrector=none", f"--config.eval.num_samples={2 * classes}"]
+    few = [
+        "--config.device=cpu",
+        "--config.sampling.corrector=none",
+        f"--config.eval.num_samples={2 * classes}",
+    ]
     few.append("--config.eval.batch_size=2")
     config = f"--config configs/eval/{data}/eval_{data}_configs.py"
     sample = f"run_lib_sampling.py {config}"
@@ -72,7 +76,10 @@ def test_from_training_to_cas(tmp_path, data):
         typed(f"{sample} --mode full --workdir {ours}", tmp_path, few)
         from_ours = f"--workdir {scaled} --restore_classifier {classifier_path}"
         typed(f"{sample} --mode full {from_ours} --scale 10", tmp_path, few)
-        assert count_samples(results / scaled, classes) == [2] * classes
+        folder = results / scaled / "eval_samples_scale10"
+        assert len(list(folder.glob("*/samples_*.npz"))) == classes
+        typed(f"{sample} --mode class --classid 0 --scale 10 --workdir {ours}", tmp_path, few)
+        assert (results / ours / "eval_samples_scale10/0/samples_0.npz").exists()
         loose = ["--config.sampling.atol=0.1", "--config.sampling.rtol=0.1"]
         ode = f"{sample} --mode class --classid 3 --ode --workdir {ours}"
         typed(ode, tmp_path, few + loose)
@@ -110,8 +117,8 @@ def test_mistakes_get_a_sentence(tmp_path):
         (f"{sample} --restore a --restore b --restore_classifier c", "3 checkpoints were given"),
         (f"{sample} --restore a --restore b", "The checkpoint a does not exist"),
         (f"{sample}", "results/score_cifar10/checkpoints/checkpoint.pth does not exist"),
-        (f"run_lib_sampling.py --workdir W --config {qc} --mode full", "configuration of a class"),
-        (f"run_lib_sampling.py --workdir W --config {qc} --scale 2", "sampling.scaling_factor"),
+        (f"run_lib_sampling.py --workdir W --config {qc} --mode full", "--mode cannot"),
+        (f"run_lib_sampling.py --workdir W --config {qc} --scale 2", "--scale cannot"),
         (f"main.py --workdir W --config {training}", "use --model classifier"),
         (f"main.py --workdir W --config {score} --model classifier", "use --model score"),
         (f"main.py --workdir W --config {training} --model classifier", "score_cifar10/checkpoin"),

@@ -21,6 +21,8 @@ TRAIN = [
     "--config.training.snapshot_sampling=False",
 ]
 
+UNTYPED = ["--config.device=cpu"]  # what training was told is not typed again
+
 
 def ok(done):
     assert done.returncode == 0, done.stdout + done.stderr
@@ -34,28 +36,32 @@ def test_from_training_to_read(tmp_path, kind, data):
     # Random weights make an energy's flow so stiff below σ = 10 that it takes thousands of steps:
     # one data set is enough for them.
     stiff = kind == "c_ncsn" and data != "cifar10"
-    shape = [*TINY, "--config.model.sigma_min=10.0"] if stiff else TINY
+    shape = ["--config.model.sigma_min=10.0"] if stiff else []
     config = f"configs/{kind}/training/{data}_ncsnpp_deep_continuous.py"
     config_eval = f"--config {ROOT}/configs/{kind}/evaluation/eval_{data}_config"
     train = f"main.py --config {ROOT}/{config} {regulariser} --bs 2 --workdir W"
-    ok(command(train, tmp_path, TRAIN))
+    ok(command(train, tmp_path, TRAIN + shape))
 
     nll = f"run_lib_evaluation_nll.py {config_eval}.py --workdir W"
     loose = "--checkpoint_idx 2 --bs 2 --atol 0.1 --rtol 0.1"
-    ok(command(f"{nll} {loose} --calculate", tmp_path, shape))
-    assert "bits/dim over 5 images" in ok(command(f"{nll} --read", tmp_path, shape)).stdout
+    ok(command(f"{nll} {loose} --calculate", tmp_path, UNTYPED))
+    assert "bits/dim over 5 images" in ok(command(f"{nll} --read", tmp_path, UNTYPED)).stdout
 
     asym = f"run_lib_evaluation_asym.py {config_eval}.py --workdir W"
     few = "--checkpoint_idx 2 --bs 2 --nl 2 --slices 2"
-    ok(command(f"{asym} {few} --calculate", tmp_path, TINY))
-    assert "over 2 noise levels" in ok(command(f"{asym} --read", tmp_path, TINY)).stdout
+    ok(command(f"{asym} {few} --calculate", tmp_path, UNTYPED))
+    assert "over 2 noise levels" in ok(command(f"{asym} --read", tmp_path, UNTYPED)).stdout
 
     sampling = f"run_lib_sampling.py {config_eval}.py --bs 2 --num_samples 5 --num_divisions 2"
-    ok(command(f"{sampling} --division_idx 0 --workdir W --checkpoint_idx 2 --png", tmp_path, TINY))
+    ok(
+        command(
+            f"{sampling} --division_idx 0 --workdir W --checkpoint_idx 2 --png", tmp_path, UNTYPED
+        )
+    )
     loose = ["--config.sampling.atol=0.1", "--config.sampling.rtol=0.1"]
-    ok(command(f"{sampling} --division_idx 1 --workdir W --ode", tmp_path, shape + loose))
+    ok(command(f"{sampling} --division_idx 1 --workdir W --ode", tmp_path, UNTYPED + loose))
     by_config = sampling.replace("_config.py", "_config_ode.py")
-    ok(command(f"{by_config} --division_idx 0 --workdir W", tmp_path, shape + loose))
+    ok(command(f"{by_config} --division_idx 0 --workdir W", tmp_path, UNTYPED + loose))
 
     root = tmp_path / "results/W"
     assert load_npz(root / "eval_sampling/0/samples_1.npz", "samples")["samples"].shape[0] == 1
@@ -79,7 +85,7 @@ def trained(tmp_path_factory):
     return here
 
 
-EVAL = "--config {}/configs/qc_ncsn/evaluation/eval_cifar10_config.py --workdir W --bs 2"
+EVAL = "--config {}/configs/qc_ncsn/evaluation/eval_cifar10_config.py --workdir W"
 
 
 @pytest.mark.parametrize(
@@ -88,9 +94,9 @@ EVAL = "--config {}/configs/qc_ncsn/evaluation/eval_cifar10_config.py --workdir 
 )
 def test_a_calculation_does_only_what_is_missing(trained, metric, more, folder):
     """As after a kill half way: the files that stand are kept, and the mean is the same."""
-    line = f"run_lib_evaluation.py {EVAL.format(ROOT)} --metric {metric} {more}"
-    ok(command(f"{line} --calculate", trained, TINY))
-    first = ok(command(f"{line} --read", trained, TINY)).stdout
+    line = f"run_lib_evaluation.py {EVAL.format(ROOT)} --metric {metric}"
+    ok(command(f"{line} {more} --bs 2 --calculate", trained, UNTYPED))
+    first = ok(command(f"{line} --read", trained, UNTYPED)).stdout
     files = sorted((trained / "results/W" / folder).glob("*.npz"))
     assert len(files) == 3
     assert load_npz(files[-1], folder.split("/")[0].replace("nll", "bpd"))
@@ -98,24 +104,32 @@ def test_a_calculation_does_only_what_is_missing(trained, metric, more, folder):
     whole = files[1].read_bytes()
     files[1].unlink()
     if metric == "nll":
-        done = command(f"{line} --read", trained, TINY)
+        done = command(f"{line} --read", trained, UNTYPED)
         assert done.returncode == 1
         assert "bpd_1.npz is missing" in done.stderr
         assert "--calculate" in done.stderr
-    ok(command(f"{line} --calculate", trained, TINY))
+    ok(command(f"{line} {more} --bs 2 --calculate", trained, UNTYPED))
     assert files[1].read_bytes() == whole
     again = [path.stat().st_mtime_ns for path in files]
     assert [a == b for a, b in zip(stamps, again)] == [True, False, True]
-    assert ok(command(f"{line} --read", trained, TINY)).stdout == first
+    assert ok(command(f"{line} --read", trained, UNTYPED)).stdout == first
 
 
 @pytest.mark.parametrize(
     ("line", "file", "array"),
     [
-        ("run_lib_evaluation_nll.py {} --atol 0.1 --rtol 0.1 --calculate", "nll/bpd_0.npz", "bpd"),
-        ("run_lib_evaluation_asym.py {} --nl 2 --calculate", "asym/repeat_0/batch_0.npz", "nasym"),
         (
-            "run_lib_sampling.py {} --num_samples 2 --num_divisions 1",
+            "run_lib_evaluation_nll.py {} --bs 2 --atol 0.1 --rtol 0.1 --calculate",
+            "nll/bpd_0.npz",
+            "bpd",
+        ),
+        (
+            "run_lib_evaluation_asym.py {} --bs 2 --nl 2 --calculate",
+            "asym/repeat_0/batch_0.npz",
+            "nasym",
+        ),
+        (
+            "run_lib_sampling.py {} --bs 2 --num_samples 2 --num_divisions 1",
             "eval_sampling/0/samples_0.npz",
             "samples",
         ),
@@ -124,9 +138,9 @@ def test_a_calculation_does_only_what_is_missing(trained, metric, more, folder):
 def test_a_microbatch_changes_no_numbers(trained, line, file, array):
     """Files of another one stand, and what is calculated in parts is the same to rounding."""
     line, path = line.format(EVAL.format(ROOT)), trained / "results/W" / file
-    ok(command(line, trained, TINY))
+    ok(command(line, trained, UNTYPED))
     whole, stamp = load_npz(path, array)[array], path.stat().st_mtime_ns
-    parts = [*TINY, "--config.eval.microbatch=1"]
+    parts = [*UNTYPED, "--config.eval.microbatch=1"]
     ok(command(line, trained, parts))
     assert path.stat().st_mtime_ns == stamp
     path.unlink()
@@ -136,13 +150,31 @@ def test_a_microbatch_changes_no_numbers(trained, line, file, array):
     np.testing.assert_allclose(again, whole, rtol=1e-3, atol=1 if array == "samples" else 1e-3)
 
 
-def test_raw_and_averaged_weights_differ(trained):
-    """The published command takes the raw weights, --ema the averaged; they are not mixed."""
-    line = f"run_lib_evaluation_nll.py {EVAL.format(ROOT)} --atol 0.1 --rtol 0.1"
-    ok(command(f"{line} --calculate", trained, TINY))
-    done = command(f"{line} --ema --calculate", trained, TINY)
+def test_raw_and_averaged_weights_lie_side_by_side(trained):
+    """The published command takes the raw weights, --ema the averaged ones."""
+    line = f"run_lib_evaluation_nll.py {EVAL.format(ROOT)}"
+    printed = {}
+    for ema in ("", " --ema"):
+        ok(command(f"{line} --bs 2 --atol 0.1 --rtol 0.1 --calculate{ema}", trained, UNTYPED))
+        printed[ema] = ok(command(f"{line} --read{ema}", trained, UNTYPED)).stdout
+    assert "raw weights" in printed[""]
+    assert "EMA weights" in printed[" --ema"]
+    metrics = json.loads((trained / "results/W/metrics.json").read_text())
+    assert metrics["nll"]["settings"]["weights"] != metrics["nll_ema"]["settings"]["weights"]
+    for name in ("nll", "nll_ema"):
+        assert (trained / f"results/W/{name}/bpd_0.npz").exists()
+        assert metrics[name]["settings"]["checkpoint"] == "checkpoint.pth"
+
+
+def test_reading_takes_as_many_repeats_as_were_asked_for(trained):
+    line = f"run_lib_evaluation_asym.py {EVAL.format(ROOT)} --nl 1 --bs 5 --ema --total_repeat 2"
+    ok(command(f"{line} --calculate", trained, UNTYPED))
+    read = f"run_lib_evaluation_asym.py {EVAL.format(ROOT)} --ema --read"
+    assert "2 repeats" in ok(command(read, trained, UNTYPED)).stdout
+    assert "1 repeats" in ok(command(f"{read} --total_repeat 1", trained, UNTYPED)).stdout
+    done = command(f"{read} --total_repeat 3", trained, UNTYPED)
     assert done.returncode == 1
-    assert "made with other weights" in done.stderr
+    assert "repeat_2.npz" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -151,11 +183,16 @@ def test_raw_and_averaged_weights_differ(trained):
         ("run_lib_evaluation_nll.py {} --workdir none --read", "run first: python run_lib_eval"),
         ("run_lib_evaluation_asym.py {} --workdir none --read", "run first: python run_lib_eval"),
         ("run_lib_evaluation_nll.py {}", "give --calculate or --read"),
+        ("run_lib_evaluation_nll.py {} --read --rtol 0.1", "--rtol"),
+        ("run_lib_evaluation_nll.py {} --read --checkpoint_idx 1", "--checkpoint_idx"),
+        ("run_lib_evaluation_fidis.py {} --fidis --checkpoint_idx 1", "--checkpoint_idx"),
+        ("run_lib_evaluation_fidis.py {} --fidis --ema", "--ema"),
+        ("run_lib_sampling.py {} --ode --steps 3", "--steps"),
         ("run_lib_evaluation.py {} --read", "--metric is missing"),
         ("run_lib_evaluation_nll.py {} --calculate --workdir none", "does not exist"),
-        ("run_lib_evaluation_nll.py {} --calculate --bs 0", "config.eval.batch_size is 0"),
-        ("run_lib_evaluation_asym.py {} --calculate --slices 0", "config.loss.slices is 0"),
-        ("run_lib_evaluation_asym.py {} --calculate --nl 0", "config.eval.noise_levels is 0"),
+        ("run_lib_evaluation_nll.py {} --calculate --bs 0", "--bs is 0"),
+        ("run_lib_evaluation_asym.py {} --calculate --slices 0", "--slices is 0"),
+        ("run_lib_evaluation_asym.py {} --calculate --nl 0", "--nl is 0"),
         (
             "run_lib_evaluation_asym.py {} --calculate --config.loss.estimator=best",
             "config.loss.estimator is 'best'; expected one of: paper, skew",
@@ -163,7 +200,7 @@ def test_raw_and_averaged_weights_differ(trained):
     ],
 )
 def test_mistakes_get_a_sentence(trained, line, said):
-    done = command(line.format(EVAL.format(ROOT)), trained, TINY)
+    done = command(line.format(EVAL.format(ROOT)), trained, UNTYPED)
     assert done.returncode == 1, done.stdout + done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -190,7 +227,7 @@ def test_a_published_file_in_and_qc_out(tmp_path, name):
     ]
     line = f"main.py --config {ROOT}/{config} --balancing_fac 0.0001 --slices 2 --bs 2"
     done = ok(command(f"{line} --workdir W --restore {path}", tmp_path, shape))
-    assert f"Restored {path} at step {start}." in done.stdout
+    assert f"Restored {path} at step {start}" in done.stdout
     content = checkpoints.read(tmp_path / "results/W/checkpoints/checkpoint.pth")
     assert content["step"] == start + 1
     assert content["ema"]["num_updates"] == 5

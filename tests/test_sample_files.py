@@ -61,7 +61,7 @@ def test_different_origins_do_not_mix(tmp_path, changes, field):
     draw(tmp_path / "a", 2, 8, 2)
     draw(tmp_path / "b", 2, 8, 2, **changes)
     (tmp_path / "b/1/samples_1.npz").replace(tmp_path / "a/1/samples_1.npz")
-    refused(tmp_path / "a", 2, 8, "1/samples_1.npz and", f"with different {field};")
+    refused(tmp_path / "a", 2, 8, "1/samples_1.npz and", f"{field}=")
 
 
 def test_files_of_the_published_code_say_nothing_and_are_taken(tmp_path):
@@ -72,7 +72,7 @@ def test_files_of_the_published_code_say_nothing_and_are_taken(tmp_path):
     (tmp_path / "0").replace(tmp_path / "other/0.new")
     (tmp_path / "other/0.new/samples_0.npz").replace(tmp_path / "other/0/samples_0.npz")
     (tmp_path / "other/0.new").rmdir()
-    refused(tmp_path / "other", 2, 4, "different")
+    refused(tmp_path / "other", 2, 4, "made otherwise")
 
 
 @pytest.mark.parametrize("meta", ["{", "3", "[]"])

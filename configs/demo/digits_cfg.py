@@ -6,4 +6,5 @@ from configs.demo import digits
 def get_config():
     config = digits.get_config()
     config.model.num_classes = 10
+    config.sampling.scaling_factor = 2.0
     return config

@@ -5,7 +5,6 @@ from configs.demo import digits_cfg
 
 def get_config():
     config = digits_cfg.get_config()
-    config.sampling.scaling_factor = 2.0
     config.eval.batch_size = 30
     config.eval.num_samples = 300
     config.eval.num_samples_all = 300

@@ -27,10 +27,7 @@ NOT_OF_THE_MODEL = {
 # Fields that a training which starts from a checkpoint of another run decides for itself.
 OF_A_TRAINING = {"model.ema_rate", "model.dropout", "model.energy", "model.num_classes"}
 # A checkpoint with another value in one of these is another kind of model than the configuration's.
-KIND = {
-    *("model.name", "model.energy", "training.sde", "training.continuous"),
-    *("classifier.model", "data.dimensions"),
-}
+KIND = {"model.name", "model.energy", "training.sde", "training.continuous", "data.dimensions"}
 
 
 def describes(field: str) -> bool:

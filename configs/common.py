@@ -84,7 +84,6 @@ def base(dataset):
     training.log_freq = 50
     training.eval_freq = 100
     training.snapshot_sampling = True
-    training.wandb_project = placeholder(str)  # of Weights & Biases; none: nothing is sent
 
     config.sampling = sampling = ml_collections.ConfigDict()
     sampling.method = "pc"

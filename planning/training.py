@@ -103,7 +103,6 @@ def files_of(config: ml_collections.ConfigDict, job: Any, place: Workdir, step: 
         Files(place.checkpoint()),
         Files(place.resume_point, 1, checkpoint),
         Files(place.tensorboard / "*"),
-        Files(place.scalars),
         Files(place.log_file),
     ]
     if training.snapshot_sampling:

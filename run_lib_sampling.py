@@ -28,6 +28,7 @@ from models.scores import InParts
 from planning import scores
 from samplers.progress import RoundProgress
 from samplers.rounds import Round, chosen_classes, divisions, own_rounds, share, split_rounds
+from storage.checkpoints import describe_step
 from storage.files import remove_abandoned, save_npz, save_picture, stands, to_json
 from storage.provenance import config_hash
 from storage.trained import load_guidance, load_score
@@ -114,9 +115,9 @@ def sample(
     score, loaded = load_score(config, path, drawing.sde, drawing.device)
     drawing.open()
     log.info(
-        "Drawing %d samples from step %d with the %s sampler on %s.",
+        "Drawing %d samples from %s with the %s sampler on %s.",
         sum(sizes[d] for d in chosen),
-        loaded.step,
+        describe_step(loaded.step),
         method,
         drawing.device,
     )
@@ -168,7 +169,7 @@ def sample_classes(
         scale,
         method,
         device,
-        ", ".join(f"the {name} of step {step}" for name, step in steps),
+        ", ".join(f"the {name} of {describe_step(step)}" for name, step in steps),
     )
     rounds = {}
     for label in classes:

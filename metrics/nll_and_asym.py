@@ -24,6 +24,7 @@ import sde_lib
 from configs import ranges
 from metrics import sharing
 from models import jacobian
+from storage.checkpoints import describe_step
 from storage.files import atomic_write, load_npz, read_meta, save_npz, stands, to_json
 from storage.provenance import config_hash, differences
 from storage.trained import LoadedFrom, load_score
@@ -61,7 +62,7 @@ class TestRun:
         place.create()
         log_to(place.log_file)
         weights = "averaged" if use_ema else "raw"
-        log.info("Evaluating %s weights of step %d on %s.", weights, loaded.step, device)
+        log.info("Evaluating %s weights of %s on %s.", weights, describe_step(loaded.step), device)
         domain, size = domains.from_config(config.data), config.eval.batch_size
         return cls(config, place, device, sde, score, loaded, split, domain, size)
 

@@ -23,7 +23,12 @@ def differences(old: dict, new: dict) -> list[str]:
     compared = {*old, *new}
     if not {"config"} <= old.keys() & new.keys():
         compared -= {"config"}
-    return sorted(name for name in compared if old.get(name) != new.get(name))
+    return sorted(name for name in compared if _value(old, name) != _value(new, name))
+
+
+def _value(meta, name):
+    """Older files have the step 0 for a checkpoint without one."""
+    return (meta.get(name) or None) if name.endswith("_step") else meta.get(name)
 
 
 @functools.cache

@@ -19,9 +19,9 @@ from storage import checkpoints
 
 @dataclasses.dataclass(frozen=True)
 class LoadedFrom:
-    """Which weights a network was loaded from: their step and their fingerprint."""
+    """Which weights a network was loaded from: their step, if the file has one, and a hash."""
 
-    step: int
+    step: int | None
     fingerprint: str
 
 
@@ -43,12 +43,12 @@ def load_score(
     network = models.create_model(config)
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "score model")
-    checkpoints.load_model(network, content, path)
+    checkpoints.load_model(network, content, path, config)
     if use_ema:
         ema = EMA(network.parameters(), config.model.ema_rate)
         checkpoints.load_ema(ema, content, path)
         ema.copy_to_parameters()
-    step = checkpoints.read_count(content, "step", path, 0)
+    step = checkpoints.read_count(content, "step", path)
     loaded = LoadedFrom(step, checkpoints.fingerprint(network.parameters()))
     compute.freeze(network, config.compute, device)
     return models.create_score(config, network, sde), loaded
@@ -68,15 +68,15 @@ def load_classifier(
     network = models.create_classifier(config)
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "classifier")
-    checkpoints.load_model(network, content, path)
-    step = checkpoints.read_count(content, "step", path, 0)
+    checkpoints.load_model(network, content, path, config)
+    step = checkpoints.read_count(content, "step", path)
     loaded = LoadedFrom(step, checkpoints.fingerprint(network.state_dict().values()))
     return compute.freeze(network, config.compute, device), loaded
 
 
 def load_guidance(
     config: ml_collections.ConfigDict, own: str | os.PathLike, sde: SDE, device: torch.device
-) -> tuple[Callable, dict[str, int | str]]:
+) -> tuple[Callable, dict[str, int | str | None]]:
     """The guidance of class-wise sampling: by a classifier, or a class-conditional score's own.
 
     Args:

@@ -99,11 +99,14 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     """
     content = _load(path, mmap=False)
     if zipfile.is_zipfile(path):
-        # PyTorch does not compare the archive's checksums; it takes 0.2 s for a GB.
-        with zipfile.ZipFile(path) as archive:
-            changed = archive.testzip()
+        # PyTorch does not compare the archive's checksums. This takes 0.2 s for a GB.
+        try:
+            with zipfile.ZipFile(path) as archive:
+                changed = archive.testzip()
+        except Exception as error:  # zipfile raises many types on damaged files
+            changed = error
         if changed is not None:
-            raise UserError(f"{path} is damaged (the checksum of {changed}); take another file.")
+            raise UserError(f"{path} is damaged (checksum: {changed}); take another file.")
     for model in (content.get("model"), content.get("state_dict"), content):
         if _is_state_dict(model):
             return content if model is content.get("model") else {"model": model}
@@ -168,8 +171,8 @@ def _what_is_wrong(path, error):
     # A msgpack map with a string as its first key.
     if len(start) == 2 and start[0] in (*range(0x81, 0x90), 0xDE, 0xDF) and start[1] != 0x02:
         return (
-            "looks like a checkpoint of JAX/Flax (msgpack); expected one of PyTorch. The original "
-            "PyTorch code has files of the same models."
+            "looks like a checkpoint of JAX/Flax (msgpack); expected one of PyTorch. The published "
+            "PyTorch code has its own files."
         )
     (reason, *_) = [line for line in str(error).splitlines() if line.strip()] or [""]
     return (
@@ -252,7 +255,7 @@ def _different_fields(content, path, config):
     different = [
         f"config.{name}={before[name]} (now {now[name]})"
         for name in now
-        if name.startswith(("model.", "classifier.", "data.")) and not name.endswith("_path")
+        if name.startswith(("model.", "classifier.")) and not name.endswith("_path")
         if name in before and before[name] != now[name]
     ]
     return f" It was trained with {', '.join(different)}." if different else ""

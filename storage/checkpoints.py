@@ -98,7 +98,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
         UserError: the file is missing, damaged, of another kind, or has no model.
     """
     content = _load(path, mmap=False)
-    if zipfile.is_zipfile(path):
+    if _is_archive(path):
         # PyTorch does not compare the archive's checksums. This takes 0.2 s for a GB.
         try:
             with zipfile.ZipFile(path) as archive:
@@ -122,7 +122,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
         UserError: the file is missing, damaged or of another kind.
     """
-    return config_of(_load(path, mmap=zipfile.is_zipfile(path)), path)
+    return config_of(_load(path, mmap=True), path)
 
 
 def config_of(content: dict[str, Any], path: str | os.PathLike) -> dict[str, Any] | None:
@@ -143,8 +143,9 @@ def config_of(content: dict[str, Any], path: str | os.PathLike) -> dict[str, Any
 
 
 def _load(path, mmap):
-    """The dict in the file at `path`."""
+    """The dict in the file at `path`; with `mmap` its tensors are read when they are used."""
     try:
+        mmap = mmap and _is_archive(path)  # PyTorch before 1.6 wrote plain pickles
         with torch.serialization.safe_globals(NUMPY_FLOAT64):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
@@ -156,6 +157,11 @@ def _load(path, mmap):
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a dict with 'model'.")
     return content
+
+
+def _is_archive(path):
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _what_is_wrong(path, error):

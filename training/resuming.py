@@ -23,8 +23,10 @@ FIXED_TRAINING = (
 PLACES = ("data.root", "data.cache")
 
 
-def _is_fixed(field):
+def _is_fixed(field, before, step):
     section, _, name = field.partition(".")
+    if field == "training.snapshot_freq":
+        return step >= before  # checkpoint_1.pth, of this many steps, is written
     if field in PLACES or field.endswith("_path"):
         return False
     if section == "training":
@@ -43,15 +45,13 @@ def require_same_run(
     Raises:
         UserError: a field that gives the steps their meaning differs; names it.
     """
-    if "config" not in content:  # a file of the published code
+    before = checkpoints.config_of(content, path)
+    if before is None:  # a file of the published code
         return []
-    try:
-        before = flatten(json.loads(content["config"]))
-    except (AttributeError, TypeError, ValueError, RecursionError):
-        raise UserError(f"{path} does not say which configuration it was trained with.") from None
+    before, step = flatten(before), checkpoints.read_count(content, "step", path, 0)
     now = flatten(json.loads(config.to_json()))
     changed = [name for name in now if name in before and before[name] != now[name]]
-    fixed = [name for name in changed if _is_fixed(name)]
+    fixed = [name for name in changed if _is_fixed(name, before[name], step)]
     if fixed:
         differences = ", ".join(f"config.{n} {before[n]} (now {now[n]})" for n in fixed)
         flags = " ".join(f"--config.{n}={before[n]}" for n in fixed)

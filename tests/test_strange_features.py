@@ -41,5 +41,5 @@ def test_features_of_another_program_are_measured(tmp_path, monkeypatch):
     ],
 )
 def test_features_that_do_not_fit_get_a_sentence(tmp_path, monkeypatch, real, pool, logits):
-    with pytest.raises(UserError, match="features|_stat"):
+    with pytest.raises(UserError, match=r"features|_stat"):
         measure(tmp_path, monkeypatch, real, pool, logits)

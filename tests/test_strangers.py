@@ -11,7 +11,7 @@ from hypothesis import given
 from raw_data import random_images
 from strangers import Calls, reads, spoiled
 from test_readers import GOOD as GOOD_IDX
-from test_readers import numpy1_names, python2_pickle
+from test_readers import python2_pickle
 
 from readers import imagenet32
 from readers.idx import read_idx

@@ -60,3 +60,9 @@ def test_differences_are_named_and_a_missing_hash_is_none():
     assert differences(old, {"seed": 1}) == []
     assert differences({"seed": 1}, old) == []
     assert differences(old, {**old, "sde": "VE"}) == ["sde"]
+
+
+def test_older_files_say_step_0_where_the_checkpoint_has_none():
+    assert differences({"checkpoint_step": 0}, {"checkpoint_step": None}) == []
+    assert differences({"checkpoint_step": 1}, {"checkpoint_step": None}) == ["checkpoint_step"]
+    assert differences({"seed": 0}, {"seed": None}) == ["seed"]

@@ -26,10 +26,10 @@ from models.ema import EMA
 from storage import checkpoints
 from storage.checkpoints import TrainState
 from storage.files import atomic_write, save_picture
-from storage.scalars import ScalarWriter, import_wandb
+from storage.scalars import ScalarWriter
 from storage.workdir import Workdir
 from training import resuming
-from training.safeguards import FiniteWatch, StopRequest, heed_signals
+from training.safeguards import FiniteWatch, Stopped, StopRequest
 from training.score import ScoreTraining
 from utils import UserError, flatten, get_device, is_first, log, log_to, rank_and_size, seed_for
 
@@ -105,15 +105,16 @@ def train(
     with contextlib.ExitStack() as stack:
         if is_first():
             stack.enter_context(place.sole_trainer())
-            writer = ScalarWriter(place, state.step + 1, training.wandb_project, config.to_dict())
+            writer = ScalarWriter(place.tensorboard, state.step + 1)
             stack.callback(writer.close)
         world = stack.enter_context(distributed.join(job, agreed(state, config)))
         stop = stack.enter_context(StopRequest())
         stack.enter_context(logging_redirect_tqdm([log]))
         bar = stack.enter_context(progress_bar(state, training, job.domain.unit))
         saved = state.step
-        if is_first() and pictures_are_missing(state, training, place):
-            draw_pictures(state, job, place, stop)  # a kill came before they were drawn
+        with contextlib.suppress(Stopped):
+            if is_first() and pictures_are_missing(state, training, place):
+                draw_pictures(state, job, place, stop)  # a kill came before they were drawn
         while True:
             stopped_by = world.largest(stop.signal)
             if stopped_by:
@@ -129,9 +130,7 @@ def train(
             if state.step >= training.n_iters:
                 break
 
-            values = training_step(state, job, batches, config, world, stop)
-            if values is None:  # a stop cut the step short: the state is that of before it
-                continue
+            values = training_step(state, job, batches, config, world)
             watch.see(state.step, values["loss"], values["grad_norm"])
             bar.update(training.batch_size)
             if state.step % training.log_freq == 0:
@@ -145,10 +144,11 @@ def train(
             if due or is_snapshot(state, training):
                 save(state, config, place, watch)
                 saved = state.step
-            if is_first() and validation and state.step % training.eval_freq == 0:
-                validate(state, job, *validation, writer, stop)
-            if is_first() and pictures_are_missing(state, training, place):
-                draw_pictures(state, job, place, stop)
+            with contextlib.suppress(Stopped):  # the next round of the loop sees the signal
+                if is_first() and validation and state.step % training.eval_freq == 0:
+                    validate(state, job, *validation, writer, stop)
+                if is_first() and pictures_are_missing(state, training, place):
+                    draw_pictures(state, job, place, stop)
     log.info("Trained to step %d; checkpoints are in %s.", state.step, place.checkpoints)
     return job
 
@@ -171,10 +171,8 @@ def prepare(
     torch.manual_seed(seed_for("weights", config.seed))
     job = make_job(config, device)
     config = job.config
-    import_wandb(config.training.wandb_project)
     require_divisible(job.model, config.training)
     parameters = list(job.model.parameters())
-    heed_signals(job.model)
     state = checkpoints.TrainState(
         model=job.model,
         ema=EMA(parameters, job.ema_rate),
@@ -224,25 +222,12 @@ def training_step(
     batches: datasets.TrainBatches,
     config: ml_collections.ConfigDict,
     world: distributed.World,
-    stop: StopRequest,
-) -> dict[str, torch.Tensor] | None:
-    """One update; returns the detached values of the objective and the gradient norm.
-
-    None, and nothing has changed, if a stop cut it short; several processes, which wait for each
-    other within the step, finish it.
-    """
+) -> dict[str, torch.Tensor]:
+    """One update; returns the detached values of the objective and the gradient norm."""
     # Seeding each step by its number makes its draws a function of (seed, step): a run that is
     # cut anywhere and continued draws what an uninterrupted one draws.
     torch.manual_seed(seed_for("training step", config.seed, state.step))
-    buffers = [buffer.clone() for buffer in job.model.buffers()]
-    if world.size == 1:
-        values = stop.attempt(gradients, state, job, batches, config, world)
-    else:
-        values = gradients(state, job, batches, config, world)
-    if values is None:
-        for buffer, before in zip(job.model.buffers(), buffers):
-            buffer.copy_(before)
-        return None
+    values = gradients(state, job, batches, config, world)
     norm = losses.optimize(state.optimizer, state.ema.parameters, state.step, config.optim)
     state.ema.update()
     state.step += 1
@@ -307,13 +292,15 @@ def validate(
     """Write the job's validation values, with averaged weights, to the log and TensorBoard.
 
     The images and all that is drawn are the same at every step: what changes is the model.
+
+    Raises:
+        Stopped: a signal came; nothing is written.
     """
+    stop.check()
     torch.manual_seed(seed_for("validation", job.config.seed))
     job.model.eval()
     with state.ema.applied():
-        values = stop.attempt(job.validate, images, labels, split)
-        if values is None:
-            return
+        values = job.validate(images, labels, split, stop.check)
         numbers = {name: float(value) for name, value in values.items()}
     write_scalars(writer, "test", numbers, state.step)
     text = ", ".join(f"{name} {value:.6g}" for name, value in numbers.items())
@@ -365,10 +352,15 @@ def picture_files(state: TrainState, place: Workdir) -> tuple[pathlib.Path, path
 
 
 def draw_pictures(state: TrainState, job: Any, place: Workdir, stop: StopRequest) -> None:
-    """Write the job's pictures, if it has any, drawn with averaged weights."""
+    """Write the job's pictures, if it has any, drawn with averaged weights.
+
+    Raises:
+        Stopped: a signal came; nothing is written.
+    """
+    stop.check()
     job.model.eval()
     with state.ema.applied():
-        drawn = stop.attempt(job.pictures, state.step)
+        drawn = job.pictures(state.step, stop.check)
     if drawn is None:
         return
     images, columns = drawn

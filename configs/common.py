@@ -89,7 +89,6 @@ def base(dataset):
     training.snapshot_freq = 10000
     training.snapshot_freq_for_preemption = 10000
     training.snapshot_sampling = True
-    training.wandb_project = placeholder(str)  # of Weights & Biases; none: nothing is sent
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.slices = 1

@@ -160,7 +160,10 @@ def _common_extractor(real, generated):
 def _describe(origin):
     """What made samples, in a few words."""
     known = [name for name in origin if name.endswith("step") or name in ("seed", "folder")]
-    words = [f"{name.replace('_', ' ')} {origin[name]}" for name in known]
+    words = [
+        f"{name.replace('_', ' ')} {'none' if origin[name] is None else origin[name]}"
+        for name in known
+    ]
     if "checkpoint" in origin:
         words.insert(0, origin["checkpoint"])
     if "ema" in origin:

@@ -2,12 +2,13 @@
 
 import math
 import pathlib
+import pickle
+from typing import Any
 
 import ml_collections
 import numpy as np
 
 from readers.common import Source, block, file_stamps
-from storage import array_pickle
 from utils import UserError
 
 
@@ -32,24 +33,58 @@ def imagenet32(data: ml_collections.ConfigDict, split: str) -> Source:
     return Source(shape, classes, blocks, file_stamps(paths))
 
 
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickles NumPy arrays, dicts, lists, strings and numbers; other names are refused."""
+
+    NAMES = (
+        "_codecs.encode",
+        "numpy.dtype",
+        "numpy.ndarray",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+        "numpy._core.numeric._frombuffer",
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        today = module.replace("numpy.core", "numpy._core")  # as NumPy 2 calls it
+        if f"{today}.{name}" not in self.NAMES:
+            raise UserError(f"it names {module}.{name}, which could run code")
+        return super().find_class(today, name)
+
+
+def load_pickle(path: pathlib.Path) -> dict[str, Any]:
+    """The pickled dict at `path`, written by Python 2 or 3, without running any code of it.
+
+    Raises:
+        UserError: the file is damaged, not a dict, or holds other objects than NumPy arrays.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = ArrayUnpickler(file, encoding="latin1").load()  # as Python 2's arrays need
+    except Exception as error:  # the unpickler raises many types on damaged files
+        raise UserError(f"{path} cannot be read ({error}). Download it again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a dict.")
+    return {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in content.items()}
+
+
 def _imagenet_block(path, shape, classes):
-    content = array_pickle.load(path)
-    content = content if isinstance(content, dict) else {}
-    images, labels = content.get("data"), content.get("labels")
-    # A list is looked at before NumPy copies it: lists of one list are small in a file only.
-    if isinstance(labels, list) and all(isinstance(label, int) for label in labels):
-        labels = np.array(labels)
+    content = load_pickle(path)
+    images = content.get("data")
+    try:
+        labels = np.asarray(content.get("labels"))
+    except ValueError:  # lists of different lengths
+        labels = np.array(None)
     fits = (
         isinstance(images, np.ndarray)
         and (images.dtype, images.ndim) == (np.uint8, 2)
         and images.shape[1] == math.prod(shape)
-        and isinstance(labels, np.ndarray)
         and labels.dtype.kind in "iu"
     )
     if not fits:
         raise UserError(
-            f"{path} does not hold a dict of `data`, uint8 [n, {math.prod(shape)}], and `labels`, "
-            "n whole numbers; expected a file of the published down-sampled ImageNet of 32×32 "
-            "pixels."
+            f"{path} must hold `data`, uint8 [n, {math.prod(shape)}], and `labels`, n integers; it "
+            f"holds {', '.join(map(str, content))}. Use the published files of the down-sampled "
+            "ImageNet of 32×32 pixels."
         )
     return block(path, images, labels, shape, classes, first_label=1)

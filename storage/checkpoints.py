@@ -7,12 +7,13 @@ A file is a dict. `model` maps names to arrays (published names begin with ``mod
 seeded by (seed, step), so those numbers are the state of the random generators too.
 """
 
+import _codecs
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-import pickletools
+import re
 import shutil
 import sys
 import zipfile
@@ -20,34 +21,25 @@ from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
+import numpy as np
 import torch
 
 from models.ema import EMA
-from storage import array_pickle
 from storage.files import atomic_write
 from storage.provenance import code_version
-from utils import UserError
+from utils import UserError, flatten
 
 # The published optimisers hold their learning rate as a NumPy float64, pickled under either of
-# NumPy's two names for it. Nothing else beyond plain tensors is let in.
+# NumPy's two names for it. Beyond plain tensors nothing else is allowed.
 NUMPY_FLOAT64 = [
-    (array_pickle.scalar, "numpy.core.multiarray.scalar"),
-    (array_pickle.scalar, "numpy._core.multiarray.scalar"),
-    (array_pickle.Dtype, "numpy.dtype"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float64DType,
+    _codecs.encode,
 ]
-# The names that checkpoints need, as their pickles spell them. PyTorch's weights-only reading
-# allows more, among them bytearray, which turns a small number into as many bytes.
-STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
-NAMES = {
-    "_codecs encode",
-    "collections OrderedDict",
-    "numpy dtype",
-    "numpy.core.multiarray scalar",
-    "numpy._core.multiarray scalar",
-    "torch._utils _rebuild_parameter",
-    "torch._utils _rebuild_tensor_v2",
-    *(f"torch {name}Storage" for name in STORAGES),
-}
+# What DataParallel and torch.compile put in front of a network's names.
+PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 @dataclasses.dataclass
@@ -100,80 +92,112 @@ def publish(path: pathlib.Path, name: pathlib.Path) -> None:
 def read(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint to the CPU without running any code of it.
 
+    A bare state dict, or one under the name ``state_dict``, is returned as {"model": it}.
+
     Raises:
-        UserError: the file is missing, damaged, holds more than arrays and numbers, claims to be
-            larger than it is, or has no model.
+        UserError: the file is missing, damaged, of another kind, or has no model.
     """
-    try:
-        _inspect(path)
-        with torch.serialization.safe_globals(NUMPY_FLOAT64):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"The checkpoint {path} does not exist.") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a directory; give a checkpoint file.") from None
-    except Exception as error:  # a damaged or hostile file can fail anywhere in the reader
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path} is not a readable checkpoint: it is truncated, of another format, or holds "
-            f"more than arrays and numbers ({reason[:200]})."
-        ) from None
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
-        raise UserError(f"{path} holds no 'model'; expected a checkpoint of this or the originals.")
-    return content
-
-
-def _inspect(path):
-    """Raise a ValueError if `torch.load` would take more memory than the file has bytes.
-
-    Also if a byte was changed: PyTorch itself does not compare the archive's checksums.
-    """
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise ValueError("it is compressed")
-        if sum(member.file_size for member in members) > os.stat(path).st_size:
-            raise ValueError("it claims to be larger than it is")
-        changed = archive.testzip()
+    content = _load(path, mmap=False)
+    if _is_archive(path):
+        # PyTorch does not compare the archive's checksums. This takes 0.2 s for a GB.
+        try:
+            with zipfile.ZipFile(path) as archive:
+                changed = archive.testzip()
+        except Exception as error:  # zipfile raises many types on damaged files
+            changed = error
         if changed is not None:
-            raise ValueError(f"{changed} was changed after it was written")
-        (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        for opcode, name, _ in pickletools.genops(archive.read(pickled)):
-            if opcode.name in ("STACK_GLOBAL", "INST") or (
-                opcode.name == "GLOBAL" and name not in NAMES
-            ):
-                raise ValueError(f"it names {name}")
+            raise UserError(f"{path} is damaged (checksum: {changed}); take another file.")
+    for model in (content.get("model"), content.get("state_dict"), content):
+        if _is_state_dict(model):
+            return content if model is content.get("model") else {"model": model}
+    raise UserError(
+        f"{path} holds {', '.join(map(str, content)) or 'nothing'}; expected 'model', as in the "
+        "checkpoints of this or the published code, 'state_dict', or a bare state dict."
+    )
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The configuration in the checkpoint at `path`, without its tensors.
+    """The configuration that a checkpoint of ours holds; None for other files. Reads no tensors.
 
-    None: there is no such file, it cannot be read, or it holds no configuration.
+    Raises:
+        UserError: the file is missing, damaged or of another kind.
     """
-    try:
-        with torch.serialization.safe_globals(NUMPY_FLOAT64):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return config_of(content, path)
-    except Exception:  # whoever needs the checkpoint itself says what is wrong with it
-        return None
+    return config_of(_load(path, mmap=True), path)
 
 
 def config_of(content: dict[str, Any], path: str | os.PathLike) -> dict[str, Any] | None:
-    """The configuration in a checkpoint's content, a nested dict; None in published files.
+    """The configuration in the `content` of the checkpoint at `path`; None where it has none.
 
     Raises:
-        UserError: it is not readable.
+        UserError: it is not a JSON object.
     """
     if "config" not in content:
         return None
     try:
         config = json.loads(content["config"])
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError):
         config = None
     if not isinstance(config, dict):
-        raise UserError(f"{path} does not say which configuration it was trained with.")
+        raise UserError(f"{path} holds an unreadable 'config'; take another checkpoint.")
     return config
+
+
+def _load(path, mmap):
+    """The dict in the file at `path`; with `mmap` its tensors are read when they are used."""
+    try:
+        mmap = mmap and _is_archive(path)  # PyTorch before 1.6 wrote plain pickles
+        with torch.serialization.safe_globals(NUMPY_FLOAT64):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise UserError(f"The checkpoint {path} does not exist.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory; give a checkpoint file.") from None
+    except Exception as error:  # PyTorch's reader raises many types on damaged files
+        raise UserError(f"{path} {_what_is_wrong(path, error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a dict with 'model'.")
+    return content
+
+
+def _is_archive(path):
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _what_is_wrong(path, error):
+    """The rest of a sentence about a file that `torch.load` refuses with `error`."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if named:
+        return (
+            f"holds a pickled Python object ({named[1]}), such as torch.save(model) writes; "
+            "reading it could run code. Save model.state_dict() instead."
+        )
+    with open(path, "rb") as file:
+        start = file.read(2)
+    # A msgpack map with a string as its first key.
+    if len(start) == 2 and start[0] in (*range(0x81, 0x90), 0xDE, 0xDF) and start[1] != 0x02:
+        return (
+            "looks like a checkpoint of JAX/Flax (msgpack); expected one of PyTorch. The published "
+            "PyTorch code has its own files."
+        )
+    (reason, *_) = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return (
+        "is not a readable PyTorch checkpoint: it is truncated, damaged or of another format "
+        f"({reason[:100] or type(error).__name__})."
+    )
+
+
+def _is_state_dict(model):
+    return (
+        isinstance(model, dict)
+        and bool(model)
+        and all(isinstance(name, str) and torch.is_tensor(each) for name, each in model.items())
+    )
+
+
+def tensors_of(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The network's tensors by their names, without `PREFIXES`."""
+    return {PREFIXES.sub("", name): tensor for name, tensor in content["model"].items()}
 
 
 def require_kind(content: dict[str, Any], path: str | os.PathLike, kind: str) -> None:
@@ -182,8 +206,8 @@ def require_kind(content: dict[str, Any], path: str | os.PathLike, kind: str) ->
     Raises:
         UserError: `kind` is "classifier" or "score model" and the file is the other one.
     """
-    names = [name.removeprefix("module.") for name in content["model"]]
-    found = "classifier" if any(n.startswith("classifier.") for n in names) else "score model"
+    is_classifier = any(name.startswith("classifier.") for name in tensors_of(content))
+    found = "classifier" if is_classifier else "score model"
     if found != kind:
         raise UserError(
             f"{path} is the checkpoint of a {found}; expected a {kind}'s. --restore names the "
@@ -191,38 +215,56 @@ def require_kind(content: dict[str, Any], path: str | os.PathLike, kind: str) ->
         )
 
 
-def load_model(model: torch.nn.Module, content: dict[str, Any], path: str | os.PathLike) -> None:
+def load_model(
+    model: torch.nn.Module,
+    content: dict[str, Any],
+    path: str | os.PathLike,
+    config: ml_collections.ConfigDict | None = None,
+) -> None:
     """Load the network's parameters and buffers by name.
 
+    Args:
+        config: what `model` was built from; a mismatch then names the fields that differ.
+
     Raises:
-        UserError: a name is missing or left over, a shape or type differs, or a value is not
-            finite; it is named.
+        UserError: the tensors' names, shapes or types differ, or a value is not finite.
     """
-    theirs = {name.removeprefix("module."): array for name, array in content["model"].items()}
-    ours = model.state_dict()
-    missing = [name for name in ours if name not in theirs]
-    surplus = [name for name in theirs if name not in ours]
-    for what, names in (("lacks", missing), ("holds the unknown", surplus)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    theirs, ours = tensors_of(content), model.state_dict()
+    for name in dict.fromkeys([*ours, *theirs]):
+        found, expected = _kind(theirs.get(name)), _kind(ours.get(name))
+        if found != expected:
             raise UserError(
-                f"The checkpoint {path} {what} {names[0]}{more}; "
-                "it belongs to another network than the config's."
+                f"The checkpoint {path} does not fit the configuration: {name} is {found} in the "
+                f"file and {expected} in the configuration's network. The file holds "
+                f"{len(theirs)} tensors, the network {len(ours)}."
+                + _different_fields(content, path, config)
             )
-    for name, array in ours.items():
-        shape = tuple(getattr(theirs[name], "shape", ()))
-        if not torch.is_tensor(theirs[name]) or shape != tuple(array.shape):
-            raise UserError(
-                f"The checkpoint {path} has {name} of shape {shape}; "
-                f"the config's network has {tuple(array.shape)}."
-            )
-        if theirs[name].is_floating_point() != array.is_floating_point():
-            raise UserError(
-                f"The checkpoint {path} has {name} of {theirs[name].dtype}; "
-                f"the config's network has {array.dtype}."
-            )
-        _require_finite(theirs[name], name, path)
+    for name, tensor in theirs.items():
+        _require_finite(tensor, name, path)
     model.load_state_dict(theirs)
+
+
+def _kind(tensor):
+    """A tensor's shape and type in words."""
+    if tensor is None:
+        return "missing"
+    numbers = "real" if tensor.is_floating_point() else "whole"
+    return f"{tuple(tensor.shape)} of {numbers} numbers"
+
+
+def _different_fields(content, path, config):
+    """A sentence that names the network's fields in which the file's configuration differs."""
+    before = config_of(content, path)
+    if config is None or before is None:
+        return ""
+    before, now = flatten(before), flatten(json.loads(config.to_json()))
+    different = [
+        f"config.{name}={before[name]} (now {now[name]})"
+        for name in now
+        if name.startswith(("model.", "classifier.")) and not name.endswith("_path")
+        if name in before and before[name] != now[name]
+    ]
+    return f" It was trained with {', '.join(different)}." if different else ""
 
 
 def _require_finite(tensor, name, path):
@@ -244,17 +286,21 @@ def load_ema(ema: EMA, content: dict[str, Any], path: str | os.PathLike) -> None
 
 
 def load_training(
-    state: TrainState, content: dict[str, Any], path: str | os.PathLike, step_if_absent: int = 0
+    state: TrainState,
+    content: dict[str, Any],
+    path: str | os.PathLike,
+    step_if_absent: int = 0,
+    config: ml_collections.ConfigDict | None = None,
 ) -> None:
     """Continue from a checkpoint: model, EMA, optimiser moments, step and data position.
 
     The optimiser's settings stay the config's. A file without a step, as the published QC ones,
-    counts as having done `step_if_absent` updates.
+    counts as having done `step_if_absent` updates. `config` is for messages, see `load_model`.
 
     Raises:
         UserError: a part of the file does not fit.
     """
-    load_model(state.model, content, path)
+    load_model(state.model, content, path, config)
     load_ema(state.ema, content, path)
     if "optimizer" in content:
         _load_moments(state.optimizer, content["optimizer"], path)
@@ -263,16 +309,24 @@ def load_training(
 
 
 def read_count(
-    content: dict[str, Any], name: str, path: str | os.PathLike, default: int | None
+    content: dict[str, Any], name: str, path: str | os.PathLike, default: int | None = None
 ) -> int | None:
-    """A number of steps or images of a checkpoint, or `default` where it has none."""
+    """A number of steps or images of a checkpoint, or `default` where it has none.
+
+    Raises:
+        UserError: it is not a whole number.
+    """
     if name not in content:
         return default
     value = content[name]
     if not isinstance(value, int) or not 0 <= value < 2**62:
-        found = value if isinstance(value, float) else type(value).__name__
-        raise UserError(f"The checkpoint {path} has the {name} {found}; expected a whole number.")
+        raise UserError(f"The checkpoint {path} has the {name} {value!r}; expected a whole number.")
     return value
+
+
+def describe_step(step: int | None) -> str:
+    """`step` in words; None is that of a file without one, such as the published QC weights."""
+    return "a checkpoint without a step" if step is None else f"step {step}"
 
 
 def fingerprint(parameters: Iterable[torch.Tensor]) -> str:

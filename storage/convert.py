@@ -1,11 +1,11 @@
-"""Checkpoints as safetensors files, which other programs read, and back.
+"""Converts checkpoints to safetensors files, which other programs read, and back.
 
 python -m storage.convert checkpoint.pth weights.safetensors
 python -m storage.convert weights.safetensors checkpoint.pth
 
-Every tensor of a checkpoint has its path in it as a name (``model.all_modules.0.W``,
-``ema.shadow_params.0``); what is no tensor stands as JSON in the file's metadata, so that nothing
-is lost on the way back. A safetensors file of another make is taken for a model's tensors.
+A tensor's name is its path in the checkpoint (``model.all_modules.0.W``,
+``ema.shadow_params.0``). Everything else is stored as JSON in the file's metadata, so that the way
+back loses nothing. A safetensors file of another program is read as a model's tensors.
 """
 
 import json
@@ -29,16 +29,16 @@ STRUCTURE = "checkpoint"  # the metadata's entry
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Write the checkpoint or safetensors file `source` as the other of the two, `target`.
+    """Write the checkpoint or safetensors file `source` to `target` in the other format.
 
     Raises:
-        UserError: not one of them is a safetensors file, or `source` is not readable.
+        UserError: none or both of them are safetensors files, or `source` is not readable.
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
     if (source.suffix == SUFFIX) == (target.suffix == SUFFIX):
         raise UserError(
-            f"{source} and {target} were given; expected a checkpoint and a file that ends with "
-            f"{SUFFIX}, what is read first."
+            f"{source} and {target} were given; expected a checkpoint and a {SUFFIX} file, the "
+            "source first."
         )
     if source.suffix == SUFFIX:
         content = read(source)
@@ -46,7 +46,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> None:
             torch.save(content, file)
         return
     tensors = {}
-    structure = taken_apart(checkpoints.read(source), "", tensors)
+    structure = split_tensors(checkpoints.read(source), "", tensors)
     data = _library().save(tensors, {STRUCTURE: json.dumps(structure)})
     with atomic_write(target) as file:
         file.write(data)
@@ -56,7 +56,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     """The content of a safetensors file as a checkpoint's.
 
     Raises:
-        UserError: it is missing, damaged, or not of one piece.
+        UserError: it is missing or damaged.
     """
     library = _library()
     try:
@@ -65,7 +65,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
             metadata = file.metadata() or {}
         if STRUCTURE not in metadata:
             return {"model": tensors}
-        return put_together(json.loads(metadata[STRUCTURE]), tensors)
+        return join_tensors(json.loads(metadata[STRUCTURE]), tensors)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except Exception as error:  # a damaged file can fail anywhere
@@ -82,30 +82,30 @@ def _library():
     return safetensors.torch
 
 
-def taken_apart(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """`value` as JSON knows it, with its tensors put into the dict `tensors` by their paths."""
+def split_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """`value` in JSON's types; its tensors are moved to the dict `tensors`, by their paths."""
     if isinstance(value, torch.Tensor):
-        tensors[path] = value.detach().clone().contiguous()  # of a storage of its own
+        tensors[path] = value.detach().clone().contiguous()  # no shared storage
         return {"tensor": path}
     if isinstance(value, dict):
         below = f"{path}." if path else ""
-        items = [[key, taken_apart(v, f"{below}{key}", tensors)] for key, v in value.items()]
+        items = [[key, split_tensors(v, f"{below}{key}", tensors)] for key, v in value.items()]
         return {"dict": items}
     if isinstance(value, list | tuple):
-        items = [taken_apart(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]
+        items = [split_tensors(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]
         return {type(value).__name__: items}
     return {"value": value.item() if isinstance(value, np.generic) else value}
 
 
-def put_together(part: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
-    """What `taken_apart` made this `part` of."""
+def join_tensors(part: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The inverse of `split_tensors`."""
     ((kind, value),) = part.items()
     if kind == "tensor":
         return tensors[value]
     if kind == "dict":
-        return {key: put_together(each, tensors) for key, each in value}
+        return {key: join_tensors(each, tensors) for key, each in value}
     if kind in ("list", "tuple"):
-        items = [put_together(each, tensors) for each in value]
+        items = [join_tensors(each, tensors) for each in value]
         return tuple(items) if kind == "tuple" else items
     return value
 

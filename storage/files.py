@@ -1,10 +1,9 @@
-"""Files that are written whole or not at all, and read without trust in what they claim."""
+"""Files that are written whole or not at all, and read without running code of theirs."""
 
 import contextlib
 import fcntl
 import glob
 import json
-import math
 import os
 import pathlib
 import uuid
@@ -22,10 +21,6 @@ from utils import UserError, log
 
 if TYPE_CHECKING:  # pillow need not be there
     from PIL import Image
-
-# What a file may unpack to: this many bytes, or this many times its own size.
-ALWAYS_PLAUSIBLE = 2**28
-LARGEST_COMPRESSION = 20
 
 
 @contextlib.contextmanager
@@ -119,62 +114,28 @@ def load_npz(
 ) -> dict[str, np.ndarray]:
     """Read the named arrays of an ``.npz`` as a dict; pickled objects are never loaded.
 
-    The names in `optional` are left out where the file lacks them. The file may be anybody's: what
-    it claims to hold is compared with its size before memory is taken.
+    The names in `optional` are left out where the file lacks them.
 
     Raises:
-        UserError: the file is missing or damaged, holds anything but plain arrays, lacks one of
-            `names`, claims to hold more than a file of its size can, or holds NaN.
+        UserError: the file is missing, damaged or no ``.npz``, lacks one of `names`, or holds
+            objects or numbers that are not finite.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            missing = [name for name in names if name not in members]
-            if missing:
-                raise UserError(
-                    f"{path} holds {', '.join(members) or 'nothing'}; "
-                    f"expected {', '.join(missing)}."
-                )
-            found = [*names, *(name for name in optional if name in members)]
-            require_plausible(path, sum(members[name].file_size for name in found))
-            arrays = {name: _read_npy(archive, members[name]) for name in found}
+        with np.load(path, allow_pickle=False) as file:
+            found = [*names, *(name for name in optional if name in file.files)]
+            missing = [name for name in names if name not in file.files]
+            arrays = {} if missing else {name: file[name] for name in found}
+            held = ", ".join(file.files) or "nothing"
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except UserError:
-        raise
-    except Exception as error:  # a damaged or hostile file can fail anywhere in the readers
+    except Exception as error:  # NumPy raises many types on damaged files
         raise UserError(f"{path} is not a readable .npz of plain arrays ({error}).") from None
+    if missing:
+        raise UserError(f"{path} holds {held}; expected {', '.join(missing)}.")
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise UserError(f"{path} holds NaN or infinite values in {name}; make it again.")
     return arrays
-
-
-def _read_npy(archive, info):
-    """One array of an ``.npz``, if its header and its member of the archive agree in size."""
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{info.filename} is compressed as NumPy never does")
-    headers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
-    with archive.open(info) as member:
-        shape, _, dtype = headers[npy_format.read_magic(member)](member)
-        claimed = math.prod(shape) * dtype.itemsize
-        if dtype.kind not in "biufU" or claimed != info.file_size - member.tell():
-            raise ValueError(f"{info.filename} is no array of {dtype} and shape {shape}")
-    with archive.open(info) as member:
-        return npy_format.read_array(member, allow_pickle=False)
-
-
-def require_plausible(path: str | os.PathLike, claimed: int) -> None:
-    """Raise a UserError if the file at `path` is too small to hold `claimed` bytes, compressed.
-
-    Real images and features shrink a few times, a bomb a thousand times.
-    """
-    size = os.stat(path).st_size
-    if claimed > max(ALWAYS_PLAUSIBLE, LARGEST_COMPRESSION * size):
-        raise UserError(
-            f"{path} has {size} bytes and claims to hold {claimed}; that is no honest file of "
-            "this kind. Fetch or make it again."
-        )
 
 
 def npz_header(path: str | os.PathLike, name: str) -> tuple[np.dtype, tuple[int, ...]]:

@@ -24,9 +24,14 @@ def differences(old: dict, new: dict) -> list[str]:
         both = name in old and name in new
         if NOT_COMPARED.fullmatch(name) or not (both or not OPTIONAL.fullmatch(name)):
             continue
-        if not both or old[name] != new[name]:
+        if not both or _value(old, name) != _value(new, name):
             found.append(f"{name}={old.get(name)} (now {new.get(name)})")
     return found
+
+
+def _value(meta, name):
+    """Older files have the step 0 for a checkpoint without one."""
+    return (meta[name] or None) if name.endswith("_step") else meta[name]
 
 
 @functools.cache

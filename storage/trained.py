@@ -42,8 +42,7 @@ class LoadedFrom:
 
     def __str__(self) -> str:
         kind = "EMA weights" if self.ema else "raw weights"
-        step = "a step that the file does not say" if self.step is None else f"step {self.step}"
-        return f"{kind} of {step} ({self.checkpoint})"
+        return f"{kind} of {checkpoints.describe_step(self.step)} ({self.checkpoint})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +77,7 @@ def load_score(
     config = descriptions.adopt(config, checkpoints.config_of(content, path), path)
     sde = sde_lib.from_config(config)
     network = models.create_model(config)
-    checkpoints.load_model(network, content, path)
+    checkpoints.load_model(network, content, path, config)
     if use_ema:
         ema = EMA(network.parameters(), config.model.ema_rate)
         checkpoints.load_ema(ema, content, path)
@@ -116,13 +115,13 @@ def load_classifier(
     of_the_score = [name for name in theirs if name.startswith("model.")]
     config = descriptions.adopt(config, before, path, keep=of_the_score)
     network = models.create_classifier(config)
-    checkpoints.load_model(network, content, path)
+    checkpoints.load_model(network, content, path, config)
     loaded = _loaded_from(content, path, network.state_dict().values(), False)
     return compute.freeze(network, config.compute, device), loaded, config
 
 
 def _loaded_from(content, path, weights, ema):
-    step = checkpoints.read_count(content, "step", path, None)
+    step = checkpoints.read_count(content, "step", path)
     return LoadedFrom(pathlib.Path(path).name, step, checkpoints.fingerprint(weights), ema)
 
 
@@ -210,7 +209,10 @@ def describe(
         UserError: a checkpoint is of another kind of model, or contradicts what was typed.
     """
     for kind, path in paths:
-        before = checkpoints.read_config(path)
+        try:
+            before = checkpoints.read_config(path)
+        except UserError:
+            continue
         if before is None or (kind == "classifier") != ("classifier" in before):
             continue
         # The score model's fields are those of its own checkpoint.

@@ -56,10 +56,6 @@ class Workdir:
         return self.root / "tensorboard"
 
     @property
-    def scalars(self) -> pathlib.Path:
-        return self.root / "scalars.csv"
-
-    @property
     def log_file(self) -> pathlib.Path:
         return self.root / "stdout.txt"
 

@@ -62,14 +62,3 @@ def pytest_configure(config):
         raise pytest.UsageError(f"--device: {error}") from None
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Print what the hostile inputs came to, where this process has read any."""
-    tally = getattr(sys.modules.get("strangers"), "TALLY", {})
-    if tally:
-        terminalreporter.section("malformed inputs")
-    for reader, (inputs, refused, peak) in sorted(tally.items()):
-        terminalreporter.line(
-            f"{reader}: {inputs} inputs, {refused} refused, peak memory {peak / 2**20:.0f} MiB"
-        )

@@ -84,7 +84,7 @@ def base_of(name, folder):
 
 
 # Files that say when something was done, not what; and files that belong to nobody but a lock.
-NOT_COMPARED = ("stdout.txt", "scalars.csv", "tensorboard")
+NOT_COMPARED = ("stdout.txt", "tensorboard")
 
 
 def tree(root):

@@ -1,13 +1,14 @@
 """Checkpoints: the published files, our own, and everything that does not fit."""
 
 import copy
+import os
 import pickle
 
 import golden
-import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
+from strangers import Calls
 
 import losses
 import models
@@ -102,96 +103,152 @@ def test_a_published_checkpoint_has_another_name(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-class Evil:
-    def __reduce__(self):
-        return (print, ("code of the file ran",))
+def published():
+    """The content of a published file, and the names of its network's tensors."""
+    content = checkpoints.read(golden.DIRECTORY / OFFICIAL[0])
+    return content, list(content["model"])
 
 
-def damaged(tmp_path, kind):
-    """A file of the published format, damaged."""
-    source = golden.DIRECTORY / OFFICIAL[0]
+def renamed(prefix):
+    content, names = published()
+    return {prefix + name.removeprefix("module."): content["model"][name] for name in names}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("layout", ["bare", "state_dict", "model"])
+def test_networks_of_other_codes_load(tmp_path, entry, prefix, layout):
+    tensors = renamed(prefix)
+    content = {"bare": tensors, "state_dict": {"state_dict": tensors, "epoch": 3}}
+    torch.save(content.get(layout, {"model": tensors}), tmp_path / "a.pth")
+    state = fresh_state(entry)
+    content = checkpoints.read(tmp_path / "a.pth")
+    checkpoints.load_training(state, content, tmp_path / "a.pth", step_if_absent=5)
+    for name, tensor in renamed("").items():
+        assert torch.equal(state.model.state_dict()[name], tensor)
+    assert state.step == 5
+    assert_equal(
+        state.ema.shadow, [p.detach() for p in state.model.parameters() if p.requires_grad]
+    )
+
+
+def files(tmp_path, kind):
+    """A file that cannot be read."""
+    whole = (golden.DIRECTORY / OFFICIAL[0]).read_bytes()
     path = tmp_path / f"{kind}.pth"
-    content = torch.load(source, weights_only=False)
-    names = list(content["model"])
     match kind:
-        case "truncated":
-            path.write_bytes(source.read_bytes()[:100_000])
-            return path
-        case "text":
-            path.write_text("no checkpoint")
-            return path
-        case "empty":
-            path.write_bytes(b"")
-            return path
-        case "pickle":
-            path.write_bytes(pickle.dumps({"model": Evil()}))
-            return path
+        case "missing":
+            pass
         case "directory":
             path.mkdir()
-            return path
-        case "missing":
-            return path
-        case "code":
-            content["model"]["extra"] = Evil()
-        case "object":
-            content["optimizer"]["param_groups"][0]["lr"] = np.array([1], dtype=object)
+        case "truncated":
+            path.write_bytes(whole[:100_000])
+        case "checksum":
+            middle = len(whole) // 2
+            path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        case "another format":
+            path.write_text("no checkpoint")
+        case "empty":
+            path.write_bytes(b"")
+        case "mkdir":  # code that a pickle names
+            path.write_bytes(pickle.dumps({"model": Calls(os.mkdir, str(tmp_path / "ran"))}, 2))
+        case "Linear":
+            torch.save(torch.nn.Linear(2, 2), path)
+        case "torch.nn":
+            torch.save(torch.nn.Linear(2, 2), path, _use_new_zipfile_serialization=False)
+        case "JAX":
+            path.write_bytes(b"\x82\xa4step\x01\xa6params\x80")
         case "list":
-            content = [1, 2]
-        case "no model":
-            del content["model"]
-        case "missing name":
-            del content["model"][names[5]]
-        case "unknown name":
-            content["model"]["module.other.weight"] = torch.zeros(1)
-        case "shape":
-            content["model"][names[5]] = torch.zeros(3, 3)
-        case "no tensor":
-            content["model"][names[5]] = 7
-        case "ema count":
-            content["ema"]["shadow_params"].pop()
-        case "ema shape":
-            content["ema"]["shadow_params"][3] = torch.zeros(1)
-        case "ema keys":
-            content["ema"] = {}
-        case "moments":
-            content["optimizer"]["state"][7]["exp_avg"] = torch.zeros(1)
-        case "optimizer":
-            content["optimizer"] = {"state": {}}
-    torch.save(content, path)
+            torch.save([1, 2], path)
+        case "optimizer":  # what it holds in place of a model
+            torch.save({"optimizer": {}}, path)
     return path
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    "kind",
     [
-        ("missing", "does not exist"),
-        ("directory", "is a directory"),
-        ("truncated", "not a readable checkpoint"),
-        ("text", "not a readable checkpoint"),
-        ("empty", "not a readable checkpoint"),
-        ("pickle", "not a readable checkpoint"),
-        ("code", "not a readable checkpoint"),
-        ("object", "not a readable checkpoint"),
-        ("list", "holds no 'model'"),
-        ("no model", "holds no 'model'"),
-        ("missing name", "lacks all_modules"),
-        ("unknown name", "holds the unknown other.weight"),
-        ("shape", r"of shape \(3, 3\)"),
-        ("no tensor", "the config's network has"),
-        ("ema count", r"\d+ arrays where the model has"),
-        ("ema shape", "array 3 of shape"),
-        ("ema keys", "EMA"),
-        ("moments", "has parameter 7 of shape"),
-        ("optimizer", "not a state of Adam"),
+        *("missing", "directory", "truncated", "checksum", "another format", "empty", "mkdir"),
+        *("Linear", "torch.nn", "JAX", "list", "optimizer"),
     ],
 )
-def test_what_does_not_fit_gets_a_sentence(tmp_path, capsys, entry, kind, said):
-    path = damaged(tmp_path, kind)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_what_is_no_checkpoint_gets_a_sentence(tmp_path, kind):
+    path = files(tmp_path, kind)
+    with pytest.raises(UserError) as caught:
+        checkpoints.read(path)
+    said = str(caught.value).replace(str(tmp_path), "").replace(f"{kind}.pth", "FILE", 1)
+    assert "FILE" in said
+    if kind not in ("missing", "truncated", "empty"):
+        assert kind in said
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "named"),
+    [
+        (["model", "{name}"], None, ["{name}", "missing"]),
+        (["model", "module.other"], torch.zeros(1), ["other", "(1,)", "missing"]),
+        (["model", "{name}"], torch.zeros(3, 3), ["{name}", "(3, 3)"]),
+        (["model", "{name}"], torch.zeros(8, dtype=torch.long), ["{name}", "whole"]),
+        (["model", "{name}"], "nan", ["{name}", "NaN"]),
+        (["ema", "shadow_params", -1], None, ["EMA"]),
+        (["ema", "shadow_params", 3], torch.zeros(1), ["EMA", "3"]),
+        (["ema", "shadow_params", 3], "nan", ["EMA", "3", "NaN"]),
+        (["ema"], {}, ["EMA"]),
+        (["optimizer", "state", 7, "exp_avg"], torch.zeros(1), ["optimiser", "7"]),
+        (["optimizer"], {"state": {}}, ["optimiser"]),
+        (["step"], 1.5, ["step", "1.5"]),
+    ],
+)
+def test_what_does_not_fit_is_named(entry, place, value, named):
+    content, names = published()
+    name = names[5]
+    *way, last = [part.format(name=name) if isinstance(part, str) else part for part in place]
+    parent = content
+    for part in way:
+        parent = parent[part]
+    if value is None:
+        del parent[last]
+    else:
+        nan = isinstance(value, str)
+        parent[last] = torch.full_like(parent[last], float("nan")) if nan else value
+    with pytest.raises(UserError) as caught:
+        checkpoints.load_training(fresh_state(entry), content, "some/FILE.pth")
+    for text in ("FILE.pth", *named):
+        assert text.format(name=name.removeprefix("module.")) in str(caught.value)
+
+
+def test_a_mismatch_names_fields_and_counts(tmp_path, entry):
+    """The file says which configuration it is of, and how it differs from the given one."""
+    config = common.qc_training("u_ncsn", "CIFAR10")
     state = fresh_state(entry)
-    with pytest.raises(UserError, match=said) as caught:
-        checkpoints.load_training(state, checkpoints.read(path), path)
-    assert path.name in str(caught.value)
-    assert "code of the file ran" not in capsys.readouterr().out
+    checkpoints.save(tmp_path / "a.pth", state, config)
+    count = len(state.model.state_dict())
+    other = ConfigDict(entry["config"])
+    other.model.nf *= 2
+    config.model.nf = 77
+    with pytest.raises(UserError) as caught:
+        checkpoints.load_model(
+            models.create_model(other), checkpoints.read(tmp_path / "a.pth"), "a.pth", config
+        )
+    assert "config.model.nf=128 (now 77)" in str(caught.value)
+    assert f"{count} tensors" in str(caught.value)
+
+
+def test_a_file_of_ours_says_how_it_was_made(tmp_path, entry, monkeypatch):
+    config = common.qc_training("u_ncsn", "CIFAR10")
+    checkpoints.save(tmp_path / "a.pth", fresh_state(entry), config)
+    assert checkpoints.read_config(tmp_path / "a.pth")["model"]["nf"] == 128
+    assert checkpoints.read_config(golden.DIRECTORY / OFFICIAL[0]) is None
+    torch.save({"model": {}, "config": "["}, tmp_path / "b.pth")
+    with pytest.raises(UserError, match="config"):
+        checkpoints.read_config(tmp_path / "b.pth")
+
+
+def test_a_file_without_a_step_is_not_step_0():
+    assert checkpoints.read_count({}, "step", "a.pth") is None
+    assert "without a step" in checkpoints.describe_step(None)
+    assert checkpoints.describe_step(3) == "step 3"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, entry):

@@ -61,7 +61,6 @@ def test_a_run_writes_its_files(cache, loss_type):
         "samples/iter_8/sample.png",
         "samples/iter_8/sample.np",
         ".training",
-        "scalars.csv",
         "stdout.txt",
     }
     content = newest("run")

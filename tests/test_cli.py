@@ -119,11 +119,11 @@ MISTAKES = {
     "missing checkpoint": (lambda tmp, args: [*args, "--restore=a.pth"], "a.pth does not exist"),
     "truncated checkpoint": (
         lambda tmp, args: [*args, f"--restore={truncated_checkpoint(tmp)}"],
-        "not a readable checkpoint",
+        "truncated",
     ),
     "checkpoint of another shape": (
         lambda tmp, args: [*args, f"--restore={next(golden.DIRECTORY.glob('official_*.pth'))}"],
-        "belongs to another network",
+        "does not fit the configuration",
     ),
     "folder without images": (
         lambda tmp, args: [*args, "--config.data.dataset=folder", f"--config.data.root={tmp}"],

@@ -24,7 +24,6 @@ from storage.descriptions import identity
 from storage.trained import load_score
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
-from training.safeguards import StopRequest
 from utils import UserError
 
 CPU = torch.device("cpu")
@@ -39,9 +38,7 @@ def ten_losses(make_job, config):
     state = checkpoints.TrainState(job.model, EMA(parameters, 0.9), optimizer)
     batches = datasets.TrainBatches(job.splits()[0], config.training.batch_size, config.seed)
     world = distributed.World(job.objective)
-    values = [
-        run_lib.training_step(state, job, batches, config, world, StopRequest()) for _ in range(10)
-    ]
+    values = [run_lib.training_step(state, job, batches, config, world) for _ in range(10)]
     return torch.tensor([float(value["loss"]) for value in values])
 
 

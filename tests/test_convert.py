@@ -23,9 +23,9 @@ def equal(a, b):
 def test_parts_come_together():
     value = {"a": [torch.ones(2), (1, None)], 3: {"b": torch.zeros(1, dtype=torch.long), "c": 0.5}}
     tensors = {}
-    structure = convert.taken_apart(value, "", tensors)
+    structure = convert.split_tensors(value, "", tensors)
     assert list(tensors) == ["a.0", "3.b"]
-    assert equal(convert.put_together(structure, tensors), value)
+    assert equal(convert.join_tensors(structure, tensors), value)
 
 
 @pytest.mark.parametrize("name", ["qc", "score_sde", "ours"])
@@ -52,11 +52,11 @@ def test_a_file_of_another_make(tmp_path):
     convert.convert(tmp_path / "x.safetensors", tmp_path / "x.pth")
     assert equal(checkpoints.read(tmp_path / "x.pth"), {"model": {"weight": torch.ones(3)}})
     (tmp_path / "x.safetensors").write_bytes(b"no")
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match=r"x\.safetensors"):
         convert.convert(tmp_path / "x.safetensors", tmp_path / "y.pth")
     assert not (tmp_path / "y.pth").exists()
 
 
 def test_two_of_a_kind_are_refused(tmp_path):
-    with pytest.raises(UserError, match="expected a checkpoint and a file that ends with"):
+    with pytest.raises(UserError, match=r"\.safetensors"):
         convert.convert(tmp_path / "a.pth", tmp_path / "b.pth")

@@ -60,7 +60,7 @@ KINDS = {
         of_classifier=True,
     ),
 }
-# A configuration of another SDE is another file: of one that is only typed, "VP read as VE" is said.
+# Another SDE is another file: where it is only typed, a command refuses "VP read as VE".
 OTHER_SDE = """
 from configs import common
 

@@ -1,17 +1,24 @@
 """What the README and docs/ say is there is there, and the README's Python runs."""
 
 import contextlib
+import importlib
 import io
+import operator
 import re
 
 import pytest
 import tiny
 
 import run_lib
+from configs import common
 from configs.demo import digits
 from evaluation import SAMPLE_METRICS
+from utils import flatten
 
-PAGES = [tiny.ROOT / "README.md", *sorted((tiny.ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(tiny.ROOT / name for name in ("README.md", "SECURITY.md")),
+    *sorted((tiny.ROOT / "docs").glob("*.md")),
+]
 README = PAGES[0].read_text()
 EXTENDING = (tiny.ROOT / "docs/extending.md").read_text()
 
@@ -44,7 +51,7 @@ def test_the_notebooks_python_runs(tmp_path, monkeypatch):
     names = {}
     for block in blocks:
         exec(block, names)
-    assert [step for step, _ in names["curve"]] == [5, 10, 15, 20]
+    assert names["steps"].tolist() == [5, 10, 15, 20]
     assert names["images"].shape == (16, 8, 8, 1)
     assert names["nfe"] == 11
     assert names["bits"].isfinite().all()
@@ -65,6 +72,47 @@ def test_links_lead_somewhere(page):
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+MODULES = [
+    ".".join(path.relative_to(tiny.ROOT).with_suffix("").parts)
+    for path in [*tiny.ROOT.glob("*.py"), *tiny.ROOT.glob("[a-z]*/*.py")]
+]
+CONFIGS = [
+    common.qc_training("qc_ncsn", "CIFAR10"),
+    common.qc_evaluation("qc_ncsn", "CIFAR10"),
+    common.dlsm_classifier("CIFAR10", "resnet18_cond"),
+    common.dlsm_evaluation("CIFAR10", "resnet18_cond"),
+]
+FIELDS = {name for config in CONFIGS for name in [*flatten(config.to_dict()), *config]}
+DATA_FILES = (".html", ".json", ".npz", ".pth", ".txt")
+NOT_OURS = ("F", "NCSNpp", "fc", "nn", "np", "scipy", "score", "torch")
+
+
+def is_there(name):
+    """Whether a dotted name is a field of the configurations, a file, or an attribute of a module.
+
+    A module may go without its package: `checkpoints.read`.
+    """
+    if name.endswith(".py"):
+        return any(tiny.ROOT.glob(name)) or any(tiny.ROOT.glob(f"[a-z]*/{name}"))
+    if name.removeprefix("config.") in FIELDS or name in MODULES:
+        return True
+    for module in MODULES:
+        for spelled in {module, module.rpartition(".")[2]}:
+            with contextlib.suppress(AttributeError):
+                if name.startswith(f"{spelled}."):
+                    attribute = name.removeprefix(f"{spelled}.")
+                    operator.attrgetter(attribute)(importlib.import_module(module))
+                    return True
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_names_of_the_code_exist(page):
+    names = re.findall(r"`([A-Za-z_]\w*(?:\.\w+)+)(?:\([^`]*\))?`", page.read_text())
+    ours = [name for name in names if name.split(".")[0] not in NOT_OURS]
+    assert [name for name in ours if not name.endswith(DATA_FILES) and not is_there(name)] == []
 
 
 def commands(text):

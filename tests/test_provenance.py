@@ -15,3 +15,9 @@ def test_differences_are_named_with_both_values():
     assert differences(old, old | {"energy": True}) == ["energy=False (now True)"]
     # An earlier version said so in the hash of its configuration, which is not compared.
     assert differences(old | {"config": "a"}, old | {"energy": True}) == []
+
+
+def test_older_files_say_step_0_where_the_checkpoint_has_none():
+    assert differences({"checkpoint_step": 0}, {"checkpoint_step": None}) == []
+    assert differences({"checkpoint_step": 1}, {"checkpoint_step": None})
+    assert differences({"seed": 0}, {"seed": None})

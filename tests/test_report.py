@@ -1,6 +1,7 @@
 """report.py: one page that holds everything, whatever a workdir holds or lacks."""
 
 import base64
+import contextlib
 import html.parser
 import io
 
@@ -10,10 +11,10 @@ import tiny
 from commands import command
 from drawn import draw
 from PIL import Image
-from tensorboardX import SummaryWriter
 
 import report
 from storage.files import save_json, save_npz
+from storage.scalars import ScalarWriter
 from storage.workdir import Workdir
 from utils import UserError
 
@@ -50,7 +51,7 @@ def write(workdirs):
 
 def curves(place, steps):
     """An event file, as of one stretch of a training run."""
-    with SummaryWriter(str(place.tensorboard)) as writer:
+    with contextlib.closing(ScalarWriter(place.tensorboard, steps[0])) as writer:
         for step in steps:
             writer.add_scalar("train/loss", 1 / step, step)
 
@@ -174,7 +175,7 @@ def test_likelihoods_of_points_are_in_nats(tmp_path, monkeypatch):
 
 def test_curves_of_batches_and_of_the_test_share_axes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with SummaryWriter(str(Workdir("run").tensorboard)) as writer:
+    with contextlib.closing(ScalarWriter(Workdir("run").tensorboard, 0)) as writer:
         for step in range(300):
             writer.add_scalar("train/loss", 1e6 if step == 7 else 1.0 + step % 2, step)
             writer.add_scalar("test/loss", 1.5, step)

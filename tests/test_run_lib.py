@@ -53,7 +53,6 @@ def test_a_run_writes_its_files(here, cache):
         "samples/iter_8/sample.png",
         "samples/iter_8/sample.np",
         ".training",
-        "scalars.csv",
         "stdout.txt",
     }
     assert newest("run")["step"] == 8

@@ -12,6 +12,7 @@ from commands import command
 from tqdm import tqdm
 
 import run_lib
+from metrics import measuring
 from metrics.sample_sets import numbered_rounds
 from models.ncsnpp import NCSNpp
 from run_lib_sampling import sample
@@ -128,6 +129,21 @@ def test_every_file_says_what_it_was_made_from(config):
     assert meta["checkpoint_step"] == checkpoint["step"]
     assert meta["seed"] == config.seed
     assert {"weights", "sampling", "sde", "stream", "round"} < meta.keys()
+
+
+def test_samples_of_a_checkpoint_without_a_step_say_so(config, tmp_path, capsys):
+    """Such as the published QC weights."""
+    bare = tmp_path / "bare.pth"
+    torch.save({"state_dict": checkpoints.read(Workdir("run").checkpoint())["model"]}, bare)
+    config.eval.num_samples, config.eval.num_divisions = 3, 1
+    config.model.score_restore_path = str(bare)
+    sample(config, "run")
+    measuring.nfe(config, "run")
+    path = Workdir("run").division(0, "") / "samples_0.npz"
+    assert json.loads(str(load_npz(path, "meta")["meta"]))["checkpoint_step"] is None
+    said = capsys.readouterr().out
+    assert "a checkpoint without a step" in said
+    assert "checkpoint step none" in said
 
 
 def test_samples_of_an_earlier_version_stand(config):

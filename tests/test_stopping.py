@@ -1,15 +1,8 @@
-"""Stops of every kind: what a kill or a signal costs, and how soon a signal is obeyed."""
+"""Stops: what a kill or a signal costs, where a run goes on, and what it may not change."""
 
-import collections
-import inspect
-import json
-import multiprocessing
 import os
-import random
 import re
 import signal
-import sys
-import time
 
 import pytest
 import tiny
@@ -20,9 +13,8 @@ from test_checkpoints import assert_equal
 
 import run_lib
 from storage import checkpoints
-from storage.files import atomic_write
 from storage.workdir import Workdir
-from training import safeguards
+from training.safeguards import Stopped, StopRequest
 from utils import UserError
 
 FREQUENCY = 3
@@ -30,27 +22,10 @@ MORE = {
     "model__nf": 4,
     "training__batch_size": 16,  # few parts make validation short
     "training__n_iters": 6,
+    "training__eval_freq": 3,
     "training__snapshot_freq": 4,
     "training__snapshot_freq_for_preemption": FREQUENCY,
     "training__snapshot_sampling": True,
-}
-PARTS = 4
-# Where runs are killed: within these functions, at every line that a run comes to.
-WATCHED = {
-    inspect.unwrap(function).__code__
-    for function in (
-        run_lib.train,
-        run_lib.training_step,
-        run_lib.save,
-        run_lib.publish,
-        run_lib.validate,
-        run_lib.draw_pictures,
-        run_lib.ScoreTraining.validate,
-        run_lib.ScoreTraining.pictures,
-        checkpoints.save,
-        checkpoints.publish,
-        atomic_write,
-    )
 }
 
 
@@ -64,195 +39,108 @@ def here(tmp_path_factory):
         yield here
 
 
-def quiet_training(here, name, visit):
-    """Train the run `name`, calling ``visit(frame, step)`` before every watched line of the loop.
-
-    Only once the loop has begun: before that there is nothing to lose.
-    """
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-    begun = []
-
-    class Begun(safeguards.StopRequest):
-        def __enter__(self):
-            result = super().__enter__()
-            begun.append(self)
-            return result
-
-    run_lib.StopRequest = Begun
-
-    def trace(frame, event, argument):
-        if begun and event == "line":
-            state = frame.f_locals.get("state")
-            visit(frame, state.step if state is not None else None)
-        return trace if frame.f_code in WATCHED else None
-
-    def everything(frame, event, argument):
-        return trace(frame, event, argument) if frame.f_code in WATCHED else None
-
-    sys.settrace(everything)
-    sys._getframe(0).f_trace = trace
-    run_lib.train(tiny.config(here / "cache", **MORE), name)
+def kept(name):
+    """The step at which the run `name` goes on."""
+    _, content, _ = run_lib.resuming.newest_state(Workdir(name))
+    return 0 if content is None else content["step"]
 
 
-def count_lines(here, name):
-    """Write how often each watched line is come to, as JSON, to the file of that name."""
-    counts = collections.Counter()
-
-    def visit(frame, step):
-        counts[f"{frame.f_code.co_name}:{frame.f_lineno}"] += 1
-
-    quiet_training(here, name, visit)
-    sys.settrace(None)
-    (here / f"{name}.json").write_text(json.dumps(counts))
-
-
-def stop_at(here, name, line, occurrence, number):
-    """Send the signal `number` to this process at one line; note the steps done in a file."""
-    left = [occurrence]
-    done = [0]
-
-    def visit(frame, step):
-        done[0] = step or done[0]
-        if f"{frame.f_code.co_name}:{frame.f_lineno}" == line:
-            left[0] -= 1
-            if left[0] == 0:
-                (here / f"{name}.{number}").write_text(str(done[0]))
-                os.kill(os.getpid(), number)
-
-    quiet_training(here, name, visit)
-
-
-def stopped(here, name, line, occurrence, number):
-    """Train on until a signal at a line: the exit status, the steps done then and those kept.
-
-    The run may end before; the steps done are then None.
-    """
-    status = in_a_fork(stop_at, here, name, line, occurrence, number)
-    noted = here / f"{name}.{number}"
-    path, content, _ = run_lib.resuming.newest_state(Workdir(name))
-    kept = 0 if path is None else content["step"]
-    return status, int(noted.read_text()) if noted.exists() else None, kept
-
-
-@pytest.mark.parametrize("part", range(PARTS))  # of the lines: one test would be the longest by far
-def test_stopped_at_every_line_a_run_loses_no_more_than_it_may(here, part):
-    """At every line a kill, and SIGTERM: in the run that goes on, if it comes to that line again.
-
-    A kill costs the steps since the last resume point, SIGTERM none. At the end every file has the
-    bytes of the undisturbed run.
-    """
-    counted = f"counted-{part}"
-    assert in_a_fork(count_lines, here, counted) == 0
-    lines = json.loads((here / f"{counted}.json").read_text())
-    assert len(lines) > 60
-    assert_undisturbed(counted, counted)
-    rng = random.Random(part)
-    for index, (line, count) in list(enumerate(lines.items()))[part::PARTS]:
-        name = f"stopped-{index}"
-        first = rng.randint(1, count)
-        status, done, kept = stopped(here, name, line, first, signal.SIGKILL)
-        assert status == -signal.SIGKILL
-        assert done - kept <= FREQUENCY, line
-
-        again = rng.randint(1, count - first + 1)
-        status, done, kept = stopped(here, name, line, again, signal.SIGTERM)
-        if done is None:
-            assert status == 0
-            assert_undisturbed(name, line)
-            name = f"stopped-{index}-alone"
-            status, done, kept = stopped(here, name, line, first, signal.SIGTERM)
-        # It may come too late, when all is done.
-        assert status == 128 + signal.SIGTERM or done == 6, (line, status)
-        assert kept >= done, line
-        run_lib.train(tiny.config(here / "cache", **MORE), name)
-        assert_undisturbed(name, line)
-
-
-def assert_undisturbed(name, line):
+def assert_undisturbed(name):
     """The files of the run `name` have the bytes of the undisturbed run."""
     found, expected = tree(Workdir(name).root), tree(Workdir("whole").root)
-    assert found.keys() == expected.keys(), line
-    assert [path for path in found if found[path] != expected[path]] == [], line
+    assert found.keys() == expected.keys()
+    assert [path for path in found if found[path] != expected[path]] == []
+
+
+def signal_at_second_call(owner, function, number, done):
+    """Let the second call of a function begin with the signal `number`; `done` gets its step."""
+    original, calls = getattr(owner, function), []
+
+    def replaced(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            states = [a for a in arguments if isinstance(a, checkpoints.TrainState)]
+            done.write_text(str(states[0].step if states else FREQUENCY))
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    setattr(owner, function, replaced)
+
+
+PLACES = [
+    (run_lib, "training_step"),
+    (run_lib, "save"),
+    (run_lib, "validate"),
+    (run_lib, "draw_pictures"),
+    (checkpoints, "save"),
+    (checkpoints, "publish"),
+]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(("owner", "function"), PLACES)
+def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(here, owner, function, number):
+    """A kill costs the steps since the last resume point, SIGTERM none."""
+    name = f"{number}-{owner.__name__}-{function}"
+    done = here / name
+
+    def begin():
+        signal_at_second_call(owner, function, number, done)
+        run_lib.train(tiny.config(here / "cache", **MORE), name)
+
+    status = in_a_fork(begin)
+    assert status == (-number if number == signal.SIGKILL else 128 + number)
+    lost = FREQUENCY if number == signal.SIGKILL else 0
+    assert kept(name) >= int(done.read_text()) - lost
+    run_lib.train(tiny.config(here / "cache", **MORE), name)
+    assert_undisturbed(name)
 
 
 # ---------------------------------------------------------------- how soon
 
 
-class Endless(run_lib.ScoreTraining):
-    """A job of which one part takes a minute, in Python now and then as a network does."""
+@pytest.mark.parametrize(("part", "step"), [("validation", 3), ("pictures", 4)])
+def test_sigterm_is_heeded_between_batches_and_between_steps(here, monkeypatch, part, step):
+    """Of a validation in eight parts one is finished, of a sampler's steps one of two NFE."""
+    calls = []
 
-    slow = None
-
-    def __init__(self, config, device):
-        super().__init__(config, device)
-        setattr(self, self.slow, self.last)
-
-    def last(self, *arguments):
-        (Workdir("slow").root / "entered").touch()
-        for _ in range(600):
-            time.sleep(0.1)
-
-
-@pytest.mark.parametrize("part", ["validate", "pictures", "objective"])
-def test_sigterm_reaches_into_what_takes_long(here, part):
-    """Into validation, pictures and a step that would take a minute; no step is lost."""
-    place = Workdir("slow")
-    entered = place.root / "entered"
-
-    def begin():
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        Endless.slow = part
-        if part == "objective":
-            draw = run_lib.losses.DSM.draw
-            Endless.last.draw = lambda x: draw(None, x)
-        run_lib.train(tiny.config(here / "cache", **MORE), "slow", make_job=Endless)
-
-    process = multiprocessing.get_context("fork").Process(target=begin)
-    process.start()
-    while not entered.exists():
-        time.sleep(0.05)
-        assert process.is_alive()
-    time.sleep(0.2)
-    begun = time.monotonic()
-    process.terminate()
-    process.join(30)
-    assert time.monotonic() - begun < 10
-    assert process.exitcode == 128 + signal.SIGTERM
-    _, content, _ = run_lib.resuming.newest_state(place)
-    assert content is None if part == "objective" else content["step"] == 4
-    run_lib.train(tiny.config(here / "cache", **MORE), "slow")
-    entered.unlink()
-    assert tree(place.root) == tree(Workdir("whole").root)
-    assert in_a_fork(os.system, f"rm -r {place.root}") == 0
-
-
-@pytest.mark.parametrize("over", ["parameters", "input"])
-def test_signals_are_heeded_within_a_backward_pass(over, monkeypatch):
-    """Over the parameters as in an update, or over the input as in Jᵀv and in guidance."""
-    passed = []
-
-    def pause(gradient):
-        passed.append(gradient)
-        if len(passed) == 3:
+    def interrupted(function):
+        def call(*arguments):
+            calls.append(part)
             os.kill(os.getpid(), signal.SIGTERM)
+            return function(*arguments)
 
-    monkeypatch.setattr(safeguards, "_pause", pause)
-    network = torch.nn.Sequential(*(torch.nn.Linear(40, 40) for _ in range(20)))
-    safeguards.heed_signals(network)
-    x = torch.randn(4, 40, requires_grad=True)
-    out = network(x).sum()
-    wanted = list(network.parameters()) if over == "parameters" else x
-    with safeguards.StopRequest() as stop:
-        assert stop.attempt(torch.autograd.grad, out, wanted) is None
-    assert stop.signal == signal.SIGTERM
-    assert 3 <= len(passed) <= 4
+        return call
+
+    class Job(run_lib.ScoreTraining):
+        def pictures(self, *arguments):
+            self.score = interrupted(self.score)
+            return super().pictures(*arguments)
+
+    with monkeypatch.context() as patch:
+        if part == "validation":
+            evaluate = interrupted(run_lib.losses.DSM.evaluate)
+            patch.setattr(run_lib.losses.DSM, "evaluate", evaluate)
+        with pytest.raises(SystemExit) as stopped:
+            run_lib.train(tiny.config(here / "cache", **MORE), part, make_job=Job)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert len(calls) == (1 if part == "validation" else 2)
+    assert kept(part) == step
+    run_lib.train(tiny.config(here / "cache", **MORE), part)
+    assert_undisturbed(part)
 
 
-def test_an_attempt_after_a_stop_is_none():
-    with safeguards.StopRequest() as stop:
-        assert stop.attempt(max, 1, 2) == 2
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.attempt(max, 1, 2) is None
+def test_a_second_ctrl_c_leaves_at_once():
+    def interrupt_twice():
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal == signal.SIGTERM
+            with pytest.raises(Stopped):
+                stop.check()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert in_a_fork(interrupt_twice) == 128 + signal.SIGINT
 
 
 # ---------------------------------------------------------------- what is written, what is taken
@@ -311,12 +199,13 @@ def test_published_files_to_sample_from_are_no_state(here):
         ("model.sigma_max", 4.0),
         ("model.dropout", 0.0),
         ("data.random_flip", True),
+        ("training.snapshot_freq", 2),  # checkpoint_1.pth would be of two steps
     ],
 )
 def test_a_run_does_not_go_on_as_another(here, field, value):
     config = tiny.config(here / "cache", **{**MORE, "training__n_iters": 7})
     config.update_from_flattened_dict({field: value})
-    said = rf"whole/.*checkpoint.*was trained with config\.{re.escape(field)} .* \(now {value}\)"
+    said = rf"whole/.*checkpoint.* config\.{re.escape(field)} .* \(now {value}\)"
     files = tree(Workdir("whole").root)
     with pytest.raises(UserError, match=said):
         run_lib.train(config, "whole")
@@ -329,6 +218,7 @@ def test_what_does_not_change_the_meaning_of_a_step_may_change(here):
         "training__eval_freq": 2,
         "training__microbatch": 2,
         "training__snapshot_freq_for_preemption": 1,
+        "training__snapshot_freq": 5,  # none is written yet
         "compute__channels_last": True,
         "optim__lr": 1e-5,
         "sampling__snr": 0.1,

@@ -57,7 +57,7 @@ def decode(path):
 
 def check_refused_or_image(path, content):
     path.write_bytes(content)
-    image = reads("image", decode, path)
+    image = reads(decode, path)
     if image is not None:
         assert (image.dtype, image.shape) == (np.uint8, (8, 8, 3))
     return image
@@ -123,7 +123,7 @@ def test_a_folder_of_the_largest_images_takes_little_memory(tmp_path):
     for number in range(2):
         (directory / f"{number}.png").write_bytes(content)
     source = folder.folder(config(tmp_path, "folder", 8, 3), "train")
-    (block,) = reads("folder", list, source.blocks)
+    (block,) = reads(list, source.blocks)
     assert block.images.shape == (2, 3, 8, 8)
 
 
@@ -137,7 +137,7 @@ def test_any_name_is_an_image_or_gets_a_sentence(tmp_path_factory, name):
     directory.mkdir(parents=True)
     (directory / "good.png").write_bytes(GOOD["PNG"])
     (directory / name).write_bytes(GOOD["PNG"])
-    source = reads("folder", folder.folder, config(root, "folder", 8, 3), "train")
+    source = reads(folder.folder, config(root, "folder", 8, 3), "train")
     if source is None:
         assert any(character < " " or character == "\x7f" for character in name)
     else:
@@ -151,7 +151,7 @@ def test_control_characters_in_names_get_a_sentence(tmp_path, level, name):
     inside = {"split": f"{name}/a/x", "class": f"train/{name}/x", "image": f"train/a/{name}"}
     (root / inside[level]).parent.mkdir(parents=True)
     (root / inside[level]).write_bytes(GOOD["PNG"])
-    assert reads("folder", folder.folder, config(tmp_path, "folder", 8, 3), "train") is None
+    assert reads(folder.folder, config(tmp_path, "folder", 8, 3), "train") is None
 
 
 @pytest.mark.parametrize("target", ["../../../outside.png", "/etc/passwd", "../../..", "loop"])
@@ -165,4 +165,4 @@ def test_links_out_of_the_folder_get_a_sentence(tmp_path, target, place):
         os.rename(root / "train", tmp_path / "elsewhere")
         target = tmp_path / "elsewhere"
     (root / place).symlink_to(target)
-    assert reads("folder", folder.folder, config(tmp_path, "folder", 8, 3), "train") is None
+    assert reads(folder.folder, config(tmp_path, "folder", 8, 3), "train") is None

@@ -1,6 +1,5 @@
 """The transformer: its options, its gradients against double backward, its runs and commands."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -227,18 +226,6 @@ def test_a_run_that_is_cut_continues_bit_for_bit(here, images):  # noqa: F811
     assert_equal(newest("whole"), newest("parts"))
     with pytest.raises(UserError, match=r"config\.model\.width 8 \(now 16\)"):
         run_lib.train(config(model__width=16, training__n_iters=9, **images), "parts")
-
-
-def test_a_step_that_is_cut_short_changes_nothing(images):
-    """The network has no buffers to put back."""
-    settings = config(**images)
-    torch.manual_seed(0)
-    job = ScoreTraining(settings, CPU)
-    state = dataclasses.make_dataclass("State", ["step"])(0)
-    stopped = run_lib.StopRequest(signal=15)
-    world = run_lib.distributed.World(job.objective)
-    assert run_lib.training_step(state, job, None, settings, world, stopped) is None
-    assert state.step == 0
 
 
 def test_the_published_commands(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -72,13 +73,18 @@ class CASTraining:
         return self.train_split, self.test_split
 
     def validate(
-        self, images: torch.Tensor, labels: torch.Tensor, split: Split
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        split: Split,
+        callback: Callable[[], object],
     ) -> dict[str, float]:
-        """The accuracy on the whole test `split`."""
+        """The accuracy on the whole test `split`; `callback()` is called before each batch."""
         size = self.config.training.batch_size
-        return {"accuracy": accuracy(self.model, split, size, self.domain, self.device)}
+        right = accuracy(self.model, split, size, self.domain, self.device, callback)
+        return {"accuracy": right}
 
-    def pictures(self, step: int) -> None:
+    def pictures(self, step: int, callback: Callable[[], object]) -> None:
         """None: it draws no samples."""
 
 

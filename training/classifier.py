@@ -17,6 +17,7 @@ import sampling
 import sde_lib
 from models import compute
 from models.scores import GuidedScore
+from samplers.deterministic import no_callback
 from storage.trained import load_score
 from training.score import require_classes, validation_means
 
@@ -59,12 +60,19 @@ class ClassifierTraining:
 
     @torch.no_grad()
     def validate(
-        self, images: torch.Tensor, labels: torch.Tensor, split: datasets.Split
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        split: datasets.Split,
+        callback: Callable[[], object],
     ) -> dict[str, torch.Tensor | float]:
-        """The objective's values on a fixed batch; the accuracy on the whole test `split`."""
-        values = validation_means(self, self.values, images, labels)
+        """The objective's values on a fixed batch; the accuracy on the whole test `split`.
+
+        `callback()` is called before each batch.
+        """
+        values = validation_means(self, self.values, images, labels, callback)
         size = self.config.training.batch_size
-        right = accuracy(self.logits, split, size, self.domain, self.device)
+        right = accuracy(self.logits, split, size, self.domain, self.device, callback)
         return dict(values, accuracy=right)
 
     def values(
@@ -78,8 +86,11 @@ class ClassifierTraining:
         t = torch.full((len(x),), self.sde.sampling_eps, device=x.device)
         return self.model(*sde_lib.perturb(self.sde, x, t, torch.randn_like(x)))
 
-    def pictures(self, step: int) -> tuple[np.ndarray, int]:
-        """Guided samples as they are stored, a row for each class, and the rows' length."""
+    def pictures(self, step: int, callback: Callable[[], object]) -> tuple[np.ndarray, int]:
+        """Guided samples as they are stored, a row for each class, and the rows' length.
+
+        `callback()` is called after each step of the sampler.
+        """
         noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
         classes = self.config.classifier.classes
         columns = max(1, self.config.sampling.batch_size // classes)
@@ -87,7 +98,8 @@ class ClassifierTraining:
         score = GuidedScore(
             self.score, self.model, self.sde, labels, self.config.sampling.scaling_factor
         )
-        x, _ = self.sampler(score, noise.randn((len(labels), *self.domain.shape)), noise.randn_like)
+        latents = noise.randn((len(labels), *self.domain.shape))
+        x, _ = self.sampler(score, latents, noise.randn_like, callback)
         return self.domain.to_stored(x), columns
 
 
@@ -98,10 +110,15 @@ def accuracy(
     batch_size: int,
     domain: domains.Images | domains.Points,
     device: torch.device,
+    callback: Callable[[], object] = no_callback,
 ) -> float:
-    """Share of the images of `split` whose label has the largest of ``logits(x)`` (B, classes)."""
+    """Share of the images of `split` whose label has the largest of ``logits(x)`` (B, classes).
+
+    `callback()` is called before each batch.
+    """
     right = 0
     for images, labels in datasets.eval_batches(split, batch_size):
+        callback()
         x = domain.to_model(images.to(device), train=False)
         right += int((logits(x).argmax(1).cpu() == labels).sum())
     return right / len(split)

@@ -25,8 +25,10 @@ FIXED_TRAINING = (
 PLACES = ("data.root", "data.cache")
 
 
-def _is_fixed(field):
+def _is_fixed(field, before, step):
     section, _, name = field.partition(".")
+    if field == "training.snapshot_freq":
+        return step >= before  # checkpoint_1.pth, of this many steps, is written
     if field in PLACES or field.endswith("_path"):
         return False
     if section == "training":
@@ -35,12 +37,16 @@ def _is_fixed(field):
 
 
 def require_same_run(
-    before: dict[str, Any] | None, config: ml_collections.ConfigDict, path: str | os.PathLike
+    before: dict[str, Any] | None,
+    config: ml_collections.ConfigDict,
+    path: str | os.PathLike,
+    step: int,
 ) -> list[str]:
     """Refuse to continue the state at `path` under a `config` that means another run.
 
     Args:
         before: the configuration in the state; None in a file of the published code.
+        step: that the state has reached.
 
     Returns:
         A list of sentences, about what changes and may.
@@ -50,7 +56,7 @@ def require_same_run(
     """
     before, now = flatten(before or {}), flatten(json.loads(config.to_json()))
     changed = [name for name in now if name in before and before[name] != now[name]]
-    fixed = [name for name in changed if _is_fixed(name)]
+    fixed = [name for name in changed if _is_fixed(name, before[name], step)]
     if fixed:
         differences = ", ".join(f"config.{n} {before[n]} (now {now[n]})" for n in fixed)
         flags = " ".join(f"--config.{n}={before[n]}" for n in fixed)
@@ -106,11 +112,12 @@ class Start:
         if self.content is None:
             return ["Starting from new weights."]
         if self.own:
-            notes = self.notes + require_same_run(self.before, config, self.path)
-            checkpoints.load_training(state, self.content, self.path)
+            step = checkpoints.read_count(self.content, "step", self.path, 0)
+            notes = self.notes + require_same_run(self.before, config, self.path, step)
+            checkpoints.load_training(state, self.content, self.path, 0, config)
             return [*notes, f"Continuing from {self.path} at step {state.step}."]
         training = config.training
-        checkpoints.load_training(state, self.content, self.path, training.get("init_step", 0))
+        checkpoints.load_training(state, self.content, self.path, training.init_step, config)
         known = "step" in self.content
         counted = "" if known else ", since it does not say one (config.training.init_step)"
         if state.step >= training.n_iters:

@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -12,21 +10,18 @@ from utils import UserError
 
 
 class Stopped(BaseException):
-    """A stop was asked for; like KeyboardInterrupt nothing on the way should take it for a fault.
-
-    Raised by `StopRequest` within `StopRequest.attempt`, and caught there.
-    """
+    """Raised by `StopRequest.check`; no ``except Exception`` on the way catches it."""
 
 
 @dataclasses.dataclass
 class StopRequest:
-    """While active, SIGTERM and Ctrl-C only leave a note, `signal`; the loop asks for it.
+    """While active, SIGTERM and Ctrl-C are only noted in `signal`, which is 0 before.
 
-    What may be left half done is called by `attempt`: a stop reaches into it.
+    The training loop looks at `signal` between its steps. Validation and pictures are given `check`
+    as a callback, between batches and between a sampler's steps.
     """
 
     signal: int = 0
-    _reaching: bool = False
 
     def __enter__(self) -> "StopRequest":
         self._before = {
@@ -38,52 +33,17 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def attempt(self, function: Callable, *arguments: Any) -> Any:
-        """What ``function(*arguments)`` returns; None if a stop was or is asked for meanwhile.
-
-        Python runs signal handlers between its own instructions: the function is left at the next
-        one, whatever PyTorch computes until then.
-        """
-        try:
-            try:
-                self._reaching = True
-                return None if self.signal else function(*arguments)
-            finally:
-                self._reaching = False
-        except Stopped:
-            return None
+    def check(self) -> None:
+        """Raise `Stopped` if a signal has been received."""
+        if self.signal:
+            raise Stopped
 
     def _note(self, number, frame):
         # A second Ctrl-C leaves at once. SIGTERM may come twice unasked: from a scheduler, to all
         # processes, and once more from torchrun.
-        if self.signal:
-            if number == signal.SIGINT:
-                os._exit(128 + number)
-            return
-        self.signal = number
-        if self._reaching:
-            raise Stopped
-
-
-def heed_signals(network: torch.nn.Module) -> None:
-    """Let Python handle signals within backward passes, at the output of every layer.
-
-    On a CPU the backward pass of a published network may last minutes, none of them in Python; that
-    to its input, too, where no parameter gets a gradient. On a GPU it is short, and none of its
-    threads is the one that handles signals.
-    """
-    if all(parameter.device.type == "cpu" for parameter in network.parameters()):
-        for module in network.modules():
-            module.register_forward_hook(_pause_behind)
-
-
-def _pause_behind(module, inputs, output):
-    if isinstance(output, torch.Tensor) and output.requires_grad:
-        output.register_hook(_pause)
-
-
-def _pause(gradient):
-    """Do nothing, in Python."""
+        if self.signal and number == signal.SIGINT:
+            os._exit(128 + number)
+        self.signal = self.signal or number
 
 
 class FiniteWatch:

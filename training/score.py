@@ -53,16 +53,26 @@ class ScoreTraining:
 
     @torch.no_grad()
     def validate(
-        self, images: torch.Tensor, labels: torch.Tensor, split: datasets.Split
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        split: datasets.Split,
+        callback: Callable[[], object],
     ) -> dict[str, torch.Tensor]:
-        """The DSM loss of a fixed batch of the test `split`, at stratified times."""
-        return validation_means(self, self.objective.evaluate, images, labels)
+        """The DSM loss of a fixed batch of the test `split`, at stratified times.
 
-    def pictures(self, step: int) -> tuple[np.ndarray, None]:
-        """Samples as they are stored, and the columns of their grid."""
+        `callback()` is called before each part of the batch.
+        """
+        return validation_means(self, self.objective.evaluate, images, labels, callback)
+
+    def pictures(self, step: int, callback: Callable[[], object]) -> tuple[np.ndarray, None]:
+        """Samples as they are stored, and the columns of their grid.
+
+        `callback()` is called after each step of the sampler.
+        """
         noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
         shape = (self.config.sampling.batch_size, *self.domain.shape)
-        x, _ = self.sampler(self.score, noise.randn(shape), noise.randn_like)
+        x, _ = self.sampler(self.score, noise.randn(shape), noise.randn_like, callback)
         return self.domain.to_stored(x), None
 
 
@@ -76,9 +86,16 @@ def require_classes(split: datasets.Split, classes: int, field: str, dataset: st
 
 
 def validation_means(
-    job: Any, evaluate: Callable, images: torch.Tensor, labels: torch.Tensor
+    job: Any,
+    evaluate: Callable,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    callback: Callable[[], object],
 ) -> dict[str, torch.Tensor]:
-    """Means of ``evaluate(x, labels, draws)``, a dict, over stored images, at stratified times."""
+    """Means of ``evaluate(x, labels, draws)``, a dict, over stored images, at stratified times.
+
+    `callback()` is called before each part of the images.
+    """
     config = job.config
     x = job.domain.to_model(images.to(job.device), train=False)
     draws = job.objective.draw(x)
@@ -86,6 +103,7 @@ def validation_means(
     size = config.training.microbatch or config.training.batch_size
     means = {}
     for share, part in losses.parts_of(x, labels.to(job.device), draws, size):
+        callback()
         for name, value in evaluate(*part).items():
             means[name] = means.get(name, 0) + share * value
     return means

@@ -220,7 +220,7 @@ def test_what_does_not_fit_is_named(entry, place, value, named):
 
 def test_a_mismatch_names_fields_and_counts(tmp_path, entry):
     """The file says which configuration it is of, and how it differs from the given one."""
-    config = common.qc_training("u_ncsn", "CIFAR10")
+    config = common.qc("u_ncsn", "CIFAR10")
     state = fresh_state(entry)
     checkpoints.save(tmp_path / "a.pth", state, config)
     count = len(state.model.state_dict())
@@ -236,7 +236,7 @@ def test_a_mismatch_names_fields_and_counts(tmp_path, entry):
 
 
 def test_a_file_of_ours_says_how_it_was_made(tmp_path, entry, monkeypatch):
-    config = common.qc_training("u_ncsn", "CIFAR10")
+    config = common.qc("u_ncsn", "CIFAR10")
     checkpoints.save(tmp_path / "a.pth", fresh_state(entry), config)
     assert checkpoints.read_config(tmp_path / "a.pth")["model"]["nf"] == 128
     assert checkpoints.read_config(golden.DIRECTORY / OFFICIAL[0]) is None

@@ -79,10 +79,8 @@ MODULES = [
     for path in [*tiny.ROOT.glob("*.py"), *tiny.ROOT.glob("[a-z]*/*.py")]
 ]
 CONFIGS = [
-    common.qc_training("qc_ncsn", "CIFAR10"),
-    common.qc_evaluation("qc_ncsn", "CIFAR10"),
+    common.qc("qc_ncsn", "CIFAR10"),
     common.dlsm_classifier("CIFAR10", "resnet18_cond"),
-    common.dlsm_evaluation("CIFAR10", "resnet18_cond"),
 ]
 FIELDS = {name for config in CONFIGS for name in [*flatten(config.to_dict()), *config]}
 DATA_FILES = (".html", ".json", ".npz", ".pth", ".txt")

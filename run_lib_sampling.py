@@ -200,8 +200,8 @@ def draw_rounds(
 ) -> None:
     """Draw the missing ones of `rounds` into ``folder/samples_{number}.npz``.
 
-    `of_round` and `of_images` are streams of `seed_for` that set the noise apart from that of other
-    folders, and from that of other images.
+    `of_round` and `of_images` name the random streams (`utils.stream_key`) of the folder's rounds
+    and of its images.
     """
     device, sampler = drawing.device, drawing.sampler
     domain = domains.from_config(drawing.config.data)

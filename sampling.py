@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 import torch
 from torchdiffeq import odeint
 
@@ -22,7 +23,7 @@ from samplers import fast, grids
 from samplers.deterministic import NoiseLike
 from samplers.fast import FastSampler
 from sde_lib import SDE, ReverseSDE, expand
-from utils import UserError, lookup, require_positive, seed_for
+from utils import UserError, cuda_seed, lookup, random_stream, require_positive
 
 # ---------------------------------------------------------------- predictors
 
@@ -334,21 +335,30 @@ def settings(sampling: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 class SeededNoise:
-    """Noise from a generator of its own, seeded by `seed_for`: equal seeds, equal samples.
+    """Float32 noise of one random stream, see `utils.stream_key`: equal keys, equal noise.
 
-    The stream belongs to the device it is drawn on, so the same bytes are promised there only.
+    CUDA draws on the device, all others on the host. The bytes of the two differ.
     """
 
-    def __init__(self, device: torch.device, purpose: str, *numbers: int) -> None:
-        self.generator = torch.Generator(device)
-        self.generator.manual_seed(seed_for(purpose, *numbers))
+    def __init__(self, device: torch.device | str, purpose: str, *numbers: int) -> None:
+        self.device = torch.device(device)
+        self.stream = random_stream(purpose, *numbers)
+        self.on_device = None
+        if self.device.type == "cuda":
+            seed = cuda_seed(purpose, *numbers)
+            self.on_device = torch.Generator(self.device).manual_seed(seed)
 
     def randn(self, shape: Sequence[int]) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+        """Standard normal noise."""
+        if self.on_device:
+            return torch.randn(shape, generator=self.on_device, device=self.device)
+        return torch.from_numpy(self.stream.standard_normal(shape, np.float32)).to(self.device)
 
     def randn_like(self, x: torch.Tensor) -> torch.Tensor:
         return self.randn(x.shape)
 
     def rand(self, shape: Sequence[int]) -> torch.Tensor:
         """Uniform noise in [0, 1)."""
-        return torch.rand(shape, generator=self.generator, device=self.generator.device)
+        if self.on_device:
+            return torch.rand(shape, generator=self.on_device, device=self.device)
+        return torch.from_numpy(self.stream.random(shape, np.float32)).to(self.device)

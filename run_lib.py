@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import datasets
 import distributed
 import losses
+import utils
 from configs import ranges
 from models import memory
 from models.ema import EMA
@@ -32,16 +33,7 @@ from storage.workdir import Workdir
 from training import resuming
 from training.safeguards import FiniteWatch, StopRequest, heed_signals
 from training.score import ScoreTraining
-from utils import (
-    UserError,
-    flatten,
-    get_device,
-    is_first,
-    log,
-    log_to,
-    rank_and_size,
-    seed_default_generators,
-)
+from utils import UserError, flatten, get_device, is_first, log, log_to, rank_and_size
 
 VALIDATION_IMAGES = 128
 
@@ -72,7 +64,7 @@ def train(
     training = config.training
     import_wandb(training.wandb_project)
     device = get_device(config.device)
-    seed_default_generators("weights", config.seed)
+    utils.seed_default_generators("weights", config.seed)
     job = make_job(config, device)
     require_divisible(job.model, training)
     parameters = list(job.model.parameters())
@@ -246,7 +238,7 @@ def training_step(
     """
     # Seeding each step by its number makes its draws a function of (seed, step): a run that is
     # cut anywhere and continued draws what an uninterrupted one draws.
-    seed_default_generators("training step", config.seed, state.step)
+    utils.seed_default_generators("training step", config.seed, state.step)
     buffers = [buffer.clone() for buffer in job.model.buffers()]
     if world.size == 1:
         values = stop.attempt(gradients, state, job, batches, config, world)
@@ -278,7 +270,7 @@ def gradients(
     part = losses.rows_of(x, labels, draws, world.rows(len(x)))
     if world.size > 1:
         # Unlike the draws above, dropout's masks depend on the number of processes.
-        seed_default_generators("dropout", config.seed, state.step, world.rank)
+        utils.seed_default_generators("dropout", config.seed, state.step, world.rank)
     job.model.train()
     state.optimizer.zero_grad(set_to_none=True)
     return accumulate_gradients(world.objective, *part, config.training.microbatch)
@@ -321,7 +313,7 @@ def validate(
 
     The images and all that is drawn are the same at every step: what changes is the model.
     """
-    seed_default_generators("validation", job.config.seed)
+    utils.seed_default_generators("validation", job.config.seed)
     job.model.eval()
     with state.ema.applied():
         values = stop.attempt(job.validate, images, labels, split)

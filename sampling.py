@@ -23,7 +23,7 @@ from samplers import fast, grids
 from samplers.deterministic import NoiseLike
 from samplers.fast import FastSampler
 from sde_lib import SDE, ReverseSDE, expand
-from utils import UserError, cuda_seed, lookup, random_stream, require_positive
+from utils import UserError, device_seed, lookup, random_stream, require_positive
 
 # ---------------------------------------------------------------- predictors
 
@@ -337,28 +337,28 @@ def settings(sampling: ml_collections.ConfigDict) -> dict[str, Any]:
 class SeededNoise:
     """Float32 noise of one random stream, see `utils.stream_key`: equal keys, equal noise.
 
-    CUDA draws on the device, all others on the host. The bytes of the two differ.
+    NumPy draws for the CPU. A GPU draws for itself, so that it need not wait; its bytes differ.
     """
 
     def __init__(self, device: torch.device | str, purpose: str, *numbers: int) -> None:
         self.device = torch.device(device)
-        self.stream = random_stream(purpose, *numbers)
-        self.on_device = None
-        if self.device.type == "cuda":
-            seed = cuda_seed(purpose, *numbers)
-            self.on_device = torch.Generator(self.device).manual_seed(seed)
+        if self.device.type == "cpu":
+            self.stream = random_stream(purpose, *numbers)
+        else:
+            self.generator = torch.Generator(self.device)
+            self.generator.manual_seed(device_seed(purpose, *numbers))
 
     def randn(self, shape: Sequence[int]) -> torch.Tensor:
         """Standard normal noise."""
-        if self.on_device:
-            return torch.randn(shape, generator=self.on_device, device=self.device)
-        return torch.from_numpy(self.stream.standard_normal(shape, np.float32)).to(self.device)
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.stream.standard_normal(shape, np.float32))
+        return torch.randn(shape, generator=self.generator, device=self.device)
 
     def randn_like(self, x: torch.Tensor) -> torch.Tensor:
         return self.randn(x.shape)
 
     def rand(self, shape: Sequence[int]) -> torch.Tensor:
         """Uniform noise in [0, 1)."""
-        if self.on_device:
-            return torch.rand(shape, generator=self.on_device, device=self.device)
-        return torch.from_numpy(self.stream.random(shape, np.float32)).to(self.device)
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.stream.random(shape, np.float32))
+        return torch.rand(shape, generator=self.generator, device=self.device)

@@ -70,25 +70,25 @@ def random_stream(purpose: str, *numbers: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=stream_key(purpose, *numbers)))
 
 
-def cuda_seed(purpose: str, *numbers: int) -> int:
-    """Seed of the same stream on CUDA, whose generators are Philox with keys of 64 bits."""
+def device_seed(purpose: str, *numbers: int) -> int:
+    """Seed of a stream for a generator on a GPU: CUDA's are Philox, keyed by all 64 bits of it."""
     return stream_key(purpose, *numbers) % 2**64
 
 
 def seed_default_generators(purpose: str, *numbers: int) -> None:
     """Seed PyTorch's default generators, on the CPU and on all GPUs.
 
-    The CPU's is MT19937, whose `manual_seed` keeps 32 bits of a seed. Its 624 words of state are
+    The CPU's is MT19937, of whose seed `torch.manual_seed` keeps 32 bits. Its state of 624 words is
     therefore drawn from `random_stream`.
     """
     import torch
 
+    if torch.accelerator.is_available():
+        torch.manual_seed(device_seed(purpose, *numbers))
     state = torch.Generator().get_state()
     words = random_stream(purpose, *numbers).bit_generator.random_raw(312).view(np.uint32)
     state.numpy().view(np.uint64)[3:627] = words  # PyTorch stores each word in 64 bits
-    torch.default_generator.set_state(state)
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(cuda_seed(purpose, *numbers))
+    torch.set_rng_state(state)
 
 
 def shares(total: int, parts: int) -> list[int]:

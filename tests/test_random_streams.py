@@ -123,3 +123,17 @@ def test_noise_of_a_round_is_standard_normal_and_uniform():
     assert abs(u.mean() - 0.5) < 3 * 12**-0.5 * error
     assert 0 <= u.min() < 1e-3
     assert 0.999 < u.max() < 1
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="of the generators of a GPU")
+def test_the_upper_half_of_a_seed_counts_on_a_gpu():
+    """Seeds that differ only above their 32 low bits, of a generator and of the default one."""
+    seeds = 7, 7 + 2**32
+    own, default = [], []
+    for seed in seeds:
+        generator = torch.Generator(DEVICE).manual_seed(seed)
+        own.append(torch.randn(64, generator=generator, device=DEVICE))
+        torch.cuda.manual_seed_all(seed)
+        default.append(torch.randn(64, device=DEVICE))
+    assert not torch.isclose(*own).any()
+    assert not torch.isclose(*default).any()

@@ -30,7 +30,7 @@ from readers.imagenet32 import imagenet32
 from readers.points import checkerboard, gaussian_8, moons, points, spiral_2
 from readers.tfds import tfds
 from storage.files import atomic_write
-from utils import UserError, log, lookup, require_positive, seed_for
+from utils import UserError, log, lookup, random_stream, require_positive
 
 # The name in `config.data.dataset` -> its reader. A new data set is added here.
 DATASETS = {
@@ -242,8 +242,8 @@ class TrainBatches:
         while missing:
             epoch, offset = divmod(self.position, len(self.split))
             if epoch != self._epoch:
-                rng = np.random.default_rng(seed_for("epoch", self.seed, epoch))
-                self._epoch, self._order = epoch, rng.permutation(len(self.split))
+                stream = random_stream("epoch", self.seed, epoch)
+                self._epoch, self._order = epoch, stream.permutation(len(self.split))
             part = self._order[offset : offset + missing]
             indices.append(part)
             self.position += len(part)
@@ -254,8 +254,7 @@ class TrainBatches:
 
 def fixed_batch(split: Split, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Of every call the same `count` images (all, where there are fewer) and their labels."""
-    rng = np.random.default_rng(seed_for("fixed batch", seed))
-    chosen = np.sort(rng.permutation(len(split))[:count])
+    chosen = np.sort(random_stream("fixed batch", seed).permutation(len(split))[:count])
     return torch.from_numpy(split.images[chosen]), torch.from_numpy(split.labels[chosen])
 
 

@@ -31,7 +31,16 @@ from storage.workdir import Workdir
 from training import resuming
 from training.safeguards import FiniteWatch, Stopped, StopRequest
 from training.score import ScoreTraining
-from utils import UserError, flatten, get_device, is_first, log, log_to, rank_and_size, seed_for
+from utils import (
+    UserError,
+    flatten,
+    get_device,
+    is_first,
+    log,
+    log_to,
+    rank_and_size,
+    seed_default_generators,
+)
 
 VALIDATION_IMAGES = 128
 
@@ -168,7 +177,7 @@ def prepare(
     device = get_device(config.device)
     start = resuming.find(place, restore)
     config = start.described(config, typed)
-    torch.manual_seed(seed_for("weights", config.seed))
+    seed_default_generators("weights", config.seed)
     job = make_job(config, device)
     config = job.config
     require_divisible(job.model, config.training)
@@ -226,7 +235,7 @@ def training_step(
     """One update; returns the detached values of the objective and the gradient norm."""
     # Seeding each step by its number makes its draws a function of (seed, step): a run that is
     # cut anywhere and continued draws what an uninterrupted one draws.
-    torch.manual_seed(seed_for("training step", config.seed, state.step))
+    seed_default_generators("training step", config.seed, state.step)
     values = gradients(state, job, batches, config, world)
     norm = losses.optimize(state.optimizer, state.ema.parameters, state.step, config.optim)
     state.ema.update()
@@ -250,7 +259,7 @@ def gradients(
     part = losses.rows_of(x, labels, draws, world.rows(len(x)))
     if world.size > 1:
         # Unlike the draws above, dropout's masks depend on the number of processes.
-        torch.manual_seed(seed_for("dropout", config.seed, state.step, world.rank))
+        seed_default_generators("dropout", config.seed, state.step, world.rank)
     job.model.train()
     state.optimizer.zero_grad(set_to_none=True)
     return accumulate_gradients(world.objective, *part, config.training.microbatch)
@@ -297,7 +306,7 @@ def validate(
         Stopped: a signal came; nothing is written.
     """
     stop.check()
-    torch.manual_seed(seed_for("validation", job.config.seed))
+    seed_default_generators("validation", job.config.seed)
     job.model.eval()
     with state.ema.applied():
         values = job.validate(images, labels, split, stop.check)

@@ -185,7 +185,7 @@ def draw_rounds(
 
 
 def streams(seed: int, each: Round, guided: bool) -> tuple[tuple, tuple]:
-    """The streams of random numbers (`utils.seed_for`) of a round, and of its images."""
+    """The streams of random numbers (`utils.stream_key`) of a round, and of its images."""
     if guided:
         return ("class", seed, each.part, each.number), ("class image", seed, each.part, each.first)
     return ("division", seed, each.part, each.number), ("image", seed, each.first)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 import torch
 from torchdiffeq import odeint
 
@@ -22,7 +23,7 @@ from samplers import fast, grids
 from samplers.deterministic import NoiseLike
 from samplers.fast import FastSampler
 from sde_lib import SDE, ReverseSDE, expand
-from utils import UserError, lookup, require_positive, seed_for
+from utils import UserError, device_seed, lookup, random_stream, require_positive
 
 # ---------------------------------------------------------------- predictors
 
@@ -339,21 +340,30 @@ def settings(sampling: ml_collections.ConfigDict, guided: bool) -> dict[str, Any
 
 
 class SeededNoise:
-    """Noise from a generator of its own, seeded by `seed_for`: equal seeds, equal samples.
+    """Float32 noise of one random stream, see `utils.stream_key`: equal keys, equal noise.
 
-    The stream belongs to the device it is drawn on, so the same bytes are promised there only.
+    NumPy draws for the CPU. A GPU draws for itself, so that it need not wait; its bytes differ.
     """
 
-    def __init__(self, device: torch.device, purpose: str, *numbers: int) -> None:
-        self.generator = torch.Generator(device)
-        self.generator.manual_seed(seed_for(purpose, *numbers))
+    def __init__(self, device: torch.device | str, purpose: str, *numbers: int) -> None:
+        self.device = torch.device(device)
+        if self.device.type == "cpu":
+            self.stream = random_stream(purpose, *numbers)
+        else:
+            self.generator = torch.Generator(self.device)
+            self.generator.manual_seed(device_seed(purpose, *numbers))
 
     def randn(self, shape: Sequence[int]) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+        """Standard normal noise."""
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.stream.standard_normal(shape, np.float32))
+        return torch.randn(shape, generator=self.generator, device=self.device)
 
     def randn_like(self, x: torch.Tensor) -> torch.Tensor:
         return self.randn(x.shape)
 
     def rand(self, shape: Sequence[int]) -> torch.Tensor:
         """Uniform noise in [0, 1)."""
-        return torch.rand(shape, generator=self.generator, device=self.generator.device)
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.stream.random(shape, np.float32))
+        return torch.rand(shape, generator=self.generator, device=self.device)

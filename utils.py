@@ -1,4 +1,4 @@
-"""What every module may lean on: errors for the user, seeds, the log, the device.
+"""What every module may lean on: errors for the user, random streams, the log, the device.
 
 Nothing here knows about score models; arrows point only towards this file.
 """
@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:  # torch need not be there
     import ml_collections
@@ -57,13 +59,36 @@ def require_positive(value: object, field: str) -> int:
     return value
 
 
-def seed_for(purpose: str, *numbers: int) -> int:
-    """A 63-bit seed of the stream of random numbers that serves `purpose`, a name.
-
-    A hash of the name and the integers `numbers`, the run's seed first: equal for equal ones alone.
-    """
+def stream_key(purpose: str, *numbers: int) -> int:
+    """128-bit key of a random stream: a hash of its purpose and `numbers`, the run's seed first."""
     text = json.dumps([purpose, *map(int, numbers)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+
+
+def random_stream(purpose: str, *numbers: int) -> np.random.Generator:
+    """The random stream of `stream_key`: Philox, which is counter-based, on the host."""
+    return np.random.Generator(np.random.Philox(key=stream_key(purpose, *numbers)))
+
+
+def device_seed(purpose: str, *numbers: int) -> int:
+    """Seed of a stream for a generator on a GPU: CUDA's are Philox, keyed by all 64 bits of it."""
+    return stream_key(purpose, *numbers) % 2**64
+
+
+def seed_default_generators(purpose: str, *numbers: int) -> None:
+    """Seed PyTorch's default generators, on the CPU and on all GPUs.
+
+    The CPU's is MT19937, of whose seed `torch.manual_seed` keeps 32 bits. Its state of 624 words is
+    therefore drawn from `random_stream`.
+    """
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.manual_seed(device_seed(purpose, *numbers))
+    state = torch.Generator().get_state()
+    words = random_stream(purpose, *numbers).bit_generator.random_raw(312).view(np.uint32)
+    state.numpy().view(np.uint64)[3:627] = words  # PyTorch stores each word in 64 bits
+    torch.set_rng_state(state)
 
 
 def shares(total: int, parts: int) -> list[int]:

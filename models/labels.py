@@ -1,9 +1,10 @@
 """Labels as a network takes them: a class, or none."""
 
+import numpy as np
 import torch
 from torch import nn
 
-from utils import seed_for
+from utils import random_stream
 
 NO_LABEL = -1
 
@@ -21,11 +22,10 @@ class LabelEmbedding(nn.Embedding):
         super().__init__(classes + 1, width)
 
     def reset_parameters(self) -> None:
-        generator = torch.Generator().manual_seed(seed_for("label embedding"))
-        start = torch.randn(self.weight.shape, generator=generator, device="cpu")
+        start = random_stream("label embedding").standard_normal(self.weight.shape, np.float32)
         start[NO_LABEL] = 0
         with torch.no_grad():
-            self.weight.copy_(start)
+            self.weight.copy_(torch.from_numpy(start))
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
         return super().forward(labels % self.num_embeddings)  # the last stands for no label

@@ -12,9 +12,9 @@ import numpy as np
 
 import domains
 from readers.common import Block, Source
-from utils import require_positive, seed_for
+from utils import random_stream, require_positive, stream_key
 
-RULE = 2  # of the draws: a change of one of them changes it, so that caches are built anew
+RULE = 3  # of the draws: a change of one of them changes it, so that caches are built anew
 
 
 def points(
@@ -22,17 +22,17 @@ def points(
 ) -> Source:
     """`data.num_points` points (n, 2) and their labels, drawn by `draw(generator, n)`.
 
-    ``data.data_seed`` and the split set the generator.
+    ``data.data_seed`` and the split determine the random stream.
 
     Raises:
         UserError: the configuration does not describe points, or no number of them.
     """
     domains.points_of(data, f"The data set {data.dataset}")
     count = require_positive(data.num_points, "data.num_points")
-    seed = seed_for("points", data.data_seed, split == "test")
-    blocks = _blocks(functools.partial(draw, np.random.default_rng(seed), count))
-    dtype = domains.Points.dtype
-    return Source((2,), classes, blocks, [f"{count} from {seed}, rule {RULE}"], count, dtype)
+    stream = "points", data.data_seed, split == "test"
+    blocks = _blocks(functools.partial(draw, random_stream(*stream), count))
+    identity = [f"{count} from {stream_key(*stream)}, rule {RULE}"]
+    return Source((2,), classes, blocks, identity, count, domains.Points.dtype)
 
 
 def _blocks(draw):
@@ -44,8 +44,9 @@ def moons(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]
     """Two interleaved half-circles without noise, about their mean, × 20; upper 0, lower 1."""
     from sklearn.datasets import make_moons
 
-    x, labels = make_moons(count, noise=None, random_state=int(rng.integers(2**31)))
-    return 20 * (x - x.mean(0)), labels
+    x, labels = make_moons(count, noise=None, shuffle=False)
+    order = rng.permutation(count)
+    return 20 * (x - x.mean(0))[order], labels[order]
 
 
 def checkerboard(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:

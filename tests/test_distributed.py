@@ -21,7 +21,7 @@ from run_lib_sampling import sample
 from storage import checkpoints
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
-from utils import UserError, get_device, seed_for
+from utils import UserError, get_device, seed_default_generators
 
 # Ten steps of each kind; dropout's masks depend on the number of processes.
 STEPS = {"training__n_iters": 10, "model__dropout": 0.0}
@@ -138,7 +138,7 @@ def test_ten_steps_are_those_of_one_process(cache, name):
         config, make = tiny_classifier.config("classifier", cache), ClassifierTraining
     else:
         config, make = tiny.config(cache, **RUNS[name]), run_lib.ScoreTraining
-    torch.manual_seed(seed_for("weights", config.seed))
+    seed_default_generators("weights", config.seed)
     start = make(config, torch.device("cpu")).model.state_dict()
     error = way = 0.0
     for key, value in theirs["model"].items():

@@ -1,6 +1,5 @@
 """Files that are whole or not there, and what a workdir remembers."""
 
-import itertools
 import json
 import multiprocessing
 
@@ -9,7 +8,7 @@ import pytest
 
 from storage.files import atomic_write, load_npz, save_npz, stands
 from storage.workdir import Workdir
-from utils import UserError, lookup, seed_for
+from utils import UserError, lookup
 
 META = {"seed": 1, "sampling": {"snr": 0.16}}
 
@@ -72,23 +71,6 @@ def test_checking_a_workdir_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "results").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
         Workdir("a/b").check()
-
-
-def test_seeds_of_distinct_streams_differ():
-    """Of every purpose, and of tuples that differ in a number or only in their length."""
-    purposes = ["weights", "epoch", "training step", "dropout", "validation", "pictures"]
-    purposes += ["division", "class", "nll", "asymmetry"]
-    values = [0, 1, 2, 42, 2**32, 2**63 - 1]
-    tuples = [
-        (purpose, *numbers)
-        for purpose in purposes
-        for length in range(4)
-        for numbers in itertools.product(values, repeat=length)
-    ]
-    seeds = {seed_for(*entropy) for entropy in tuples}
-    assert len(seeds) == len(set(tuples))
-    assert seed_for("class", 1, 2) == seed_for("class", np.int64(1), 2)
-    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_lookup_names_field_and_choices():

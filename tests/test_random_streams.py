@@ -1,0 +1,139 @@
+"""Random streams: their keys, the states they give PyTorch's generators, and no two that agree."""
+
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from device_option import DEVICE
+
+import sampling
+from samplers.noise import PerImageNoise
+from utils import random_stream, seed_default_generators, stream_key
+
+COLLIDED = [(13358, 39256), (12536, 39934)]
+"""Images and steps of seed 42 whose seeds were equal when PyTorch kept 32 bits of them."""
+
+
+def digest(row):
+    return hashlib.blake2b(np.ascontiguousarray(row), digest_size=16).digest()
+
+
+def test_keys_of_distinct_streams_differ():
+    """Of every purpose, and of tuples that differ in a number or only in their length."""
+    purposes = ["weights", "epoch", "training step", "dropout", "validation", "pictures"]
+    purposes += ["division", "class", "nll", "asymmetry"]
+    values = [0, 1, 2, 42, 2**32, 2**63 - 1]
+    tuples = [
+        (purpose, *numbers)
+        for purpose in purposes
+        for length in range(4)
+        for numbers in itertools.product(values, repeat=length)
+    ]
+    keys = {stream_key(*entropy) for entropy in tuples}
+    assert len(keys) == len({key % 2**64 for key in keys}) == len(set(tuples))
+    assert stream_key("class", 1, 2) == stream_key("class", np.int64(1), 2)
+    assert 2**120 < max(keys) < 2**128
+
+
+def test_a_stream_is_philox_with_its_key():
+    words = np.random.Philox(key=stream_key("test", 1, 2)).random_raw(100)
+    assert np.array_equal(random_stream("test", 1, 2).bit_generator.random_raw(100), words)
+    assert not np.array_equal(random_stream("test", 2, 1).bit_generator.random_raw(100), words)
+
+
+# ---------------------------------------------------------------- PyTorch's default generators
+
+
+def test_the_default_generator_goes_on_like_numpys_mt19937():
+    """With 624 words of Philox as its state; more draws than it has words."""
+    seed_default_generators("test", 3)
+    words = random_stream("test", 3).bit_generator.random_raw(312).view(np.uint32)
+    twister = np.random.MT19937()
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
+    expected = twister.random_raw(2000) & (2**24 - 1)  # torch.rand takes the low 24 bits
+    found = torch.rand(2000, device="cpu") * 2**24
+    assert np.array_equal(found.numpy().astype(np.uint64), expected)
+
+
+def test_equal_keys_alone_give_equal_draws():
+    """Of the CPU and of the device that is tested, whatever was drawn before."""
+
+    def draws(*stream):
+        seed_default_generators(*stream)
+        found = [draw(5, device=d) for d in ("cpu", DEVICE) for draw in (torch.rand, torch.randn)]
+        return torch.cat([draw.cpu() for draw in found])
+
+    first = draws("test", 1)
+    torch.randn(7)  # leaves half a pair
+    assert torch.equal(draws("test", 1), first)
+    for other in (("test", 2), ("test", 1, 0), ("other", 1)):
+        assert len(torch.cat([draws(*other), first]).unique()) > 35
+
+
+def test_a_hundred_thousand_steps_draw_nothing_twice():
+    seen = set()
+    for step in range(100_000):
+        seed_default_generators("training step", 42, step)
+        seen.add(digest(torch.rand(64)))
+    assert len(seen) == 100_000
+
+
+# ---------------------------------------------------------------- noise
+
+
+def assert_no_repetition(images, block=10_000):
+    """No two of the images share their first 64 draws."""
+    seen = set()
+    for first in range(0, images, block):
+        noise = PerImageNoise("cpu", range(first, first + block), "image", 42)
+        seen.update(map(digest, noise.randn((block, 64)).numpy()))
+    assert len(seen) == images
+
+
+def test_images_of_a_whole_set_have_noise_of_their_own():
+    assert_no_repetition(50_000)
+
+
+@pytest.mark.slow
+def test_a_million_images_have_noise_of_their_own():
+    assert_no_repetition(1_000_000)
+
+
+@pytest.mark.parametrize("pair", COLLIDED)
+def test_streams_that_collided_differ(pair):
+    a, b = PerImageNoise(DEVICE, pair, "image", 42).randn((2, 3, 32, 32))
+    assert len(torch.stack([a, b]).unique()) > 6000
+    steps = []
+    for step in pair:
+        seed_default_generators("training step", 42, step)
+        steps.append(torch.rand(64, device=DEVICE))
+    assert not torch.equal(*steps)
+
+
+def test_noise_of_a_round_is_standard_normal_and_uniform():
+    noise = sampling.SeededNoise(DEVICE, "test")
+    z, u = noise.randn((1000, 100)), noise.rand((1000, 100))
+    assert z.dtype == u.dtype == torch.float32
+    assert z.device.type == u.device.type == torch.device(DEVICE).type
+    z, u, error = z.double(), u.double(), 1e5**-0.5
+    assert abs(z.mean()) < 3 * error
+    assert abs(z.var() - 1) < 3 * 2**0.5 * error
+    assert abs(u.mean() - 0.5) < 3 * 12**-0.5 * error
+    assert 0 <= u.min() < 1e-3
+    assert 0.999 < u.max() < 1
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="of the generators of a GPU")
+def test_the_upper_half_of_a_seed_counts_on_a_gpu():
+    """Seeds that differ only above their 32 low bits, of a generator and of the default one."""
+    seeds = 7, 7 + 2**32
+    own, default = [], []
+    for seed in seeds:
+        generator = torch.Generator(DEVICE).manual_seed(seed)
+        own.append(torch.randn(64, generator=generator, device=DEVICE))
+        torch.cuda.manual_seed_all(seed)
+        default.append(torch.randn(64, device=DEVICE))
+    assert not torch.isclose(*own).any()
+    assert not torch.isclose(*default).any()

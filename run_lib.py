@@ -75,8 +75,11 @@ def train(
     )
     place = Workdir(workdir)
     place.check()
-    origin = restore_state(state, config, place, restore)
+    origin, path = restore_state(state, config, place, restore)
     train_split, test_split = job.splits()
+    if path is not None and train_split.identity is not None:
+        datasets.require_same_data(train_split.identity, state.data, path)
+    state.data = train_split.identity
 
     # Open the workdir.
     place.create()
@@ -193,8 +196,11 @@ def restore_state(
     config: ml_collections.ConfigDict,
     place: Workdir,
     restore: str | os.PathLike | None,
-) -> list[str]:
-    """Fill `state` from the workdir, else from `restore`; says in sentences, a list, from where.
+) -> tuple[list[str], str | os.PathLike | None]:
+    """Fill `state` from the workdir, else from `restore`; its `data` is what those must equal.
+
+    Returns:
+        Sentences, a list, about where the state is from; and the path of that file, or None.
 
     Raises:
         UserError: a file does not fit, or the workdir's state is that of another run.
@@ -203,15 +209,21 @@ def restore_state(
     if path is not None:
         notes += resuming.require_same_run(content, config, path)
         checkpoints.load_training(state, content, path)
+        state.data = content.get("data")
         if is_first() and path != place.resume_point:
             publish(path, place)
         note = "; --restore is ignored" if restore else ""
-        return [*notes, f"Continuing from {path} at step {state.step}{note}."]
+        return [*notes, f"Continuing from {path} at step {state.step}{note}."], path
     if restore is None:
-        return ["Starting from new weights."]
+        return ["Starting from new weights."], None
     content = checkpoints.read(restore)
     checkpoints.load_training(state, content, restore, config.training.get("init_step", 0))
-    return [f"Restored {restore} at step {state.step}."]
+    state.data = content.get("data")
+    if isinstance(state.data, dict):
+        # Another run's weights may go on with other data; a network of labels needs its classes.
+        kept = ("classes",) if config.model.get("num_classes") else ()
+        state.data = {name: state.data[name] for name in kept if name in state.data}
+    return [f"Restored {restore} at step {state.step}."], restore
 
 
 def agreed(state: TrainState, config: ml_collections.ConfigDict) -> dict[str, object]:

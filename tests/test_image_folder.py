@@ -1,16 +1,22 @@
 """Folders of images: what is made of them, and the sentence for each way to be malformed."""
 
+import json
 import os
+import shutil
 import struct
 import zlib
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from raw_data import config, random_images, refused
 
 import datasets
+import run_lib
 from readers import folder
+from storage import checkpoints
+from utils import UserError
 
 
 def save(path, array, **options):
@@ -133,6 +139,94 @@ def time_shifted_copy(path, array):
     save(path, array)
     os.utime(path, ns=(old + 1, old + 1))
     return array
+
+
+# ---------------------------------------------------------------- which data a run has
+
+
+def identity(tmp_path, root=None):
+    return datasets.load(config(tmp_path, "folder", 8, 3, root), "train").identity
+
+
+def renamed(train):
+    os.rename(train / "a", train / "z")
+
+
+def added_class(train):
+    save(train / "aa" / "x.png", random_images(8, 8, 3))
+
+
+def removed_class(train):
+    shutil.rmtree(train / "a")
+
+
+def added_image(train):
+    save(train / "a" / "3.png", random_images(8, 8, 3))
+
+
+def renamed_image(train):
+    os.rename(train / "a" / "2.png", train / "a" / "3.png")
+
+
+CHANGES = {
+    renamed: "a is now z",
+    added_class: "added classes: aa",
+    removed_class: "removed classes: a",
+    added_image: "a 2 (now 3)",
+    renamed_image: "names or sizes",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_folders_are_other_data(tmp_path, tree, change):
+    before = identity(tmp_path)
+    change(tree / "train")
+    with pytest.raises(UserError) as error:
+        datasets.require_same_data(identity(tmp_path), before, "run/checkpoint.pth")
+    assert "run/checkpoint.pth" in str(error.value)
+    assert CHANGES[change] in str(error.value)
+
+
+def test_moved_and_touched_folders_are_the_same_data(tmp_path, tree):
+    before = identity(tmp_path)
+    assert before["classes"] == ["a", "b"]
+    assert before["counts"] == [2, 1]
+    os.utime(tree / "train" / "a" / "2.png", (0, 0))
+    os.rename(tree, tmp_path / "other")
+    assert json.loads(json.dumps(identity(tmp_path, tmp_path / "other"))) == before
+
+
+def test_classes_in_another_order_are_other_data():
+    now = {"dataset": "folder", "classes": ["0", "2", "10"], "counts": [1, 1, 1], "hash": "x"}
+    with pytest.raises(UserError, match=r"order of classes: 0, 10, 2 \(now 0, 2, 10\)"):
+        datasets.require_same_data(now, {"classes": ["0", "10", "2"]}, "a.pth")
+    with pytest.raises(UserError, match="does not say which data"):
+        datasets.require_same_data(now, {"classes": 3}, "a.pth")
+    datasets.require_same_data(now, None, "an old one.pth")
+
+
+def labelled_run(tmp_path, workdir="run", restore=None, **changes):
+    """Train two steps on the folder, with its labels."""
+    fields = {"training__n_iters": 2, "training__batch_size": 2, "model__num_classes": 2}
+    settings = tiny.config(tmp_path / "cache", **fields | changes)
+    settings.data.update(dataset="folder", root=str(tmp_path / "raw"), num_channels=3)
+    return run_lib.train(settings, workdir, restore=restore)
+
+
+def test_a_run_refuses_other_data(tmp_path, tree, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    labelled_run(tmp_path)
+    path = tmp_path / "results/run/checkpoints/checkpoint.pth"
+    assert checkpoints.read(path)["data"] == identity(tmp_path)
+    labelled_run(tmp_path, training__n_iters=3)
+    added_image(tree / "train")
+    with pytest.raises(UserError, match=r"a 2 \(now 3\)"):
+        labelled_run(tmp_path, training__n_iters=4)
+    # Its weights may begin another run, unless classes have other names.
+    labelled_run(tmp_path, "second", path, training__n_iters=4)
+    renamed(tree / "train")
+    with pytest.raises(UserError, match="a is now z"):
+        labelled_run(tmp_path, "third", path, training__n_iters=4)
 
 
 def test_folder_at_another_place_is_another_set(tmp_path, tree):

@@ -40,8 +40,13 @@ def test_tfds_mocked(tmp_path, dataset, name, size, channels, classes, split, mo
         loaded = datasets.load(config(tmp_path, dataset, size, channels), split)
         builder = tensorflow_datasets.builder(name, file_format="array_record")
         expected = list(builder.as_data_source(split))
+        names = builder.info.features["label"].names
     assert loaded.images.shape == (7, channels, size, size)
-    assert loaded.classes == classes
+    assert loaded.classes == len(loaded.class_names) == classes
+    # The other sets' labels are in the order of their names.
+    assert list(loaded.class_names) == (
+        names if dataset == "FashionMNIST" else sorted({*loaded.class_names})
+    )
     for image, label, example in zip(loaded.images, loaded.labels, expected, strict=True):
         np.testing.assert_array_equal(image, example["image"].transpose(2, 0, 1))
         assert label == example["label"]

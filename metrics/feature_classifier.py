@@ -11,10 +11,12 @@ from tqdm import tqdm
 
 from metrics.extractors import channels_first
 from storage.files import atomic_write, remove_abandoned
-from utils import UserError
+from utils import UserError, log
 
 if TYPE_CHECKING:  # torch need not be there
     import torch
+
+SAVE_EVERY = 100  # steps of training
 
 
 def _small_classifier(channels, classes):
@@ -59,10 +61,13 @@ def train_small_classifier(
     device: "torch.device",
     steps: int = 1000,
     batch_size: int = 128,
+    resume_point: pathlib.Path | None = None,
 ) -> "torch.nn.Sequential":
     """Train the small classifier with Adam on uint8 images (N, H, W, C) and labels (N,).
 
-    Equal data give equal weights on one machine; another machine's rounding may differ.
+    Equal data give equal weights on one machine; another machine's rounding may differ. Every
+    SAVE_EVERY steps `resume_point`, a file of these data alone, is written; training that ends
+    early goes on from there, to the same weights.
     """
     import torch
 
@@ -71,16 +76,42 @@ def train_small_classifier(
         network = _small_classifier(images.shape[-1], int(labels.max()) + 1).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    parts = {"model": network, "optimizer": optimizer, "schedule": schedule}
+    done = _resume(parts, resume_point, steps)
     rng = np.random.default_rng(0)
-    for _ in tqdm(range(steps), desc="training the feature classifier", unit="step"):
+    for step in tqdm(range(steps), desc="training the feature classifier", unit="step"):
         index = rng.integers(len(images), size=batch_size)
+        if step < done:
+            continue
         target = torch.from_numpy(labels[index].astype(np.int64)).to(device)
         loss = torch.nn.functional.cross_entropy(network(_scaled(images[index], device)), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        if resume_point is not None and (step + 1) % SAVE_EVERY == 0:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            with atomic_write(resume_point) as file:
+                torch.save({"step": step + 1, "steps": steps, **states}, file)
     return network.eval()
+
+
+def _resume(parts, path, steps):
+    """Load the `parts` of a training of `steps` from `path`; how many are done, 0 without one."""
+    import torch
+
+    if path is None or not path.exists():
+        return 0
+    try:
+        states = torch.load(path, map_location="cpu", weights_only=True)
+        if states["steps"] != steps:
+            return 0
+        for name, part in parts.items():
+            part.load_state_dict(states[name])
+    except Exception as error:  # anything may lie there
+        raise UserError(f"{path} cannot be continued ({error}); delete it.") from None
+    log.info("The feature classifier's training goes on at step %d.", states["step"])
+    return states["step"]
 
 
 def _digest(arrays):
@@ -120,7 +151,7 @@ class ClassifierFeatures:
             images and labels, and replaced otherwise.
 
     Raises:
-        UserError: the cache exists and is not such a file.
+        UserError: the images are of one class, or the cache exists and is not such a file.
     """
 
     pool_width = 128
@@ -138,6 +169,11 @@ class ClassifierFeatures:
         from storage import checkpoints
 
         cache, labels = pathlib.Path(cache), np.asarray(labels)
+        if labels.min() == labels.max():
+            raise UserError(
+                f"All images of {dataset} are of one class, of which no classifier can be trained; "
+                "choose other features, such as --config.eval.features=inception."
+            )
         data = _digest([images, labels])
         remove_abandoned(cache)  # a process may have been killed at what another had written
         stored = _read_classifier(cache)
@@ -146,11 +182,13 @@ class ClassifierFeatures:
             network = _small_classifier(images.shape[-1], self.logit_width).to(device).eval()
             checkpoints.load_model(network, stored, cache)
         else:
-            network = train_small_classifier(images, labels, device)
+            resume_point = cache.with_name(f"{cache.stem}-{data[:16]}-training.pth")
+            network = train_small_classifier(images, labels, device, resume_point=resume_point)
             self.logit_width = network[1].out_features
             state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
             with atomic_write(cache) as file:
                 torch.save({"data": data, "model": state}, file)
+            resume_point.unlink(missing_ok=True)
         weights = _digest(tensor.cpu().numpy() for tensor in network.state_dict().values())
         self.name = f"classifier-{dataset}-{weights[:8]}"
         self.device = device

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -149,34 +149,33 @@ def _entries(root, directory):
 
 
 def _folder_blocks(paths, labels, shape, mode, classes):
-    start = 0
-    for images in decode_images(paths, mode, shape[1:], common.BLOCK):
-        part = slice(start, start + len(images))
-        images = np.stack(images).transpose(0, 3, 1, 2)
+    reader = ImageReader(mode, shape[1:])
+    for start in range(0, len(paths), common.BLOCK):
+        part = slice(start, start + common.BLOCK)
+        images = np.stack(reader.read(paths[part])).transpose(0, 3, 1, 2)
         yield block(os.path.dirname(paths[start]), images, labels[part], shape, classes)
-        start = part.stop
 
 
-def decode_images(
-    paths: Sequence[str | os.PathLike], mode: str, size: tuple[int, int] | None, count: int
-) -> Iterator[list[np.ndarray]]:
-    """Yield what `decode_image` makes of each of `paths`, lists of at most `count`, by threads.
+class ImageReader:
+    """Decodes the images of one data set by a few threads, as `decode_image`, to `mode` and `size`.
 
-    Logs once where an image is transparent.
+    Logs once if one is transparent.
     """
-    decode = functools.partial(decode_image, mode=mode, size=size)
-    said = False
-    # PIL decodes without holding the GIL.
-    with concurrent.futures.ThreadPoolExecutor(DECODERS) as pool:
-        for start in range(0, len(paths), count):
-            images, transparent = zip(*pool.map(decode, paths[start : start + count]))
-            if any(transparent) and not said:
-                log.warning(
-                    "%s is transparent; images of this folder are composited over white.",
-                    paths[start + transparent.index(True)],
-                )
-                said = True
-            yield list(images)
+
+    def __init__(self, mode: str, size: tuple[int, int] | None = None) -> None:
+        self.decode = functools.partial(decode_image, mode=mode, size=size)
+        self.said = False
+
+    def read(self, paths: Sequence[str | os.PathLike]) -> list[np.ndarray]:
+        """The images at `paths`, each uint8 (H, W, C); raises as `decode_image`."""
+        # PIL decodes without holding the GIL.
+        with concurrent.futures.ThreadPoolExecutor(DECODERS) as pool:
+            images, transparent = zip(*pool.map(self.decode, paths))
+        if any(transparent) and not self.said:
+            path = paths[transparent.index(True)]
+            log.warning("%s is transparent; such images are composited over white.", path)
+            self.said = True
+        return list(images)
 
 
 def decode_image(

@@ -108,13 +108,13 @@ def test_tfds_without_network(tmp_path, monkeypatch):
     from tensorflow_datasets.core.download.download_manager import DownloadManager
 
     def no_network(self, urls):
-        raise ConnectionError("Name or service not known")
+        raise ConnectionError("Name or service not known\n* Expected: this\n* Got: that")
 
     monkeypatch.setattr(DownloadManager, "download_and_extract", no_network)
     data = config(tmp_path, "CIFAR10", 32, 3)
     manual = os.path.join(data.root, "tensorflow_datasets", "downloads", "manual")
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-    refused(data, "train", "cifar10", "Name or service not known", url, manual)
+    refused(data, "train", "cifar10", "Name or service not known", "Got: that", url, manual)
 
 
 # ---------------------------------------------------------------- IDX

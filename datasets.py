@@ -131,6 +131,85 @@ def load_both(data: ml_collections.ConfigDict) -> tuple[Split, Split | None]:
         return train, None
 
 
+def _open(place, source):
+    """The Split cached in the directory `place`; None if there is none or it is damaged."""
+    if not place.exists():
+        return None
+    try:
+        # Mapped, so that a damaged header asks for no memory.
+        labels = np.array(np.load(place / "labels.npy", mmap_mode="r", allow_pickle=False))
+        within = labels.dtype == np.int64 and labels.ndim == 1 and len(labels) > 0
+        if not within or labels.min() < 0 or labels.max() >= source.classes:
+            raise ValueError(f"its labels are not whole numbers below {source.classes}")
+        size = (place / "images.bin").stat().st_size
+        shape = len(labels), *source.shape
+        if size != math.prod(shape) * source.dtype.itemsize:
+            raise ValueError(f"{len(labels)} images cannot have {size} bytes")
+        images = np.memmap(place / "images.bin", source.dtype, "r", shape=shape)
+    except (OSError, EOFError, ValueError) as error:
+        log.warning("The cache %s is damaged (%s); it will be built again.", place, error)
+        return None
+    return Split(images, labels, source.classes)
+
+
+@contextlib.contextmanager
+def _sole_builder(cache, dataset):
+    """Hold the lock of a data set; the system drops it when its holder dies, however it dies."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(cache / f".{dataset}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            log.info("Waiting for another process that prepares %s in %s.", dataset, cache)
+            lock.acquire()
+    except OSError as error:
+        raise _unwritable(cache, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(place, source, dataset, split):
+    """Write the blocks of `source` to the directory `place`, which appears when it is whole."""
+    name = f"{dataset} {split}"
+    log.info("Preparing %s in %s.", name, place)
+    temporary = place.parent / f".{dataset}.building"
+    try:
+        # Under the lock, whatever lies here was left behind by a process that was killed.
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        labels = []
+        with (
+            tqdm(desc=f"Preparing {name}", unit=" images", total=source.count) as progress,
+            atomic_write(temporary / "images.bin") as file,
+        ):
+            for block in source.blocks:
+                file.write(np.ascontiguousarray(block.images))
+                labels.append(block.labels)
+                progress.update(len(block.labels))
+        labels = np.concatenate(labels)
+        if not len(labels):
+            raise UserError(f"{name} holds no images.")
+        with atomic_write(temporary / "labels.npy") as file:
+            np.save(file, labels)
+        shutil.rmtree(place, ignore_errors=True)  # a damaged one
+        temporary.rename(place)
+    except OSError as error:
+        raise _unwritable(place.parent, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    log.info("Prepared %s: %d images, %d classes.", name, len(labels), source.classes)
+
+
+def _unwritable(cache, error):
+    return UserError(
+        f"The cache {cache} cannot be written ({error.strerror}); make room there or name another "
+        "directory with --config.data.cache."
+    )
+
+
 # ---------------------------------------------------------------- which data
 
 
@@ -213,85 +292,6 @@ def _changes(now, before):
 def _some(words):
     words = list(words)
     return ", ".join(words[:5]) + (", …" if len(words) > 5 else "")
-
-
-def _open(place, source):
-    """The Split cached in the directory `place`; None if there is none or it is damaged."""
-    if not place.exists():
-        return None
-    try:
-        # Mapped, so that a damaged header asks for no memory.
-        labels = np.array(np.load(place / "labels.npy", mmap_mode="r", allow_pickle=False))
-        within = labels.dtype == np.int64 and labels.ndim == 1 and len(labels) > 0
-        if not within or labels.min() < 0 or labels.max() >= source.classes:
-            raise ValueError(f"its labels are not whole numbers below {source.classes}")
-        size = (place / "images.bin").stat().st_size
-        shape = len(labels), *source.shape
-        if size != math.prod(shape) * source.dtype.itemsize:
-            raise ValueError(f"{len(labels)} images cannot have {size} bytes")
-        images = np.memmap(place / "images.bin", source.dtype, "r", shape=shape)
-    except (OSError, EOFError, ValueError) as error:
-        log.warning("The cache %s is damaged (%s); it will be built again.", place, error)
-        return None
-    return Split(images, labels, source.classes)
-
-
-@contextlib.contextmanager
-def _sole_builder(cache, dataset):
-    """Hold the lock of a data set; the system drops it when its holder dies, however it dies."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(cache / f".{dataset}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            log.info("Waiting for another process that prepares %s in %s.", dataset, cache)
-            lock.acquire()
-    except OSError as error:
-        raise _unwritable(cache, error) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _build(place, source, dataset, split):
-    """Write the blocks of `source` to the directory `place`, which appears when it is whole."""
-    name = f"{dataset} {split}"
-    log.info("Preparing %s in %s.", name, place)
-    temporary = place.parent / f".{dataset}.building"
-    try:
-        # Under the lock, whatever lies here was left behind by a process that was killed.
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        labels = []
-        with (
-            tqdm(desc=f"Preparing {name}", unit=" images", total=source.count) as progress,
-            atomic_write(temporary / "images.bin") as file,
-        ):
-            for block in source.blocks:
-                file.write(np.ascontiguousarray(block.images))
-                labels.append(block.labels)
-                progress.update(len(block.labels))
-        labels = np.concatenate(labels)
-        if not len(labels):
-            raise UserError(f"{name} holds no images.")
-        with atomic_write(temporary / "labels.npy") as file:
-            np.save(file, labels)
-        shutil.rmtree(place, ignore_errors=True)  # a damaged one
-        temporary.rename(place)
-    except OSError as error:
-        raise _unwritable(place.parent, error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    log.info("Prepared %s: %d images, %d classes.", name, len(labels), source.classes)
-
-
-def _unwritable(cache, error):
-    return UserError(
-        f"The cache {cache} cannot be written ({error.strerror}); make room there or name another "
-        "directory with --config.data.cache."
-    )
 
 
 # ---------------------------------------------------------------- batches

@@ -262,21 +262,19 @@ def images_of(data: ml_collections.ConfigDict, user: str) -> Images:
     Raises:
         UserError: it is of something else, which `user`, the words a sentence begins with, cannot.
     """
-    domain = from_config(data)
-    if not isinstance(domain, Images):
-        raise UserError(
-            f"{user} takes images, but config.data describes {domain.noun} ({data.dataset}); "
-            "choose another that is made for them."
-        )
-    return domain
+    return _of(Images, data, user)
 
 
 def points_of(data: ml_collections.ConfigDict, user: str) -> Points:
     """The domain of ``config.data`` if it is of points; raises as `images_of`."""
+    return _of(Points, data, user)
+
+
+def _of(kind, data, user):
     domain = from_config(data)
-    if not isinstance(domain, Points):
+    if not isinstance(domain, kind):
         raise UserError(
-            f"{user} takes points, but config.data describes {domain.noun} ({data.dataset}); "
+            f"{user} takes {kind.noun}, but config.data describes {domain.noun} ({data.dataset}); "
             "choose another that is made for them."
         )
     return domain

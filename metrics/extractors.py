@@ -46,7 +46,7 @@ class LazyBatch(NamedTuple):
 
 
 def extract(
-    extractor: Any, batches: Iterable[np.ndarray | LazyBatch], count: int
+    extractor: Any, batches: Iterable[np.ndarray | LazyBatch], count: int, together: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Stream uint8 image batches through `extractor` into arrays made once.
 
@@ -54,6 +54,7 @@ def extract(
         extractor: a feature extractor, see above.
         batches: yields uint8 arrays (n, H, W, C), or what reads them; nothing of a batch is kept.
         count: the number of images that the batches hold together.
+        together: see `extract_together`.
 
     Returns:
         Pooled features (count, pool_width) and logits (count, logit_width), float32.
@@ -61,25 +62,7 @@ def extract(
     Raises:
         UserError: the batches hold more or fewer images than `count`, or something else.
     """
-    pool, logits, _ = _extract(extractor, batches, count)
-    return pool, logits
-
-
-def extract_together(
-    extractor: Any, batches: Iterable[np.ndarray | LazyBatch], count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `extract`, by the processes that torchrun started, a batch each in turn.
-
-    All of them are given all batches, and read their own. The first has the rows of all in the end,
-    the others theirs.
-    """
-    pool, logits, parts = _extract(extractor, batches, count, *rank_and_size())
-    sharing.collect((pool, logits), parts)
-    return pool, logits
-
-
-def _extract(extractor, batches, count, rank=0, size=1):
-    """As `extract`, with every size-th batch from number `rank` on; also the rows of each batch."""
+    rank, size = rank_and_size() if together else (0, 1)
     pool = np.empty((count, extractor.pool_width), dtype=np.float32)
     logits = np.empty((count, extractor.logit_width), dtype=np.float32)
     parts, done = [], 0
@@ -110,7 +93,20 @@ def _extract(extractor, batches, count, rank=0, size=1):
             done = end
     if done < count:
         raise UserError(f"Expected {count} images, but the batches hold only {done}.")
-    return pool, logits, parts
+    if together:
+        sharing.collect((pool, logits), parts)
+    return pool, logits
+
+
+def extract_together(
+    extractor: Any, batches: Iterable[np.ndarray | LazyBatch], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `extract`, by the processes that torchrun started, a batch each in turn.
+
+    All of them are given all batches, and read their own. The first has the rows of all in the end,
+    the others theirs.
+    """
+    return extract(extractor, batches, count, together=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,28 +187,6 @@ def download_inception_weights() -> pathlib.Path:
     return path
 
 
-def read_inception_weights(
-    path: str | os.PathLike, trust_weights: bool = False
-) -> "tuple[dict[str, torch.Tensor], str]":
-    """The state dict in a weight file and the file's SHA-256.
-
-    The hash is taken of the very bytes that are then read, and they are read weights-only, so
-    that not even a trusted file runs code.
-
-    Raises:
-        UserError: the file is missing or unreadable, or it is not the published one and the
-            caller does not say that it trusts it.
-    """
-    data, digest = hashed(path, "The Inception weights")
-    if digest != INCEPTION_SHA256 and not trust_weights:
-        raise UserError(
-            f"{path} has the SHA-256 {digest}; the published Inception weights have "
-            f"{INCEPTION_SHA256}. Features of other weights are not comparable with published "
-            "numbers: give the published file, or say that this one is meant (trust_weights)."
-        )
-    return plain_weights(data, path), digest
-
-
 class InceptionFeatures:
     """The FID Inception network (2015-12-05) through torch-fidelity's port.
 
@@ -242,12 +216,18 @@ class InceptionFeatures:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         path = download_inception_weights() if weights is None else weights
-        state, digest = read_inception_weights(path, trust_weights)
+        data, digest = hashed(path, "The Inception weights")
         published = digest == INCEPTION_SHA256
+        if not published and not trust_weights:
+            raise UserError(
+                f"{path} has the SHA-256 {digest}; the published Inception weights have "
+                f"{INCEPTION_SHA256}. Features of other weights are not comparable with published "
+                "numbers: give the published file, or say that this one is meant (trust_weights)."
+            )
         self.name = "inception-2015-12-05" if published else f"inception-{digest[:8]}"
         # torch-fidelity unpickles what it is given, so it is given only what was read safely.
         checked = io.BytesIO()
-        torch.save(state, checked)
+        torch.save(plain_weights(data, path), checked)
         checked.seek(0)
         try:
             network = FeatureExtractorInceptionV3(

@@ -64,12 +64,8 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
     for name in names if split == "train" else _class_names(root, split):
         if name not in names:
             raise UserError(
-                f"{root}/{split} has the class {name!r}, which {root}/train lacks; expected "
-                + (
-                    "images without classes, as there."
-                    if names == ["."]
-                    else f"the classes {', '.join(names)} or some of them."
-                )
+                f"{root}/{split} has the class {name!r}, which {root}/train lacks; expected some "
+                f"of {', '.join(names)} (. stands for images without classes)."
             )
         found = _entries(root, os.path.normpath(os.path.join(root, split, name)))
         for path in found:

@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import filelock
@@ -61,7 +61,8 @@ class Split:
         labels: int64 (N,), each in [0, classes).
         classes: the number of classes.
         class_names: in the order of the labels; empty where they are not known.
-        identity: what the split holds, wherever it lies, see `identity_of`; None for samples.
+        identity: what the split holds, wherever it lies: the name of its data set, `classes`
+            (names), `counts` of images, and a `hash` of file names and sizes. None for samples.
     """
 
     images: np.ndarray
@@ -110,7 +111,7 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
                 _build(place, source, data.dataset, split)
                 cached = _open(place, source)
     names = source.class_names or CLASS_NAMES.get(data.dataset, ())
-    identity = identity_of(data.dataset, names, cached, source.files)
+    identity = _identity(data.dataset, names, cached, source.files)
     return dataclasses.replace(cached, class_names=names, identity=identity)
 
 
@@ -118,13 +119,21 @@ def _hash(*texts):
     return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def load_both(data: ml_collections.ConfigDict) -> tuple[Split, Split | None]:
+def load_both(
+    data: ml_collections.ConfigDict, classes: int | None = None, field: str = ""
+) -> tuple[Split, Split | None]:
     """The training split, and the test split or None where the set has none.
 
     Raises:
-        UserError: as `load`.
+        UserError: as `load`; or `classes` are given, by the configuration's `field`, and the data
+            have another number of them.
     """
     train = load(data, "train")
+    if classes is not None and classes != train.classes:
+        raise UserError(
+            f"{field} is {classes}, but {data.dataset} has {train.classes} classes; they must be "
+            "the same."
+        )
     try:
         return train, load(data, "test")
     except MissingSplit:
@@ -213,20 +222,8 @@ def _unwritable(cache, error):
 # ---------------------------------------------------------------- which data
 
 
-def identity_of(
-    dataset: str, names: Sequence[str], split: Split, files: Sequence[str]
-) -> dict[str, Any]:
-    """What a `split` holds, to be kept in a checkpoint and compared by `require_same_data`.
-
-    Args:
-        dataset: its name.
-        names: of its classes; empty where they are not known.
-        files: names and sizes of its image files, of which the hash is; without any it is of the
-            labels and the shape of the images.
-
-    Returns:
-        A dict of `dataset`, `classes` (names), `counts` (images of each class) and `hash`.
-    """
+def _identity(dataset, names, split, files):
+    """What a `split` holds, see `Split`; without files the hash is of labels and image shapes."""
     labels = hashlib.sha256(split.labels).hexdigest()
     return {
         "dataset": dataset,
@@ -242,7 +239,7 @@ def require_same_data(
     """Refuse to train on other data than those that the checkpoint `where` was trained on.
 
     Args:
-        now: the `identity_of` the training split.
+        now: the identity of the training split.
         before: the checkpoint's, or some fields of it; None for a checkpoint without one.
 
     Raises:

@@ -3,7 +3,7 @@
 A file is a dict. `model` maps names to arrays (published names begin with ``module.``); `ema` is
 ``{decay, num_updates, shadow_params}`` in parameter order; `optimizer` is Adam's state. Ours adds
 `step`, `position` (images drawn so far, which with the seed is the whole data order), `seed`,
-`config` (JSON), `code` (the version that wrote it) and `data` (`datasets.identity_of`). Every
+`config` (JSON), `code` (the version that wrote it) and `data` (`datasets.Split.identity`). Every
 random draw of a training step is seeded by (seed, step), so those numbers are the state of the
 random generators too.
 """
@@ -54,7 +54,7 @@ NAMES = {
 class TrainState:
     """What training changes; `step` counts updates done, `position` images drawn.
 
-    `data` is what `datasets.identity_of` says of the training data, None where that is not known.
+    `data` is the identity of the training data (`datasets.Split`), None where that is not known.
     """
 
     model: torch.nn.Module

@@ -18,7 +18,7 @@ import sde_lib
 from models import compute
 from models.scores import GuidedScore
 from storage.trained import load_score
-from training.score import require_classes, validation_means
+from training.score import validation_means
 
 
 class ClassifierTraining:
@@ -51,11 +51,8 @@ class ClassifierTraining:
         Raises:
             UserError: the data have another number of classes than the classifier.
         """
-        data = self.config.data
-        splits = datasets.load_both(data)
         classes = self.config.classifier.classes
-        require_classes(splits[0], classes, "config.classifier.classes", data.dataset)
-        return splits
+        return datasets.load_both(self.config.data, classes, "config.classifier.classes")
 
     @torch.no_grad()
     def validate(

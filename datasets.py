@@ -234,17 +234,19 @@ def _identity(dataset, names, split, files):
 
 
 def require_same_data(
-    now: dict[str, Any], before: dict[str, Any] | None, where: str | os.PathLike
+    now: dict[str, Any] | None, before: dict[str, Any] | None, where: str | os.PathLike
 ) -> None:
     """Refuse to train on other data than those that the checkpoint `where` was trained on.
 
     Args:
-        now: the identity of the training split.
+        now: the identity of the training split; None for samples, which are not compared.
         before: the checkpoint's, or some fields of it; None for a checkpoint without one.
 
     Raises:
         UserError: they differ; names the classes or counts that do.
     """
+    if now is None:
+        return
     if before is None:
         if now["classes"] != sorted(now["classes"]) and all(map(str.isdecimal, now["classes"])):
             log.warning(

@@ -77,7 +77,7 @@ def train(
     place.check()
     origin, path = restore_state(state, config, place, restore)
     train_split, test_split = job.splits()
-    if path is not None and train_split.identity is not None:
+    if path is not None:
         datasets.require_same_data(train_split.identity, state.data, path)
     state.data = train_split.identity
 
@@ -197,10 +197,7 @@ def restore_state(
     place: Workdir,
     restore: str | os.PathLike | None,
 ) -> tuple[list[str], str | os.PathLike | None]:
-    """Fill `state` from the workdir, else from `restore`; its `data` is what those must equal.
-
-    Returns:
-        Sentences, a list, about where the state is from; and the path of that file, or None.
+    """Fill `state` from the workdir, else from `restore`; sentences about it, and the path.
 
     Raises:
         UserError: a file does not fit, or the workdir's state is that of another run.
@@ -209,7 +206,6 @@ def restore_state(
     if path is not None:
         notes += resuming.require_same_run(content, config, path)
         checkpoints.load_training(state, content, path)
-        state.data = content.get("data")
         if is_first() and path != place.resume_point:
             publish(path, place)
         note = "; --restore is ignored" if restore else ""
@@ -218,11 +214,7 @@ def restore_state(
         return ["Starting from new weights."], None
     content = checkpoints.read(restore)
     checkpoints.load_training(state, content, restore, config.training.get("init_step", 0))
-    state.data = content.get("data")
-    if isinstance(state.data, dict):
-        # Another run's weights may go on with other data; a network of labels needs its classes.
-        kept = ("classes",) if config.model.get("num_classes") else ()
-        state.data = {name: state.data[name] for name in kept if name in state.data}
+    state.data = resuming.required_data(content, config)
     return [f"Restored {restore} at step {state.step}."], restore
 
 

@@ -54,7 +54,8 @@ NAMES = {
 class TrainState:
     """What training changes; `step` counts updates done, `position` images drawn.
 
-    `data` is the identity of the training data (`datasets.Split`), None where that is not known.
+    `data` is the identity of the training data (`datasets.Split`), None where that is not known;
+    of a state that was loaded, it is the one that the training data must have.
     """
 
     model: torch.nn.Module
@@ -235,6 +236,7 @@ def load_training(
         _load_moments(state.optimizer, content["optimizer"], path)
     state.step = read_count(content, "step", path, step_if_absent)
     state.position = read_count(content, "position", path, 0)
+    state.data = content.get("data")
 
 
 def read_count(content: dict[str, Any], name: str, path: str | os.PathLike, default: int) -> int:

@@ -63,6 +63,20 @@ def require_same_run(
     return [f"From here on: {differences}."] if changed else []
 
 
+def required_data(
+    content: dict[str, Any], config: ml_collections.ConfigDict
+) -> dict[str, Any] | None:
+    """What the data must have in common with those of a checkpoint whose weights begin a run.
+
+    That is the class names, where the network takes labels. None where the file has no data.
+    """
+    data = content.get("data")
+    if not isinstance(data, dict):
+        return data
+    kept = ("classes",) if config.model.get("num_classes") else ()
+    return {name: data[name] for name in kept if name in data}
+
+
 def newest_state(place: Workdir) -> tuple[pathlib.Path | None, dict[str, Any] | None, list[str]]:
     """The path and the content of the newest whole state that a run left in `place`.
 

@@ -11,9 +11,11 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import filelock
 import ml_collections
@@ -22,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 import domains
+from readers.class_names import CLASS_NAMES
 from readers.common import MissingSplit
 from readers.digits import digits
 from readers.folder import folder
@@ -57,11 +60,16 @@ class Split:
         images: uint8 (N, C, H, W), or points, float32 (N, D); memory-mapped, read-only.
         labels: int64 (N,), each in [0, classes).
         classes: the number of classes.
+        class_names: in the order of the labels; empty where they are not known.
+        identity: what the split holds, wherever it lies: the name of its data set, `classes`
+            (names), `counts` of images, and a `hash` of file names and sizes. None for samples.
     """
 
     images: np.ndarray
     labels: np.ndarray
     classes: int
+    class_names: tuple[str, ...] = ()
+    identity: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,8 +101,7 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from None
     domains.from_config(data).require_shape(source.shape, data.dataset)
-    identity = "\n".join([str(source.shape), *source.identity]).encode(errors="surrogateescape")
-    key = hashlib.sha256(identity).hexdigest()[:16]
+    key = _hash(str(source.shape), *source.identity)
     place = pathlib.Path(data.cache) / f"{data.dataset}-{split}-{key}"
     cached = _open(place, source)
     if cached is None:
@@ -103,7 +110,9 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
             if cached is None:
                 _build(place, source, data.dataset, split)
                 cached = _open(place, source)
-    return cached
+    names = source.class_names or CLASS_NAMES.get(data.dataset, ())
+    identity = _identity(data.dataset, names, cached, source.files)
+    return dataclasses.replace(cached, class_names=names, identity=identity)
 
 
 def require_raw(data: ml_collections.ConfigDict, split: str) -> str:
@@ -121,13 +130,25 @@ def require_raw(data: ml_collections.ConfigDict, split: str) -> str:
     )
 
 
-def load_both(data: ml_collections.ConfigDict) -> tuple[Split, Split | None]:
+def _hash(*texts):
+    return hashlib.sha256("\n".join(texts).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def load_both(
+    data: ml_collections.ConfigDict, classes: int | None = None, field: str = ""
+) -> tuple[Split, Split | None]:
     """The training split, and the test split or None where the set has none.
 
     Raises:
-        UserError: as `load`.
+        UserError: as `load`; or `classes` are given, by the configuration's `field`, and the data
+            have another number of them.
     """
     train = load(data, "train")
+    if classes is not None and classes != train.classes:
+        raise UserError(
+            f"{field} is {classes}, but {data.dataset} has {train.classes} classes; they must be "
+            "the same."
+        )
     try:
         return train, load(data, "test")
     except MissingSplit:
@@ -211,6 +232,80 @@ def _unwritable(cache, error):
         f"The cache {cache} cannot be written ({error.strerror}); make room there or name another "
         "directory with --config.data.cache."
     )
+
+
+# ---------------------------------------------------------------- which data
+
+
+def _identity(dataset, names, split, files):
+    """What a `split` holds, see `Split`; without files the hash is of labels and image shapes."""
+    labels = hashlib.sha256(split.labels).hexdigest()
+    return {
+        "dataset": dataset,
+        "classes": list(names),
+        "counts": np.bincount(split.labels, minlength=split.classes).tolist(),
+        "hash": _hash(*names, *files) if files else _hash(str(split.images.shape), labels),
+    }
+
+
+def require_same_data(
+    now: dict[str, Any] | None, before: dict[str, Any] | None, where: str | os.PathLike
+) -> None:
+    """Refuse to train on other data than those that the checkpoint `where` was trained on.
+
+    Args:
+        now: the identity of the training split; None for samples, which are not compared.
+        before: the checkpoint's, or some fields of it; None for a checkpoint without one.
+
+    Raises:
+        UserError: they differ; names the classes or counts that do.
+    """
+    if now is None:
+        return
+    if before is None:
+        if now["classes"] != sorted(now["classes"]) and all(map(str.isdecimal, now["classes"])):
+            log.warning(
+                "%s does not say which classes it was trained on. They are now in the order of "
+                "numbers (%s, …); in older versions 10 came before 2.",
+                where,
+                ", ".join(now["classes"][:3]),
+            )
+        return
+    try:
+        changes = _changes(now, before)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{where} does not say which data it was trained on.") from None
+    if changes:
+        raise UserError(
+            f"{where} was trained on other data: {'; '.join(changes)}. Restore them, or begin "
+            "another run with another --workdir."
+        )
+
+
+def _changes(now, before):
+    """In words, a list: how `now` differs from the fields of `before`."""
+    if all(now[field] == value for field, value in before.items()):
+        return []
+    if now["dataset"] != before.get("dataset", now["dataset"]):
+        return [f"it was {before['dataset']}, now {now['dataset']}"]
+    old, new = before["classes"], now["classes"]
+    gone = [name for name in old if name not in new]
+    added = [name for name in new if name not in old]
+    if gone and len(gone) == len(added):
+        return [f"renamed classes: {_some(f'{a} is now {b}' for a, b in zip(gone, added))}"]
+    if gone or added:
+        named = {"removed": gone, "added": added}
+        return [f"{what} classes: {_some(names)}" for what, names in named.items() if names]
+    if old != new:
+        return [f"the order of classes: {_some(old)} (now {_some(new)})"]
+    counts = enumerate(zip(before["counts"], now["counts"], strict=True))
+    changed = [f"{old[k] if old else k} {n} (now {m})" for k, (n, m) in counts if n != m]
+    return [f"images of classes: {_some(changed)}" if changed else "names or sizes of its files"]
+
+
+def _some(words):
+    words = list(words)
+    return ", ".join(words[:5]) + (", …" if len(words) > 5 else "")
 
 
 # ---------------------------------------------------------------- batches

@@ -18,7 +18,6 @@ from utils import UserError
 
 if TYPE_CHECKING:  # none of them need be there
     import torch
-    from matplotlib.figure import Figure
     from PIL import Image
 
 
@@ -176,7 +175,18 @@ class Points:
 
     def picture(self, samples: np.ndarray, columns: int | None = None) -> "Image.Image":
         """A scatter plot of the first two coordinates of samples (N, D), a PIL image."""
-        return scatter_plot(samples)
+        from matplotlib.figure import Figure
+        from PIL import Image
+
+        figure = Figure(figsize=(5, 5), layout="constrained")
+        axes = figure.subplots()
+        x, y = samples[:, 0], samples[:, 1] if samples.shape[1] > 1 else 0 * samples[:, 0]
+        axes.scatter(x, y, s=4, linewidths=0)
+        axes.set_aspect("equal", "datalim")
+        axes.grid(alpha=0.3)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100)
+        return Image.open(buffer).convert("RGB")
 
 
 KINDS = {"images": Images, "points": Points}
@@ -211,28 +221,6 @@ def image_grid(images: np.ndarray, columns: int) -> "Image.Image":
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
-def scatter_plot(points: np.ndarray, side: float = 5) -> "Image.Image":
-    """Points (N, D) by their first two coordinates as one picture (PIL), `side` inches wide."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
-    x, y = points[:, 0], points[:, 1] if points.shape[1] > 1 else 0 * points[:, 0]
-    axes.scatter(x, y, s=4, linewidths=0)
-    axes.set_aspect("equal", "datalim")
-    axes.grid(alpha=0.3)
-    return rendered(figure)
-
-
-def rendered(figure: "Figure") -> "Image.Image":
-    """A matplotlib figure as a picture (PIL)."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return Image.open(buffer).convert("RGB")
-
-
 # ---------------------------------------------------------------- which one
 
 
@@ -262,21 +250,19 @@ def images_of(data: ml_collections.ConfigDict, user: str) -> Images:
     Raises:
         UserError: it is of something else, which `user`, the words a sentence begins with, cannot.
     """
-    domain = from_config(data)
-    if not isinstance(domain, Images):
-        raise UserError(
-            f"{user} takes images, but config.data describes {domain.noun} ({data.dataset}); "
-            "choose another that is made for them."
-        )
-    return domain
+    return _of(Images, data, user)
 
 
 def points_of(data: ml_collections.ConfigDict, user: str) -> Points:
     """The domain of ``config.data`` if it is of points; raises as `images_of`."""
+    return _of(Points, data, user)
+
+
+def _of(kind, data, user):
     domain = from_config(data)
-    if not isinstance(domain, Points):
+    if not isinstance(domain, kind):
         raise UserError(
-            f"{user} takes points, but config.data describes {domain.noun} ({data.dataset}); "
+            f"{user} takes {kind.noun}, but config.data describes {domain.noun} ({data.dataset}); "
             "choose another that is made for them."
         )
     return domain

@@ -139,7 +139,7 @@ def train(
     Raises:
         UserError: what it would raise before its first step, but that the data are not read.
     """
-    job, state, notes = run_lib.prepare(config, Workdir(workdir), restore, make_job, typed)
+    job, state, _, notes = run_lib.prepare(config, Workdir(workdir), restore, make_job, typed)
     training = job.config.training
     _, processes = rank_and_size()
     images = training.batch_size // processes

@@ -73,9 +73,12 @@ def train(
     # Check everything that can be checked before the first file is written.
     place = Workdir(workdir)
     place.check()
-    job, state, origin = prepare(config, place, restore, make_job, typed)
+    job, state, start, origin = prepare(config, place, restore, make_job, typed)
     config, training, device = job.config, job.config.training, job.device
     train_split, test_split = job.splits()
+    if start.path is not None:
+        datasets.require_same_data(train_split.identity, state.data, start.path)
+    state.data = train_split.identity
 
     # Open the workdir.
     place.create()
@@ -168,8 +171,8 @@ def prepare(
     restore: str | os.PathLike | None,
     make_job: Callable,
     typed: Collection[str],
-) -> tuple[Any, TrainState, list[str]]:
-    """The job, its state, and sentences about where it begins; arguments and errors as in `train`.
+) -> tuple[Any, TrainState, resuming.Start, list[str]]:
+    """The job, its state, where it begins, and sentences about that; as `train`, which see.
 
     Nothing is written.
     """
@@ -187,7 +190,7 @@ def prepare(
         ema=EMA(parameters, job.ema_rate),
         optimizer=losses.make_optimizer(parameters, config.optim),
     )
-    return job, state, start.load(state, config)
+    return job, state, start, start.load(state, config)
 
 
 def require_divisible(model: torch.nn.Module, training: ml_collections.ConfigDict) -> None:

@@ -86,7 +86,7 @@ def sample(
     log.info(
         "Drawing %d samples of %s%s with the %s sampler on %s. Weights: %s.",
         sum(each.count for each in every),
-        parts_in_words(parts, every),
+        parts_in_words(parts, every, drawn.class_names),
         scale,
         config.sampling.method,
         device,
@@ -129,10 +129,15 @@ def rounds_of(
     return rounds.of_classes(sizes, batch_size, classes, chosen, config.eval.num_divisions)
 
 
-def parts_in_words(parts: Sequence[Part], every: Sequence[Round]) -> str:
-    """The first and the last part that is drawn."""
-    names = [parts[index].name for index in sorted({each.part for each in every})]
-    return f"{names[0]} to {names[-1]}" if len(names) > 1 else "".join(names)
+def parts_in_words(
+    parts: Sequence[Part], every: Sequence[Round], class_names: Sequence[str]
+) -> str:
+    """The first and the last part that is drawn, classes with their names."""
+    names = [part.name for part in parts]
+    if len(class_names) == len(parts):
+        names = [f"{name} ({of_class})" for name, of_class in zip(names, class_names)]
+    chosen = [names[index] for index in sorted({each.part for each in every})]
+    return f"{chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else "".join(chosen)
 
 
 def draw_rounds(

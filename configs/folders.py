@@ -4,6 +4,6 @@ from configs import common
 
 
 def get_config():
-    config = common.base(common.CIFAR10)
+    config = common.base("")  # the folders are all the data
     config.eval.batch_size = 100
     return config

@@ -27,7 +27,6 @@ from utils import UserError, get_device, is_first, log, log_to, lookup, require_
 
 if TYPE_CHECKING:  # torch need not be there
     import datasets
-    from metrics.dinov2 import DINOv2Features
 
 # ---------------------------------------------------------------- feature extractors
 
@@ -42,14 +41,18 @@ def tfhub(config: ml_collections.ConfigDict) -> extractors.TFHubFeatures:
     return extractors.TFHubFeatures()
 
 
-def dinov2(config: ml_collections.ConfigDict) -> "DINOv2Features":
-    from metrics.dinov2 import DINOv2Features
-
-    return DINOv2Features(get_device(config.device), config.eval.dinov2_weights)
+def dinov2(config: ml_collections.ConfigDict) -> extractors.DINOv2Features:
+    return extractors.DINOv2Features(get_device(config.device), config.eval.dinov2_weights)
 
 
 def classifier(config: ml_collections.ConfigDict) -> feature_classifier.ClassifierFeatures:
     data = config.data
+    if not data.dataset:
+        raise UserError(
+            "The features classifier are of a classifier that is trained on a data set; name the "
+            "set with --config.data.dataset, or give its --config."
+        )
+    log.info("The features are of a classifier of %s.", data.dataset)
     split = training_split(data)
     images = split.images.transpose(0, 2, 3, 1)
     return feature_classifier.ClassifierFeatures(

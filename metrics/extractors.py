@@ -7,7 +7,7 @@ are comparable where their names are equal, and it belongs beside every one of t
 
 * `InceptionFeatures`: the FID Inception network of December 2015, torch-fidelity's PyTorch port.
 * `TFHubFeatures`: the same network as TF-GAN runs it, a TF-Hub module.
-* `dinov2.DINOv2Features`: DINOv2's ViT-L/14, a network of its own.
+* `DINOv2Features`: DINOv2's ViT-L/14 (Oquab et al., 2023, arXiv 2304.07193), torch-fidelity's.
 * `feature_classifier.ClassifierFeatures`: a small network trained on the data set itself, for data
   that Inception says nothing about (8×8 digits), or where its weights are not to be had.
 
@@ -20,8 +20,9 @@ import io
 import os
 import pathlib
 import pickle
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 from tqdm import tqdm
@@ -37,15 +38,23 @@ INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 TFHUB_INCEPTION = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 
 
+class LazyBatch(NamedTuple):
+    """A batch of `rows` images that are read when ``read()`` is called, uint8 (rows, H, W, C)."""
+
+    rows: int
+    read: Callable[[], np.ndarray]
+
+
 def extract(
-    extractor: Any, batches: Iterable[np.ndarray], count: int
+    extractor: Any, batches: Iterable[np.ndarray | LazyBatch], count: int, together: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Stream uint8 image batches through `extractor` into arrays made once.
 
     Args:
         extractor: a feature extractor, see above.
-        batches: yields uint8 arrays (n, H, W, C); nothing of a batch is kept.
+        batches: yields uint8 arrays (n, H, W, C), or what reads them; nothing of a batch is kept.
         count: the number of images that the batches hold together.
+        together: see `extract_together`.
 
     Returns:
         Pooled features (count, pool_width) and logits (count, logit_width), float32.
@@ -53,24 +62,7 @@ def extract(
     Raises:
         UserError: the batches hold more or fewer images than `count`, or something else.
     """
-    pool, logits, _ = _extract(extractor, batches, count)
-    return pool, logits
-
-
-def extract_together(
-    extractor: Any, batches: Iterable[np.ndarray], count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `extract`, by the processes that torchrun started, a batch each in turn.
-
-    All of them are given all batches. The first has the rows of all in the end, the others theirs.
-    """
-    pool, logits, parts = _extract(extractor, batches, count, *rank_and_size())
-    sharing.collect((pool, logits), parts)
-    return pool, logits
-
-
-def _extract(extractor, batches, count, rank=0, size=1):
-    """As `extract`, with every size-th batch from number `rank` on; also the rows of each batch."""
+    rank, size = rank_and_size() if together else (0, 1)
     pool = np.empty((count, extractor.pool_width), dtype=np.float32)
     logits = np.empty((count, extractor.logit_width), dtype=np.float32)
     parts, done = [], 0
@@ -83,23 +75,38 @@ def _extract(extractor, batches, count, rank=0, size=1):
         disable=not is_first(),
     )
     with bar:
-        for number, images in enumerate(batches):
-            if images.dtype != np.uint8 or images.ndim != 4:
-                raise UserError(
-                    f"A batch is of {images.dtype} and shape {images.shape}; expected uint8 "
-                    "images (n, height, width, channels)."
-                )
-            end = done + len(images)
+        for number, batch in enumerate(batches):
+            lazy = isinstance(batch, LazyBatch)
+            end = done + (batch.rows if lazy else len(batch))
             if end > count:
                 raise UserError(f"Expected {count} images, but the batches hold more.")
             if number % size == rank:
+                images = batch.read() if lazy else batch
+                if images.dtype != np.uint8 or images.ndim != 4:
+                    raise UserError(
+                        f"A batch is of {images.dtype} and shape {images.shape}; expected uint8 "
+                        "images (n, height, width, channels)."
+                    )
                 pool[done:end], logits[done:end] = extractor(images)
             parts.append(slice(done, end))
-            bar.update(len(images))
+            bar.update(end - done)
             done = end
     if done < count:
         raise UserError(f"Expected {count} images, but the batches hold only {done}.")
-    return pool, logits, parts
+    if together:
+        sharing.collect((pool, logits), parts)
+    return pool, logits
+
+
+def extract_together(
+    extractor: Any, batches: Iterable[np.ndarray | LazyBatch], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `extract`, by the processes that torchrun started, a batch each in turn.
+
+    All of them are given all batches, and read their own. The first has the rows of all in the end,
+    the others theirs.
+    """
+    return extract(extractor, batches, count, together=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,31 +181,10 @@ def download_inception_weights() -> pathlib.Path:
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"The Inception weights could not be downloaded ({error}). Fetch {url} where "
-                f"there is a network, and give its path or put it at {path}."
+                "there is a network and name the file with --config.eval.inception_weights, or "
+                "take other features, such as --config.eval.features=classifier."
             ) from None
     return path
-
-
-def read_inception_weights(
-    path: str | os.PathLike, trust_weights: bool = False
-) -> "tuple[dict[str, torch.Tensor], str]":
-    """The state dict in a weight file and the file's SHA-256.
-
-    The hash is taken of the very bytes that are then read, and they are read weights-only, so
-    that not even a trusted file runs code.
-
-    Raises:
-        UserError: the file is missing or unreadable, or it is not the published one and the
-            caller does not say that it trusts it.
-    """
-    data, digest = hashed(path, "The Inception weights")
-    if digest != INCEPTION_SHA256 and not trust_weights:
-        raise UserError(
-            f"{path} has the SHA-256 {digest}; the published Inception weights have "
-            f"{INCEPTION_SHA256}. Features of other weights are not comparable with published "
-            "numbers: give the published file, or say that this one is meant (trust_weights)."
-        )
-    return plain_weights(data, path), digest
 
 
 class InceptionFeatures:
@@ -230,12 +216,18 @@ class InceptionFeatures:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         path = download_inception_weights() if weights is None else weights
-        state, digest = read_inception_weights(path, trust_weights)
+        data, digest = hashed(path, "The Inception weights")
         published = digest == INCEPTION_SHA256
+        if not published and not trust_weights:
+            raise UserError(
+                f"{path} has the SHA-256 {digest}; the published Inception weights have "
+                f"{INCEPTION_SHA256}. Features of other weights are not comparable with published "
+                "numbers: give the published file, or say that this one is meant (trust_weights)."
+            )
         self.name = "inception-2015-12-05" if published else f"inception-{digest[:8]}"
         # torch-fidelity unpickles what it is given, so it is given only what was read safely.
         checked = io.BytesIO()
-        torch.save(state, checked)
+        torch.save(plain_weights(data, path), checked)
         checked.seek(0)
         try:
             network = FeatureExtractorInceptionV3(
@@ -256,6 +248,60 @@ class InceptionFeatures:
         with torch.inference_mode(), exact_products():
             pool, logits = self.network(batch)
         return pool.cpu().numpy(), logits.cpu().numpy()
+
+
+# ---------------------------------------------------------------- DINOv2, torch-fidelity's
+
+
+class DINOv2Features:
+    """The class token of DINOv2's ViT-L/14, 1,024 wide, through torch-fidelity; no logits.
+
+    Fréchet distances on it agree better with people's judgement than Inception's (Stein et al.,
+    NeurIPS 2023). The network's code must be in torch.hub's cache already: nothing is downloaded.
+
+    Args:
+        device: where the network runs.
+        weights: the weight file, read weights-only; its hash is in the features' name.
+
+    Raises:
+        UserError: no file is named, it is of another network, or the network's code is not there.
+    """
+
+    pool_width, logit_width = 1024, 0
+
+    def __init__(self, device: "torch.device", weights: str | os.PathLike | None) -> None:
+        import torch
+        from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
+
+        code = pathlib.Path(torch.hub.get_dir()) / "facebookresearch_dinov2_main"
+        if weights is None or not (code / "hubconf.py").exists():
+            raise UserError(
+                "The features dinov2 need the file dinov2_vitl14_pretrain.pth, named with "
+                "--config.eval.dinov2_weights, and the network's code: "
+                f"git clone https://github.com/facebookresearch/dinov2 {code}"
+            )
+        data, digest = hashed(weights, "The DINOv2 weights")
+        network = torch.hub.load(str(code), "dinov2_vitl14", source="local", pretrained=False)
+        try:
+            network.load_state_dict(plain_weights(data, weights))
+        except (RuntimeError, TypeError, AttributeError) as error:
+            gist = " ".join(str(error).split())[:300]
+            raise UserError(f"{weights} does not hold DINOv2's ViT-L/14: {gist}") from None
+        # torch-fidelity would download both; its resizing and normalisation are what is wanted.
+        with mock.patch.object(torch.hub, "load", return_value=network):
+            extractor = FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
+        self.name = f"{extractor.name}-{digest[:8]}"
+        self.device = device
+        self.network = extractor.to(device)
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        from models.compute import exact_products
+
+        with torch.inference_mode(), exact_products():
+            (pool,) = self.network(channels_first(in_colour(images), self.device))
+        return pool.cpu().numpy(), np.empty((len(images), 0), np.float32)
 
 
 # ---------------------------------------------------------------- Inception, TF-GAN's

@@ -16,6 +16,8 @@ from utils import UserError
 if TYPE_CHECKING:  # torch need not be there
     import torch
 
+SAVE_EVERY = 100  # steps of training
+
 
 def _small_classifier(channels, classes):
     """Three convolutions and a pool to ClassifierFeatures.pool_width, then a linear layer."""
@@ -59,10 +61,16 @@ def train_small_classifier(
     device: "torch.device",
     steps: int = 1000,
     batch_size: int = 128,
+    cache: pathlib.Path | None = None,
 ) -> "torch.nn.Sequential":
     """Train the small classifier with Adam on uint8 images (N, H, W, C) and labels (N,).
 
-    Equal data give equal weights on one machine; another machine's rounding may differ.
+    Equal data give equal weights on one machine; another machine's rounding may differ. Every
+    SAVE_EVERY steps the state is written to `cache`, and the weights in the end: what it holds of
+    the same images and labels is not trained again.
+
+    Raises:
+        UserError: `cache` exists and is not such a file.
     """
     import torch
 
@@ -71,16 +79,54 @@ def train_small_classifier(
         network = _small_classifier(images.shape[-1], int(labels.max()) + 1).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    training = {"optimizer": optimizer, "schedule": schedule}
+    data = _digest([images, labels]) if cache else None
+    done = _restore(network, training, cache, data, steps) if cache else 0
+    if done == steps:
+        return network.eval()
     rng = np.random.default_rng(0)
-    for _ in tqdm(range(steps), desc="training the feature classifier", unit="step"):
+    for step in tqdm(range(steps), desc="training the feature classifier", unit="step"):
         index = rng.integers(len(images), size=batch_size)
+        if step < done:
+            continue
         target = torch.from_numpy(labels[index].astype(np.int64)).to(device)
         loss = torch.nn.functional.cross_entropy(network(_scaled(images[index], device)), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+        if cache and (step + 1 == steps or (step + 1) % SAVE_EVERY == 0):
+            state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+            content = {"data": data, "model": state}
+            if step + 1 < steps:
+                content |= {name: part.state_dict() for name, part in training.items()}
+                content["step"] = step + 1
+            with atomic_write(cache) as file:
+                torch.save(content, file)
     return network.eval()
+
+
+def _restore(network, training, cache, data, steps):
+    """Load what the file `cache` holds of the same `data`; how many steps of it are done."""
+    from storage import checkpoints
+
+    remove_abandoned(cache)  # a process may have been killed at what another had written
+    if not cache.exists():
+        return 0
+    try:
+        stored = checkpoints.read(cache)
+        if stored["data"] != data:
+            return 0
+        checkpoints.load_model(network, stored, cache)
+        if "step" in stored:
+            for name, part in training.items():
+                part.load_state_dict(stored[name])
+        return stored.get("step", steps)
+    except (UserError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{cache} does not hold a feature classifier ({error}); delete it, and it is made "
+            "again."
+        ) from None
 
 
 def _digest(arrays):
@@ -91,22 +137,6 @@ def _digest(arrays):
         for start in range(0, len(array), 4096):
             digest.update(np.ascontiguousarray(array[start : start + 4096]))
     return digest.hexdigest()
-
-
-def _read_classifier(cache):
-    """The dict that `ClassifierFeatures` cached, or an empty one where there is none yet."""
-    from storage import checkpoints
-
-    if not cache.exists():
-        return {}
-    try:
-        stored = checkpoints.read(cache)
-        return {"data": stored["data"], "model": stored["model"]}
-    except (UserError, KeyError) as error:
-        raise UserError(
-            f"{cache} does not hold a feature classifier ({error}); delete it, and it is made "
-            "again."
-        ) from None
 
 
 class ClassifierFeatures:
@@ -120,7 +150,7 @@ class ClassifierFeatures:
             images and labels, and replaced otherwise.
 
     Raises:
-        UserError: the cache exists and is not such a file.
+        UserError: the images are of one class, or the cache exists and is not such a file.
     """
 
     pool_width = 128
@@ -133,24 +163,14 @@ class ClassifierFeatures:
         device: "torch.device",
         cache: str | os.PathLike,
     ) -> None:
-        import torch
-
-        from storage import checkpoints
-
-        cache, labels = pathlib.Path(cache), np.asarray(labels)
-        data = _digest([images, labels])
-        remove_abandoned(cache)  # a process may have been killed at what another had written
-        stored = _read_classifier(cache)
-        if stored.get("data") == data:
-            self.logit_width = int(labels.max()) + 1
-            network = _small_classifier(images.shape[-1], self.logit_width).to(device).eval()
-            checkpoints.load_model(network, stored, cache)
-        else:
-            network = train_small_classifier(images, labels, device)
-            self.logit_width = network[1].out_features
-            state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-            with atomic_write(cache) as file:
-                torch.save({"data": data, "model": state}, file)
+        labels = np.asarray(labels)
+        if labels.min() == labels.max():
+            raise UserError(
+                f"All images of {dataset} are of one class, of which no classifier can be trained; "
+                "choose other features, such as --config.eval.features=inception."
+            )
+        network = train_small_classifier(images, labels, device, cache=pathlib.Path(cache))
+        self.logit_width = network[1].out_features
         weights = _digest(tensor.cpu().numpy() for tensor in network.state_dict().values())
         self.name = f"classifier-{dataset}-{weights[:8]}"
         self.device = device

@@ -1,10 +1,10 @@
 """Folders of images, as any program leaves or takes them: read as sets, written from samples.
 
-The images count as torch-fidelity counts them: PNG and JPEG files in the folder itself, in the
-order of their names, at their own size, in RGB (or in grey, where a configuration's data are).
+The images count as torch-fidelity counts them: those in the folder itself, in the order of their
+names, at their own size, in RGB (or in grey, where a configuration's data are). They are of the
+formats that training takes, and read as `readers.folder` reads them.
 """
 
-import concurrent.futures
 import functools
 import os
 import pathlib
@@ -20,7 +20,6 @@ from metrics.sample_sets import numbered_rounds
 from storage.files import load_npz
 from utils import UserError, is_first, lookup
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 PNG_NAME = "_".join("[0-9]" * digits for digits in (4, 5, 5))  # of a sample: part, round, index
 
 
@@ -30,44 +29,50 @@ def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
     Raises:
         UserError: there is no such folder, or no image in it.
     """
+    from PIL import Image
+
+    from readers.folder import IMAGE_FORMATS, visible
+
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; --folders takes two folders of images.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not paths:
+    suffixes = {s for s, kind in Image.registered_extensions().items() if kind in IMAGE_FORMATS}
+    names = [name for name in visible(folder) if os.path.splitext(name)[1].lower() in suffixes]
+    if not names:
         raise UserError(
-            f"{folder} holds no images, {', '.join(SUFFIXES)}; give a folder that does."
+            f"{folder} holds no images ({', '.join(IMAGE_FORMATS)}); give a folder that does."
         )
-    return paths
+    return [folder / name for name in names]
 
 
-def read_images(
+def image_batches(
     paths: Sequence[pathlib.Path], batch_size: int, channels: int
-) -> Iterator[np.ndarray]:
-    """Yield the images in batches, uint8 (n, H, W, channels).
+) -> Iterator[extractors.LazyBatch]:
+    """Yield batches of the images, uint8 (n, H, W, channels), which are read when they are needed.
 
     Raises:
-        UserError: a file is no image, or of another size than the first; or there is no picture of
-            so many channels.
+        UserError: there is no picture of so many channels; and when a batch is read, a file is no
+            image, or of another size than the first.
     """
-    from readers.folder import DECODERS, MODES, decode_image
+    from readers.folder import MODES, ImageReader
 
-    mode = lookup(MODES, channels, "config.data.num_channels")
-    decode = functools.partial(decode_image, mode=mode, size=None)
-    shape = None
-    with concurrent.futures.ThreadPoolExecutor(DECODERS) as pool:
-        for start in range(0, len(paths), batch_size):
-            part = paths[start : start + batch_size]
-            images = list(pool.map(decode, part))
-            shape = shape or images[0].shape
-            for path, image in zip(part, images, strict=True):
-                if image.shape != shape:
-                    raise UserError(
-                        f"{path} is of {image.shape[1]}×{image.shape[0]} pixels, {paths[0]} of "
-                        f"{shape[1]}×{shape[0]}; the images of a folder must be of one size. "
-                        "Resize them first."
-                    )
-            yield np.stack(images)
+    reader = ImageReader(lookup(MODES, channels, "config.data.num_channels"))
+    for start in range(0, len(paths), batch_size):
+        part = paths[start : start + batch_size]
+        yield extractors.LazyBatch(len(part), functools.partial(_read, reader, paths[0], part))
+
+
+def _read(reader, first, paths):
+    """The images at `paths`, uint8 (n, H, W, C), if they are of the size of the image `first`."""
+    images = reader.read([first, *paths])
+    for path, image in zip(paths, images[1:], strict=True):
+        if image.shape != images[0].shape:
+            raise UserError(
+                f"{path} is of {image.shape[1]}×{image.shape[0]} pixels, {first} of "
+                f"{images[0].shape[1]}×{images[0].shape[0]}; the images of a folder must be of "
+                "one size. Resize them first."
+            )
+    return np.stack(images[1:])
 
 
 def open_folders(
@@ -78,7 +83,7 @@ def open_folders(
     Processes that torchrun started share the work; the first has all of it in the end.
 
     Raises:
-        UserError: a folder holds no images, or not such as `read_images` expects; or no features
+        UserError: a folder holds no images, or not such as `image_batches` expects; or no features
             are to be had.
     """
     paths = {folder: image_paths(folder) for folder in (real, samples)}
@@ -87,7 +92,7 @@ def open_folders(
 
 
 def _encode(config, extractor, folder, paths):
-    batches = read_images(paths, config.eval.batch_size, config.data.num_channels)
+    batches = image_batches(paths, config.eval.batch_size, config.data.num_channels)
     pool, logits = extractors.extract_together(extractor, batches, len(paths))
     origin = {"folder": str(folder)}
     return FeatureSet(pool, logits, None, (extractor.name,), origin, pathlib.Path(folder))

@@ -10,7 +10,7 @@ found and what was expected.
 
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,9 @@ class Source(NamedTuple):
         identity: what a cached copy depends on, such as files with their sizes and times.
         count: the number of images where it is known beforehand, for the progress bar.
         dtype: of the images; points are float32.
+        class_names: in the order of the labels; empty where they are not known.
+        files: name and size of each image file, wherever the data set lies; empty where there are
+            no such files.
     """
 
     shape: tuple[int, ...]
@@ -49,6 +52,8 @@ class Source(NamedTuple):
     identity: list[str]
     count: int | None = None
     dtype: np.dtype = np.dtype(np.uint8)
+    class_names: tuple[str, ...] = ()
+    files: Sequence[str] = ()
 
 
 def block(

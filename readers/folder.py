@@ -1,14 +1,16 @@
-"""The reader of a folder of images, ``train/<class>/*`` and ``test/<class>/*``, or without classes.
+"""Folders of image files: the data set ``folder``, and the decoding of any image file.
 
-Whatever does not fit is a UserError that names the file: no image is passed over in silence.
+A picture is read as a viewer shows it: turned as its EXIF orientation says, and composited over
+white where it is transparent. Hidden and system files are passed over. Every other file that is no
+readable image is a UserError that names it.
 """
 
 import concurrent.futures
 import contextlib
 import functools
 import os
-import pathlib
 import threading
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -17,9 +19,10 @@ from PIL import Image, ImageOps
 import domains
 from readers import common
 from readers.common import MissingSplit, Source, block, file_stamps
-from utils import UserError, lookup, require_positive
+from utils import UserError, log, lookup, require_positive
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it runs Ghostscript
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 MODES = {1: "L", 3: "RGB"}  # PIL's, by the number of channels
 
@@ -29,21 +32,22 @@ MOST_PIXELS = 5 * 10**7
 LARGE_PIXELS = 4 * 10**6
 DECODERS = 8
 _one_large = threading.Lock()
+RULE = 2  # of decoding and of the order of classes: a change of one changes it, and the caches
 
 
 def folder(data: ml_collections.ConfigDict, split: str) -> Source:
     """Images laid out as ``root/train/<class>/*`` and ``root/test/<class>/*``, or without classes.
 
-    The classes are the sorted names of the directories in ``train``; images that lie in ``train``
-    itself are of one class. Each image becomes grey (num_channels 1) or RGB (3), is cropped about
-    its centre to the form of image_size rows of image_width (none: a square) and resized to that.
-    Names that begin with a dot are passed over.
+    The classes are the directories in ``train``: by number if all names are numbers, else by name.
+    Images that lie in ``train`` itself are of one class. Each image becomes grey (num_channels 1)
+    or RGB (3), is cropped about its centre to the form of image_size rows of image_width (none: a
+    square) and resized to that.
 
     Raises:
         MissingSplit: there is no ``root/test``.
         UserError: there are no images, a class of ``test`` is not in ``train``, something that is
-            no file lies among the images, a link leads out of the folder, or a size or
-            num_channels is none.
+            no file lies among the images, a link leads back to a folder that it lies in, or a size
+            or num_channels is none.
     """
     domain = domains.images_of(data, "The data set folder")
     require_positive(domain.height, "data.image_size")
@@ -60,14 +64,10 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
     for name in names if split == "train" else _class_names(root, split):
         if name not in names:
             raise UserError(
-                f"{root}/{split} has the class {name!r}, which {root}/train lacks; expected "
-                + (
-                    "images without classes, as there."
-                    if names == ["."]
-                    else f"the classes {', '.join(names)} or some of them."
-                )
+                f"{root}/{split} has the class {name!r}, which {root}/train lacks; expected some "
+                f"of {', '.join(names)} (. stands for images without classes)."
             )
-        found = _visible(root, os.path.normpath(os.path.join(root, split, name)))
+        found = _entries(root, os.path.normpath(os.path.join(root, split, name)))
         for path in found:
             if not os.path.isfile(path):
                 raise UserError(f"{path} is no file; expected nothing but images beside it.")
@@ -77,19 +77,28 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
         labels += [names.index(name)] * len(found)
     if not paths:
         raise UserError(f"{root}/{split} holds no images; expected {split}/<class>/<image>.")
-    blocks = _folder_blocks(paths, np.array(labels), domain.shape, mode, len(names))
-    return Source(domain.shape, len(names), blocks, names + file_stamps(paths), len(paths))
+    stamps = file_stamps(paths)
+    place = os.path.join(root, split, "")
+    return Source(
+        domain.shape,
+        len(names),
+        _folder_blocks(paths, np.array(labels), domain.shape, mode, len(names)),
+        [f"rule {RULE}", *names, *stamps],
+        len(paths),
+        class_names=() if names == ["."] else tuple(names),
+        files=[stamp.removeprefix(place).rsplit(" ", 1)[0] for stamp in stamps],
+    )
 
 
 def _class_names(root, split):
-    """The sorted names of the directories in ``root/split``; of images without classes ``"."``."""
+    """The ordered names of the directories in ``root/split``; ``"."`` of images without classes."""
     directory = os.path.join(root, split)
     if not os.path.isdir(directory):
         raise UserError(
             f"{directory} is no directory; expected images laid out as train/<class>/<image>, or "
             "train/<image> without classes, in the folder that data.root names."
         )
-    paths = _visible(root, directory)
+    paths = _entries(root, directory)
     if paths and not any(map(os.path.isdir, paths)):
         return ["."]
     for path in paths:
@@ -100,47 +109,79 @@ def _class_names(root, split):
             )
     if not paths:
         raise UserError(f"{directory} holds no images; expected {split}/<class>/<image>.")
-    return [os.path.basename(path) for path in paths]
+    names = [os.path.basename(path) for path in paths]
+    return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
 
 
-def _visible(root, directory):
-    """The sorted paths in `directory` that do not begin with a dot; none may lead out of `root`.
+def visible(directory: str | os.PathLike) -> list[str]:
+    """The sorted names in `directory`, without hidden files and those of file managers.
 
     Raises:
-        UserError: one leads out, or has control characters in its name, which could pass for
-            several names or for a terminal's commands.
+        UserError: one has control characters, which could pass for several names or for a
+            terminal's commands.
     """
-    with os.scandir(directory) as entries:
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in entries:
-        if any(character < " " or character == "\x7f" for character in entry.name):
+    names = [
+        name
+        for name in sorted(os.listdir(directory))
+        if not name.startswith(".") and name.lower() not in SYSTEM_FILES
+    ]
+    for name in names:
+        if any(character < " " or character == "\x7f" for character in name):
             raise UserError(
-                f"{directory} holds {entry.name!r}, a name with control characters; rename it."
+                f"{directory} holds {name!r}, a name with control characters; rename it."
             )
-    links = [entry.path for entry in entries if entry.is_symlink()]
-    for path in [directory, *links]:
-        if not os.path.realpath(path).startswith(os.path.join(root, "")):
-            raise UserError(
-                f"{path} links to {os.path.realpath(path)}, outside {root}; expected the "
-                "images themselves or links within the folder."
-            )
-    return sorted(entry.path for entry in entries)
+    return names
+
+
+def _entries(root, directory):
+    """The sorted paths in `directory`; a UserError if one is a link to a folder that it lies in."""
+    paths = [os.path.join(directory, name) for name in visible(directory)]
+    for path in filter(os.path.isdir, filter(os.path.islink, [directory, *paths])):
+        target = os.path.join(os.path.realpath(path), "")
+        above = os.path.realpath(os.path.dirname(path))
+        if any(os.path.join(each, "").startswith(target) for each in (root, above)):
+            raise UserError(f"{path} links to {target}, a folder that it lies in; remove the link.")
+    return paths
 
 
 def _folder_blocks(paths, labels, shape, mode, classes):
-    # PIL decodes without holding the GIL.
-    with concurrent.futures.ThreadPoolExecutor(DECODERS) as pool:
-        for start in range(0, len(paths), common.BLOCK):
-            part = slice(start, start + common.BLOCK)
-            decode = functools.partial(decode_image, mode=mode, size=shape[1:])
-            images = np.stack(list(pool.map(decode, paths[part]))).transpose(0, 3, 1, 2)
-            yield block(os.path.dirname(paths[start]), images, labels[part], shape, classes)
+    reader = ImageReader(mode, shape[1:])
+    for start in range(0, len(paths), common.BLOCK):
+        part = slice(start, start + common.BLOCK)
+        images = np.stack(reader.read(paths[part])).transpose(0, 3, 1, 2)
+        yield block(os.path.dirname(paths[start]), images, labels[part], shape, classes)
 
 
-def decode_image(path: pathlib.Path, mode: str, size: tuple[int, int] | None) -> np.ndarray:
-    """One image file as uint8 (H, W, C), cropped about its centre and resized to `size` (H, W).
+class ImageReader:
+    """Decodes the images of one data set by a few threads, as `decode_image`, to `mode` and `size`.
 
-    Where `size` is None it stays as it is: uint8 (H, W, C).
+    Logs once if one is transparent.
+    """
+
+    def __init__(self, mode: str, size: tuple[int, int] | None = None) -> None:
+        self.decode = functools.partial(decode_image, mode=mode, size=size)
+        self.said = False
+
+    def read(self, paths: Sequence[str | os.PathLike]) -> list[np.ndarray]:
+        """The images at `paths`, each uint8 (H, W, C); raises as `decode_image`."""
+        # PIL decodes without holding the GIL.
+        with concurrent.futures.ThreadPoolExecutor(DECODERS) as pool:
+            images, transparent = zip(*pool.map(self.decode, paths))
+        if any(transparent) and not self.said:
+            path = paths[transparent.index(True)]
+            log.warning("%s is transparent; such images are composited over white.", path)
+            self.said = True
+        return list(images)
+
+
+def decode_image(
+    path: str | os.PathLike, mode: str, size: tuple[int, int] | None
+) -> tuple[np.ndarray, bool]:
+    """One image file as a viewer shows it, cropped about its centre and resized to `size` (H, W).
+
+    Returns:
+        The image, uint8 (H, W, C), at its own size where `size` is None; and whether it was
+        transparent anywhere.
 
     Raises:
         UserError: the file is no readable image, too large, or of more than 8 bits a channel.
@@ -153,7 +194,10 @@ def decode_image(path: pathlib.Path, mode: str, size: tuple[int, int] | None) ->
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
             with _one_large if pixels > LARGE_PIXELS else contextlib.nullcontext():
-                converted = image if image.mode == mode else image.convert(mode)
+                ImageOps.exif_transpose(image, in_place=True)
+                converted, transparent = _over_white(image)
+                if converted.mode != mode:
+                    converted = converted.convert(mode)
                 if size is not None:
                     converted = ImageOps.fit(converted, size[::-1], Image.Resampling.BICUBIC)
                 array = np.array(converted)
@@ -162,4 +206,16 @@ def decode_image(path: pathlib.Path, mode: str, size: tuple[int, int] | None) ->
             f"{path} cannot be read as an image ({error}); expected a whole file of 8 bits a "
             f"channel, {', '.join(IMAGE_FORMATS)}. Convert it or move it away."
         ) from None
-    return array.reshape(*array.shape[:2], -1)
+    return array.reshape(*array.shape[:2], -1), transparent
+
+
+def _over_white(image):
+    """A PIL image without its transparency; and whether a pixel of it was transparent."""
+    if not image.has_transparency_data:
+        return image, False
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
+    if image.getextrema()[3][0] == 255:
+        return image, False
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return white, True

@@ -48,7 +48,7 @@ def _tfds_blocks(directory, split, name, shape, classes):
         raise
     except Exception as error:  # tfds lets through whatever its network, disk and parsers raise
         urls = ", ".join(builder_class.url_infos)
-        reason = str(error).split("\n", 1)[0]
+        reason = " ".join(str(error).split())
         raise UserError(
             f"tensorflow_datasets could not prepare {name} ({type(error).__name__}: {reason}). "
             f"Without a network, fetch {urls} elsewhere and put it into "

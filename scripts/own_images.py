@@ -72,7 +72,8 @@ def look(root: str | os.PathLike) -> Images:
         UserError: as `readers.folder.folder`; or a file is no image.
     """
     source = folder(_data(root, MULTIPLE, 3), "train")
-    paths = [line.rsplit(" ", 2)[0] for line in source.identity[source.classes :]]
+    place = pathlib.Path(root, "train")
+    paths = [place / line.rsplit(" ", 1)[0] for line in source.files]
     sizes, modes = collections.Counter(), set()
     for path in paths:
         try:

@@ -3,8 +3,9 @@
 A file is a dict. `model` maps names to arrays (published names begin with ``module.``); `ema` is
 ``{decay, num_updates, shadow_params}`` in parameter order; `optimizer` is Adam's state. Ours adds
 `step`, `position` (images drawn so far, which with the seed is the whole data order), `seed`,
-`config` (JSON) and `code` (the version that wrote it). Every random draw of a training step is
-seeded by (seed, step), so those numbers are the state of the random generators too.
+`config` (JSON), `code` (the version that wrote it) and `data` (`datasets.Split.identity`). Every
+random draw of a training step is seeded by (seed, step), so those numbers are the state of the
+random generators too.
 """
 
 import _codecs
@@ -44,13 +45,18 @@ PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 
 @dataclasses.dataclass
 class TrainState:
-    """What training changes; `step` counts updates done, `position` images drawn."""
+    """What training changes; `step` counts updates done, `position` images drawn.
+
+    `data` is the identity of the training data (`datasets.Split`), None where that is not known;
+    of a state that was loaded, it is the one that the training data must have.
+    """
 
     model: torch.nn.Module
     ema: EMA
     optimizer: torch.optim.Optimizer
     step: int = 0
     position: int = 0
+    data: dict[str, Any] | None = None
 
 
 def save(path: str | os.PathLike, state: TrainState, config: ml_collections.ConfigDict) -> None:
@@ -61,7 +67,7 @@ def save(path: str | os.PathLike, state: TrainState, config: ml_collections.Conf
 
 def content_of(state: TrainState, config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What a checkpoint of `state` holds, see the module's docstring."""
-    return {
+    content = {
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -71,6 +77,7 @@ def content_of(state: TrainState, config: ml_collections.ConfigDict) -> dict[str
         "config": config.to_json(),
         "code": code_version(),
     }
+    return content if state.data is None else {**content, "data": state.data}
 
 
 def publish(path: pathlib.Path, name: pathlib.Path) -> None:
@@ -306,6 +313,7 @@ def load_training(
         _load_moments(state.optimizer, content["optimizer"], path)
     state.step = read_count(content, "step", path, step_if_absent)
     state.position = read_count(content, "position", path, 0)
+    state.data = content.get("data")
 
 
 def read_count(

@@ -33,12 +33,14 @@ class LoadedFrom:
         step: None for a published file that does not say it.
         fingerprint: a short hash of the weights.
         ema: whether they are the averaged ones.
+        class_names: of the data that they were trained on; empty where the file does not say it.
     """
 
     checkpoint: str
     step: int | None
     fingerprint: str
     ema: bool = False
+    class_names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         kind = "EMA weights" if self.ema else "raw weights"
@@ -122,7 +124,10 @@ def load_classifier(
 
 def _loaded_from(content, path, weights, ema):
     step = checkpoints.read_count(content, "step", path)
-    return LoadedFrom(pathlib.Path(path).name, step, checkpoints.fingerprint(weights), ema)
+    data = content.get("data")
+    classes = tuple(map(str, data.get("classes", ()))) if isinstance(data, dict) else ()
+    name, digest = pathlib.Path(path).name, checkpoints.fingerprint(weights)
+    return LoadedFrom(name, step, digest, ema, classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +141,7 @@ class Drawn:
             None: the samples have no classes.
         origin: what the files of samples say of the weights.
         description: the weights, in words.
+        class_names: of the samples' classes; empty where they are not known.
     """
 
     config: ml_collections.ConfigDict
@@ -143,6 +149,7 @@ class Drawn:
     guidance: Callable | None
     origin: dict[str, object]
     description: str
+    class_names: tuple[str, ...] = ()
 
 
 def load_for_sampling(
@@ -162,7 +169,7 @@ def load_for_sampling(
         of_score = ("score_step", "score_weights") if by_class else ("checkpoint_step", "weights")
         origin = {**weights, **dict(zip(of_score, (loaded.step, loaded.fingerprint)))}
         guidance = functools.partial(ClassifierFreeScore, trained.score) if by_class else None
-        return Drawn(trained.config, trained, guidance, origin, str(loaded))
+        return Drawn(trained.config, trained, guidance, origin, str(loaded), loaded.class_names)
     ((_, path),) = classifiers
     classifier, of_classifier, config = load_classifier(trained.config, path, device)
     origin = {
@@ -175,7 +182,7 @@ def load_for_sampling(
     }
     guidance = functools.partial(GuidedScore, trained.score, classifier, trained.sde)
     words = f"score: {loaded}; classifier: {of_classifier}"
-    return Drawn(config, trained, guidance, origin, words)
+    return Drawn(config, trained, guidance, origin, words, of_classifier.class_names)
 
 
 def checkpoint_paths(

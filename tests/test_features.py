@@ -150,7 +150,7 @@ def test_download_of_another_file_leaves_nothing(published):
 
 def test_download_without_a_network_says_what_to_do(published):
     published.unlink()
-    with pytest.raises(UserError, match=r"Fetch file:.*give its path or put it at"):
+    with pytest.raises(UserError, match=r"Fetch file:.*eval\.inception_weights.*eval\.features"):
         extractors.download_inception_weights()
 
 
@@ -175,6 +175,21 @@ def test_extract_keeps_the_order_of_any_batches():
     np.testing.assert_array_equal(pool, expected)
     np.testing.assert_array_equal(logits, expected * [1, 2])
     assert pool.dtype == logits.dtype == np.float32
+
+
+def test_each_process_reads_its_own_batches(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(extractors.sharing, "collect", lambda arrays, parts: None)
+    images, read = random_images(7, 4, 3), []
+
+    def batch(start):
+        rows = slice(start, start + 2)
+        return extractors.LazyBatch(len(images[rows]), lambda: read.append(start) or images[rows])
+
+    pool, _ = extractors.extract_together(Means(), map(batch, range(0, 7, 2)), count=7)
+    assert read == [2, 6]
+    np.testing.assert_array_equal(pool[[2, 3, 6]], Means()(images)[0][[2, 3, 6]])
 
 
 def test_extract_refuses_another_count_or_kind():
@@ -238,7 +253,7 @@ def test_training_does_not_depend_on_the_threads(digits):
 def test_classifier_comes_back_from_its_cache(classifier, digits, monkeypatch):
     made, cache = classifier
     images, labels = digits
-    monkeypatch.delattr(feature_classifier, "train_small_classifier")
+    monkeypatch.delattr(torch.optim.Adam, "step")
     again = feature_classifier.ClassifierFeatures(
         "digits", images[:1400], labels[:1400], "cpu", cache
     )
@@ -259,6 +274,40 @@ def test_classifier_of_other_data_replaces_the_cache(classifier, digits, tmp_pat
     other = feature_classifier.ClassifierFeatures("digits", *few, "cpu", cache)
     assert other.name != made.name
     assert feature_classifier.ClassifierFeatures("digits", *few, "cpu", cache).name == other.name
+
+
+def test_a_set_of_one_class_has_no_classifier(digits, tmp_path):
+    images, labels = digits
+    with pytest.raises(UserError, match=r"ones are of one class.*eval\.features"):
+        feature_classifier.ClassifierFeatures(
+            "ones", images, np.ones_like(labels), "cpu", tmp_path / "ones.pth"
+        )
+
+
+def test_training_that_is_killed_goes_on_to_the_same_weights(digits, tmp_path, monkeypatch):
+    path, steps = tmp_path / "digits.pth", []
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def counted(*arguments):
+        steps.append(len(steps))
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return cross_entropy(*arguments)
+
+    def train(cache=None):
+        train = feature_classifier.train_small_classifier
+        return train(*digits, "cpu", steps=7, cache=cache).state_dict()
+
+    whole = train()
+    monkeypatch.setattr(feature_classifier, "SAVE_EVERY", 3)
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", counted)
+    with pytest.raises(KeyboardInterrupt):
+        train(path)
+    continued = train(path)
+    assert len(steps) == 6 + 4  # from step 3 on
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, continued[name]), name
+    assert torch.load(path, weights_only=True).keys() == {"data", "model"}
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None], ids=["empty", "text", "other keys"])

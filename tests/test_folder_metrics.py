@@ -103,7 +103,37 @@ def test_a_configuration_may_name_the_extractor(tmp_path, monkeypatch):
     fill(tmp_path / "A", 8, 8, mode="L")
     fill(tmp_path / "B", 7, 8, mode="L")
     line = "run_lib_evaluation.py --folders=A --folders=B --prdc"
-    assert "features classifier-digits-" in ok(line, tmp_path, [f"--config={CONFIG}"])
+    said = ok(line, tmp_path, [f"--config={CONFIG}"])
+    assert "features classifier-digits-" in said
+    assert "a classifier of digits" in said
+
+
+def test_a_classifier_is_of_a_set_that_is_named(tmp_path):
+    for name in "AB":
+        fill(tmp_path / name, 3, 8)
+    extra = ["--config.eval.features=classifier", "--config.device=cpu"]
+    refused(f"{FOLDERS} A B --fidis", tmp_path, extra, "--config.data.dataset")
+
+
+def test_folders_hold_what_training_takes(tmp_path):
+    """The same formats, which lie as they lie there."""
+    names = [f"{suffix}.{suffix}" for suffix in ("bmp", "gif", "jpeg", "png", "ppm", "tif", "webp")]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture = Image.new("RGB", (8, 8), "white")
+    picture.paste("black", (0, 0, 8, 4))
+    for name in names:
+        picture.save(tmp_path / name, exif=exif)
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
+    for name in (".DS_Store", "._1.jpg", "Thumbs.db"):
+        (tmp_path / name).write_text("no image")
+    paths = image_folders.image_paths(tmp_path)
+    assert [path.name for path in paths] == sorted([*names, "transparent.png"])
+    (batch,) = image_folders.image_batches(paths, 100, channels=3)
+    images = dict(zip([path.name for path in paths], batch.read(), strict=True))
+    assert (images["transparent.png"] == 255).all()
+    for name in ("jpeg.jpeg", "png.png", "tif.tif", "webp.webp"):
+        assert images[name][7].max() < 60 < 200 < images[name][0].min(), name
 
 
 def test_mistakes_get_a_sentence(tmp_path):
@@ -128,7 +158,8 @@ def test_png_files_are_the_samples_in_their_order(tmp_path, channels):
     target = image_folders.write_samples(tmp_path / "eval_sampling")
     assert target == tmp_path / "eval_sampling_png"
     paths = image_folders.image_paths(target)
-    read = np.concatenate(list(image_folders.read_images(paths, 10, channels)))
+    batches = image_folders.image_batches(paths, 10, channels)
+    read = np.concatenate([batch.read() for batch in batches])
     np.testing.assert_array_equal(read, images)
     # What stands is kept, what was drawn again is written again.
     stamps = [path.stat().st_mtime_ns for path in paths]
@@ -154,7 +185,7 @@ def test_images_of_a_folder_are_of_one_size(tmp_path):
     with pytest.raises(
         UserError, match=r"9\.png is of 11×9 pixels, .*0\.png of 10×8; the images of a"
     ):
-        list(image_folders.read_images(paths, 2, channels=3))
+        [batch.read() for batch in image_folders.image_batches(paths, 2, channels=3)]
     (tmp_path / "mixed/9.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"9\.png cannot be read as an image"):
-        list(image_folders.read_images(paths, 2, channels=3))
+        [batch.read() for batch in image_folders.image_batches(paths, 2, channels=3)]

@@ -1,15 +1,22 @@
 """Folders of images: what is made of them, and the sentence for each way to be malformed."""
 
+import json
 import os
+import shutil
 import struct
 import zlib
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from raw_data import config, random_images, refused
 
 import datasets
+import run_lib
+from readers import folder
+from storage import checkpoints
+from utils import UserError
 
 
 def save(path, array, **options):
@@ -27,11 +34,11 @@ def tree(tmp_path):
 
 
 def test_folder(tmp_path, tree):
-    (tree / "train" / ".DS_Store").write_text("passed over")
-    (tree / "train" / "a" / ".hidden").write_text("passed over")
+    for name in (".DS_Store", "a/._2.png", "a/Thumbs.db", "b/desktop.ini"):
+        (tree / "train" / name).write_text("passed over")
     data = config(tmp_path, "folder", 8, 3)
     train, test = datasets.load(data, "train"), datasets.load(data, "test")
-    assert (train.classes, test.classes) == (2, 2)
+    assert train.class_names == test.class_names == ("a", "b")
     np.testing.assert_array_equal(train.labels, [0, 0, 1])
     np.testing.assert_array_equal(test.labels, [1])
     for image, seed in zip([*train.images, *test.images], [2, 1, 0, 3], strict=True):
@@ -62,6 +69,57 @@ def test_folder_converts(tmp_path, mode, channels):
     assert images.min() == 255
 
 
+def test_folder_orders_numbers_as_numbers(tmp_path):
+    for name in ("0", "2", "10"):
+        save(tmp_path / "raw" / "train" / name / "x.png", random_images(8, 8, 3, seed=int(name)))
+    data = config(tmp_path, "folder", 8, 3)
+    train = datasets.load(data, "train")
+    assert train.class_names == ("0", "2", "10")
+    expected = random_images(8, 8, 3, seed=10).transpose(2, 0, 1)
+    np.testing.assert_array_equal(train.images[2], expected)
+    save(tmp_path / "raw" / "train" / "x" / "x.png", random_images(8, 8, 3))
+    assert datasets.load(data, "train").class_names == ("0", "10", "2", "x")
+
+
+def test_folder_of_photographs_lies_as_a_viewer_shows_it(tmp_path):
+    """EXIF's orientation 6 means a quarter turn clockwise, before the image is cropped."""
+    array = np.zeros((8, 24, 3), np.uint8)
+    array[:, 8:16, 0] = np.arange(8)[:, None] * 30
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "raw" / "train" / "a" / "x.png", array, exif=exif)
+    image = datasets.load(config(tmp_path, "folder", 8, 3), "train").images[0]
+    np.testing.assert_array_equal(image, np.rot90(array[:, 8:16], -1).transpose(2, 0, 1))
+
+
+def transparent(mode):
+    """8×8 pixels of one dark colour, the left half transparent, the right one opaque."""
+    alpha = np.zeros((8, 8), np.uint8)
+    alpha[:, 4:] = 255
+    colour = Image.new("RGBA", (8, 8), (40, 40, 40, 255))
+    colour.putalpha(Image.fromarray(alpha))
+    if mode != "P":
+        return colour.convert(mode)
+    palette = Image.fromarray(alpha // 255).convert("P")
+    palette.putpalette([0, 0, 0, 40, 40, 40])
+    palette.info["transparency"] = 0
+    return palette
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_folder_transparency_is_over_white(tmp_path, mode, channels, caplog, monkeypatch):
+    monkeypatch.setattr(folder.log, "propagate", True)  # to where caplog listens
+    directory = tmp_path / "raw" / "train" / "a"
+    directory.mkdir(parents=True)
+    for number in range(3):
+        transparent(mode).save(directory / f"{number}.png")
+    images = datasets.load(config(tmp_path, "folder", 8, channels), "train").images
+    assert (images[..., :4] == 255).all()
+    assert (images[..., 4:] == 40).all()
+    assert caplog.text.count("over white") == 1
+
+
 def test_folder_that_changes_is_read_anew(tmp_path, tree):
     data = config(tmp_path, "folder", 8, 3)
     before = datasets.load(data, "train"), datasets.load(data, "test")
@@ -83,6 +141,94 @@ def time_shifted_copy(path, array):
     return array
 
 
+# ---------------------------------------------------------------- which data a run has
+
+
+def identity(tmp_path, root=None):
+    return datasets.load(config(tmp_path, "folder", 8, 3, root), "train").identity
+
+
+def renamed(train):
+    os.rename(train / "a", train / "z")
+
+
+def added_class(train):
+    save(train / "aa" / "x.png", random_images(8, 8, 3))
+
+
+def removed_class(train):
+    shutil.rmtree(train / "a")
+
+
+def added_image(train):
+    save(train / "a" / "3.png", random_images(8, 8, 3))
+
+
+def renamed_image(train):
+    os.rename(train / "a" / "2.png", train / "a" / "3.png")
+
+
+CHANGES = {
+    renamed: "a is now z",
+    added_class: "added classes: aa",
+    removed_class: "removed classes: a",
+    added_image: "a 2 (now 3)",
+    renamed_image: "names or sizes",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_folders_are_other_data(tmp_path, tree, change):
+    before = identity(tmp_path)
+    change(tree / "train")
+    with pytest.raises(UserError) as error:
+        datasets.require_same_data(identity(tmp_path), before, "run/checkpoint.pth")
+    assert "run/checkpoint.pth" in str(error.value)
+    assert CHANGES[change] in str(error.value)
+
+
+def test_moved_and_touched_folders_are_the_same_data(tmp_path, tree):
+    before = identity(tmp_path)
+    assert before["classes"] == ["a", "b"]
+    assert before["counts"] == [2, 1]
+    os.utime(tree / "train" / "a" / "2.png", (0, 0))
+    os.rename(tree, tmp_path / "other")
+    assert json.loads(json.dumps(identity(tmp_path, tmp_path / "other"))) == before
+
+
+def test_classes_in_another_order_are_other_data():
+    now = {"dataset": "folder", "classes": ["0", "2", "10"], "counts": [1, 1, 1], "hash": "x"}
+    with pytest.raises(UserError, match=r"order of classes: 0, 10, 2 \(now 0, 2, 10\)"):
+        datasets.require_same_data(now, {"classes": ["0", "10", "2"]}, "a.pth")
+    with pytest.raises(UserError, match="does not say which data"):
+        datasets.require_same_data(now, {"classes": 3}, "a.pth")
+    datasets.require_same_data(now, None, "an old one.pth")
+
+
+def labelled_run(tmp_path, workdir="run", restore=None, **changes):
+    """Train two steps on the folder, with its labels."""
+    fields = {"training__n_iters": 2, "training__batch_size": 2, "model__num_classes": 2}
+    settings = tiny.config(tmp_path / "cache", **fields | changes)
+    settings.data.update(dataset="folder", root=str(tmp_path / "raw"), num_channels=3)
+    return run_lib.train(settings, workdir, restore=restore)
+
+
+def test_a_run_refuses_other_data(tmp_path, tree, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    labelled_run(tmp_path)
+    path = tmp_path / "results/run/checkpoints/checkpoint.pth"
+    assert checkpoints.read(path)["data"] == identity(tmp_path)
+    labelled_run(tmp_path, training__n_iters=3)
+    added_image(tree / "train")
+    with pytest.raises(UserError, match=r"a 2 \(now 3\)"):
+        labelled_run(tmp_path, training__n_iters=4)
+    # Its weights may begin another run, unless classes have other names.
+    labelled_run(tmp_path, "second", path, training__n_iters=4)
+    renamed(tree / "train")
+    with pytest.raises(UserError, match="a is now z"):
+        labelled_run(tmp_path, "third", path, training__n_iters=4)
+
+
 def test_folder_at_another_place_is_another_set(tmp_path, tree):
     first = datasets.load(config(tmp_path, "folder", 8, 3), "train")
     os.rename(tree, tmp_path / "other")
@@ -97,19 +243,27 @@ def test_folder_links_within_are_followed(tmp_path, tree):
     assert len(datasets.load(config(tmp_path, "folder", 8, 3), "train")) == 4
 
 
-def link_out(tree):
-    save(tree.parent / "secret.png", random_images(8, 8, 3))
-    (tree / "train" / "a" / "link.png").symlink_to("../../../secret.png")
+def test_folder_links_out_are_followed(tmp_path, tree):
+    """Of an image, a class and a split."""
+    save(tmp_path / "elsewhere" / "x.png", random_images(8, 8, 3, seed=7))
+    (tree / "train" / "a" / "link.png").symlink_to(tmp_path / "elsewhere" / "x.png")
+    (tree / "train" / "c").symlink_to(tmp_path / "elsewhere")
+    os.rename(tree / "train", tmp_path / "moved")
+    (tree / "train").symlink_to(tmp_path / "moved")
+    train = datasets.load(config(tmp_path, "folder", 8, 3), "train")
+    assert (train.class_names, train.labels.tolist()) == (("a", "b", "c"), [0, 0, 0, 1, 2])
+    np.testing.assert_array_equal(train.images[2], train.images[4])
 
 
-def link_class_out(tree):
-    save(tree.parent / "raw2" / "x.png", random_images(8, 8, 3))  # a name that begins alike
-    (tree / "train" / "c").symlink_to(tree.parent / "raw2")
+def circle(tree):
+    (tree / "train" / "c").symlink_to("..")
 
 
-def link_split_out(tree):
+def larger_circle(tree):
+    """The split lies elsewhere, and a class of it leads back to the root."""
     os.rename(tree / "train", tree.parent / "elsewhere")
     (tree / "train").symlink_to(tree.parent / "elsewhere")
+    (tree.parent / "elsewhere" / "c").symlink_to(tree)
 
 
 def broken_link(tree):
@@ -165,9 +319,8 @@ def larger_bomb(tree):
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
-        (link_out, ["link.png", "secret.png", "outside"]),
-        (link_class_out, ["train/c", "raw2", "outside"]),
-        (link_split_out, ["raw/train", "elsewhere", "outside"]),
+        (circle, ["train/c", "a folder that it lies in"]),
+        (larger_circle, ["train/c", "a folder that it lies in"]),
         (broken_link, ["link.png", "no file"]),
         (image_beside_classes, ["train/x.png", "train/<class>/<image>"]),
         (directory_among_images, ["train/a/more", "no file"]),

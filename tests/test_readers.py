@@ -41,8 +41,13 @@ def test_tfds_mocked(tmp_path, dataset, name, size, channels, classes, split, mo
         loaded = datasets.load(config(tmp_path, dataset, size, channels), split)
         builder = tensorflow_datasets.builder(name, file_format="array_record")
         expected = list(builder.as_data_source(split))
+        names = builder.info.features["label"].names
     assert loaded.images.shape == (7, channels, size, size)
-    assert loaded.classes == classes
+    assert loaded.classes == len(loaded.class_names) == classes
+    # The other sets' labels are in the order of their names.
+    assert list(loaded.class_names) == (
+        names if dataset == "FashionMNIST" else sorted({*loaded.class_names})
+    )
     for image, label, example in zip(loaded.images, loaded.labels, expected, strict=True):
         np.testing.assert_array_equal(image, example["image"].transpose(2, 0, 1))
         assert label == example["label"]
@@ -104,13 +109,13 @@ def test_tfds_without_network(tmp_path, monkeypatch):
     from tensorflow_datasets.core.download.download_manager import DownloadManager
 
     def no_network(self, urls):
-        raise ConnectionError("Name or service not known")
+        raise ConnectionError("Name or service not known\n* Expected: this\n* Got: that")
 
     monkeypatch.setattr(DownloadManager, "download_and_extract", no_network)
     data = config(tmp_path, "CIFAR10", 32, 3)
     manual = os.path.join(data.root, "tensorflow_datasets", "downloads", "manual")
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-    refused(data, "train", "cifar10", "Name or service not known", url, manual)
+    refused(data, "train", "cifar10", "Name or service not known", "Got: that", url, manual)
 
 
 # ---------------------------------------------------------------- IDX

@@ -41,7 +41,7 @@ def here(tmp_path_factory):
 
 def kept(name):
     """The step at which the run `name` goes on."""
-    _, content, _ = run_lib.resuming.newest_state(Workdir(name))
+    content = run_lib.resuming.find(Workdir(name), None).content
     return 0 if content is None else content["step"]
 
 
@@ -185,7 +185,7 @@ def test_published_files_to_sample_from_are_no_state(here):
     place = Workdir("published")
     place.checkpoints.mkdir(parents=True)
     torch.save(content, place.checkpoint(70))
-    assert run_lib.resuming.newest_state(place) == (None, None, [])
+    assert run_lib.resuming.find(place, None).path is None
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Images and folders from strangers: whatever lies there, it becomes images or gets a sentence."""
 
 import io
-import os
 import struct
 import zlib
 
@@ -52,7 +51,7 @@ def path(tmp_path_factory):
 
 
 def decode(path):
-    return folder.decode_image(str(path), "RGB", (8, 8))
+    return folder.decode_image(str(path), "RGB", (8, 8))[0]
 
 
 def check_refused_or_image(path, content):
@@ -154,15 +153,13 @@ def test_control_characters_in_names_get_a_sentence(tmp_path, level, name):
     assert reads(folder.folder, config(tmp_path, "folder", 8, 3), "train") is None
 
 
-@pytest.mark.parametrize("target", ["../../../outside.png", "/etc/passwd", "../../..", "loop"])
-@pytest.mark.parametrize("place", ["train/a/loop", "train/loop", "train"])
-def test_links_out_of_the_folder_get_a_sentence(tmp_path, target, place):
-    root = tmp_path / "raw"
-    (root / "train" / "a").mkdir(parents=True)
-    (root / "train" / "a" / "good.png").write_bytes(GOOD["PNG"])
-    (tmp_path / "outside.png").write_bytes(GOOD["PNG"])
-    if place == "train":
-        os.rename(root / "train", tmp_path / "elsewhere")
-        target = tmp_path / "elsewhere"
-    (root / place).symlink_to(target)
+@pytest.mark.parametrize(
+    ("place", "target"),
+    [("train/a/x", "x"), ("train/a/x", "../.."), ("train/x", "../../.."), ("train/x", "x")],
+)
+def test_links_that_lead_nowhere_get_a_sentence(tmp_path, place, target):
+    directory = tmp_path / "raw" / "train" / "a"
+    directory.mkdir(parents=True)
+    (directory / "good.png").write_bytes(GOOD["PNG"])
+    (tmp_path / "raw" / place).symlink_to(target)
     assert reads(folder.folder, config(tmp_path, "folder", 8, 3), "train") is None

@@ -19,7 +19,7 @@ from models import compute
 from models.scores import GuidedScore
 from samplers.deterministic import no_callback
 from storage.trained import load_score
-from training.score import require_classes, validation_means
+from training.score import validation_means
 
 
 class ClassifierTraining:
@@ -52,11 +52,8 @@ class ClassifierTraining:
         Raises:
             UserError: the data have another number of classes than the classifier.
         """
-        data = self.config.data
-        splits = datasets.load_both(data)
         classes = self.config.classifier.classes
-        require_classes(splits[0], classes, "config.classifier.classes", data.dataset)
-        return splits
+        return datasets.load_both(self.config.data, classes, "config.classifier.classes")
 
     @torch.no_grad()
     def validate(

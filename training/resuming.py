@@ -68,6 +68,20 @@ def require_same_run(
     return [f"From here on: {differences}."] if changed else []
 
 
+def required_data(
+    content: dict[str, Any], config: ml_collections.ConfigDict
+) -> dict[str, Any] | None:
+    """What the data must have in common with those of a checkpoint whose weights begin a run.
+
+    That is the class names, where the network takes labels. None where the file has no data.
+    """
+    data = content.get("data")
+    if not isinstance(data, dict):
+        return data
+    kept = ("classes",) if config.model.get("num_classes") else ()
+    return {name: data[name] for name in kept if name in data}
+
+
 @dataclasses.dataclass(frozen=True)
 class Start:
     """Where a training begins.
@@ -118,6 +132,7 @@ class Start:
             return [*notes, f"Continuing from {self.path} at step {state.step}."]
         training = config.training
         checkpoints.load_training(state, self.content, self.path, training.init_step, config)
+        state.data = required_data(self.content, config)
         known = "step" in self.content
         counted = "" if known else ", since it does not say one (config.training.init_step)"
         if state.step >= training.n_iters:

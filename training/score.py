@@ -15,7 +15,6 @@ import sampling
 import sde_lib
 from models import compute
 from training.labels import LabelDropout
-from utils import UserError
 
 
 class ScoreTraining:
@@ -45,11 +44,8 @@ class ScoreTraining:
         Raises:
             UserError: the network takes labels of another number of classes.
         """
-        model, data = self.config.model, self.config.data
-        splits = datasets.load_both(data)
-        if model.get("num_classes"):
-            require_classes(splits[0], model.num_classes, "config.model.num_classes", data.dataset)
-        return splits
+        classes = self.config.model.get("num_classes")
+        return datasets.load_both(self.config.data, classes, "config.model.num_classes")
 
     @torch.no_grad()
     def validate(
@@ -74,15 +70,6 @@ class ScoreTraining:
         shape = (self.config.sampling.batch_size, *self.domain.shape)
         x, _ = self.sampler(self.score, noise.randn(shape), noise.randn_like, callback)
         return self.domain.to_stored(x), None
-
-
-def require_classes(split: datasets.Split, classes: int, field: str, dataset: str) -> None:
-    """Raise a UserError that names `field` unless it is the number of classes of a `Split`."""
-    if classes != split.classes:
-        raise UserError(
-            f"{field} is {classes}, but {dataset} has {split.classes} classes; they must be the "
-            "same."
-        )
 
 
 def validation_means(

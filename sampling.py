@@ -195,40 +195,112 @@ class FlowField:
     the score is evaluated in float32.
     """
 
-    def __init__(
-        self, sde: SDE, score: Callable, callback: Callable[[], object] | None = None
-    ) -> None:
+    def __init__(self, sde: SDE, score: Callable) -> None:
         self.reverse = ReverseSDE(sde, score, probability_flow=True)
-        self.callback = callback
 
     def __call__(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        if self.callback is not None:
-            self.callback()
         drift, _ = self.reverse.sde(x.float(), t.float().expand(len(x)))
         return drift.double()
 
 
+MAX_NFE = 10_000
+ODECallback = Callable[[float, float, int], object]
+"""Called before each step of an ODE solver with the share of the time travelled, t and the NFE."""
+
+
+@dataclasses.dataclass
+class WatchedField:
+    """dy/dt = field(t, y) as torchdiffeq calls it: counted, and stopped where there is no use.
+
+    Args:
+        start, end: the times between which it is integrated.
+        max_nfe: evaluations after which it is stopped.
+        settings: the solver's settings in words, for messages.
+        callback: see `ODECallback`.
+    """
+
+    field: Callable
+    start: float
+    end: float
+    max_nfe: int
+    settings: str
+    callback: ODECallback | None = None
+    nfe: int = 0
+
+    def __call__(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.nfe == self.max_nfe:
+            raise UserError(
+                f"The ODE solver took {self.nfe} evaluations from t = {self.start:g} to {t:.3g}, "
+                f"on the way to {self.end:g}; raise one of {self.settings}."
+            )
+        self.nfe += 1
+        return self.field(t, y)
+
+    def callback_step(self, t: torch.Tensor, y: torch.Tensor, dt: torch.Tensor) -> None:
+        """What torchdiffeq calls before a step of length `dt` from `t`; after a NaN dt is 0."""
+        if dt == 0 or not y.isfinite().all():
+            raise UserError(
+                f"The score gave NaN or infinite values near t = {t:.3g}, by evaluation {self.nfe} "
+                "of the ODE solver; look at the checkpoint."
+            )
+        if t + dt == t:
+            raise UserError(
+                f"The ODE solver's steps became too short to go on at t = {t:.3g}; look at the "
+                f"checkpoint and at {self.settings}."
+            )
+        if self.callback is not None:
+            share = (self.start - float(t)) / (self.start - self.end)
+            self.callback(share, float(t), self.nfe)
+
+
 def integrate(
-    field: Callable, y: torch.Tensor, start: float, end: float, rtol: float, atol: float
-) -> torch.Tensor:
-    """The solution at `end` of dy/dt = field(t, y), on y's device, by RK45 (Dormand-Prince)."""
+    field: Callable,
+    y: torch.Tensor,
+    start: float,
+    end: float,
+    *,
+    rtol: float,
+    atol: float,
+    max_nfe: int = MAX_NFE,
+    section: str = "sampling",
+    callback: ODECallback | None = None,
+) -> tuple[torch.Tensor, int]:
+    """Solve dy/dt = field(t, y), on y's device, by RK45 (Dormand-Prince).
+
+    Args:
+        rtol, atol: tolerances that set the length of the steps.
+        max_nfe: most evaluations of the field.
+        section: of the configuration that these are fields of, for messages.
+
+    Returns:
+        y at `end`, and the number of evaluations.
+
+    Raises:
+        UserError: a value is not finite, or more evaluations are needed.
+    """
+    limits = {"rtol": rtol, "atol": atol, "max_nfe": max_nfe}
+    settings = ", ".join(f"config.{section}.{name} ({value})" for name, value in limits.items())
+    watched = WatchedField(field, start, end, max_nfe, settings, callback)
     times = torch.tensor([start, end], dtype=torch.float64, device=y.device)
     # A step must end at `end`: beyond it a VP score does not exist.
     options = {"step_t": times[1:]}
-    return odeint(field, y, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+    path = odeint(watched, y, times, rtol=rtol, atol=atol, method="dopri5", options=options)
+    return path[-1], watched.nfe
 
 
 @dataclasses.dataclass(frozen=True)
 class ODESampler:
     """The probability flow from T to eps with RK45 (Dormand-Prince), step sizes by tolerance.
 
-    With `noise_removal`, one reverse-diffusion mean at eps follows.
+    With `noise_removal`, one reverse-diffusion mean at eps follows. More than `max_nfe`
+    evaluations of the flow are an error.
     """
 
     sde: SDE
     rtol: float
     atol: float
     noise_removal: bool = True
+    max_nfe: int = MAX_NFE
 
     steps = None  # set by the tolerances, not known beforehand
     stream, noise = PCSampler.stream, PCSampler.noise
@@ -239,21 +311,30 @@ class ODESampler:
         score: Callable,
         latents: torch.Tensor,
         randn_like: NoiseLike = torch.randn_like,
-        callback: Callable[[], object] | None = None,
+        callback: ODECallback | None = None,
     ) -> tuple[torch.Tensor, int]:
         """Samples (B, C, H, W) and the NFE, the last mean's evaluation included.
 
-        `callback()` is called at each evaluation of the flow.
+        Raises:
+            UserError: see `integrate`.
         """
-        score = CountedScore(score)
-        field = FlowField(self.sde, score, callback)
         eps = self.sde.sampling_eps
-        x = self.sde.prior_sampling(latents)
-        x = integrate(field, x.double(), self.sde.T, eps, self.rtol, self.atol).float()
+        x, nfe = integrate(
+            FlowField(self.sde, score),
+            self.sde.prior_sampling(latents).double(),
+            self.sde.T,
+            eps,
+            rtol=self.rtol,
+            atol=self.atol,
+            max_nfe=self.max_nfe,
+            callback=callback,
+        )
+        x = x.float()
         if self.noise_removal:
             t = torch.full((len(x),), eps, device=x.device)
             _, x = reverse_diffusion(ReverseSDE(self.sde, score), x, t, randn_like)
-        return x, score.nfe
+            nfe += 1
+        return x, nfe
 
 
 def _pc_sampler(sampling, sde):
@@ -270,9 +351,8 @@ def _pc_sampler(sampling, sde):
 
 
 def _ode_sampler(sampling, sde):
-    return ODESampler(
-        sde=sde, rtol=sampling.rtol, atol=sampling.atol, noise_removal=sampling.noise_removal
-    )
+    names = "rtol", "atol", "noise_removal", "max_nfe"
+    return ODESampler(sde, **{name: sampling[name] for name in names})
 
 
 def _fast_sampler(method, sampling, sde):
@@ -329,7 +409,7 @@ def settings(sampling: ml_collections.ConfigDict) -> dict[str, Any]:
     if sampling.method in fast.SAMPLERS:
         names = {"method", *FAST_FIELDS, "scaling_factor"}
     else:
-        names = everything.keys() - FAST_FIELDS
+        names = everything.keys() - FAST_FIELDS - {"max_nfe"}
     return {name: value for name, value in everything.items() if name in names}
 
 

@@ -184,8 +184,15 @@ def test_progress_is_counted_in_whole_images():
         assert bar.n == done + 10
     assert all(isinstance(n, int) for n in seen)
     assert seen == sorted(seen)
-    RoundProgress(bar, 20, 10, None)()
-    assert bar.n == 20
+
+
+def test_progress_of_an_ode_is_that_of_time():
+    bar = tqdm(total=30, file=io.StringIO())
+    progress = RoundProgress(bar, 20, 10, None)
+    for share, time, nfe in ((0.0, 1.0, 2), (0.25, 0.75, 8), (0.25, 0.75, 14)):
+        progress(share, time, nfe)
+    assert bar.n == 22
+    assert bar.postfix == "nfe=14, t=0.75"
 
 
 @pytest.mark.parametrize("continuous", [True, False])

@@ -338,6 +338,12 @@ class ODESampler:
 
 
 def _pc_sampler(sampling, sde):
+    if sde.N < sde.least_steps:
+        raise UserError(
+            f"The sampler pc would take {sde.N} steps, but with config.model.beta_max at "
+            f"{sde.beta_max} it needs at least {sde.least_steps}; set config.sampling.num_scales "
+            "(--num_scales), or where that is not set config.model.num_scales."
+        )
     return PCSampler(
         sde=sde,
         predictor=lookup(PREDICTORS, sampling.predictor, "config.sampling.predictor"),
@@ -390,7 +396,8 @@ def from_config(
     With ``sampling.num_scales`` it takes so many steps; the score's own are the SDE's.
 
     Raises:
-        UserError: an unknown method, predictor, corrector or grid, or a setting of another method.
+        UserError: an unknown method, predictor, corrector or grid, a setting of another method,
+            or too few steps for the SDE.
     """
     build = lookup(SAMPLERS, sampling.method, "config.sampling.method")
     if sampling.method not in fast.SAMPLERS and sampling.guidance_interval:

@@ -260,6 +260,23 @@ def test_seeded_noise_is_a_stream_of_its_own():
     assert not torch.equal(a, sampling.SeededNoise("cpu", "test", 1, 3, 2).randn((3,)))
 
 
+@pytest.mark.parametrize("name", ["vpsde", "subvpsde"])
+def test_too_few_steps_for_beta_get_a_sentence(name):
+    """β_i = β/N may not reach 1."""
+    from configs import common
+
+    config = common.base("CIFAR10")
+    sde = sde_lib.SDES[name](config.model, 1000)
+    config.sampling.num_scales = 20
+    with pytest.raises(UserError, match=r"20 steps.*at least 21.*config\.sampling\.num_scales"):
+        sampling.from_config(config.sampling, sde)
+    config.sampling.num_scales = 21
+    sampler = sampling.from_config(config.sampling, sde)
+    score = GaussianData(mean=0.5, std=0.8, sde=sde).score
+    x, _ = sampler(score, torch.randn(8, 3, device=DEVICE))
+    assert x.isfinite().all()
+
+
 @pytest.mark.parametrize("field", ["method", "predictor", "corrector"])
 def test_unknown_samplers_get_a_sentence(field):
     from configs import common

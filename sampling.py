@@ -338,7 +338,7 @@ class ODESampler:
 
 
 def _pc_sampler(sampling, sde):
-    if sde.N < sde.least_steps:
+    if sde.least_steps > sde.N:
         raise UserError(
             f"The sampler pc would take {sde.N} steps, but with config.model.beta_max at "
             f"{sde.beta_max} it needs at least {sde.least_steps}; set config.sampling.num_scales "

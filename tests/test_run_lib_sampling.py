@@ -12,6 +12,8 @@ from commands import command
 from tqdm import tqdm
 
 import run_lib
+import run_lib_sampling
+import sampling
 from metrics.sample_sets import numbered_rounds
 from models.ncsnpp import NCSNpp
 from run_lib_sampling import sample
@@ -165,6 +167,19 @@ def test_a_missing_checkpoint_gets_a_sentence(config, run):
     with pytest.raises(UserError, match=r"other/checkpoints/checkpoint.pth does not exist"):
         sample(config, "other")
     assert not (run / "results/other").exists()
+
+
+@pytest.mark.parametrize(("factor", "warned"), [(30.0, True), (0.05, False)])
+def test_samples_that_are_mostly_clipped_get_a_warning(config, monkeypatch, caplog, factor, warned):
+    monkeypatch.setattr(
+        sampling.PCSampler, "__call__", lambda self, score, x, *_, **__: (factor * x, 1)
+    )
+    monkeypatch.setattr(run_lib_sampling, "log_to", lambda path: None)
+    monkeypatch.setattr(run_lib_sampling.log, "propagate", True)
+    sample(config, "run", division_idx=0)
+    found = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert len(found) == warned
+    assert all("samples_0.npz" in text and " 9" in text for text in found)
 
 
 def test_progress_is_counted_in_whole_images():

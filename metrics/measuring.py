@@ -47,9 +47,11 @@ def measure(
     settings = _settings(metric, config, real, generated, backend)
     if mode == "full":
         values = compute(*_arrays(metric, real, generated))
+        _settle(settings, values)
         print(table(settings, [{"": "all", **_columns(metric, values)}]))
     else:
         each, values = classwise(compute, *_classes(metric, real, generated))
+        _settle(settings, values)
         settings["classes"] = len(each)
         rows = [{"class": label, **_columns(metric, row)} for label, row in enumerate(each)]
         text = table(settings, [*rows, {"class": "mean", **_columns(metric, values)}])
@@ -87,6 +89,7 @@ def measure_sets(
     settings = _settings(metric, config, real, generated, backend)
     parts = _cut(generated, sets)
     each = [compute(*_arrays(metric, real, part)) for part in parts]
+    _settle(settings, each[0])
     names = [quantity.name for quantity in metric.quantities if quantity.name in each[0]]
     least, mean = ({name: f([v[name] for v in each]) for name in names} for f in (min, _mean))
     rows = [{"set": number, **_columns(metric, row)} for number, row in enumerate(each)]
@@ -131,6 +134,7 @@ def print_metric(
     """
     values = _backend(metric, config, backend)(*_arrays(metric, real, generated))
     settings = _settings(metric, config, real, generated, backend)
+    _settle(settings, values)
     print(table(settings, [{"": "all", **_columns(metric, values)}]))
     _warn_of_few(metric, len(generated.pool))
     return values
@@ -192,6 +196,22 @@ def _settings(metric, config, real, generated, backend):
         "real_features": str(real.source),
         "samples": generated.origin,
     }
+
+
+def _settle(settings, values):
+    """Move to `settings` what a metric had to take instead of them, from its `values`; log it."""
+    for name in settings.keys() & values.keys():
+        used = values.pop(name)
+        if used != settings[name]:
+            log.warning(
+                "config.eval.%s is %s, more than these sets allow; %s was taken. Compare with "
+                "numbers of the same %s only.",
+                name,
+                settings[name],
+                used,
+                name,
+            )
+        settings[name] = used
 
 
 def _common_extractor(real, generated):

@@ -11,7 +11,7 @@ their random numbers are torch-fidelity's.
 import numpy as np
 from tqdm import tqdm
 
-from metrics.feature_arrays import checked, require_one_width
+from metrics.feature_arrays import checked_sets
 from utils import UserError
 
 SUBSETS = 100
@@ -68,9 +68,7 @@ def _checked_sets(real, fake, subset_size):
     """Both sets, and the size of subsets that both can give."""
     if subset_size < 2:
         raise UserError(f"The subsets of KID have {subset_size} samples; expected 2 or more.")
-    real = checked(real, "real features", at_least=2)
-    fake = checked(fake, "generated features", at_least=2)
-    require_one_width(real, fake)
+    real, fake = checked_sets(real, fake, at_least=2)
     return real, fake, min(subset_size, len(real), len(fake))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metrics.feature_arrays import checked, require_one_width
+from metrics.feature_arrays import checked_sets
 from utils import UserError, require_positive
 
 if TYPE_CHECKING:  # torch need not be there
@@ -44,9 +44,7 @@ def precision_recall_density_coverage(
     from metrics import neighbours
 
     require_positive(nearest_k, "nearest_k")
-    real = checked(real, "real features", at_least=nearest_k + 1)
-    fake = checked(fake, "generated features", at_least=nearest_k + 1)
-    require_one_width(real, fake)
+    real, fake = checked_sets(real, fake, at_least=nearest_k + 1)
     side = neighbours.block_side(real.shape[1], block_bytes)
     dtype = np.result_type(real.dtype, fake.dtype, np.float32)
     real, fake = (torch.tensor(np.asarray(x, dtype), device=device) for x in (real, fake))
@@ -74,9 +72,7 @@ def prdc_package(real: np.ndarray, fake: np.ndarray, nearest_k: int = 3) -> dict
     except ImportError:
         raise UserError("The package prdc is not installed; pip install prdc.") from None
     require_positive(nearest_k, "nearest_k")
-    real = checked(real, "real features", at_least=nearest_k + 1)
-    fake = checked(fake, "generated features", at_least=nearest_k + 1)
-    require_one_width(real, fake)
+    real, fake = checked_sets(real, fake, at_least=nearest_k + 1)
     with contextlib.redirect_stdout(sys.stderr):  # it prints
         values = prdc.compute_prdc(real, fake, nearest_k)
     return {name: float(value) for name, value in values.items()}

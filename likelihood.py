@@ -13,7 +13,7 @@ import torch
 
 from models import jacobian
 from models.scores import in_parts
-from sampling import MAX_NFE, ODECallback, integrate
+from samplers.ode import MAX_NFE, ODECallback, integrate
 from sde_lib import SDE, ReverseSDE, perturb
 
 
@@ -73,7 +73,7 @@ def log_likelihood(
         evaluations.
 
     Raises:
-        UserError: see `sampling.integrate`.
+        UserError: see `ode.integrate`.
     """
     start = torch.cat([x.flatten(1), torch.zeros(len(x), 1, device=x.device)], dim=1).double()
     end, nfe = integrate(

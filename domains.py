@@ -116,6 +116,13 @@ class Images:
         pixels = (255 * self.inverse_scaler(x)).clamp(0, 255).to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
+    def share_outside(self, x: "torch.Tensor", margin: float = 0.1) -> float:
+        """The share of a model's values that lie beyond black or white by more than `margin`.
+
+        `to_stored` clips them. White is at 1 and black at 0.
+        """
+        return ((self.inverse_scaler(x) - 0.5).abs() > 0.5 + margin).float().mean().item()
+
     def negative_log_likelihood(self, log_density: "torch.Tensor") -> "torch.Tensor":
         """Bits per dimension of 8-bit images from log-densities (B,) in the model's range.
 
@@ -168,6 +175,10 @@ class Points:
     def to_stored(self, x: "torch.Tensor") -> np.ndarray:
         """Samples (N, D) of the model as a float32 array."""
         return x.float().cpu().numpy()
+
+    def share_outside(self, x: "torch.Tensor") -> float:
+        """None: points have no limits."""
+        return 0.0
 
     def negative_log_likelihood(self, log_density: "torch.Tensor") -> "torch.Tensor":
         """Nats per point from log-densities (B,)."""

@@ -50,7 +50,7 @@ class SampleMetric:
         quantities: what it gives.
         needs: the arrays that it takes, in order: which set, and which of its features.
         backends: who computes it, by the name that --backend takes: ``f(config, *arrays)``, which
-            returns a dict of floats.
+            returns a dict of floats, and in it what it took instead of one of its settings.
         settings: the fields of ``config.eval`` that the numbers depend on.
         usual_samples: of how many samples published numbers are, where fewer give others.
     """

@@ -13,7 +13,7 @@ import torch
 
 from models import jacobian
 from models.scores import in_parts
-from sampling import integrate
+from samplers.ode import MAX_NFE, ODECallback, integrate
 from sde_lib import SDE, ReverseSDE, perturb
 
 
@@ -22,17 +22,15 @@ class DensityField:
 
     One evaluation of the score and one vector-Jacobian product for each of the vectors v
     (K, B, …) give both. An image makes K rows; the network takes `rows` of them at a time (None:
-    all), but whole images. The state is a matrix (B, D + 1), float64; `nfe` counts the evaluations.
+    all), but whole images. The state is a matrix (B, D + 1), float64.
     """
 
     def __init__(self, sde: SDE, score: Callable, v: torch.Tensor, rows: int | None = None) -> None:
         self.reverse = ReverseSDE(sde, score, probability_flow=True)
         self.v = v.transpose(0, 1)
         self.images = None if rows is None else max(1, rows // len(v))
-        self.nfe = 0
 
     def __call__(self, t: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        self.nfe += 1
         x = state[:, :-1].reshape(len(self.v), *self.v.shape[2:]).float()
         times = t.float().expand(len(x))
         return in_parts(self.derivatives, self.images, x, times, self.v).double()
@@ -57,7 +55,9 @@ def log_likelihood(
     *,
     rtol: float,
     atol: float,
+    max_nfe: int = MAX_NFE,
     rows: int | None = None,
+    callback: ODECallback | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Log-density of x under the probability flow.
 
@@ -65,18 +65,30 @@ def log_likelihood(
         score: function of x (B, …) and t (B,), shaped as x.
         x: (B, …), in the model's range.
         v: vectors (K, B, …) that the divergence is estimated by; their mean is taken.
-        rtol, atol: tolerances of the RK45 solver.
+        rtol, atol, max_nfe: tolerances of the RK45 solver, and its most evaluations.
         rows: as in `DensityField`. The solver's steps are those of the whole batch.
 
     Returns:
         The log-density (B,), the latents z at T, shaped as x, and the number of function
         evaluations.
+
+    Raises:
+        UserError: see `ode.integrate`.
     """
-    field = DensityField(sde, score, v, rows)
     start = torch.cat([x.flatten(1), torch.zeros(len(x), 1, device=x.device)], dim=1).double()
-    end = integrate(field, start, sde.likelihood_eps, sde.T, rtol, atol)
+    end, nfe = integrate(
+        DensityField(sde, score, v, rows),
+        start,
+        sde.likelihood_eps,
+        sde.T,
+        rtol=rtol,
+        atol=atol,
+        max_nfe=max_nfe,
+        section="eval",
+        callback=callback,
+    )
     z, delta = end[:, :-1].reshape(x.shape), end[:, -1]
-    return sde.prior_logp(z) + delta, z.float(), field.nfe
+    return sde.prior_logp(z) + delta, z.float(), nfe
 
 
 def asymmetry(

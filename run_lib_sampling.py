@@ -182,6 +182,14 @@ def draw_rounds(
                         f"Round {each.number} of {folder} came out with NaN or infinite values; "
                         "nothing was written. Look at the checkpoint, or lower config.sampling.snr."
                     )
+                if (outside := domain.share_outside(x)) > 0.5:
+                    log.warning(
+                        "%s: %.0f %% of the values lie far outside the range of images, and are "
+                        "clipped to 0 or 255. Likely causes: too little training, another SDE or "
+                        "data.centered than in training, too few steps or too large a --scale.",
+                        path,
+                        100 * outside,
+                    )
                 samples = domain.to_stored(x)
                 save_picture(picture, domain.picture(samples))
                 save_npz(path, samples=samples, nfe=nfe, meta=to_json(meta))

@@ -17,11 +17,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 import torch
-from torchdiffeq import odeint
 
 from samplers import fast, grids
 from samplers.deterministic import NoiseLike
 from samplers.fast import FastSampler
+from samplers.ode import MAX_NFE, ODECallback, integrate
 from sde_lib import SDE, ReverseSDE, expand
 from utils import UserError, device_seed, lookup, random_stream, require_positive
 
@@ -196,40 +196,27 @@ class FlowField:
     the score is evaluated in float32.
     """
 
-    def __init__(
-        self, sde: SDE, score: Callable, callback: Callable[[], object] | None = None
-    ) -> None:
+    def __init__(self, sde: SDE, score: Callable) -> None:
         self.reverse = ReverseSDE(sde, score, probability_flow=True)
-        self.callback = callback
 
     def __call__(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        if self.callback is not None:
-            self.callback()
         drift, _ = self.reverse.sde(x.float(), t.float().expand(len(x)))
         return drift.double()
-
-
-def integrate(
-    field: Callable, y: torch.Tensor, start: float, end: float, rtol: float, atol: float
-) -> torch.Tensor:
-    """The solution at `end` of dy/dt = field(t, y), on y's device, by RK45 (Dormand-Prince)."""
-    times = torch.tensor([start, end], dtype=torch.float64, device=y.device)
-    # A step must end at `end`: beyond it a VP score does not exist.
-    options = {"step_t": times[1:]}
-    return odeint(field, y, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
 
 
 @dataclasses.dataclass(frozen=True)
 class ODESampler:
     """The probability flow from T to eps with RK45 (Dormand-Prince), step sizes by tolerance.
 
-    With `noise_removal`, one reverse-diffusion mean at eps follows.
+    With `noise_removal`, one reverse-diffusion mean at eps follows. More than `max_nfe`
+    evaluations of the flow are an error.
     """
 
     sde: SDE
     rtol: float
     atol: float
     noise_removal: bool = True
+    max_nfe: int = MAX_NFE
 
     steps = None  # set by the tolerances, not known beforehand
     stream, noise = PCSampler.stream, PCSampler.noise
@@ -240,24 +227,39 @@ class ODESampler:
         score: Callable,
         latents: torch.Tensor,
         randn_like: NoiseLike = torch.randn_like,
-        callback: Callable[[], object] | None = None,
+        callback: ODECallback | None = None,
     ) -> tuple[torch.Tensor, int]:
         """Samples (B, C, H, W) and the NFE, the last mean's evaluation included.
 
-        `callback()` is called at each evaluation of the flow.
+        Raises:
+            UserError: see `integrate`.
         """
-        score = CountedScore(score)
-        field = FlowField(self.sde, score, callback)
         eps = self.sde.sampling_eps
-        x = self.sde.prior_sampling(latents)
-        x = integrate(field, x.double(), self.sde.T, eps, self.rtol, self.atol).float()
+        x, nfe = integrate(
+            FlowField(self.sde, score),
+            self.sde.prior_sampling(latents).double(),
+            self.sde.T,
+            eps,
+            rtol=self.rtol,
+            atol=self.atol,
+            max_nfe=self.max_nfe,
+            callback=callback,
+        )
+        x = x.float()
         if self.noise_removal:
             t = torch.full((len(x),), eps, device=x.device)
             _, x = reverse_diffusion(ReverseSDE(self.sde, score), x, t, randn_like)
-        return x, score.nfe
+            nfe += 1
+        return x, nfe
 
 
 def _pc_sampler(sampling, sde):
+    if sde.least_steps > sde.N:
+        raise UserError(
+            f"The sampler pc would take {sde.N} steps, but with config.model.beta_max at "
+            f"{sde.beta_max} it needs at least {sde.least_steps}; set config.sampling.num_scales "
+            "(--num_scales), or where that is not set config.model.num_scales."
+        )
     return PCSampler(
         sde=sde,
         predictor=lookup(PREDICTORS, sampling.predictor, "config.sampling.predictor"),
@@ -271,9 +273,8 @@ def _pc_sampler(sampling, sde):
 
 
 def _ode_sampler(sampling, sde):
-    return ODESampler(
-        sde=sde, rtol=sampling.rtol, atol=sampling.atol, noise_removal=sampling.noise_removal
-    )
+    names = "rtol", "atol", "noise_removal", "max_nfe"
+    return ODESampler(sde, **{name: sampling[name] for name in names})
 
 
 def _fast_sampler(method, sampling, sde):
@@ -316,7 +317,8 @@ def from_config(
     With ``sampling.num_scales`` it takes so many steps; the score's own are the SDE's.
 
     Raises:
-        UserError: an unknown method, predictor, corrector or grid, or a setting of another method.
+        UserError: an unknown method, predictor, corrector or grid, a setting of another method,
+            or too few steps for the SDE.
     """
     build = lookup(SAMPLERS, sampling.method, "config.sampling.method")
     if sampling.method not in fast.SAMPLERS and sampling.guidance_interval:

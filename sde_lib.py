@@ -7,6 +7,7 @@ discretisations on N steps, and their reverse-time versions. Times `t` have shap
 """
 
 import dataclasses
+import functools
 import math
 
 import ml_collections
@@ -34,9 +35,11 @@ class SDE:
     Attributes:
         sampling_eps: smallest time of samplers and of classifier training.
         likelihood_eps: smallest time of the likelihood's ODE.
+        least_steps: the smallest N that predictors and correctors can do with.
     """
 
     T = 1.0
+    least_steps = 1
     sampling_eps = 1e-3
     likelihood_eps = 1e-5
     N: int
@@ -167,6 +170,11 @@ class VPSDE(SDE):
     beta_max: float = 20.0
     N: int = 1000
 
+    @property
+    def least_steps(self) -> int:
+        """With it the largest β_i, β1/N, is below 1."""
+        return math.floor(self.beta_max) + 1
+
     def beta(self, t: torch.Tensor) -> torch.Tensor:
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
@@ -180,7 +188,7 @@ class VPSDE(SDE):
 
     def marginal_prob(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         c = self.log_mean_coeff(t)
-        return expand(torch.exp(c), x) * x, torch.sqrt(1 - torch.exp(2 * c))
+        return expand(torch.exp(c), x) * x, torch.sqrt(-torch.expm1(2 * c))
 
     def decay(self, sigma: float) -> float:
         """−c(t) at the time at which std/scale, here √(exp(−2c) − 1), is `sigma`; floats."""
@@ -214,9 +222,23 @@ class VPSDE(SDE):
             _, std = self.marginal_prob(t, t)
             return t * 999, -1 / std
         label = t * (self.N - 1)
-        grid = torch.arange(self.N, device=t.device, dtype=t.dtype)
-        alpha_bar = torch.cumprod(1 - self.discrete_beta(grid), dim=0)
-        return label, -1 / torch.sqrt(1 - alpha_bar[label.long()])
+        return label, -1 / self.discrete_std(t.device, t.dtype)[label.long()]
+
+    def discrete_std(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """√(1 − ᾱ_i) (N,) of the discrete chain, ᾱ_i the product of 1 − β_j up to i."""
+        known = self._discrete_stds.get((device, dtype))
+        if known is not None:
+            return known
+        beta = self.discrete_beta(torch.arange(self.N, device=device, dtype=torch.float64))
+        std = torch.sqrt(1 - torch.cumprod(1 - beta, dim=0)).to(dtype)
+        if type(std) is torch.Tensor:  # and not a fake one, which holds no numbers
+            self._discrete_stds[device, dtype] = std
+        return std
+
+    @functools.cached_property
+    def _discrete_stds(self):
+        """What `discrete_std` returned, by device and dtype."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,11 +247,11 @@ class SubVPSDE(VPSDE):
 
     def sde(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         drift, diffusion = super().sde(x, t)
-        return drift, diffusion * torch.sqrt(1 - torch.exp(4 * self.log_mean_coeff(t)))
+        return drift, diffusion * torch.sqrt(-torch.expm1(4 * self.log_mean_coeff(t)))
 
     def marginal_prob(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         c = self.log_mean_coeff(t)
-        return expand(torch.exp(c), x) * x, 1 - torch.exp(2 * c)
+        return expand(torch.exp(c), x) * x, -torch.expm1(2 * c)
 
     def decay(self, sigma: float) -> float:
         return math.asinh(sigma / 2)  # std/scale is exp(−c) − exp(c) = 2 sinh(−c)

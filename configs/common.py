@@ -105,6 +105,7 @@ def base(dataset):
     sampling.noise_removal = True
     sampling.last_step_snr = 0.036
     sampling.num_scales = placeholder(int)  # steps of the sampler; none: model.num_scales
+    sampling.max_nfe = 10_000  # evaluations after which the sampler ode gives up
     sampling.steps = 18  # of the samplers that are neither pc nor ode, see samplers/fast.py
     sampling.grid = "karras"  # of their noise levels; or geometric, log_snr
     sampling.guidance_interval = ()  # two noise levels between which alone they guide
@@ -134,6 +135,7 @@ def base(dataset):
     evaluation.trust_weights = False  # accept a file that is not the published one
     evaluation.block_bytes = 2**28  # of distances at a time
     evaluation.microbatch = 128  # images of a batch that a network takes at a time
+    evaluation.max_nfe = 10_000  # evaluations after which the likelihood's ODE gives up
     return config
 
 

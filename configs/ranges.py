@@ -106,6 +106,7 @@ RANGES = {
     "sampling.scaling_factor": _real(-1e6, 1e6),
     "sampling.atol": TOLERANCE,
     "sampling.rtol": TOLERANCE,
+    "sampling.max_nfe": STEPS,
     "eval.batch_size": BATCH,
     "eval.num_samples": _whole(1, 10**8),
     "eval.num_samples_all": _whole(1, 10**8),
@@ -116,10 +117,11 @@ RANGES = {
     "eval.batch_splits": _whole(1, 10**5),
     "eval.nearest_k": _whole(1, 10**5),
     "eval.kid_subset_size": _whole(2, 10**6),
-    "eval.block_bytes": _whole(1, 2**40),
+    "eval.block_bytes": _whole(2**20, 2**40),
     "eval.microbatch": BATCH,
     "eval.atol": TOLERANCE,
     "eval.rtol": TOLERANCE,
+    "eval.max_nfe": STEPS,
 }
 
 

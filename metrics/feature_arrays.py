@@ -44,9 +44,15 @@ def checked(features: "np.ndarray | torch.Tensor", name: str, at_least: int = 1)
     return features
 
 
-def require_one_width(real: np.ndarray, fake: np.ndarray) -> None:
+def checked_sets(
+    real: "np.ndarray | torch.Tensor", fake: "np.ndarray | torch.Tensor", at_least: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets of features, `checked`, and of one width (else a UserError)."""
+    real = checked(real, "real features", at_least)
+    fake = checked(fake, "generated features", at_least)
     if real.shape[1] != fake.shape[1]:
         raise UserError(
             f"The real features are {real.shape[1]} wide, the generated ones {fake.shape[1]}; "
             "both must come from the same feature network."
         )
+    return real, fake

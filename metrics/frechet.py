@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from metrics import oracles
-from metrics.feature_arrays import checked, float64_chunks, require_one_width
+from metrics.feature_arrays import checked_sets, float64_chunks
 
 
 def _mean_and_root(features):
@@ -65,9 +65,7 @@ def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     Raises:
         UserError: fewer than two samples, unequal widths, values that are not finite.
     """
-    real = checked(real, "real features", at_least=2)
-    fake = checked(fake, "generated features", at_least=2)
-    require_one_width(real, fake)
+    real, fake = checked_sets(real, fake, at_least=2)
     trace_of_root = None
     if min(len(real), len(fake)) > real.shape[1]:
         mean_real, covariance_real = _mean_and_covariance(real)
@@ -90,7 +88,5 @@ def tfgan_frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
         UserError: TF-GAN is not installed in this environment, or what `frechet_distance` raises.
     """
     tfgan = oracles.tfgan()
-    real = checked(real, "real features", at_least=2)
-    fake = checked(fake, "generated features", at_least=2)
-    require_one_width(real, fake)
+    real, fake = checked_sets(real, fake, at_least=2)
     return float(tfgan.eval.frechet_classifier_distance_from_activations(real, fake))

@@ -11,7 +11,7 @@ their random numbers are torch-fidelity's.
 import numpy as np
 from tqdm import tqdm
 
-from metrics.feature_arrays import checked, require_one_width
+from metrics.feature_arrays import checked_sets
 from utils import UserError
 
 SUBSETS = 100
@@ -24,17 +24,18 @@ def kernel_inception_distance(
     """Mean and standard deviation of the unbiased MMD² of features (N, D), (M, D) over subsets.
 
     Args:
-        subset_size: how many samples of each set a subset has, drawn without replacement.
+        subset_size: how many samples of each set a subset has, drawn without replacement; as many
+            as there are in the smaller set if they are fewer.
 
     Returns:
-        A dict of two floats, `kid` and `kid_std`. Of equal distributions `kid` is 0 on average,
-        and may be below it.
+        A dict of `kid`, `kid_std` and `kid_subset_size`, the size that was used. Of equal
+        distributions `kid` is 0 on average, and may be below it.
 
     Raises:
-        UserError: fewer than `subset_size` samples in a set, unequal widths, values that are not
-            finite, or a `subset_size` below 2.
+        UserError: fewer than 2 samples in a set, unequal widths, values that are not finite, or a
+            `subset_size` below 2.
     """
-    real, fake = _checked_sets(real, fake, subset_size)
+    real, fake, subset_size = _checked_sets(real, fake, subset_size)
     # This generator, and the generated set first, because the oracle's draws are these.
     draw = np.random.RandomState(SEED)
     values = []
@@ -44,7 +45,11 @@ def kernel_inception_distance(
             for features in (fake, real)
         )
         values.append(unbiased_mmd2(x, y))
-    return {"kid": float(np.mean(values)), "kid_std": float(np.std(values))}
+    return {
+        "kid": float(np.mean(values)),
+        "kid_std": float(np.std(values)),
+        "kid_subset_size": subset_size,
+    }
 
 
 def unbiased_mmd2(x: np.ndarray, y: np.ndarray) -> float:
@@ -60,18 +65,11 @@ def _kernel(x, y):
 
 
 def _checked_sets(real, fake, subset_size):
+    """Both sets, and the size of subsets that both can give."""
     if subset_size < 2:
         raise UserError(f"The subsets of KID have {subset_size} samples; expected 2 or more.")
-    real, fake = checked(real, "real features"), checked(fake, "generated features")
-    require_one_width(real, fake)
-    fewest = min(len(real), len(fake))
-    if fewest < subset_size:
-        raise UserError(
-            f"KID takes subsets of {subset_size} samples, but there are {len(fake)} generated and "
-            f"{len(real)} real ones; give at least so many, or smaller subsets "
-            "(--config.eval.kid_subset_size), whose numbers compare with those of one size only."
-        )
-    return real, fake
+    real, fake = checked_sets(real, fake, at_least=2)
+    return real, fake, min(subset_size, len(real), len(fake))
 
 
 def torch_fidelity_kid(
@@ -89,7 +87,7 @@ def torch_fidelity_kid(
         raise UserError(
             "The package torch-fidelity is not installed; pip install torch-fidelity."
         ) from None
-    real, fake = _checked_sets(real, fake, subset_size)
+    real, fake, subset_size = _checked_sets(real, fake, subset_size)
     values = metric_kid.kid_features_to_metric(
         *(torch.from_numpy(np.array(features)) for features in (fake, real)),
         kid_subsets=SUBSETS,
@@ -99,4 +97,5 @@ def torch_fidelity_kid(
     return {
         "kid": values[metric_kid.KEY_METRIC_KID_MEAN],
         "kid_std": values[metric_kid.KEY_METRIC_KID_STD],
+        "kid_subset_size": subset_size,
     }

@@ -47,9 +47,11 @@ def measure(
     settings = _settings(metric, config, real, generated, backend)
     if mode == "full":
         values = compute(*_arrays(metric, real, generated))
+        _settle(settings, values)
         print(table(settings, [{"": "all", **_columns(metric, values)}]))
     else:
         each, values = classwise(compute, *_classes(metric, real, generated))
+        _settle(settings, values)
         settings["classes"] = len(each)
         rows = [{"class": label, **_columns(metric, row)} for label, row in enumerate(each)]
         text = table(settings, [*rows, {"class": "mean", **_columns(metric, values)}])
@@ -78,6 +80,7 @@ def print_metric(
     """
     values = _backend(metric, config, backend)(*_arrays(metric, real, generated))
     settings = _settings(metric, config, real, generated, backend)
+    _settle(settings, values)
     print(table(settings, [{"": "all", **_columns(metric, values)}]))
     _warn_of_few(metric, len(generated.pool))
     return values
@@ -139,6 +142,22 @@ def _settings(metric, config, real, generated, backend):
         "real_features": str(real.source),
         "samples": generated.origin,
     }
+
+
+def _settle(settings, values):
+    """Move to `settings` what a metric had to take instead of them, from its `values`; log it."""
+    for name in settings.keys() & values.keys():
+        used = values.pop(name)
+        if used != settings[name]:
+            log.warning(
+                "config.eval.%s is %s, more than these sets allow; %s was taken. Compare with "
+                "numbers of the same %s only.",
+                name,
+                settings[name],
+                used,
+                name,
+            )
+        settings[name] = used
 
 
 def _common_extractor(real, generated):

@@ -23,6 +23,7 @@ import sampling
 from configs import ranges
 from metrics import sharing
 from models import jacobian
+from samplers.progress import RoundProgress
 from storage import descriptions
 from storage.files import atomic_write, load_npz, read_meta, save_npz, stands, to_json
 from storage.provenance import differences
@@ -110,6 +111,7 @@ def calculate_nll(config: ml_collections.ConfigDict, workdir: str, use_ema: bool
     advice = f"remove {run.place.nll(0, use_ema).parent} to calculate anew."
     own = sharing.own(range(run.batches))
     sharing.wait(**meta)
+    done = 0
     with progress_bar(sum(map(run.size, own)), "NLL") as bar:
         for batch in own:
             path = run.place.nll(batch, use_ema)
@@ -119,12 +121,20 @@ def calculate_nll(config: ml_collections.ConfigDict, workdir: str, use_ema: bool
                 v = jacobian.rademacher(noise.randn((1, *x.shape)))
                 rows = config.eval.microbatch
                 density, _, nfe = likelihood.log_likelihood(
-                    run.trained.score, run.trained.sde, x, v, rows=rows, **tolerances
+                    run.trained.score,
+                    run.trained.sde,
+                    x,
+                    v,
+                    rows=rows,
+                    max_nfe=config.eval.max_nfe,
+                    callback=RoundProgress(bar, done, run.size(batch), None),
+                    **tolerances,
                 )
                 bits = run.domain.negative_log_likelihood(density).cpu().numpy()
                 require_finite(bits, f"The likelihood of batch {batch}")
                 save_npz(path, bpd=bits, nfe=nfe, meta=to_json(meta))
-            bar.update(run.size(batch))
+            done += run.size(batch)
+            bar.update(done - bar.n)
     sharing.wait()
     log.info("Wrote %d batches to %s.", run.batches, run.place.nll(0, use_ema).parent)
 

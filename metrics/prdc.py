@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metrics.feature_arrays import checked, require_one_width
+from metrics.feature_arrays import checked_sets
 from utils import UserError, require_positive
 
 if TYPE_CHECKING:  # torch need not be there
@@ -29,8 +29,7 @@ def precision_recall_density_coverage(
 
     Args:
         nearest_k: the neighbour up to which a sample's sphere reaches.
-        block_bytes: what one block of distances may take on `device`, above the features and a
-            rounded copy of them.
+        block_bytes: what one block of distances may take on `device`, beside the features.
         device: where the distances are computed.
 
     Returns:
@@ -38,22 +37,20 @@ def precision_recall_density_coverage(
 
     Raises:
         UserError: fewer than nearest_k + 1 samples in a set, unequal widths, values that are not
-            finite, a `nearest_k` below 1, or too small a `block_bytes`.
+            finite, or a `nearest_k` below 1.
     """
+    import torch
+
     from metrics import neighbours
-    from models.compute import exact_products
 
     require_positive(nearest_k, "nearest_k")
-    real = checked(real, "real features", at_least=nearest_k + 1)
-    fake = checked(fake, "generated features", at_least=nearest_k + 1)
-    require_one_width(real, fake)
-    with exact_products():  # those of TF32 are further off than the bounds allow for
-        side = neighbours.block_side(real.shape[1], block_bytes)
-        distances = neighbours.Distances((real, fake), side, device)
-        real, fake = distances.features(real), distances.features(fake)
-        real_radii = distances.radii(real, nearest_k, "real–real")
-        fake_radii = distances.radii(fake, nearest_k, "generated–generated")
-        around_fake, covered, recalled = distances.spheres(real, fake, real_radii, fake_radii)
+    real, fake = checked_sets(real, fake, at_least=nearest_k + 1)
+    side = neighbours.block_side(real.shape[1], block_bytes)
+    dtype = np.result_type(real.dtype, fake.dtype, np.float32)
+    real, fake = (torch.tensor(np.asarray(x, dtype), device=device) for x in (real, fake))
+    real_radii = neighbours.radii(real, nearest_k, side, "real–real")
+    fake_radii = neighbours.radii(fake, nearest_k, side, "generated–generated")
+    around_fake, covered, recalled = neighbours.spheres(real, fake, real_radii, fake_radii, side)
     return {
         "precision": (around_fake > 0).double().mean().item(),
         "recall": recalled.double().mean().item(),
@@ -75,9 +72,7 @@ def prdc_package(real: np.ndarray, fake: np.ndarray, nearest_k: int = 3) -> dict
     except ImportError:
         raise UserError("The package prdc is not installed; pip install prdc.") from None
     require_positive(nearest_k, "nearest_k")
-    real = checked(real, "real features", at_least=nearest_k + 1)
-    fake = checked(fake, "generated features", at_least=nearest_k + 1)
-    require_one_width(real, fake)
+    real, fake = checked_sets(real, fake, at_least=nearest_k + 1)
     with contextlib.redirect_stdout(sys.stderr):  # it prints
         values = prdc.compute_prdc(real, fake, nearest_k)
     return {name: float(value) for name, value in values.items()}

@@ -7,9 +7,10 @@ from tqdm import tqdm
 
 @dataclasses.dataclass
 class RoundProgress:
-    """A sampler's callback: moves `bar` from `done` on by `count` samples in `steps` calls.
+    """A sampler's callback: moves `bar` from `done` on by up to `count` samples, whole ones.
 
-    Whole samples; with `steps` None, where the number of calls is not known, none.
+    A sampler of so many `steps` calls it after each. One whose steps are not known calls it with
+    the share of the time travelled, the time reached and the evaluations so far, which are shown.
     """
 
     bar: tqdm
@@ -18,7 +19,12 @@ class RoundProgress:
     steps: int | None
     calls: int = 0
 
-    def __call__(self) -> None:
+    def __call__(
+        self, share: float | None = None, time: float | None = None, nfe: int | None = None
+    ) -> None:
         self.calls += 1
-        if self.steps:
-            self.bar.update(self.done + self.count * self.calls // self.steps - self.bar.n)
+        if share is None:
+            share = self.calls / self.steps
+        else:
+            self.bar.set_postfix(t=f"{time:.3g}", nfe=nfe)
+        self.bar.update(self.done + int(self.count * share) - self.bar.n)

@@ -11,12 +11,6 @@ from metrics import neighbours, prdc
 prdc_metrics = prdc.precision_recall_density_coverage
 
 
-@pytest.fixture(autouse=True, params=[torch.float32, torch.bfloat16])
-def bounds_in(request, monkeypatch):
-    """Distances are bounded in either type, whatever this processor is fast at."""
-    monkeypatch.setattr(neighbours, "filter_type", lambda device: request.param)
-
-
 def counts(values, real_count, fake_count, nearest_k):
     """The four metrics as the numbers of samples that they are fractions of."""
     per = {"precision": fake_count, "recall": real_count, "coverage": real_count}
@@ -45,10 +39,12 @@ def test_prdc_equals_prdc(real_count, fake_count, width, block_bytes, dtype, nea
     assert 0 < ours["recall"] < 1
 
 
-def test_prdc_equals_prdc_where_distances_tie():
-    """On whole numbers many distances are equal, and the comparison is a strict one."""
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_prdc_equals_prdc_where_distances_tie(dtype):
+    """On whole numbers many distances are equal, some are 0, and the comparison is a strict one."""
     rng = np.random.default_rng(0)
-    real, fake = (rng.integers(0, 3, (count, 12)).astype(np.float32) for count in (800, 650))
+    real, fake = (rng.integers(0, 3, (count, 12)).astype(dtype) for count in (800, 650))
+    real[:20] = real[20]
     ours = prdc_metrics(real, fake, block_bytes=2**16)
     assert counts(ours, 800, 650, 3) == counts(prdc.prdc_package(real, fake), 800, 650, 3)
 
@@ -69,6 +65,16 @@ def test_prdc_of_a_generator_that_returns_the_data():
     theirs = prdc.prdc_package(real, shuffled)
     assert counts(ours, 900, 900, 3) == counts(theirs, 900, 900, 3)
     assert ours == {"precision": 1, "recall": 1, "density": pytest.approx(1), "coverage": 1}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("count", "width", "block_bytes"), [(60, 2048, 2**28), (30, 8, 2**13)])
+def test_the_density_of_a_set_in_itself(count, width, block_bytes, dtype):
+    """Within a radius lie k samples, the k-th neighbour itself not; of pairs the k-th ties, too."""
+    x = np.random.default_rng(0).normal(size=(count, width)).astype(dtype)
+    pairs = np.repeat(x, 2, axis=0)
+    assert prdc_metrics(x, x, block_bytes=block_bytes)["density"] == pytest.approx(1)
+    assert prdc_metrics(pairs, pairs, block_bytes=block_bytes)["density"] == pytest.approx(2 / 3)
 
 
 def test_prdc_on_a_line_by_hand():

@@ -12,6 +12,8 @@ from commands import command
 from tqdm import tqdm
 
 import run_lib
+import run_lib_sampling
+import sampling
 from metrics import measuring
 from metrics.sample_sets import numbered_rounds
 from models.ncsnpp import NCSNpp
@@ -187,6 +189,19 @@ def test_a_missing_checkpoint_gets_a_sentence(config, run):
     assert not (run / "results/other").exists()
 
 
+@pytest.mark.parametrize(("factor", "warned"), [(30.0, True), (0.05, False)])
+def test_samples_that_are_mostly_clipped_get_a_warning(config, monkeypatch, caplog, factor, warned):
+    monkeypatch.setattr(
+        sampling.PCSampler, "__call__", lambda self, score, x, *_, **__: (factor * x, 1)
+    )
+    monkeypatch.setattr(run_lib_sampling, "log_to", lambda path: None)
+    monkeypatch.setattr(run_lib_sampling.log, "propagate", True)
+    sample(config, "run", division_idx=0)
+    found = {each.getMessage() for each in caplog.records if each.levelname == "WARNING"}
+    assert len(found) == warned
+    assert all("samples_0.npz: 97 %" in text for text in found)
+
+
 def test_progress_is_counted_in_whole_images():
     """Of two rounds of ten images in seven steps; the bar ends where the images do."""
     seen = []
@@ -204,8 +219,15 @@ def test_progress_is_counted_in_whole_images():
         assert bar.n == done + 10
     assert all(isinstance(n, int) for n in seen)
     assert seen == sorted(seen)
-    RoundProgress(bar, 20, 10, None)()
-    assert bar.n == 20
+
+
+def test_progress_of_an_ode_is_that_of_time():
+    bar = tqdm(total=30, file=io.StringIO())
+    progress = RoundProgress(bar, 20, 10, None)
+    for share, time, nfe in ((0.0, 1.0, 2), (0.25, 0.75, 8), (0.25, 0.75, 14)):
+        progress(share, time, nfe)
+    assert bar.n == 22
+    assert bar.postfix == "nfe=14, t=0.75"
 
 
 @pytest.mark.parametrize("continuous", [True, False])

@@ -173,11 +173,13 @@ def test_kid_by_its_flag(tmp_path):
     for name, features in (("dataset_stat", real), ("generated_stat", fake)):
         save_npz(stat / f"{name}.npz", pool_3=features, logit=features)
     line = f"{FIDIS}.py --workdir W --kid"
-    refused(line, tmp_path, QC, "subsets of 1000 samples, but there are 20 generated and 30 real")
+    assert "kid_subset_size is 1000" in ok(line, tmp_path, QC)
+    assert metrics(tmp_path)["kid"]["settings"]["kid_subset_size"] == 20
     small = [*QC, "--config.eval.kid_subset_size=15"]
     said = ok(line, tmp_path, small)
     assert said.splitlines()[-2].split() == ["kid", "kid_std"]
     expected = kid.kernel_inception_distance(real, fake, subset_size=15)
+    del expected["kid_subset_size"]
     found = metrics(tmp_path)["kid"]
     assert {name: found[name] for name in expected} == expected
     assert found["settings"]["kid_subset_size"] == 15

@@ -166,6 +166,60 @@ def test_a_composed_score_is_one_evaluation():
     assert nfe == spy.calls == 10
 
 
+def overflowing(x, t):
+    return torch.where(t[:, None] > 0.5, -x, torch.inf)
+
+
+def exploding(x, t):
+    """Reaches infinity in finite time, by steps without end."""
+    return x**3
+
+
+def stiff(x, t):
+    return -1e5 * x
+
+
+@pytest.mark.parametrize(
+    ("score", "said", "most"),
+    [
+        (overflowing, "NaN or infinite", 100),
+        (exploding, "too short", 2000),
+        (stiff, r"config\.sampling\.rtol .* config\.sampling\.max_nfe", 300),
+    ],
+)
+def test_a_flow_that_cannot_be_solved_gets_a_sentence(score, said, most):
+    spy = Spy(score)
+    sampler = sampling.ODESampler(sde_lib.VPSDE(), 1e-3, 1e-3, max_nfe=most)
+    with pytest.raises(UserError, match=said):
+        sampler(spy, torch.ones(2, 3, device=DEVICE))
+    assert spy.calls <= most
+    assert score is not stiff or spy.calls == most
+
+
+def test_the_callback_of_the_ode_is_told_of_time_and_evaluations():
+    seen = []
+    sde = sde_lib.VESDE()
+    score = GaussianData(mean=0.5, std=0.8, sde=sde).score
+    sampler = sampling.ODESampler(sde, 1e-3, 1e-3)
+    _, nfe = sampler(score, torch.ones(2, 3, device=DEVICE), callback=lambda *a: seen.append(a))
+    shares, times, counts = zip(*seen, strict=True)
+    assert shares[0] == 0
+    assert 0.5 < shares[-1] < 1
+    assert sorted(times, reverse=True) == list(times)
+    assert times[-1] == pytest.approx(1 - shares[-1], abs=1e-4)
+    assert sorted(counts) == list(counts)
+    assert nfe - 8 < counts[-1] < nfe
+
+
+def test_the_most_evaluations_do_not_tell_samples_apart():
+    from configs import common
+
+    settings = ConfigDict({**common.qc_evaluation("u_ncsn", "CIFAR10", ode=True).sampling})
+    settings.max_nfe = 77
+    assert sampling.from_config(settings, sde_lib.VESDE()).max_nfe == 77
+    assert "max_nfe" not in sampling.settings(settings)
+
+
 def test_the_last_step():
     """The mean, or x with noise of scale 2·last_step_snr², or x itself."""
     sde = sde_lib.VESDE(N=4)
@@ -204,6 +258,23 @@ def test_seeded_noise_is_a_stream_of_its_own():
     assert torch.equal(a, again.randn((3,)))
     assert torch.equal(b, again.randn_like(b))
     assert not torch.equal(a, sampling.SeededNoise("cpu", "test", 1, 3, 2).randn((3,)))
+
+
+@pytest.mark.parametrize("name", ["vpsde", "subvpsde"])
+def test_too_few_steps_for_beta_get_a_sentence(name):
+    """β_i = β/N may not reach 1."""
+    from configs import common
+
+    config = common.base("CIFAR10")
+    sde = sde_lib.SDES[name](config.model, 1000)
+    config.sampling.num_scales = 20
+    with pytest.raises(UserError, match=r"20 steps.*at least 21.*config\.sampling\.num_scales"):
+        sampling.from_config(config.sampling, sde)
+    config.sampling.num_scales = 21
+    sampler = sampling.from_config(config.sampling, sde)
+    score = GaussianData(mean=0.5, std=0.8, sde=sde).score
+    x, _ = sampler(score, torch.randn(8, 3, device=DEVICE))
+    assert x.isfinite().all()
 
 
 @pytest.mark.parametrize("field", ["method", "predictor", "corrector"])

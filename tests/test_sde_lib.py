@@ -7,6 +7,7 @@ import pytest
 import torch
 from device_option import DEVICE
 from ml_collections import ConfigDict
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sde_lib
 from utils import UserError
@@ -82,6 +83,35 @@ def test_conditions_of_discrete_training():
     assert scale.tolist() == [1, 1, 1]
     with pytest.raises(UserError, match="sub-VP"):
         sde_lib.SubVPSDE().conditioning(t, continuous=False)
+
+
+@pytest.mark.parametrize("sde", ALL[1:], ids=lambda sde: type(sde).__name__)
+def test_small_times_lose_no_digits(sde):
+    """1 − exp(2c) cancels in float32 where c is small."""
+    t = torch.tensor([1e-5, 1e-4, 1e-3, 0.5], dtype=torch.float64, device=DEVICE)
+    x = torch.ones(4, 1, dtype=torch.float64, device=DEVICE)
+    for exact, single in zip(
+        (*sde.marginal_prob(x, t), *sde.sde(x, t)),
+        (*sde.marginal_prob(x.float(), t.float()), *sde.sde(x.float(), t.float())),
+        strict=True,
+    ):
+        torch.testing.assert_close(single.double(), exact, rtol=1e-6, atol=0)
+
+
+def test_the_discrete_chain_is_multiplied_once(monkeypatch):
+    sde, calls = sde_lib.VPSDE(N=50), []
+    with FakeTensorMode():  # as where memory is estimated: what has no numbers is not kept
+        sde.conditioning(torch.ones(2), continuous=False)
+    cumprod = torch.cumprod
+    monkeypatch.setattr(torch, "cumprod", lambda *a, **k: calls.append(1) or cumprod(*a, **k))
+    t = torch.linspace(0, 1, 50, device=DEVICE)
+    label, scale = sde.conditioning(t, continuous=False)
+    _, again = sde.conditioning(t, continuous=False)
+    assert len(calls) == 1
+    assert torch.equal(scale, again)
+    beta = torch.linspace(0.1 / 50, 20 / 50, 50, dtype=torch.float64, device=DEVICE)
+    expected = -1 / torch.sqrt(1 - cumprod(1 - beta, dim=0))[label.long()]
+    torch.testing.assert_close(scale, expected.float(), rtol=1e-6, atol=0)
 
 
 def test_sub_vp_has_no_ancestral_sampler():

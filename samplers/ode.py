@@ -1,0 +1,93 @@
+"""The solver of the probability flow for samples and likelihoods: RK45, of torchdiffeq."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torchdiffeq import odeint
+
+from utils import UserError
+
+MAX_NFE = 10_000
+ODECallback = Callable[[float, float, int], object]
+"""Called before each step of an ODE solver with the share of the time travelled, t and the NFE."""
+
+
+@dataclasses.dataclass
+class WatchedField:
+    """dy/dt = field(t, y) as torchdiffeq calls it: counted, and stopped where there is no use.
+
+    Args:
+        start, end: the times between which it is integrated.
+        max_nfe: evaluations after which it is stopped.
+        settings: the solver's settings in words, for messages.
+        callback: see `ODECallback`.
+    """
+
+    field: Callable
+    start: float
+    end: float
+    max_nfe: int
+    settings: str
+    callback: ODECallback | None = None
+    nfe: int = 0
+
+    def __call__(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.nfe == self.max_nfe:
+            raise UserError(
+                f"The ODE solver took {self.nfe} evaluations from t = {self.start:g} to {t:.3g}, "
+                f"on the way to {self.end:g}; raise one of {self.settings}."
+            )
+        self.nfe += 1
+        return self.field(t, y)
+
+    def callback_step(self, t: torch.Tensor, y: torch.Tensor, dt: torch.Tensor) -> None:
+        """What torchdiffeq calls before a step of length `dt` from `t`; after a NaN dt is 0."""
+        if dt == 0 or not y.isfinite().all():
+            raise UserError(
+                f"The score gave NaN or infinite values near t = {t:.3g}, by evaluation {self.nfe} "
+                "of the ODE solver; look at the checkpoint."
+            )
+        if t + dt == t:
+            raise UserError(
+                f"The ODE solver's steps became too short to go on at t = {t:.3g}; look at the "
+                f"checkpoint and at {self.settings}."
+            )
+        if self.callback is not None:
+            share = (self.start - float(t)) / (self.start - self.end)
+            self.callback(share, float(t), self.nfe)
+
+
+def integrate(
+    field: Callable,
+    y: torch.Tensor,
+    start: float,
+    end: float,
+    *,
+    rtol: float,
+    atol: float,
+    max_nfe: int = MAX_NFE,
+    section: str = "sampling",
+    callback: ODECallback | None = None,
+) -> tuple[torch.Tensor, int]:
+    """Solve dy/dt = field(t, y), on y's device, by RK45 (Dormand-Prince).
+
+    Args:
+        rtol, atol: tolerances that set the length of the steps.
+        max_nfe: most evaluations of the field.
+        section: of the configuration that these are fields of, for messages.
+
+    Returns:
+        y at `end`, and the number of evaluations.
+
+    Raises:
+        UserError: a value is not finite, or more evaluations are needed.
+    """
+    limits = {"rtol": rtol, "atol": atol, "max_nfe": max_nfe}
+    settings = ", ".join(f"config.{section}.{name} ({value})" for name, value in limits.items())
+    watched = WatchedField(field, start, end, max_nfe, settings, callback)
+    times = torch.tensor([start, end], dtype=torch.float64, device=y.device)
+    # A step must end at `end`: beyond it a VP score does not exist.
+    options = {"step_t": times[1:]}
+    path = odeint(watched, y, times, rtol=rtol, atol=atol, method="dopri5", options=options)
+    return path[-1], watched.nfe

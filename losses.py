@@ -16,7 +16,6 @@ rows of all three. It returns the scalar to differentiate, a mean over the image
 detached means to report.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -27,7 +26,8 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from models import jacobian
-from models.compute import twice_differentiable
+from models.dropout import replay_dropout
+from models.jvp import higher_derivatives
 from models.scores import EnergyScore, Score, class_log_likelihood
 from sde_lib import SDE, expand, perturb
 from utils import UserError, lookup, require_positive
@@ -125,13 +125,13 @@ class EnergyDSM(DSM):
     def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         t = draw_times(draws["u"], self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, draws["z"])
-        with torch.no_grad(), same_masks(x.device):
+        with torch.no_grad(), replay_dropout(x.device):
             score = self.score(x_t, t)
         score.requires_grad_()
         residual = dsm_residual(score, self.sde, t, std, draws["z"], self.likelihood_weighting)
         loss = half_square(residual, self.reduce_mean).mean()
         (direction,) = torch.autograd.grad(loss, score)
-        slope = self.score.slopes(x_t, t, direction[None])
+        slope = self.score.energy_jvp(x_t, t, direction[None])
         return slope.sum(), {"loss": loss.detach()}
 
 
@@ -159,15 +159,15 @@ class QuasiConservative(DSM):
         x_t, std = perturb(self.sde, x, t, z)
         v = jacobian.rademacher(v).transpose(0, 1)  # (K, B, C, H, W), as all of `jacobian`
 
-        with same_masks(x.device):
+        with replay_dropout(x.device):
             q = jacobian.vjp(self.score, x_t, t, v)
-        with same_masks(x.device), torch.no_grad():
-            _, p = self.score.jvp(x_t, t, v)
+        with replay_dropout(x.device), torch.no_grad():
+            p = self.score.jvp(x_t, t, v)
         over_p, over_q = jacobian.partial_derivatives(self.estimator, p, q)
-        s, derivatives = self.score.jvp(x_t, t, torch.cat([v, over_q]))
+        s, Jv = self.score.value_and_jvp(x_t, t, torch.cat([v, over_q]))
         residual = dsm_residual(s, self.sde, t, std, z, self.likelihood_weighting)
         dsm = half_square(residual, self.reduce_mean)
-        slope = jacobian.dot(torch.cat([over_p, v]), derivatives).unflatten(0, (2, -1)).sum(0)
+        slope = jacobian.dot(torch.cat([over_p, v]), Jv).unflatten(0, (2, -1)).sum(0)
         regulariser = std**2 * self.estimator(p, q).mean(0)
         surrogate = dsm.mean() + self.balancing_fac * (std**2 * slope.mean(0)).mean()
         return dsm.detach(), regulariser, surrogate
@@ -188,7 +188,7 @@ class ExactQuasiConservative(QuasiConservative):
     def both(self, x: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
-        s, J = jacobian.matrix(functools.partial(self.score.jvp, x_t, t), x_t)
+        s, J = jacobian.matrix(functools.partial(self.score.value_and_jvp, x_t, t), x_t)
         residual = dsm_residual(s, self.sde, t, std, z, self.likelihood_weighting)
         dsm, regulariser = half_square(residual, self.reduce_mean), std**2 * jacobian.asymmetry(J)
         total = dsm.mean() + self.balancing_fac * regulariser.mean()
@@ -226,11 +226,6 @@ def score_objective(config: ConfigDict, score: Score | EnergyScore, sde: SDE) ->
         balancing_fac=config.loss.balancing_fac,
         slices=require_positive(config.loss.slices, "config.loss.slices"),
     )
-
-
-def same_masks(device: torch.device) -> contextlib.AbstractContextManager:
-    """A context that restores the random generators: the next pass drops out the same units."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 # ---------------------------------------------------------------- noise-conditioned classifiers
@@ -304,7 +299,7 @@ class DLSM:
         The network sees the batch once, so that batch norms count it once.
         """
         keep_graph = torch.is_grad_enabled()
-        with torch.enable_grad(), twice_differentiable():
+        with torch.enable_grad(), higher_derivatives():
             x_t = x_t.detach().requires_grad_()
             logits = self.classifier(x_t, std)
             total = class_log_likelihood(logits, labels).sum()

@@ -1,8 +1,7 @@
 """How networks compute, as ``config.compute`` says: precision, memory format, compiled layers.
 
-What lies between the convolutions is compiled: there is nothing to gain in the convolutions, which
-are a library's, and small pieces compile in seconds. A piece is compiled once per shape, whatever
-the depth of the network, and gradients pass through it once.
+Only norms, activations and residual sums are compiled: convolutions are library calls, and small
+pieces compile in seconds. A piece is compiled once per shape, whatever the depth of the network.
 """
 
 import contextlib
@@ -12,12 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 import ml_collections
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models import twice
-from models.elementary import Elementary
+from models import double_backward
 from models.layers import NIN, GroupNorm, ResidualSum, no_autocast
-from models.resnet import BatchNorm2d
 from utils import lookup
 
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16}
@@ -108,11 +104,11 @@ def freeze(
 def compile_layers(network: nn.Module) -> None:
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES
-    kernels = {name: compiled(kernel) for name, kernel in twice.KERNELS.items()}
+    kernels = {name: compiled(kernel) for name, kernel in double_backward.KERNELS.items()}
     for layer in network.modules():
         if isinstance(layer, COMPILED):
             layer.forward = compiled(layer.forward)
-        if isinstance(layer, BatchNorm2d):
+        if isinstance(layer, double_backward.BatchNorm2d):
             layer.kernels = kernels
 
 
@@ -130,23 +126,3 @@ def exact_products() -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
-
-
-@contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """Within the context networks are plain operations: no compiled code, no fused attention.
-
-    What PyTorch's compiler would differentiate a second time has to be.
-    """
-    with torch.compiler.set_stance("force_eager"), twice_differentiable():
-        yield
-
-
-@contextlib.contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Within the context attention and, as `models.elementary` says, norms have second derivatives.
-
-    What is compiled has them where it has none of the compiler's, as `models.twice`.
-    """
-    with sdpa_kernel(SDPBackend.MATH), Elementary():
-        yield

@@ -1,6 +1,6 @@
 """The networks of both papers' experiments on points (B, 2) at noise levels σ (B,) of the VE SDE.
 
-They are plain modules: PyTorch's forward mode pushes directions through them.
+Their Jacobian-vector products are taken by `torch.func.jvp` (`models.jvp`).
 """
 
 import ml_collections

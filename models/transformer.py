@@ -1,7 +1,7 @@
 """A transformer on the patches of an image (Peebles and Xie, "Scalable Diffusion Models with
 Transformers", ICCV 2023), as a score network of the VE SDE.
 
-It is a plain module: PyTorch's forward mode pushes directions through it (`models.forward_mode`).
+Its Jacobian-vector products are taken by `torch.func.jvp` (`models.jvp`).
 """
 
 import math

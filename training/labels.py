@@ -35,7 +35,7 @@ class LabelDropout:
 
     def given(self, labels: torch.Tensor, draws: Draws) -> tuple[DSM, Draws]:
         """The objective of the score of the labels that are kept, and its own draws."""
-        score = self.objective.score.given(self.kept(labels, draws))
+        score = self.objective.score.conditioned_on(self.kept(labels, draws))
         rest = {name: draw for name, draw in draws.items() if name != DRAW}
         return dataclasses.replace(self.objective, score=score), rest
 

@@ -33,9 +33,9 @@ def prepare(
 ) -> nn.Module:
     """Move `network` to `device` and let it compute as `compute` (``config.compute``) says.
 
-    Its inputs and outputs stay float32. Two settings are of the whole process. With tf32, CUDA's
-    float32 products keep 10 bits of their factors; otherwise they keep all, convolutions too. And
-    cuDNN searches the fastest algorithm of each shape, unless deterministic ones were asked for.
+    Its inputs and outputs stay float32. Two settings apply to the whole process: the precision of
+    CUDA's float32 products (TF32 or full), and cuDNN's search for the fastest algorithm of each
+    shape, which is off if deterministic algorithms were chosen.
 
     Returns:
         The network.
@@ -47,8 +47,6 @@ def prepare(
     exact = compute.precision != "tf32"
     torch.set_float32_matmul_precision("highest" if exact else "high")
     torch.backends.cudnn.allow_tf32 = not exact
-    # A job computes in few shapes, many times each: whole batches or microbatches, and once in an
-    # epoch, a division or a test split a last one that is smaller, which costs one search more.
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     network.to(device)
     if compute.channels_last:
@@ -64,7 +62,7 @@ def prepare(
 
 
 def edges(network: nn.Module) -> Iterable[tuple[nn.Module, bool]]:
-    """The layers that keep to float32, as the `network` names them; see `NCSNpp.edges`."""
+    """The layers of a network that compute in float32 whatever the precision: `NCSNpp.edges`."""
     return network.edges() if hasattr(network, "edges") else ()
 
 
@@ -79,8 +77,8 @@ def freeze(
 ) -> nn.Module:
     """`prepare` a `network` whose weights will not change: in eval mode, without gradients.
 
-    What it computes in bfloat16 has its weights cast once. Autocast, whose numbers these are bit
-    for bit, casts what requires no gradient anew in every pass. All else stays float32.
+    Weights of layers that compute in bfloat16 are cast once; autocast would cast them in every
+    pass, with the same results bit for bit. All other weights stay float32.
 
     Returns:
         The network.
@@ -102,6 +100,7 @@ def freeze(
 
 
 def compile_layers(network: nn.Module) -> None:
+    """Compile the network's norms with their activations, its residual sums, and batch norms."""
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES
     kernels = {name: compiled(kernel) for name, kernel in double_backward.KERNELS.items()}
@@ -118,7 +117,7 @@ def compiled(function: Callable) -> Callable:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Within the context CUDA's float32 products, convolutions too, keep all bits of factors."""
+    """Within the context CUDA's float32 products and convolutions do not use TF32."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -204,9 +204,9 @@ class NCSNpp(nn.Module):
             self.label_embedding = labelling.LabelEmbedding(num_classes, temb_dim)
 
     def edges(self) -> Iterator[tuple[nn.Module, bool]]:
-        """Yields the convolutions that read or write images.
+        """Yields the convolutions that read or write images, which `compute` keeps in float32.
 
-        Each comes with whether its result is an inner map, one that coarser arithmetic may round.
+        With each comes whether its result is a feature map, which may be rounded to bfloat16.
         """
         for layer in self.modules():
             if not isinstance(layer, layers.Conv2d):

@@ -83,7 +83,7 @@ class MoonsNet(nn.Module):
 
 
 class MoonsClassifier(nn.Module):
-    """The same network as a classifier, whose checkpoints are told by their names from a score's.
+    """The same network as a classifier; its parameter names differ from those of a score.
 
     Args:
         classes: the number of logits.

@@ -106,7 +106,7 @@ class NoiseConditionedResNet(nn.Module):
             layers.Linear(2 * nf, temb_dim),
             layers.Linear(temb_dim, temb_dim),
         ]
-        # The published files nest both under one name.
+        # Both names are those of the published checkpoints.
         self.classifier = nn.ModuleDict(
             {
                 "condition_modules": nn.ModuleList(condition),

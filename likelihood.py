@@ -6,13 +6,12 @@ ICLR 2021, appendix D.2); asymmetry of the score's Jacobian as in Chao et al. (I
 `jacobian.unit_vectors`, which give it exactly.
 """
 
-import functools
 from collections.abc import Callable
 
 import torch
 
 from models import jacobian
-from models.scores import in_parts
+from models.scores import ScoreFunction, ScoreWithJvp, parts
 from samplers.ode import MAX_NFE, ODECallback, integrate
 from sde_lib import SDE, ReverseSDE, perturb
 
@@ -27,17 +26,20 @@ class DensityField:
 
     def __init__(self, sde: SDE, score: Callable, v: torch.Tensor, rows: int | None = None) -> None:
         self.reverse = ReverseSDE(sde, score, probability_flow=True)
-        self.v = v.transpose(0, 1)
+        self.v = v
         self.images = None if rows is None else max(1, rows // len(v))
 
     def __call__(self, t: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        x = state[:, :-1].reshape(len(self.v), *self.v.shape[2:]).float()
+        x = state[:, :-1].reshape(self.v.shape[1:]).float()
         times = t.float().expand(len(x))
-        return in_parts(self.derivatives, self.images, x, times, self.v).double()
+        derivatives = [
+            self.derivatives(x[part], times[part], self.v[:, part])
+            for part in parts(len(x), self.images)
+        ]
+        return torch.cat(derivatives).double()
 
     def derivatives(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """dx/dt and dΔ/dt at x (b, …), t (b,) and of v (b, K, …), side by side: (b, D + 1)."""
-        v = v.transpose(0, 1)
+        """dx/dt and dΔ/dt at x (b, …), t (b,) and of v (K, b, …), side by side: (b, D + 1)."""
         drift, vjp = jacobian.value_and_vjp(self.drift, x, t, v)
         divergence = jacobian.dot(vjp, v).mean(0)[:, None]
         return torch.cat([drift.flatten(1), divergence], dim=1)
@@ -48,7 +50,7 @@ class DensityField:
 
 @torch.no_grad()
 def log_likelihood(
-    score: Callable,
+    score: ScoreFunction,
     sde: SDE,
     x: torch.Tensor,
     v: torch.Tensor,
@@ -92,7 +94,7 @@ def log_likelihood(
 
 
 def asymmetry(
-    score: Callable,
+    score: ScoreWithJvp,
     sde: SDE,
     x: torch.Tensor,
     t: torch.Tensor,
@@ -107,17 +109,19 @@ def asymmetry(
     (K, B, …); NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² likewise averaged. An image
     makes 1 + K rows; the network takes `rows` of them at a time (None: all), but whole images.
     """
-    measure = functools.partial(_asymmetry, score, sde, estimator)
     images = None if rows is None else max(1, rows // (1 + len(v)))
-    return in_parts(measure, images, x, t, z, v.transpose(0, 1)).unbind(1)
+    values = [
+        _asymmetry(score, sde, estimator, x[part], t[part], z[part], v[:, part])
+        for part in parts(len(x), images)
+    ]
+    return torch.cat(values).unbind(1)
 
 
 def _asymmetry(score, sde, estimator, x, t, z, v):
-    """Asym and NAsym side by side (b, 2), of v (b, K, …)."""
+    """Asym and NAsym side by side (b, 2), of v (K, b, …)."""
     x_t, _ = perturb(sde, x, t, z)
-    v = v.transpose(0, 1)
     with torch.no_grad():
-        _, p = score.jvp(x_t, t, v)
+        p = score.jvp(x_t, t, v)
     q = jacobian.vjp(score, x_t, t, v)
     asym = estimator(p, q).mean(0)
     return torch.stack([asym, 0.5 * asym / (jacobian.dot(q, q).mean(0) + 1e-8)], dim=1)

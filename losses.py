@@ -5,21 +5,15 @@ loss of an image is ½‖s(x_t, t)·std + z‖², or ½g(t)²‖s(x_t, t) + z/st
 (Song et al., "Maximum Likelihood Training of Score-Based Diffusion Models", 2021).
 
 Quasi-conservative training (QC; Chao et al., ICML 2023) adds a regulariser of the asymmetry of the
-score's Jacobian. Its gradient, and that of a constrained model's DSM, would ask for second
-derivatives; both are taken here by reverse over forward: with r held constant, the gradient of a
-function of Jᵀr with respect to the parameters is that of a directional derivative, which the
-networks push beside their activations.
-
-An objective is called as ``objective(x, labels, draws)`` with the random numbers that its method
-``draw(x)`` gives, a dict of tensors whose first axis is the image: a part of a batch is the same
-rows of all three. It returns the scalar to differentiate, a mean over the images, and a dict of
-detached means to report.
+score's Jacobian. Its gradient, and that of a constrained model's DSM, contain second derivatives.
+Both are computed by reverse over forward: with r held constant, the gradient of a function of Jᵀr
+with respect to the parameters is that of a Jacobian-vector product (`models.jvp`).
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +21,34 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from models import jacobian
-from models.compute import twice_differentiable
-from models.scores import EnergyScore, Score, class_log_likelihood
+from models.dropout import replay_dropout
+from models.jvp import higher_derivatives
+from models.scores import EnergyScore, Score, ScoreFunction, ScoreWithJvp, class_log_likelihood
 from sde_lib import SDE, expand, perturb
 from utils import UserError, lookup, require_positive
 
 Draws = dict[str, Tensor]
+"""Random numbers of a batch; the first axis of each tensor is the image."""
+
 Batch = tuple[Tensor, Tensor, Draws]
+"""Images x (B, C, H, W), labels (B,) and draws: a part of a batch is the same rows of all."""
+
+
+class Objective(Protocol):
+    """What training minimises."""
+
+    def draw(self, x: Tensor) -> Draws:
+        """The random numbers of a batch x (B, C, H, W)."""
+
+    def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
+        """The scalar to differentiate, a mean over the images, and detached means to report."""
+
+
+class ScoreObjective(Objective, Protocol):
+    """The objective of a score model."""
+
+    def evaluate(self, x: Tensor, labels: Tensor, draws: Draws) -> Draws:
+        """Means to report of a validation batch; nothing is differentiated."""
 
 
 def rows_of(x: Tensor, labels: Tensor, draws: Draws, rows: slice) -> Batch:
@@ -56,7 +71,7 @@ def draw_times(u: Tensor, sde: SDE, eps: float) -> Tensor:
 def stratified(u: Tensor) -> Tensor:
     """Uniform draws (B,), one in each of B equal parts of [0, 1), in random order, from `u` (B,).
 
-    A mean over them varies less than one over `u`: it misses no part of the times.
+    The mean of a loss over them has a smaller variance than over `u`.
     """
     return (torch.randperm(len(u), device=u.device) + u) / len(u)
 
@@ -87,7 +102,7 @@ class DSM:
         likelihood_weighting, reduce_mean: as in the module's docstring and `half_square`.
     """
 
-    score: Callable
+    score: ScoreFunction
     sde: SDE
     eps: float
     likelihood_weighting: bool = False
@@ -110,28 +125,30 @@ class DSM:
         return loss, {"loss": loss.detach()}
 
     def evaluate(self, x: Tensor, labels: Tensor, draws: Draws) -> Draws:
-        """The DSM loss of a batch, for validation; nothing is differentiated."""
+        """The DSM loss of a batch, for validation."""
         return {"loss": self.loss(x, draws["u"], draws["z"]).mean()}
 
 
 @dataclasses.dataclass(frozen=True)
 class EnergyDSM(DSM):
-    """DSM of a constrained model, whose `score` is a `models.scores.EnergyScore`.
+    """DSM of a constrained model.
 
     The loss depends on the parameters through s = ∇ₓE. With d = ∂loss/∂s held constant its
-    gradient is that of d·∇ₓE, the directional derivative of the energy along d.
+    gradient is that of d·∇ₓE, a Jacobian-vector product of the energy.
     """
+
+    score: EnergyScore
 
     def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         t = draw_times(draws["u"], self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, draws["z"])
-        with torch.no_grad(), same_masks(x.device):
+        with torch.no_grad(), replay_dropout(x.device):
             score = self.score(x_t, t)
         score.requires_grad_()
         residual = dsm_residual(score, self.sde, t, std, draws["z"], self.likelihood_weighting)
         loss = half_square(residual, self.reduce_mean).mean()
         (direction,) = torch.autograd.grad(loss, score)
-        slope = self.score.slopes(x_t, t, direction[None])
+        slope = self.score.energy_jvp(x_t, t, direction[None])
         return slope.sum(), {"loss": loss.detach()}
 
 
@@ -139,11 +156,12 @@ class EnergyDSM(DSM):
 class QuasiConservative(DSM):
     """DSM + balancing_fac·r with r = std²·e, e an estimator of ½‖J − Jᵀ‖_F², J = ∂s/∂x_t.
 
-    e is averaged over `slices` random sign vectors per image, which share the image's t and z
+    e is averaged over K = `slices` random sign vectors per image, which share the image's t and z
     (Chao et al. 2023, eq. 12 and algorithm 1). With p = Jv and q = Jᵀv, its gradient is that of
     (∂e/∂p)·(J v) + v·(J ∂e/∂q), the partial derivatives held constant.
     """
 
+    score: ScoreWithJvp
     balancing_fac: float = 0.0
     slices: int = 1
     estimator: Callable = jacobian.paper_asymmetry
@@ -157,17 +175,17 @@ class QuasiConservative(DSM):
         """DSM (B,), the regulariser (B,), and the scalar whose gradient is the objective's."""
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
-        v = jacobian.rademacher(v).transpose(0, 1)  # (K, B, C, H, W), as all of `jacobian`
+        v = jacobian.rademacher(v).transpose(0, 1)  # slice-major (K, B, C, H, W), see `jacobian`
 
-        with same_masks(x.device):
+        with replay_dropout(x.device):
             q = jacobian.vjp(self.score, x_t, t, v)
-        with same_masks(x.device), torch.no_grad():
-            _, p = self.score.jvp(x_t, t, v)
+        with replay_dropout(x.device), torch.no_grad():
+            p = self.score.jvp(x_t, t, v)
         over_p, over_q = jacobian.partial_derivatives(self.estimator, p, q)
-        s, derivatives = self.score.jvp(x_t, t, torch.cat([v, over_q]))
+        s, Jv = self.score.value_and_jvp(x_t, t, torch.cat([v, over_q]))
         residual = dsm_residual(s, self.sde, t, std, z, self.likelihood_weighting)
         dsm = half_square(residual, self.reduce_mean)
-        slope = jacobian.dot(torch.cat([over_p, v]), derivatives).unflatten(0, (2, -1)).sum(0)
+        slope = jacobian.dot(torch.cat([over_p, v]), Jv).unflatten(0, (2, -1)).sum(0)
         regulariser = std**2 * self.estimator(p, q).mean(0)
         surrogate = dsm.mean() + self.balancing_fac * (std**2 * slope.mean(0)).mean()
         return dsm.detach(), regulariser, surrogate
@@ -181,14 +199,14 @@ class QuasiConservative(DSM):
 
 @dataclasses.dataclass(frozen=True)
 class ExactQuasiConservative(QuasiConservative):
-    """QC with e = ½‖J − Jᵀ‖_F² itself, of the whole Jacobian: for points, whose D is small."""
+    """QC with e = ½‖J − Jᵀ‖_F² itself, from the whole Jacobian: for points, where D is small."""
 
     draw = DSM.draw
 
     def both(self, x: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
-        s, J = jacobian.matrix(functools.partial(self.score.jvp, x_t, t), x_t)
+        s, J = jacobian.matrix(functools.partial(self.score.value_and_jvp, x_t, t), x_t)
         residual = dsm_residual(s, self.sde, t, std, z, self.likelihood_weighting)
         dsm, regulariser = half_square(residual, self.reduce_mean), std**2 * jacobian.asymmetry(J)
         total = dsm.mean() + self.balancing_fac * regulariser.mean()
@@ -201,7 +219,7 @@ QC_OBJECTIVES = {"exact": ExactQuasiConservative} | {
 }
 
 
-def score_objective(config: ConfigDict, score: Score | EnergyScore, sde: SDE) -> DSM:
+def score_objective(config: ConfigDict, score: Score, sde: SDE) -> ScoreObjective:
     """The objective that a score model's configuration describes.
 
     Raises:
@@ -226,11 +244,6 @@ def score_objective(config: ConfigDict, score: Score | EnergyScore, sde: SDE) ->
         balancing_fac=config.loss.balancing_fac,
         slices=require_positive(config.loss.slices, "config.loss.slices"),
     )
-
-
-def same_masks(device: torch.device) -> contextlib.AbstractContextManager:
-    """A context that restores the random generators: the next pass drops out the same units."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 # ---------------------------------------------------------------- noise-conditioned classifiers
@@ -277,9 +290,9 @@ class DLSM:
     score s and w = weighting_dlsm, DLSM is the mean over all M elements of ½r², with the residual
     r = σ^w ∇ₓℓ + σ^w s + σ^(w−1) z.
 
-    The pass that gives the logits of the cross-entropy gives ∇ₓℓ too, and DLSM's gradient goes
-    backward through both: twice through the classifier, whose layers have their second derivatives
-    written out (`models.twice`). Any classifier will do that can be differentiated twice.
+    One forward pass gives the logits of the cross-entropy and ∇ₓℓ; the gradient of DLSM is a double
+    backward through the classifier (`models.double_backward`). Any classifier that PyTorch can
+    differentiate twice will do.
 
     Args:
         classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes).
@@ -289,7 +302,7 @@ class DLSM:
     """
 
     classifier: nn.Module
-    score: Callable
+    score: ScoreFunction
     sde: SDE
     eps: float
     weighting_dlsm: float = 0.0
@@ -301,10 +314,10 @@ class DLSM:
     def likelihood_score(self, x_t: Tensor, std: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, classes) and ∇ₓℓ, shaped as `x_t`; with a graph where gradients are enabled.
 
-        The network sees the batch once, so that batch norms count it once.
+        There is one forward pass, so that batch norms update their statistics once.
         """
         keep_graph = torch.is_grad_enabled()
-        with torch.enable_grad(), twice_differentiable():
+        with torch.enable_grad(), higher_derivatives():
             x_t = x_t.detach().requires_grad_()
             logits = self.classifier(x_t, std)
             total = class_log_likelihood(logits, labels).sum()
@@ -328,39 +341,20 @@ class DLSM:
         return loss, {"loss": loss.detach(), "dlsm": dlsm.detach(), "ce": ce.detach()}
 
 
-def _total(model, classifier, score, sde, coef=None):
-    return DLSM(
-        classifier,
-        score,
-        sde,
-        sde.sampling_eps,
-        model.weighting_dlsm,
-        model.weighting_ce,
-        model.coef if coef is None else coef,
-    )
-
-
-def _cross_entropy(model, classifier, score, sde):
-    return CrossEntropy(classifier, sde, sde.sampling_eps, model.weighting_ce)
-
-
-CLASSIFIER_OBJECTIVES = {
-    "total": _total,
-    "dlsm": functools.partial(_total, coef=0.0),
-    "ce": _cross_entropy,
-}
-
-
 def classifier_objective(
-    config: ConfigDict, classifier: nn.Module, score: Score | EnergyScore, sde: SDE
+    config: ConfigDict, classifier: nn.Module, score: ScoreFunction, sde: SDE
 ) -> CrossEntropy | DLSM:
     """The objective of a noise-conditioned classifier that ``config.model.loss_type`` names.
 
     Raises:
         UserError: the name is unknown.
     """
-    build = lookup(CLASSIFIER_OBJECTIVES, config.model.loss_type, "config.model.loss_type")
-    return build(config.model, classifier, score, sde)
+    model, eps = config.model, sde.sampling_eps
+    coefs = {"total": model.coef, "dlsm": 0.0, "ce": None}
+    coef = lookup(coefs, model.loss_type, "config.model.loss_type")
+    if coef is None:
+        return CrossEntropy(classifier, sde, eps, model.weighting_ce)
+    return DLSM(classifier, score, sde, eps, model.weighting_dlsm, model.weighting_ce, coef)
 
 
 # ---------------------------------------------------------------- the optimiser

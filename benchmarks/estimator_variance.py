@@ -27,7 +27,7 @@ def variances(run, t, noise):
     x_t, std = perturb(run.sde, x, times, noise.randn(x.shape))
     v = jacobian.rademacher(noise.randn((VECTORS, *x.shape)))
     with torch.no_grad():
-        _, p = run.score.jvp(x_t, times, v)
+        p = run.score.jvp(x_t, times, v)
     q = jacobian.vjp(run.score, x_t, times, v)
     values = [std**2 * jacobian.ESTIMATORS[name](p, q) for name in ("paper", "skew")]
     return [float(e.mean()) for e in values], [float(e.var(0).mean()) for e in values]

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 import losses
 from experiments import common
-from models import forward_mode, jacobian
+from models import jacobian
+from models.jvp import value_and_jvp
 from models.points import Swish
 from storage.workdir import Workdir
 
@@ -50,7 +51,7 @@ class Autoencoder(nn.Module):
 
 def asymmetry(network: Autoencoder, x: torch.Tensor) -> torch.Tensor:
     """The mean over points x (B, 2) of tr JJᵀ − tr JJ, a scalar to differentiate."""
-    _, J = jacobian.matrix(lambda v: forward_mode.jvp(network, x, v), x)
+    _, J = jacobian.matrix(lambda v: value_and_jvp(network, x, v), x)
     return jacobian.asymmetry(J).mean()
 
 

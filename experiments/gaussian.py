@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from experiments import common
-from models import forward_mode, jacobian
+from models import jacobian
+from models.jvp import value_and_jvp
 from storage.workdir import Workdir
 
 EPSILONS = (0.0, 5e-4, 7.5e-4, 1e-3, 1.5e-3, 1.75e-3, 2.25e-3)
@@ -83,7 +84,7 @@ def ascend(field: Field, x: torch.Tensor, steps: int = STEPS) -> torch.Tensor:
 def asymmetries(field: Field) -> tuple[float, float]:
     """NAsym = Σ p·½A/tr JJᵀ and Asym = Σ p·A over a grid, A = tr JJᵀ − tr JJ."""
     x = torch.from_numpy(common.grid(-3, 3, 20))
-    _, J = jacobian.matrix(lambda v: forward_mode.jvp(field, x, v), x)
+    _, J = jacobian.matrix(lambda v: value_and_jvp(field, x, v), x)
     A, p = jacobian.asymmetry(J), log_density(x).exp()
     return (p * A / 2 / J.square().sum((1, 2))).sum().item(), (p * A).sum().item()
 

@@ -117,7 +117,7 @@ class Measures:
         """The means over levels and points of Asym, tr JJᵀ − tr JJ, and NAsym, a dict."""
         values = []
         for x, t, _ in self.levels:
-            _, J = jacobian.matrix(functools.partial(score.jvp, x, t), x)
+            _, J = jacobian.matrix(functools.partial(score.value_and_jvp, x, t), x)
             J = J.detach()
             A = jacobian.asymmetry(J)
             normalised = 0.5 * A / (J.square().sum((1, 2)) + 1e-8)
@@ -210,7 +210,7 @@ def draw(
     line.set(xlabel="step", yscale="log" if curve[-1]["nasym"] > 0 else "linear")
     line.legend()
     x = torch.from_numpy(common.grid(-8, 8, 60, "float32"))
-    _, J = jacobian.matrix(lambda v: score.jvp(x, torch.full((len(x),), 0.5), v), x)
+    _, J = jacobian.matrix(lambda v: score.value_and_jvp(x, torch.full((len(x),), 0.5), v), x)
     curl = (J[:, 1, 0] - J[:, 0, 1]).detach().reshape(60, 60).T.numpy()
     image = map_.imshow(curl, origin="lower", extent=(-8, 8, -8, 8), cmap="RdBu")
     figure.colorbar(image, ax=map_)

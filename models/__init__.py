@@ -1,4 +1,4 @@
-"""The score networks and the noise-conditioned classifiers, one registry entry each."""
+"""Registries of the score networks and of the noise-conditioned classifiers."""
 
 import functools
 from collections.abc import Callable
@@ -56,10 +56,10 @@ def create_model(config: ml_collections.ConfigDict) -> torch.nn.Module:
 
 
 def checkpoint_activations(network: torch.nn.Module, on: bool) -> None:
-    """Let `network` keep its blocks' inputs alone for the backward pass, or not.
+    """Set whether `network` saves only the inputs of its blocks for the backward pass.
 
     Raises:
-        UserError: it has no such way to compute.
+        UserError: it does not support this.
     """
     if hasattr(network, "checkpoint_activations"):
         network.checkpoint_activations = on
@@ -81,9 +81,7 @@ def create_classifier(config: ml_collections.ConfigDict) -> torch.nn.Module:
     return build(config)
 
 
-def create_score(
-    config: ml_collections.ConfigDict, network: Callable, sde: sde_lib.SDE
-) -> Score | EnergyScore:
+def create_score(config: ml_collections.ConfigDict, network: Callable, sde: sde_lib.SDE) -> Score:
     """The score that ``config.model`` describes, of a network that takes x and a condition.
 
     Raises:

@@ -1,8 +1,7 @@
 """How networks compute, as ``config.compute`` says: precision, memory format, compiled layers.
 
-What lies between the convolutions is compiled: there is nothing to gain in the convolutions, which
-are a library's, and small pieces compile in seconds. A piece is compiled once per shape, whatever
-the depth of the network, and gradients pass through it once.
+Only norms, activations and residual sums are compiled: convolutions are library calls, and small
+pieces compile in seconds. A piece is compiled once per shape, whatever the depth of the network.
 """
 
 import contextlib
@@ -12,12 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 import ml_collections
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models import twice
-from models.elementary import Elementary
+from models import double_backward
 from models.layers import NIN, GroupNorm, ResidualSum, no_autocast
-from models.resnet import BatchNorm2d
 from utils import lookup
 
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16}
@@ -37,9 +33,9 @@ def prepare(
 ) -> nn.Module:
     """Move `network` to `device` and let it compute as `compute` (``config.compute``) says.
 
-    Its inputs and outputs stay float32. Two settings are of the whole process. With tf32, CUDA's
-    float32 products keep 10 bits of their factors; otherwise they keep all, convolutions too. And
-    cuDNN searches the fastest algorithm of each shape, unless deterministic ones were asked for.
+    Its inputs and outputs stay float32. Two settings apply to the whole process: the precision of
+    CUDA's float32 products (TF32 or full), and cuDNN's search for the fastest algorithm of each
+    shape, which is off if deterministic algorithms were chosen.
 
     Returns:
         The network.
@@ -51,8 +47,6 @@ def prepare(
     exact = compute.precision != "tf32"
     torch.set_float32_matmul_precision("highest" if exact else "high")
     torch.backends.cudnn.allow_tf32 = not exact
-    # A job computes in few shapes, many times each: whole batches or microbatches, and once in an
-    # epoch, a division or a test split a last one that is smaller, which costs one search more.
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     network.to(device)
     if compute.channels_last:
@@ -68,7 +62,7 @@ def prepare(
 
 
 def edges(network: nn.Module) -> Iterable[tuple[nn.Module, bool]]:
-    """The layers that keep to float32, as the `network` names them; see `NCSNpp.edges`."""
+    """The layers of a network that compute in float32 whatever the precision: `NCSNpp.edges`."""
     return network.edges() if hasattr(network, "edges") else ()
 
 
@@ -83,8 +77,8 @@ def freeze(
 ) -> nn.Module:
     """`prepare` a `network` whose weights will not change: in eval mode, without gradients.
 
-    What it computes in bfloat16 has its weights cast once. Autocast, whose numbers these are bit
-    for bit, casts what requires no gradient anew in every pass. All else stays float32.
+    Weights of layers that compute in bfloat16 are cast once; autocast would cast them in every
+    pass, with the same results bit for bit. All other weights stay float32.
 
     Returns:
         The network.
@@ -106,13 +100,14 @@ def freeze(
 
 
 def compile_layers(network: nn.Module) -> None:
+    """Compile the network's norms with their activations, its residual sums, and batch norms."""
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES
-    kernels = {name: compiled(kernel) for name, kernel in twice.KERNELS.items()}
+    kernels = {name: compiled(kernel) for name, kernel in double_backward.KERNELS.items()}
     for layer in network.modules():
         if isinstance(layer, COMPILED):
             layer.forward = compiled(layer.forward)
-        if isinstance(layer, BatchNorm2d):
+        if isinstance(layer, double_backward.BatchNorm2d):
             layer.kernels = kernels
 
 
@@ -122,7 +117,7 @@ def compiled(function: Callable) -> Callable:
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Within the context CUDA's float32 products, convolutions too, keep all bits of factors."""
+    """Within the context CUDA's float32 products and convolutions do not use TF32."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -130,23 +125,3 @@ def exact_products() -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
-
-
-@contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """Within the context networks are plain operations: no compiled code, no fused attention.
-
-    What PyTorch's compiler would differentiate a second time has to be.
-    """
-    with torch.compiler.set_stance("force_eager"), twice_differentiable():
-        yield
-
-
-@contextlib.contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Within the context attention and, as `models.elementary` says, norms have second derivatives.
-
-    What is compiled has them where it has none of the compiler's, as `models.twice`.
-    """
-    with sdpa_kernel(SDPBackend.MATH), Elementary():
-        yield

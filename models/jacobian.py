@@ -6,16 +6,15 @@ For random v with E[vvᵀ] = I, both of
 have the mean ½‖J − Jᵀ‖_F². The second is never negative and drops the first one's zero-mean cross
 term −2vᵀSKv, with S and K the symmetric and antisymmetric parts of J.
 
-Jv comes from a score's method `jvp`, Jᵀv from `vjp` here. Random vectors come stacked as
-(K, B, C, H, W): K of them for each of B images.
+Jv comes from a score's method `jvp`, Jᵀv from `vjp` here. Vectors are slice-major: (K, B, C, H, W)
+for K vectors for each of B images.
 """
 
-import contextlib
 from collections.abc import Callable
 
 import torch
 
-from models.copies import Copies
+from models.dropout import tile_dropout_masks
 
 
 def rademacher(normal: torch.Tensor) -> torch.Tensor:
@@ -39,12 +38,12 @@ def _units(x, length):
     return units[:, None].expand(D, len(x), D).reshape(D, *x.shape)
 
 
-def matrix(jvp: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """f(x) (B, …) and J (B, D, D) at x (B, …) of D elements each; ``jvp(v)`` gives f(x) and J v.
+def matrix(value_and_jvp: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """f(x) (B, …) and J (B, D, D) at x (B, …) of D elements each.
 
-    All D unit vectors v (D, B, …) are pushed at once.
+    ``value_and_jvp(v)`` gives f(x) and J v; it is called once, with all D unit vectors (D, B, …).
     """
-    value, columns = jvp(_units(x, 1.0))
+    value, columns = value_and_jvp(_units(x, 1.0))
     return value, columns.flatten(2).permute(1, 2, 0)
 
 
@@ -67,8 +66,7 @@ def value_and_vjp(
     """
     copies = len(v)
     x = torch.cat([x.detach()] * copies).requires_grad_()
-    # The mode costs a call of Python for every operation; for a single copy it has nothing to do.
-    with torch.enable_grad(), Copies(copies) if copies > 1 else contextlib.nullcontext():
+    with torch.enable_grad(), tile_dropout_masks(copies):
         out = function(x, t.repeat(copies))
         (q,) = torch.autograd.grad(out, x, v.flatten(0, 1))
     return out[: len(t)].detach(), q.unflatten(0, (copies, -1))

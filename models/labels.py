@@ -1,4 +1,4 @@
-"""Labels as a network takes them: a class, or none."""
+"""Class labels of images, or none, as inputs of a network."""
 
 import numpy as np
 import torch
@@ -10,12 +10,12 @@ NO_LABEL = -1
 
 
 class LabelEmbedding(nn.Embedding):
-    """A vector (B, width) for labels y (B,), of `classes` classes or `NO_LABEL`.
+    """Embedding vectors (B, width) of labels y (B,), of `classes` classes or `NO_LABEL`.
 
-    At first that of `NO_LABEL` is zero, so that a score which is made class-conditional stays what
-    it is without labels. Those of classes are N(0, I): they differ from the first step on, and the
-    layers behind them have something to tell classes apart by (docs/dlsm.md). Networks of as many
-    classes and the same width have the same draws, and no other weights' are moved by them.
+    The vector of `NO_LABEL` is zero at first: a score that becomes class-conditional is unchanged
+    without labels. Vectors of classes are initialised from N(0, I), so that they differ from the
+    first step on (docs/dlsm.md). They have a random generator of their own, which leaves the
+    initial weights of other layers unchanged.
     """
 
     def __init__(self, classes: int, width: int) -> None:

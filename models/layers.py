@@ -2,32 +2,24 @@
 
 Names of parameters are those of the published checkpoints. Feature maps are (B, C, H, W).
 
-A layer with the argument `tangents` can carry m directional derivatives along: its maps then have
-(1 + m)·B rows, the B of the values first and those of each tangent after them. Linear maps act on
-all rows at once; biases belong to the values. One reverse pass through such a layer differentiates
-values and tangents together, which `torch.compile` can do and a second reverse pass it cannot.
+A layer with the argument `tangents` can carry the m tangents of Jacobian-vector products, see
+`jvp`: its maps then have (1 + m)·B rows, the B of the values first and those of each tangent after
+them. One reverse pass differentiates values and tangents together, which `torch.compile` supports;
+it does not support a second reverse pass.
 """
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.tangents import (
-    AddToValues,
-    Elementwise,
-    NormAct,
-    drop,
-    group_norm,
-    join_rows,
-    split_rows,
-)
+from models.dropout import apply_mask, dropout_gain, dropout_mask
+from models.jvp import NormAct, add_to_values, group_norm, join_rows, split_rows
 
 SQRT2 = math.sqrt(2.0)
 
@@ -43,10 +35,8 @@ class Activation:
     derivative: Callable
     second: Callable
 
-    def __call__(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
-        if not tangents:
-            return self.function(x)
-        return Elementwise.apply(x, self.function, self.derivative, self.second, tangents)
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
 
 
 def _swish_derivative(x):
@@ -97,7 +87,7 @@ ACTIVATIONS = {
 
 
 def channels_come_last(x: torch.Tensor) -> bool:
-    """Whether maps (B, C, H, W) lie in memory as (B, H, W, C), and not as (B, C, H, W) too."""
+    """Whether maps (B, C, H, W) are in channels-last memory format, and in no other."""
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -115,14 +105,6 @@ def variance_scaling_(
     scale = scale or 1e-10
     bound = math.sqrt(3 * scale / ((fan_in + fan_out) / 2))
     return nn.init.uniform_(weight, -bound, bound)
-
-
-def add_to_values(x: torch.Tensor, shift: torch.Tensor, tangents: int) -> torch.Tensor:
-    """Add `shift` (B or 1, C, 1, 1) to the values; as a constant it has no tangents.
-
-    With tangents `x` must be a fresh result that nothing else needs: it is added to in place.
-    """
-    return AddToValues.apply(x, shift, tangents) if tangents else x + shift
 
 
 class Conv2d(nn.Conv2d):
@@ -199,17 +181,16 @@ class GroupNorm(nn.GroupNorm):
         if tangents:
             settings = self.num_groups, self.eps, act, tangents
             return NormAct.apply(x, shift, kept, gain, self.weight, self.bias, *settings)
-        h = act(self.normalise(x if shift is None else x + shift))
-        h = h if kept is None else drop(h, kept, gain)
-        # Autocast leaves float32 here, which the next convolution would only round, and on a GPU
-        # PyTorch's group norm leaves the channels first: both are undone in one pass.
+        h = apply_mask(act(self.normalise(x if shift is None else x + shift)), kept, gain)
+        # Under autocast h is float32, which the next convolution would round, and on a GPU
+        # PyTorch's group norm returns the channels first: one pass changes both back.
         last = channels_come_last(x)
         return h.to(x.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
 
     def normalise(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, C, H, W), normalised by groups and mapped by the weight and the bias."""
         if torch.compiler.is_compiling() and channels_come_last(x):
-            # Elementary operations become one piece of code with what follows, channels last.
+            # Primitive operations are fused with what follows, and keep the channels last.
             return group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(x)
 
@@ -238,8 +219,8 @@ class GaussianFourierProjection(nn.Module):
         self.W = nn.Parameter(torch.randn(nf) * scale, requires_grad=False)
 
     def forward(self, c: torch.Tensor) -> torch.Tensor:
-        # The product with W comes first, as in the published networks: the argument reaches
-        # hundreds of radians, where the order of roundings shows.
+        # In the order of the published networks: the argument reaches hundreds of radians, where
+        # rounding shows.
         angle = c[:, None] * self.W[None, :] * (2 * math.pi)
         return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
 
@@ -282,7 +263,7 @@ class Combine(nn.Module):
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tangents: int = 0) -> torch.Tensor:
     """softmax(q kᵀ/√C) v of queries, keys and values (rows, pixels, C)."""
     if not tangents:
-        # PyTorch's fused kernels take batches of heads, and adjacent channels.
+        # PyTorch's fused kernels need an axis of heads, and contiguous channels.
         q, k, v = (x.contiguous()[:, None] for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v)[:, 0]
     (q, dq), (k, dk), (v, dv) = (split_rows(x, tangents) for x in (q, k, v))
@@ -291,17 +272,6 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tangents: int =
     d = (dq @ k.mT + q @ dk.mT) * scale
     d = weights * (d - (weights * d).sum(-1, keepdim=True))
     return join_rows(weights @ v, d @ v + weights @ dv)
-
-
-def dropout_mask(shape: Sequence[int], probability: float, device: torch.device) -> torch.Tensor:
-    """Which units are kept: False with `probability`. A byte each is all that autograd keeps."""
-    # Uniform numbers are drawn several times as fast as Bernoulli's.
-    return torch.rand(shape, device=device) >= probability
-
-
-def dropout_gain(probability: float) -> float:
-    """1 / (1 − probability), the factor of what is kept; rounded as float32 tensors divide."""
-    return float(np.float32(1) / np.float32(1 - probability))
 
 
 class AttnBlock(nn.Module):
@@ -367,7 +337,7 @@ class ResnetBlock(nn.Module):
         return self.transform(x, temb, self.kept_units(x, tangents), tangents)
 
     def kept_units(self, x: torch.Tensor, tangents: int) -> torch.Tensor | None:
-        """Dropout's mask for the values, drawn outside of what can be compiled; or None."""
+        """Dropout's mask for the values, drawn outside of `transform`; or None."""
         if not (self.training and self.dropout):
             return None
         rows, _, height, width = x.shape

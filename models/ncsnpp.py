@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import domains
 from models import labels as labelling
 from models import layers, resampling
+from models.jvp import add_to_values, join_rows, split_rows
 from utils import UserError, lookup, take
 
 EMBEDDINGS = ("fourier", "positional")
@@ -29,13 +30,13 @@ COMBINE = ("sum", "cat")
 class NCSNpp(nn.Module):
     """A U-Net on images (B, C, H, W) and noise conditions (B,), giving (B, C, H, W).
 
-    It can push directions through beside the images, see `forward`.
+    It carries tangents of Jacobian-vector products, see `forward`.
 
     The condition is σ for Fourier embeddings and a time label for positional ones. With
     `num_classes` labels (B,) are a second one, `labelling.NO_LABEL` where an image has none.
 
-    With the attribute `checkpoint_activations` the residual and attention blocks keep their inputs
-    alone for the backward pass, which computes the rest anew: less memory, one more forward pass.
+    With the attribute `checkpoint_activations` residual and attention blocks save only their inputs
+    for the backward pass, which recomputes the rest: less memory, one more forward pass.
 
     Args:
         image_size: height and width, a pair.
@@ -45,7 +46,7 @@ class NCSNpp(nn.Module):
     """
 
     checkpoint_activations = False
-    pushes_directions = True
+    carries_tangents = True
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "NCSNpp":
@@ -192,11 +193,10 @@ class NCSNpp(nn.Module):
             modules.append(layers.GroupNorm(width))
             modules.append(layers.conv3x3(width, channels, init_scale=init_scale))
         self.all_modules = nn.ModuleList(modules)
-        # The pyramids are resampled without parameters; outside `all_modules`, these two change
-        # neither the names nor the order there.
+        # Resampling of the pyramids, without parameters: outside of `all_modules`.
         self.pyramid_up, self.pyramid_down = up, down
         self.add = layers.ResidualSum(skip_rescale)
-        # Beside the rest and last: without classes neither names, order nor weights are others.
+        # Last, so that names, order and initial weights of the rest do not depend on classes.
         self.takes_labels = num_classes is not None
         if self.takes_labels and not conditional:
             raise UserError("config.model.num_classes needs config.model.conditional.")
@@ -204,9 +204,9 @@ class NCSNpp(nn.Module):
             self.label_embedding = labelling.LabelEmbedding(num_classes, temb_dim)
 
     def edges(self) -> Iterator[tuple[nn.Module, bool]]:
-        """Yields the convolutions that read or write images.
+        """Yields the convolutions that read or write images, which `compute` keeps in float32.
 
-        Each comes with whether its result is an inner map, one that coarser arithmetic may round.
+        With each comes whether its result is a feature map, which may be rounded to bfloat16.
         """
         for layer in self.modules():
             if not isinstance(layer, layers.Conv2d):
@@ -218,21 +218,17 @@ class NCSNpp(nn.Module):
         self,
         x: torch.Tensor,
         cond: torch.Tensor,
-        directions: torch.Tensor | None = None,
+        v: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """The network's output, and with `directions` v (m, B, C, H, W) its derivatives too.
+        """The network's output (B, C, H, W); with m vectors v (m, B, C, H, W) also J v, alike.
 
-        Without `labels` a network that takes them is told of none.
-
-        Returns:
-            The output (B, C, H, W); with `directions` the output and J v (m, B, C, H, W).
+        Without `labels` a network that takes them treats all images as unlabelled.
         """
-        if directions is None:
+        if v is None:
             return self._rows(x, cond, 0, labels)
-        tangents = len(directions)
-        rows = self._rows(layers.join_rows(x, directions), cond, tangents, labels)
-        return layers.split_rows(rows, tangents)
+        rows = self._rows(join_rows(x, v), cond, len(v), labels)
+        return split_rows(rows, len(v))
 
     def _rows(self, x, cond, tangents, labels):
         h = self.network(x, cond, tangents, labels).to(x.dtype)
@@ -248,7 +244,7 @@ class NCSNpp(nn.Module):
         """The output before its division by σ; rows as in `layers`."""
         modules = iter(self.all_modules)
         if not self.centered:
-            x = layers.add_to_values(2 * x, x.new_full((1, 1, 1, 1), -1.0), tangents)
+            x = add_to_values(2 * x, x.new_full((1, 1, 1, 1), -1.0), tangents)
         temb = self._embed(modules, cond, labels)
         h, skips = self._down(modules, x, temb, tangents)
         h = self._residual(next(modules), h, temb, tangents)
@@ -278,7 +274,7 @@ class NCSNpp(nn.Module):
     def _residual(self, block, h, temb, tangents):
         if not self.checkpoint_activations:
             return block(h, temb, tangents)
-        # Dropout's factors are drawn once, outside of what is computed twice.
+        # Dropout masks are drawn once, outside of what is recomputed.
         kept = block.kept_units(h, tangents)
         return self._checkpoint(block.transform, h, temb, kept, tangents)
 

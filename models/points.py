@@ -1,6 +1,6 @@
 """The networks of both papers' experiments on points (B, 2) at noise levels σ (B,) of the VE SDE.
 
-They are plain modules: PyTorch's forward mode pushes directions through them.
+Their Jacobian-vector products are taken by `torch.func.jvp` (`models.jvp`).
 """
 
 import ml_collections
@@ -83,7 +83,7 @@ class MoonsNet(nn.Module):
 
 
 class MoonsClassifier(nn.Module):
-    """The same network as a classifier, whose checkpoints are told by their names from a score's.
+    """The same network as a classifier; its parameter names differ from those of a score.
 
     Args:
         classes: the number of logits.

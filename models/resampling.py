@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.layers import add_to_values, channels_come_last, conv3x3, no_autocast
+from models.jvp import add_to_values
+from models.layers import channels_come_last, conv3x3, no_autocast
 
 
 @functools.cache

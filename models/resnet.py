@@ -13,57 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import distributed
 import domains
-from models import layers, twice
-
-
-class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the images of all processes that train together.
-
-    `normalise` can be differentiated twice at the price of twice, see `twice`.
-    """
-
-    kernels = twice.KERNELS
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and distributed.size() > 1:
-            return self.normalise(x, relu=False)
-        return super().forward(x)
-
-    def normalise(
-        self, x: torch.Tensor, shortcut: torch.Tensor | None = None, relu: bool = True
-    ) -> torch.Tensor:
-        """relu(batch norm of x + shortcut), maps (B, C, H, W)."""
-        if not self.training:
-            y = super().forward(x)
-            y = y if shortcut is None else y + shortcut
-            return F.relu(y) if relu else y
-        y, mean, variance = twice.normalise(
-            x, self.weight, self.bias, self.eps, shortcut, relu, self.kernels
-        )
-        self._count(mean, variance, x.numel() // self.num_features)
-        return y
-
-    @torch.no_grad()
-    def _count(self, mean, variance, pixels):
-        """Let the running statistics follow a batch; `pixels` of each channel are here."""
-        pixels *= distributed.size()
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (pixels / (pixels - 1)), self.momentum)
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution without bias, before a batch norm."""
-
-    def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1) -> None:
-        super().__init__(
-            channels_in, channels_out, size, stride=stride, padding=size // 2, bias=False
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return twice.convolve(x, self.weight, self.stride, self.padding)
+from models import layers
+from models.double_backward import BatchNorm2d, Conv2d
 
 
 class BasicBlock(nn.Module):
@@ -154,7 +106,7 @@ class NoiseConditionedResNet(nn.Module):
             layers.Linear(2 * nf, temb_dim),
             layers.Linear(temb_dim, temb_dim),
         ]
-        # The published files nest both under one name.
+        # Both names are those of the published checkpoints.
         self.classifier = nn.ModuleDict(
             {
                 "condition_modules": nn.ModuleList(condition),

@@ -1,108 +1,125 @@
 """Scores: functions `score(x, t)` from (B, C, H, W) and (B,) to (B, C, H, W).
 
-Losses, samplers and likelihoods take such a function and know nothing of networks. For products
-with its Jacobian J = ∂s/∂x a score has a method `jvp`.
+Losses, samplers and likelihoods take such a function and know nothing of networks. Several vectors
+v of Jacobian-vector products J v, J = ∂s/∂x, are slice-major: (K, B, C, H, W).
 """
 
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
-from models.compute import plain
-from models.forward_mode import push
+from models.jvp import eager_higher_derivatives, network_value_and_jvp
 from models.labels import NO_LABEL
 from sde_lib import SDE, expand
+from utils import shares
 
 
-@dataclasses.dataclass(frozen=True)
-class Labelled:
-    """A network of x (B, C, H, W), a condition (B,) and labels, at the labels y (B,) or (1,).
+class ScoreFunction(Protocol):
+    """What samplers, guidance, DSM and likelihoods take."""
 
-    It takes several copies of a batch, one after the other, with the labels of one.
-    """
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """s (B, …) at x (B, …) and t (B,)."""
 
-    net: Callable
-    labels: torch.Tensor
 
-    @property
-    def pushes_directions(self) -> bool:
-        """Whether the network pushes directions itself, see `forward_mode`."""
-        return getattr(self.net, "pushes_directions", False)
+class ScoreWithJvp(ScoreFunction, Protocol):
+    """What the QC regulariser and the asymmetry take."""
 
-    def __call__(
-        self, x: torch.Tensor, cond: torch.Tensor, *directions: torch.Tensor
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        labels = self.labels.repeat(len(x) // len(self.labels))
-        return self.net(x, cond, *directions, labels=labels)
+    def jvp(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """J v (K, B, …) for K vectors v (K, B, …)."""
+
+    def value_and_jvp(
+        self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """s (B, …) and J v (K, B, …)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """∇ₓ log p_t(x) as a network models it: net(x, σ(t)) for VE, −net(x, 999t)/std(t) for VP."""
+    """∇ₓ log p_t(x) as a network models it: net(x, σ(t)) for VE, −net(x, 999t)/std(t) for VP.
 
-    net: Callable
-    sde: SDE
-    continuous: bool = True
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        cond, scale = self.sde.conditioning(t, self.continuous)
-        return expand(scale, x) * self.net(x, cond)
-
-    def jvp(
-        self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """s (B, C, H, W) and J v, shaped as `v` (m, B, C, H, W), pushed through the network.
-
-        Both can be differentiated with respect to parameters and x.
-        """
-        cond, scale = self.sde.conditioning(t, self.continuous)
-        out, derivatives = push(self.net, x, cond, v)
-        return expand(scale, x) * out, expand(scale, x) * derivatives
-
-    def given(self, labels: torch.Tensor) -> "Score | EnergyScore":
-        """The score s(x, t, y) of labels y (B,) or (1,), of a network that takes labels."""
-        return dataclasses.replace(self, net=Labelled(self.net, labels))
-
-
-@dataclasses.dataclass(frozen=True)
-class EnergyScore:
-    """The score ∇ₓE of a constrained model, E = −½‖h‖²/σ with h = net(x, σ) (VE only).
-
-    Its Jacobian is symmetric by construction.
+    Args:
+        net: network of x (B, C, H, W) and a condition (B,), and of `labels` if there are any.
+        continuous: whether it was trained at continuous times.
+        labels: y (b,) with b a divisor of B, the score then being s(x, t, y) for B/b copies of the
+            b images, one after the other; or None.
     """
 
     net: Callable
     sde: SDE
+    continuous: bool = True
+    labels: torch.Tensor | None = None
 
-    given = Score.given
+    def conditioned_on(self, labels: torch.Tensor) -> "Score":
+        """The score s(x, t, y) of labels y (B,) or (1,), of a network that takes labels."""
+        return dataclasses.replace(self, labels=labels)
+
+    def label_options(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The keyword arguments of `net` for the rows of x: their labels, if there are any."""
+        if self.labels is None:
+            return {}
+        return {"labels": self.labels.repeat(len(x) // len(self.labels))}
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        cond, scale = self.sde.conditioning(t, self.continuous)
+        return expand(scale, x) * self.net(x, cond, **self.label_options(x))
+
+    def value_and_jvp(
+        self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """s (B, C, H, W) and J v, shaped as `v` (K, B, C, H, W), in one pass.
+
+        Both can be differentiated with respect to parameters and x.
+        """
+        cond, scale = self.sde.conditioning(t, self.continuous)
+        out, Jv = network_value_and_jvp(self.net, x, cond, v, **self.label_options(x))
+        return expand(scale, x) * out, expand(scale, x) * Jv
+
+    def jvp(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """J v, shaped as `v` (K, B, C, H, W)."""
+        return self.value_and_jvp(x, t, v)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class EnergyScore(Score):
+    """The score ∇ₓE of a constrained model, E = −½‖h‖²/σ with h = net(x, σ) (continuous VE only).
+
+    Its Jacobian is symmetric by construction.
+    """
 
     def energy(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """E (B,) at x (B, C, H, W)."""
         cond, _ = self.sde.conditioning(t, continuous=True)
-        return -0.5 * self.net(x, cond).square().flatten(1).sum(1) / cond
+        h = self.net(x, cond, **self.label_options(x))
+        return -0.5 * h.square().flatten(1).sum(1) / cond
 
-    def slopes(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """v·∇ₓE (m, B), the derivatives of the energy along v (m, B, C, H, W)."""
+    def energy_jvp(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """v·∇ₓE (K, B), the derivatives of the energy along v (K, B, C, H, W)."""
         cond, _ = self.sde.conditioning(t, continuous=True)
-        h, derivatives = push(self.net, x, cond, v)
-        return -(h * derivatives).flatten(2).sum(2) / cond
+        h, Jv = network_value_and_jvp(self.net, x, cond, v, **self.label_options(x))
+        return -(h * Jv).flatten(2).sum(2) / cond
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return input_gradient(functools.partial(self.energy, t=t), x)
 
-    def jvp(
+    def jvp(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """J v, shaped as `v` (K, B, C, H, W): the gradient of v·∇ₓE."""
+        with torch.enable_grad(), eager_higher_derivatives():
+            x = x.detach().requires_grad_()
+            slopes = self.energy_jvp(x, t, v).sum(1)
+            Jv = [torch.autograd.grad(slope, x, retain_graph=True)[0] for slope in slopes]
+        return torch.stack(Jv)
+
+    def value_and_jvp(
         self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """s and J v, shaped as `v` (m, B, C, H, W): J v is the gradient of v·∇ₓE."""
-        with torch.enable_grad(), plain():
-            x = x.detach().requires_grad_()
-            slopes = self.slopes(x, t, v).sum(1)
-            Jv = [torch.autograd.grad(slope, x, retain_graph=True)[0] for slope in slopes]
-        return self(x, t), torch.stack(Jv)
+        """s and J v, two separate computations."""
+        return self(x, t), self.jvp(x, t, v)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +134,14 @@ class GuidedScore:
         labels: y (B,), or (1,) for the same class of every image.
     """
 
-    score: Callable
+    score: ScoreFunction
     classifier: Callable
     sde: SDE
     labels: torch.Tensor
     scale: float = 1.0
 
     @property
-    def unguided(self) -> Callable:
+    def unguided(self) -> ScoreFunction:
         """The prior's score."""
         return self.score
 
@@ -142,8 +159,8 @@ class GuidedScore:
 class ClassifierFreeScore:
     """The score of one class, without a classifier: (1 − w)·s(x, t) + w·s(x, t, y).
 
-    Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, eq. 6, whose weight is w − 1: none
-    at w = 0, the class's own score at w = 1. Both are computed in one pass of 2B rows.
+    Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, eq. 6, whose weight is w − 1: no
+    guidance at w = 0, the score of the class at w = 1. One pass of 2B rows computes both.
 
     Args:
         score: s, of a network that takes labels.
@@ -151,18 +168,18 @@ class ClassifierFreeScore:
         scale: w.
     """
 
-    score: Score | EnergyScore
+    score: Score
     labels: torch.Tensor
     scale: float = 1.0
 
     @property
-    def unguided(self) -> Score | EnergyScore:
+    def unguided(self) -> Score:
         """The score without a label."""
         return self.score
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         labels = self.labels.expand(len(x))
-        both = self.score.given(torch.cat([torch.full_like(labels, NO_LABEL), labels]))
+        both = self.score.conditioned_on(torch.cat([torch.full_like(labels, NO_LABEL), labels]))
         without, of_class = both(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
         return (1 - self.scale) * without + self.scale * of_class
 
@@ -171,33 +188,26 @@ class ClassifierFreeScore:
 class InParts:
     """A score that is evaluated on at most `rows` images at a time, to bound its memory.
 
-    The numbers are those of the whole batch, to rounding. Where gradients are enabled the graphs
-    of all parts are kept: what differentiates a score takes parts itself, see `in_parts`.
+    The result equals that of the whole batch, to rounding. Where gradients are enabled, the graphs
+    of all parts are kept.
     """
 
-    score: Callable
+    score: ScoreFunction
     rows: int
 
     @property
     def unguided(self) -> "InParts":
-        """That of the score within, if it is a guided one."""
+        """`unguided` of the score within, which must be a guided one."""
         return InParts(self.score.unguided, self.rows)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return in_parts(self.score, self.rows, x, t)
+        return torch.cat([self.score(x[part], t[part]) for part in parts(len(x), self.rows)])
 
 
-def in_parts(function: Callable, rows: int | None, *batches: torch.Tensor) -> torch.Tensor:
-    """``function(*batches)`` from parts of the batches, of at most `rows` rows and near equal.
-
-    Args:
-        function: of batches (b, …) to a tensor (b, …), each of whose rows is of the same row alone.
-        rows: the largest part; None: the whole batch.
-        batches: tensors (B, …).
-    """
-    count = 1 if rows is None else math.ceil(len(batches[0]) / rows)
-    parts = zip(*(batch.tensor_split(count) for batch in batches))
-    return torch.cat([function(*part) for part in parts])
+def parts(count: int, rows: int | None) -> list[slice]:
+    """Slices of a batch of `count` rows, near equal, of at most `rows` rows; None: one part."""
+    sizes = shares(count, 1 if rows is None else math.ceil(count / rows))
+    return [slice(*ends) for ends in itertools.pairwise(itertools.accumulate(sizes, initial=0))]
 
 
 def class_log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -209,12 +219,12 @@ def class_log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 def input_gradient(
     function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
 ) -> torch.Tensor:
-    """∇ₓ of the sum of `function(x)`, shaped as `x`; where gradients are enabled, with a graph.
-
-    Unlike `func.grad` it lets batch norms count the batch, and has no forward-mode derivative.
-    """
+    """∇ₓ of the sum of `function(x)`, shaped as `x`; where gradients are enabled, with a graph."""
     keep_graph = torch.is_grad_enabled()
-    with torch.enable_grad(), plain() if keep_graph else contextlib.nullcontext():
+    with (
+        torch.enable_grad(),
+        eager_higher_derivatives() if keep_graph else contextlib.nullcontext(),
+    ):
         if not x.requires_grad:
             x = x.detach().requires_grad_(True)
         return torch.autograd.grad(function(x).sum(), x, create_graph=keep_graph)[0]

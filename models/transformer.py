@@ -1,7 +1,7 @@
 """A transformer on the patches of an image (Peebles and Xie, "Scalable Diffusion Models with
 Transformers", ICCV 2023), as a score network of the VE SDE.
 
-It is a plain module: PyTorch's forward mode pushes directions through it (`models.forward_mode`).
+Its Jacobian-vector products are taken by `torch.func.jvp` (`models.jvp`).
 """
 
 import math
@@ -21,11 +21,11 @@ LARGEST = {"patch_size": 256, "width": 8192, "depth": 200, "heads": 128, "mlp_ra
 class Transformer(nn.Module):
     """Scores (B, C, H, W) of images x (B, C, H, W) at noise levels σ (B,).
 
-    With u the images in [−1, 1] and σ the noise there, s = −u/(1 + σ²) + F/(σ√(1 + σ²)): the score
-    of a standard normal distribution under the noise, and what F(u/√(1 + σ²), σ) adds to it (the
-    preconditioning of Karras et al., NeurIPS 2022, table 1, as a score). F cuts its input into
-    patches of p×p pixels, N = (H/p)·(W/p) tokens (B, N, width), which `depth` blocks transform, and
-    puts them together again. At first it is zero.
+    With u the images in [−1, 1] and σ the noise there, s = −u/(1 + σ²) + F/(σ√(1 + σ²)). The first
+    term is the score of a standard normal distribution plus the noise; F(u/√(1 + σ²), σ) is learnt
+    (the preconditioning of Karras et al., NeurIPS 2022, table 1, as a score). F splits its input
+    into patches of p×p pixels, N = (H/p)·(W/p) tokens (B, N, width), transformed by `depth` blocks.
+    Initially F is zero.
 
     Args:
         image_size: height and width, a pair.
@@ -40,7 +40,7 @@ class Transformer(nn.Module):
         fourier_scale: of the random frequencies that log σ is embedded by.
 
     Raises:
-        UserError: a number is out of range, or patches or heads leave something over.
+        UserError: a number is out of range or not divisible by the patch size or heads.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Transformer(nn.Module):
 class AdaptiveNorm(nn.Module):
     """(1 + a)·n + b of tokens (B, N, width) normalised to n, a and b linear in a noise embedding.
 
-    At first they are zero. The embedding is (B, width).
+    Initially a and b are zero. The embedding is (B, width).
     """
 
     def __init__(self, width: int) -> None:
@@ -136,9 +136,9 @@ class AdaptiveNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Tokens (B, N, width) after attention and a perceptron; both updates go through a gate.
+    """A transformer block on tokens (B, N, width) with gated updates.
 
-    The gates are linear in the noise embedding (B, width), and zero at first: the block is then
+    The gates are linear in the noise embedding (B, width) and initially zero, so that the block is
     the identity ("adaLN-Zero").
     """
 
@@ -175,7 +175,7 @@ class Attention(nn.Module):
 
 
 def zero_linear(features_in: int, features_out: int) -> nn.Linear:
-    """A linear layer that gives zero at first."""
+    """A linear layer whose weight and bias are initially zero."""
     linear = nn.Linear(features_in, features_out)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)

@@ -139,13 +139,13 @@ def test_labels_reach_the_output(name):
 @pytest.mark.parametrize("kind", [Score, EnergyScore])
 def test_derivatives_are_those_at_the_labels(kind):
     """J v pushed forward, and Jᵀv of several copies of the batch, agree with double backward."""
-    score = kind(network(nonlinearity="swish"), VE).given(
+    score = kind(network(nonlinearity="swish"), VE).conditioned_on(
         torch.tensor([3, NO_LABEL], device=DEVICE)
     )
     x = torch.rand(2, 3, 8, 8, device=DEVICE)
     t = torch.tensor([0.3, 0.6], device=DEVICE)
     v = torch.randn(2, *x.shape, device=DEVICE)
-    s, Jv = score.jvp(x, t, v)
+    s, Jv = score.value_and_jvp(x, t, v)
     q = losses.jacobian.vjp(score, x, t, v)
     x.requires_grad_()
     out = score(x, t)
@@ -174,7 +174,7 @@ def test_the_guided_score_is_the_formula(batch):
     """(1 − w)·s(x, t) + w·s(x, t, y): the first at w = 0 and the second at w = 1, to the bit."""
     x, t, labels = batch
     score = Score(Bias().to(DEVICE), VE)
-    without, of_class = score(x, t), score.given(labels)(x, t)
+    without, of_class = score(x, t), score.conditioned_on(labels)(x, t)
     for scale in (0.0, 1.0, 2.5, -0.5):
         guided = ClassifierFreeScore(score, labels, scale)
         torch.testing.assert_close(guided(x, t), without + scale * (of_class - without))
@@ -262,7 +262,7 @@ def test_the_loss_is_that_of_the_labels_that_are_kept(batch):
     draws["label"] = torch.tensor([0.1, 0.9, 0.1, 0.9, 0.9, 0.9], device=DEVICE)
     told = torch.tensor([NO_LABEL, 1, NO_LABEL, 0, 1, 0], device=DEVICE)
     u, z = draws["u"], draws["z"]
-    expected = losses.DSM(Score(net, VE).given(told), VE, 1e-5).loss(x, u, z).mean()
+    expected = losses.DSM(Score(net, VE).conditioned_on(told), VE, 1e-5).loss(x, u, z).mean()
     loss, values = objective(x, labels, draws)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(objective.evaluate(x, labels, draws)["loss"], expected.detach())

@@ -277,6 +277,6 @@ def test_a_compiled_constrained_model_has_the_same_products():
         torch.manual_seed(0)
         network = compute.prepare(models.create_model(config), config.compute, CPU).eval()
         score = EnergyScore(network, sde_lib.from_config(config))
-        products.append((*score.jvp(x, t, v), vjp(score, x, t, v)))
+        products.append((*score.value_and_jvp(x, t, v), vjp(score, x, t, v)))
     for ours, expected in zip(products[1], products[0]):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)

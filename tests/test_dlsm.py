@@ -271,7 +271,7 @@ def test_the_best_scale_of_exact_scores_is_one():
 
         __call__ = staticmethod(problem.score)
 
-        def given(self, y):
+        def conditioned_on(self, y):
             guided = GuidedScore(problem.score, problem.classifier, problem.sde, y.clamp(0))
             return lambda x, t: torch.where(y[:, None] < 0, problem.score(x, t), guided(x, t))
 

@@ -121,7 +121,7 @@ def test_the_exact_score_is_measured_as_such():
 class Turning:
     """s = (−y/2, 2x): A = (½ + 2)² and tr JJᵀ = ¼ + 4."""
 
-    def jvp(self, x, t, v):
+    def value_and_jvp(self, x, t, v):
         return x, torch.stack([-0.5 * v[..., 1], 2.0 * v[..., 0]], dim=-1)
 
 

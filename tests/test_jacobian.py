@@ -10,8 +10,8 @@ from device_option import DEVICE
 import models
 import sde_lib
 from models import jacobian
-from models.copies import Copies
-from models.forward_mode import jvp
+from models.dropout import tile_dropout_masks
+from models.jvp import value_and_jvp
 from models.scores import EnergyScore, Score
 
 torch.manual_seed(0)
@@ -34,7 +34,7 @@ def vjp(f, x, v):
 
 
 def products(x, v):
-    _, p = jvp(field, x, v)
+    _, p = value_and_jvp(field, x, v)
     return p, vjp(field, x, v)
 
 
@@ -98,7 +98,7 @@ def test_a_linear_field():
         torch.randn(3, 4, device=DEVICE).double(),
         torch.randn(6, 3, 4, device=DEVICE).double().sign(),
     )
-    _, p = jvp(lambda x: x @ A.T, x, v)
+    _, p = value_and_jvp(lambda x: x @ A.T, x, v)
     q = vjp(lambda x: x @ A.T, x, v)
     torch.testing.assert_close(p, v @ A.T)
     torch.testing.assert_close(q, v @ A)
@@ -120,7 +120,7 @@ def ncsnpp():
     return models.create_model(config).double().train(), x, torch.rand(2, dtype=torch.float64)
 
 
-def plain_dropout():
+def pytorch_dropout():
     """The same of PyTorch's own layers."""
     torch.manual_seed(0)
     layers = torch.nn.Sequential(
@@ -141,7 +141,7 @@ class WithoutCondition(torch.nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Score, EnergyScore])
-@pytest.mark.parametrize("make", [ncsnpp, plain_dropout])
+@pytest.mark.parametrize("make", [ncsnpp, pytorch_dropout])
 def test_several_vectors_at_once_are_several_in_turn(make, kind):
     """In one pass, through one masked network, which leaves the generator as one vector does."""
     net, x, t = make()
@@ -168,7 +168,7 @@ def test_copies_have_the_draws_of_one():
         torch.manual_seed(1)
         return torch.rand(2, 3), torch.rand((4, 3)), torch.rand(size=(4,)), torch.rand(5)
 
-    with Copies(2):
+    with tile_dropout_masks(2):
         copies = draws()
     torch.manual_seed(1)
     for copy, rows in zip(copies, (1, 2, 2)):

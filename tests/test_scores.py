@@ -43,6 +43,26 @@ def test_an_energy_score_is_a_gradient():
     assert jacobian.abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("kind", [Score, EnergyScore])
+def test_products_alone_take_one_pass_of_the_network(kind):
+    """The asymmetry of an energy's score needs J v, not the score."""
+    calls = []
+
+    def net(x, cond):
+        calls.append(len(x))
+        return torch.tanh(x) * cond[:, None]
+
+    score, t = kind(net, VE), torch.tensor([0.2, 0.6])
+    x, v = torch.randn(2, 5), torch.randn(3, 2, 5)
+    Jv = score.jvp(x, t, v)
+    assert calls == [2]
+    s, same = score.value_and_jvp(x, t, v)
+    torch.testing.assert_close(same, Jv)
+    torch.testing.assert_close(s, score(x, t))
+    J = torch.autograd.functional.jacobian(lambda x: score(x, t).sum(0), x).permute(1, 0, 2)
+    torch.testing.assert_close(Jv, torch.einsum("bij,kbj->kbi", J, v), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 @pytest.mark.parametrize("kind", ["ve", "ve_energy"])
 def test_a_score_in_parts_is_the_whole_ones(kind, rows):

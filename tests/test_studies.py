@@ -213,7 +213,7 @@ def test_a_score_model_gets_labels(place):
         ]
         (before, _), (after, loaded) = scores
         assert torch.equal(before(x, t), after(x, t))
-        assert not torch.equal(before(x, t), after.given(torch.tensor([3, 4]))(x, t))
+        assert not torch.equal(before(x, t), after.conditioned_on(torch.tensor([3, 4]))(x, t))
         assert loaded.step == 2
     job = run_lib.train(labelled, "labelled", restore=target)
     began = checkpoints.read(target)["model"]["label_embedding.weight"]

@@ -184,7 +184,7 @@ def test_the_jacobian_of_a_constrained_model_is_symmetric():
     score = EnergyScore(network().eval(), VE)
     x, t = torch.rand(2, 1, 8, 8).double(), torch.tensor([0.3, 0.7]).double()
     v = torch.randn(2, *x.shape).double()
-    s, p = score.jvp(x, t, v)
+    s, p = score.value_and_jvp(x, t, v)
     torch.testing.assert_close(s, score(x, t))
     torch.testing.assert_close(p, vjp(score, x, t, v))
     assert float(p.abs().max()) > 1e-3
@@ -205,7 +205,7 @@ def test_every_way_to_compute_gives_the_same_derivatives(more, bound):
         settings = config().compute
         settings.update(way)
         net = compute.prepare(network().float().eval(), settings, CPU)
-        results.append(Score(net, VE).jvp(x, t, v))
+        results.append(Score(net, VE).value_and_jvp(x, t, v))
     for ours, expected in zip(results[1], results[0]):
         assert ours.dtype == torch.float32
         assert (ours - expected).norm() <= bound * expected.norm()

@@ -33,19 +33,19 @@ class LabelDropout:
         """The labels (B,), `NO_LABEL` where they are dropped."""
         return torch.where(draws[DRAW] < self.probability, NO_LABEL, labels)
 
-    def given(self, labels: torch.Tensor, draws: Draws) -> tuple[DSM, Draws]:
+    def conditioned_on(self, labels: torch.Tensor, draws: Draws) -> tuple[DSM, Draws]:
         """The objective of the score of the labels that are kept, and its own draws."""
-        score = self.objective.score.given(self.kept(labels, draws))
+        score = self.objective.score.conditioned_on(self.kept(labels, draws))
         rest = {name: draw for name, draw in draws.items() if name != DRAW}
         return dataclasses.replace(self.objective, score=score), rest
 
     def __call__(
         self, x: torch.Tensor, labels: torch.Tensor, draws: Draws
     ) -> tuple[torch.Tensor, Draws]:
-        objective, draws = self.given(labels, draws)
+        objective, draws = self.conditioned_on(labels, draws)
         return objective(x, labels, draws)
 
     def evaluate(self, x: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Draws:
         """What the objective reports of a batch, for validation; nothing is differentiated."""
-        objective, draws = self.given(labels, draws)
+        objective, draws = self.conditioned_on(labels, draws)
         return objective.evaluate(x, labels, draws)

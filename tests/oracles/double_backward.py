@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import losses
 import sde_lib
-from models.compute import plain
+from models.jvp import eager_higher_derivatives
 
 
 def quasi_conservative(objective, x, u, z, v):
@@ -16,7 +16,7 @@ def quasi_conservative(objective, x, u, z, v):
     t = losses.draw_times(u, objective.sde, objective.eps)
     x_t, std = sde_lib.perturb(objective.sde, x, t, z)
     x_t.requires_grad_()
-    with plain():
+    with eager_higher_derivatives():
         s = objective.score(x_t, t)
     residual = losses.dsm_residual(s, objective.sde, t, std, z, objective.likelihood_weighting)
     dsm = losses.half_square(residual, objective.reduce_mean)

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import sde_lib
-from models import layers, resampling, twice
+from models import double_backward, layers, resampling
 from models.compute import exact_products
-from models.resnet import BatchNorm2d
 
 
 def resample(x, kernel, pads, up=1, down=1):
@@ -55,8 +54,8 @@ def published_layers(device):
         mock.patch.object(resampling, "fir_resample", resampler),
         mock.patch.object(layers, "attention", attention),
         mock.patch.object(layers, "dropout_mask", dropout_mask),
-        mock.patch.object(twice, "convolve", convolve),
-        mock.patch.object(BatchNorm2d, "normalise", normalise),
+        mock.patch.object(double_backward, "convolve", convolve),
+        mock.patch.object(double_backward.BatchNorm2d, "normalise", normalise),
     ):
         yield
 

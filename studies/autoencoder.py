@@ -11,13 +11,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import cli
 import losses
 from models import forward_mode, jacobian
 from models.points import Swish
 from studies import common
 
-SEED, STEPS, EVERY = 8, 10_002, 200
+SEED, STEPS = 8, 10_002
 
 
 class Autoencoder(nn.Module):
@@ -51,9 +50,7 @@ def asymmetry(network: Autoencoder, x: torch.Tensor) -> torch.Tensor:
     return jacobian.asymmetry(J).mean()
 
 
-def train(
-    seed: int, steps: int = STEPS, every: int = EVERY
-) -> list[tuple[int, float, float, float]]:
+def train(seed: int, steps: int = STEPS, every: int = 200) -> list[tuple[int, float, float, float]]:
     """Rows (step, loss, sym_diff, weight_diff), one for every `every` steps."""
     torch.manual_seed(seed)
     network = Autoencoder()
@@ -76,20 +73,9 @@ def train(
 
 
 def main() -> None:
-    place, rows = common.workdir("autoencoder"), train(SEED)
-    heads = "step", "loss", "sym_diff", "weight_diff"
-    common.print_table(heads, [[f"{x:.4g}" for x in row] for row in rows if row[0] % 1000 == 0])
-    settings = {"experiment": "Autoencoder", "seed": SEED}
-    place.record(**{f"seed_{SEED}": {**dict(zip(heads, rows[-1])), "settings": settings}})
-
-    figure, axes = common.figure_of(1, 3)
-    step, *curves = zip(*rows)
-    for panel, name, values in zip(axes[0], heads[1:], curves):
-        panel.plot(step, values)
-        panel.set(xlabel="step", title=name, yscale="linear" if "weight" in name else "log")
-        panel.grid(alpha=0.3)
-    print(f"The figure is {common.save_figure(place, 'training', figure)}.")
+    rows = [[f"{x:.4g}" for x in row] for row in train(SEED, every=1000)]
+    common.print_table(["step", "loss", "sym_diff", "weight_diff"], rows)
 
 
 if __name__ == "__main__":
-    cli.launch(main)
+    main()

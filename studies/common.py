@@ -1,4 +1,4 @@
-"""What the studies share: workdirs, tables, means over seeds, figures, commands, parts of data."""
+"""What the studies share: tables, means over seeds, grids, commands, parts of data."""
 
 import pathlib
 import subprocess
@@ -8,22 +8,13 @@ from collections.abc import Mapping, Sequence
 import ml_collections
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 from scipy import stats
 
 import datasets
 from storage.files import atomic_write
-from storage.workdir import Workdir
 from utils import UserError, require_positive
 
 ROOT = pathlib.Path(__file__).parent.parent
-
-
-def workdir(name: str) -> Workdir:
-    """The directory ``results/studies/{name}``, which is created."""
-    place = Workdir(f"studies/{name}")
-    place.create()
-    return place
 
 
 # ---------------------------------------------------------------- tables and seeds
@@ -32,6 +23,11 @@ def workdir(name: str) -> Workdir:
 def define_seeds(default: Sequence[int]) -> None:
     """Define the flag --seeds."""
     flags.DEFINE_multi_integer("seeds", list(default), "Seeds of trainings and draws.")
+
+
+def define_as_published(text: str) -> None:
+    """Define the flag --as_published; `text` says what it changes."""
+    flags.DEFINE_bool("as_published", False, text)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -87,23 +83,6 @@ def print_seeds(
             rows.append([f"{name} − {reference}", seeds, *cells(difference, first, results[name])])
     print()
     print_table([title, "seeds", *columns], rows)
-
-
-# ---------------------------------------------------------------- figures
-
-
-def figure_of(rows: int, columns: int, side: float = 3.0) -> tuple[Figure, np.ndarray]:
-    """A figure of equal panels, and its axes as an array (rows, columns)."""
-    figure = Figure(figsize=(side * columns, side * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def save_figure(place: Workdir, name: str, figure: Figure) -> pathlib.Path:
-    """Write a figure to ``figures/{name}.png`` of a workdir, where the report finds it."""
-    path = place.figure(name)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=120)
-    return path
 
 
 def grid(low: float, high: float, count: int, dtype: str | None = None) -> np.ndarray:

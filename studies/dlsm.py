@@ -15,7 +15,6 @@ which the feature classifier sees the class asked for. Run again, it continues.
 import numpy as np
 import torch
 from absl import flags
-from matplotlib.figure import Figure
 
 import cli
 import models
@@ -29,7 +28,6 @@ from utils import require_positive
 
 CONFIGS = "configs/fashion_mnist"
 CLASSES = 10
-EACH = 3  # samples of a class in the figure
 CLASSIFIERS = {  # name -> workdir, flags of training
     "CE": ("base", ["--config.model.loss_type=ce"]),
     "DLSM + CE, w = 0": ("ours", []),
@@ -95,7 +93,7 @@ def accuracy(workdir, name, *own):
 
 
 def study(root, seed, start):
-    """Yields (row, workdir, numbers) of a seed; `start` is where CFG begins, and its step."""
+    """Yields (row, numbers) of a seed; `start` is where CFG begins, and its step."""
     FLAGS = flags.FLAGS
     place, restore = f"{root}/seed{seed}", f"--restore={FLAGS.restore}"
     data = common.part_of_fashion_mnist(cfg.get_config().data, "train", FLAGS.train_images)
@@ -119,10 +117,10 @@ def study(root, seed, start):
             steps,
             *own,
         )
-        yield name, workdir, measure(workdir, f"{CONFIGS}/guided.py", drawn, cas, restore)
+        yield name, measure(workdir, f"{CONFIGS}/guided.py", drawn, cas, restore)
     scale = f"{place}/scale"
     own = [restore, f"--restore_classifier={Workdir(f'{place}/base').checkpoint()}", "--scale=10"]
-    yield "CE, scale 10", scale, measure(scale, f"{CONFIGS}/guided.py", drawn, cas, *own)
+    yield "CE, scale 10", measure(scale, f"{CONFIGS}/guided.py", drawn, cas, *own)
 
     trained, (path, step) = f"{place}/cfg", start
     steps = f"--config.training.n_iters={step + FLAGS.steps}"
@@ -131,23 +129,9 @@ def study(root, seed, start):
         workdir = f"{trained}_w{w:g}"
         own = [f"--restore={Workdir(trained).checkpoint()}", f"--scale={w}"]
         values = measure(workdir, f"{CONFIGS}/cfg_guided.py", drawn, cas, *own)
-        yield f"CFG, w = {w:g}", workdir, values
+        yield f"CFG, w = {w:g}", values
     real = accuracy(f"{place}/base", "real", "--setup=real", *cas)
-    yield "real training images", None, {"CAS": real}
-
-
-def draw_classes(rows, sampler):
-    """A figure of the first `EACH` samples of each class, a line for each (row, workdir)."""
-    figure = Figure(figsize=(12, 0.75 * len(rows)), layout="constrained")
-    for axes, (name, workdir) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows):
-        images = []
-        for label in range(CLASSES):
-            path = Workdir(workdir).class_samples(label, sampler) / "samples_0.npz"
-            images.extend(load_npz(path, "samples")["samples"][:EACH, ..., 0])
-        axes.imshow(np.concatenate(images, axis=1), cmap="gray_r", vmin=0, vmax=255)
-        axes.set_title(name, loc="left", fontsize=8)
-        axes.set_axis_off()
-    return figure
+    yield "real training images", {"CAS": real}
 
 
 def main():
@@ -156,16 +140,11 @@ def main():
     root = f"studies/dlsm_{FLAGS.steps}_{FLAGS.train_images}"
     path = Workdir(root).root / "start.pth"
     start = path, with_labels(cfg.get_config(), FLAGS.restore, path)
-    results, shown = {}, {}
+    results = {}
     for seed in FLAGS.seeds:
-        for name, workdir, values in study(root, seed, start):
-            if workdir:
-                shown.setdefault(name, workdir)
+        for name, values in study(root, seed, start):
             results.setdefault(name, []).append(values)
     common.print_seeds("samples", results, reference="CE")
-    figure = draw_classes(list(shown.items()), FLAGS.sampler)
-    path = common.save_figure(Workdir(root), "classes", figure)
-    print(f"Samples of each class, of the first seed: {path}")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,11 @@ rotating error, whose Jacobian is asymmetric, many more. All in double precision
 
 import dataclasses
 import math
-import pathlib
 
 import numpy as np
 import torch
 
-import cli
 from models import forward_mode, jacobian
-from storage.workdir import Workdir
 from studies import common
 
 EPSILONS = (0.0, 5e-4, 7.5e-4, 1e-3, 1.5e-3, 1.75e-3, 2.25e-3)
@@ -100,37 +97,13 @@ def measure(epsilon: float, seed: int = 0) -> dict[str, float]:
     }
 
 
-def draw(place: Workdir) -> pathlib.Path:
-    """The fields and the ascents on them, a row for each kind of error."""
-    chosen = EPSILONS[1:7:2]
-    figure, axes = common.figure_of(2, len(chosen))
-    x = common.grid(-3.5, 3.5, 18)
-    for row, rotating in zip(axes, (True, False)):
-        for panel, epsilon in zip(row, chosen):
-            field = Field(epsilon, rotating)
-            arrows = field(torch.from_numpy(x)).numpy()
-            arrows /= np.linalg.norm(arrows, axis=1, keepdims=True) + 1e-9
-            panel.quiver(*x.T, *arrows.T, color="0.7", angles="xy")
-            path = ascend(field, starts(0)).numpy()
-            panel.plot(path[:, :, 0], path[:, :, 1], linewidth=0.8)
-            kind = "usbm" if rotating else "csbm"
-            panel.set_title(f"{kind}, ε = {epsilon:g}: {len(path) - 1} steps", fontsize=9)
-            panel.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), aspect="equal")
-    return common.save_figure(place, "ascents", figure)
-
-
 def main() -> None:
-    place = common.workdir("gaussian")
     rows = {f"{epsilon:g}": measure(epsilon) for epsilon in EPSILONS}
     common.print_table(
         ["ε", *rows["0"]],
         [[epsilon, *(f"{value:.3g}" for value in row.values())] for epsilon, row in rows.items()],
     )
-    for epsilon, row in rows.items():
-        settings = {"experiment": f"Gaussian, ε = {epsilon}", "seed": 0}
-        place.record(**{f"epsilon_{epsilon}": {**row, "settings": settings}})
-    print(f"The figure is {draw(place)}.")
 
 
 if __name__ == "__main__":
-    cli.launch(main)
+    main()

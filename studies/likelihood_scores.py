@@ -11,12 +11,9 @@ images, means over the images and the noises of each:
     gain: 1 − ‖r + g‖²/‖r‖², what the label takes away of the residual; below 0, g does harm
     scale: a = −⟨r, g⟩/‖g‖², the factor of g at which the gain is largest
     best gain: the gain of a·g, the squared cosine between r and g
-    CE, accuracy, confidence: of a classifier, the last being its mean largest probability
 A gain is small where the label says little about x beside x_t. The scale is 1 for exact scores,
 and below 1 for guidance that is too sure of itself.
 """
-
-from collections.abc import Callable
 
 import torch
 from absl import flags
@@ -26,8 +23,7 @@ import datasets
 import domains
 import sampling
 import sde_lib
-from configs.classes import describes_classifier
-from models.scores import ClassifierFreeScore, GuidedScore, class_log_likelihood
+from models.scores import ClassifierFreeScore, GuidedScore
 from sde_lib import SDE, expand, perturb
 from storage.trained import load_guidance
 from storage.workdir import Workdir
@@ -36,7 +32,6 @@ from utils import get_device, require_positive
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 COLUMNS = ["σ", "gain", "scale", "best gain"]
-OF_CLASSIFIER = ["CE", "accuracy", "confidence"]
 
 
 @torch.no_grad()
@@ -51,28 +46,10 @@ def sums(
     return torch.stack([r.square().sum(), (r * g).sum(), g.square().sum()]).double()
 
 
-@torch.no_grad()
-def classifier_sums(
-    guided: GuidedScore, sde: SDE, x: torch.Tensor, t: float, z: torch.Tensor
-) -> torch.Tensor:
-    """CE, right answers, confidences (3,) of the classifier: sums as those of `sums`."""
-    x_t, std = perturb(sde, x, torch.full((len(x),), t, device=x.device), z)
-    logits = guided.classifier(x_t, std)
-    right = (logits.argmax(1) == guided.labels).sum()
-    confidence = logits.softmax(1).amax(1).sum()
-    return torch.stack([-class_log_likelihood(logits, guided.labels).sum(), right, confidence])
-
-
-def total(of: Callable, guided, sde: SDE, x: torch.Tensor, index: int, seed: int, draws: int):
-    """The sums `of` over `draws` noises of each image, at the noise level number `index`."""
-    noise = sampling.SeededNoise(x.device, "likelihood scores", seed, index)
-    return sum(of(guided, sde, x, LEVELS[index], noise.randn(x.shape)) for _ in range(draws))
-
-
-def row(level: float, sde: SDE, total: torch.Tensor) -> list[str]:
-    """The cells of `COLUMNS` at the time `level`, from a total of `sums`."""
-    rr, rg, gg = total.tolist()
-    _, std = sde.marginal_prob(torch.zeros(1, 1), torch.tensor([level]))
+def row(sde: SDE, t: float, of_score: torch.Tensor) -> list[str]:
+    """The cells of `COLUMNS` at the time `t`, from the total of `sums`."""
+    rr, rg, gg = of_score.tolist()
+    _, std = sde.marginal_prob(torch.zeros(1, 1), torch.tensor([t]))
     gain, scale, best = -(2 * rg + gg) / rr, -rg / gg, rg**2 / (rr * gg)
     return [f"{float(std):.3f}", f"{gain:.2%}", f"{scale:.2f}", f"{best:.2%}"]
 
@@ -82,7 +59,6 @@ def main():
     config = FLAGS.config
     images_wanted = require_positive(FLAGS.images, "--images")
     draws = require_positive(FLAGS.draws, "--draws")
-    by_classifier = describes_classifier(config)
     sde, device = sde_lib.from_config(config), get_device(config.device)
     guidance, _ = load_guidance(config, Workdir(FLAGS.workdir).checkpoint(), sde, device)
     domain = domains.from_config(config.data)
@@ -92,14 +68,11 @@ def main():
         guided = guidance(labels=labels.to(device))
         rows = []
         for index, t in enumerate(LEVELS):
-            given = guided, sde, x, index, config.seed, draws
-            cells = row(t, sde, total(sums, *given))
-            if by_classifier:
-                ce, right, confidence = (total(classifier_sums, *given) / (draws * len(x))).tolist()
-                cells += [f"{ce:.3f}", f"{right:.1%}", f"{confidence:.1%}"]
-            rows.append(cells)
+            noise = sampling.SeededNoise(device, "likelihood scores", config.seed, index)
+            draw = [noise.randn(x.shape) for _ in range(draws)]
+            rows.append(row(sde, t, sum(sums(guided, sde, x, t, z) for z in draw)))
         print(f"\n{len(x)} {name} images\n")
-        common.print_table(COLUMNS + OF_CLASSIFIER * by_classifier, rows)
+        common.print_table(COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
-"""The parity table of docs/metrics.md, and what precision and its kin cost in time and memory.
+"""FID, IS and P/R/D/C beside the reference implementations: the table of docs/metrics.md.
 
-``python -m benchmarks.parity_metrics`` compares with the reference implementations that this
-environment has: torch-fidelity and prdc, or TF-GAN in that of ``requirements-tfgan.txt``.
-``python -m benchmarks.parity_metrics --cost`` measures 10,000 samples beside prdc, then 50,000.
+    python -m studies.metrics_parity
+
+Compares with those that this environment has: torch-fidelity and prdc, or TF-GAN in that of
+``requirements-tfgan.txt``.
 """
 
-import argparse
 import importlib.util
-import multiprocessing
-import resource
-import time
 
 import numpy as np
 
@@ -90,35 +87,5 @@ def print_parity(sizes):
                 )
 
 
-def cost(metric, count):
-    """Seconds, and bytes at the peak above libraries and inputs, of a metric on `count` pairs."""
-    real, fake = real_and_fake(count, count, WIDTH)
-    metric(real[:16], fake[:16])  # imports are not the metric's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    values = metric(real, fake)
-    seconds = time.perf_counter() - start
-    return seconds, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), values
-
-
-def print_cost():
-    print("| | real × generated | seconds | GiB above the inputs | values |")
-    print("|---|---|---|---|---|")
-    ours = prdc.precision_recall_density_coverage
-    runs = ("prdc", prdc.prdc_package, 10_000), ("ours", ours, 10_000), ("ours", ours, 50_000)
-    for name, metric, count in runs:
-        # A process for each, because a process's peak never falls.
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            seconds, peak, values = pool.apply(cost, (metric, count))
-        text = ", ".join(f"{metric} {value:.6f}" for metric, value in values.items())
-        line = f"| {name} | {count:,} × {count:,} | {seconds:.1f} | {peak / 2**30:.2f} | {text} |"
-        print(line, flush=True)
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cost", action="store_true", help="measure time and memory instead")
-    if parser.parse_args().cost:
-        print_cost()
-    else:
-        print_parity(SIZES)
+    print_parity(SIZES)

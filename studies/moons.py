@@ -1,35 +1,36 @@
 """Likelihood scores on two interleaved half-moons (Chao et al., ICLR 2022).
 
-    python -m experiments.moons --steps 10000 --batch 500 --seed 0
+    python -m studies.moons --steps 1200 --seeds 0 1 2 3 4
 
-Trains a score model, then a classifier with each loss (ce, dlsm, total) against it, by the loop of
+Trains a score model, then classifiers with each loss (ce, dlsm, total) against it, by the loop of
 the images; prints how far their scores are from the exact ones, and what samples that they guide
-are like. Run again, it continues where it was cut.
+are like, mean ± standard deviation over seeds. Run again, it continues.
 """
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import ml_collections
 import numpy as np
 import torch
 from absl import flags
 
+import cli
 import datasets
 import losses
 import run_lib
 import sampling
 import sde_lib
 from configs import points
-from experiments import common, oracle
 from metrics.prdc import precision_recall_density_coverage
 from models.scores import EnergyScore, GuidedScore, Score
 from samplers import fast, grids
 from sde_lib import VESDE, expand, perturb
 from storage.trained import load_classifier, load_score
 from storage.workdir import Workdir
+from studies import common, oracle
 from training.classifier import ClassifierTraining
 from training.score import ScoreTraining
 from utils import UserError
@@ -39,7 +40,7 @@ SIGMA = 7.5  # at which scores are compared, and samples as published
 SCORE_BATCH = 1000
 DRAWN, PUBLISHED_DRAWN = 1000, 2000  # samples of each class
 BLUR = 1.0  # noise of samples and of real points, which lie on a curve, to compare them
-HEUN_STEPS, PC_STEPS, PUBLISHED_STEPS = 18, 50, 1000
+HEUN_STEPS, PUBLISHED_STEPS = 18, 1000
 CORRECTOR = 3.5  # ε of the published corrector
 
 
@@ -74,11 +75,15 @@ class Truth:
 
     Args:
         moons: the points (N, 2) of each class.
-        floor: added to the oracle's densities; the published code has 1e-8.
+        as_published: add 1e-8 to the oracle's densities, and draw and compare as published.
     """
 
     moons: list
-    floor: float = 0.0
+    as_published: bool = False
+
+    @property
+    def floor(self) -> float:
+        return 1e-8 if self.as_published else 0.0
 
     @functools.cached_property
     def grid(self) -> torch.Tensor:
@@ -123,7 +128,7 @@ class Truth:
 
     def of_itself(self) -> dict[str, float]:
         """The distances of the exact scores, without a floor, from the oracle's: 0 without one."""
-        exact = dataclasses.replace(self, floor=0.0)
+        exact = dataclasses.replace(self, as_published=False)
         return self.distances(exact.full, exact.posteriors)
 
     def exact_scores(self, sde: VESDE) -> list[oracle.ExactScore]:
@@ -145,14 +150,6 @@ def draw_heun(score: Callable, sde: VESDE, noise: sampling.SeededNoise) -> torch
     return sampler(score, noise.randn((DRAWN, 2)), noise.randn_like)[0]
 
 
-def draw_pc(score: Callable, sde: VESDE, noise: sampling.SeededNoise) -> torch.Tensor:
-    """Samples (DRAWN, 2) by predictor and Langevin corrector from σ = 10 to 0.001."""
-    sampler = sampling.PCSampler(
-        dataclasses.replace(sde, N=PC_STEPS), sampling.reverse_diffusion, sampling.langevin, 0.16
-    )
-    return sampler(score, noise.randn((DRAWN, 2)), noise.randn_like)[0]
-
-
 @torch.no_grad()
 def draw_published(score: Callable, sde: VESDE, noise: sampling.SeededNoise) -> torch.Tensor:
     """Samples (PUBLISHED_DRAWN, 2) as the published code draws them: σ ascends, no predictor moves.
@@ -166,57 +163,34 @@ def draw_published(score: Callable, sde: VESDE, noise: sampling.SeededNoise) -> 
     return x
 
 
-CORRECTED = {"heun": (draw_heun, True), "pc": (draw_pc, True)}
-PUBLISHED = {"published": (draw_published, False)}
-"""Name -> a function that draws samples, and whether they are clean, to be compared at `BLUR`."""
-
-
-def sample_metrics(
-    name: str,
-    draw: Callable,
-    clean: bool,
-    scores: Sequence[Callable],
-    sde: VESDE,
-    truth: Truth,
-    seed: int,
-) -> tuple[list[torch.Tensor], dict[str, float]]:
+def measure_samples(
+    scores: Sequence[Callable], sde: VESDE, truth: Truth, seed: int
+) -> dict[str, float]:
     """Means over the classes of P/R/D/C (k = 5) and the share nearest to their own moon.
 
-    Returns:
-        The samples of each class, and a dict.
+    Corrected, samples and real points are compared with noise `BLUR`; as published, real points
+    have noise `SIGMA`.
 
     Raises:
         UserError: the samples diverged.
     """
-    drawn, rows = [], []
+    draw = draw_published if truth.as_published else draw_heun
+    rows = []
     for label, score in enumerate(scores):
         noise = sampling.SeededNoise(torch.device("cpu"), "moons", seed, label)
         x = draw(score, sde, noise)
         if not x.isfinite().all():
             raise UserError(
-                f"The sampler {name} diverged with these scores; train for longer (--steps, "
-                "--score_steps)."
+                "The samples diverged with these scores; train for longer (--steps, --score_steps)."
             )
         real = truth.moons[label][-len(x) :]
-        fake = x + BLUR * noise.randn_like(x) if clean else x
-        real = real + (BLUR if clean else SIGMA) * noise.randn_like(real)
+        fake = x if truth.as_published else x + BLUR * noise.randn_like(x)
+        real = real + (SIGMA if truth.as_published else BLUR) * noise.randn_like(real)
         metrics = precision_recall_density_coverage(real.numpy(), fake.numpy(), nearest_k=5)
         nearest = [torch.cdist(x, moon).amin(1) for moon in truth.moons]
         right = (nearest[label] <= nearest[1 - label]).double().mean().item()
-        drawn.append(x)
         rows.append({**metrics, "right moon": right})
-    return drawn, {f"{name} {key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-
-
-def measure_samples(
-    scores: Sequence[Callable], sde: VESDE, truth: Truth, seed: int, as_published: bool
-) -> tuple[list[torch.Tensor], dict[str, float]]:
-    """`sample_metrics` of every sampler, one dict, and of the last one the samples."""
-    result = {}
-    for name, (draw, clean) in (PUBLISHED if as_published else CORRECTED).items():
-        drawn, metrics = sample_metrics(name, draw, clean, scores, sde, truth, seed)
-        result |= metrics
-    return drawn, result
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
 # ---------------------------------------------------------------- training and measuring
@@ -227,109 +201,47 @@ def train_score(seed: int, steps: int) -> pathlib.Path:
     config = points.moons()
     config.seed = seed
     config.training.batch_size, config.training.n_iters = SCORE_BATCH, steps
-    name = f"experiments/moons/score{steps}_s{seed}"
+    name = f"studies/moons/score{steps}_s{seed}"
     run_lib.train(config, name, make_job=MoonsScoreTraining)
     return Workdir(name).checkpoint()
 
 
 def run(
-    loss_type: str,
-    score_path: pathlib.Path,
-    truth: Truth,
-    *,
-    seed: int,
-    steps: int,
-    batch: int,
-    as_published: bool = False,
+    loss_type: str, score_path: pathlib.Path, truth: Truth, seed: int, steps: int, batch: int
 ) -> dict[str, float]:
-    """Train a classifier with a loss, measure, record and draw: the row, a dict."""
+    """Train a classifier with a loss, and measure: the row, a dict."""
     config = points.moons_classifier(loss_type, score_path)
     config.seed = seed
     config.training.batch_size, config.training.n_iters = batch, steps
     against = score_path.parent.parent.name  # its own seed and steps are in it
-    name = f"experiments/moons/{loss_type}{steps}_b{batch}_s{seed}_{against}"
+    name = f"studies/moons/{loss_type}{steps}_b{batch}_s{seed}_{against}"
     run_lib.train(config, name, make_job=ClassifierTraining)
 
     place, device = Workdir(name), torch.device("cpu")
     sde = sde_lib.from_config(config)
-    score, of_score = load_score(config, score_path, sde, device)
-    classifier, of_classifier = load_classifier(config, place.checkpoint(), device)
+    score, _ = load_score(config, score_path, sde, device)
+    classifier, _ = load_classifier(config, place.checkpoint(), device)
     guided = [GuidedScore(score, classifier, sde, torch.tensor([label])) for label in range(2)]
-    row = truth.of_models(score, guided)
-    drawn, metrics = measure_samples(guided, sde, truth, seed, as_published)
-    row |= metrics
-    settings = {
-        **{"experiment": f"Moons{', as published' if as_published else ''}"},
-        **{"loss": loss_type, "seed": seed, "batch": batch, "steps": of_classifier.step},
-        **{"score steps": of_score.step, "score model": against, "samples": len(drawn[0])},
-    }
-    entry = f"as_published_step_{steps}" if as_published else f"step_{steps}"
-    place.record(**{entry: {**row, "settings": settings}})
-    draw(place, entry, drawn, guided, truth)
-    return row
+    return truth.of_models(score, guided) | measure_samples(guided, sde, truth, seed)
 
 
-def draw(
-    place: Workdir,
-    name: str,
-    drawn: Sequence[torch.Tensor],
-    guided: Sequence[GuidedScore],
-    truth: Truth,
-) -> None:
-    """The samples, and each class's posterior score on the grid with the exact one beneath it."""
-    figure, axes = common.figure_of(1, 3, side=3.6)
-    scatter, *fields = axes[0]
-    for moon, x in zip(MOONS, drawn):
-        scatter.scatter(*x.T, s=1, label=moon)
-    scatter.legend(loc="lower left", fontsize=8)
-    scatter.set(xlim=(-60, 60), ylim=(-45, 45))
-    shown = truth.grid.reshape(35, 35, 2)[::3, ::3].reshape(-1, 2)
-    t = torch.full((len(shown),), guided[0].sde.time(SIGMA))
-    for panel, moon, score, exact in zip(fields, MOONS, guided, truth.posteriors):
-        exact = exact.reshape(35, 35, 2)[::3, ::3].reshape(-1, 2)
-        with torch.no_grad():
-            estimate = score(shown, t)
-        panel.quiver(*shown.T, *exact.T, color="0.7", angles="xy", width=0.008)
-        panel.quiver(*shown.T, *estimate.T, color="tab:red", angles="xy", width=0.004)
-        panel.set_title(f"posterior score, {moon}: exact grey", fontsize=9)
-    common.save_figure(place, name, figure)
-
-
-def print_rows(rows: Mapping[str, Mapping[str, float]]) -> None:
-    """Print rows of numbers by the name of the loss, and after it what they are of."""
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    common.print_table(
-        ["", *rows],
-        [
-            [column, *(f"{row[column]:.4f}" if column in row else "" for row in rows.values())]
-            for column in columns
-        ],
-    )
-
-
-def main(seed: int, as_published: bool) -> None:
+def main() -> None:
     FLAGS = flags.FLAGS
     config = points.moons()
     split = datasets.load(config.data, "train")
     moons = [torch.tensor(np.array(split.images[split.labels == label])) for label in range(2)]
-    truth = Truth(moons, floor=1e-8 if as_published else 0.0)
+    truth = Truth(moons, FLAGS.as_published)
     score_path = train_score(FLAGS.score_seed, FLAGS.score_steps)
-    rows = {"zero": truth.of_nothing(), "exact": truth.of_itself()}
-    if not as_published:  # the published sampler diverges with the exact score: it is unbounded
+    exact = truth.of_itself()
+    if not FLAGS.as_published:  # the published sampler diverges with the exact score
         sde = sde_lib.from_config(config)
-        scores = truth.exact_scores(sde)
-        rows["exact"] |= measure_samples(scores, sde, truth, seed, as_published)[1]
-    for loss_type in points.MOONS_RATES:
-        rows[loss_type] = run(
-            loss_type,
-            score_path,
-            truth,
-            seed=seed,
-            steps=FLAGS.steps,
-            batch=FLAGS.batch,
-            as_published=as_published,
-        )
-    print_rows(rows)
+        exact |= measure_samples(truth.exact_scores(sde), sde, truth, FLAGS.seeds[0])
+    results = {"exact": [exact], "zero": [truth.of_nothing()]}
+    for seed in FLAGS.seeds:
+        for loss_type in points.MOONS_RATES:
+            row = run(loss_type, score_path, truth, seed, FLAGS.steps, FLAGS.batch)
+            results.setdefault(loss_type, []).append(row)
+    common.print_seeds("loss", results, reference="ce")
 
 
 if __name__ == "__main__":
@@ -337,8 +249,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 250, "Batch size of each classifier; the paper's is 4000.")
     flags.DEFINE_integer("score_steps", 6000, "Steps of the score model; the paper's are 40002.")
     flags.DEFINE_integer("score_seed", 0, "Seed of the score model, which all losses share.")
-    common.launch(
-        main,
-        seed=0,
-        published="Sample with ascending noise levels, and add 1e-8 to the exact densities.",
+    common.define_seeds([0])
+    common.define_as_published(
+        "Sample with ascending noise levels, and add 1e-8 to the exact densities."
     )
+    cli.launch(main, pairs=["seeds"])

@@ -1,20 +1,21 @@
 """Unconstrained, constrained and quasi-conservative scores (Chao et al., ICML 2023, section 3.2).
 
-    python -m experiments.plane --dataset gaussian_8 --kind qcsbm --steps 2000 --seed 0
+    python -m studies.plane --dataset gaussian_8 --kind usbm qcsbm --steps 2000 --seeds 0 1 2
 
-Trains by the loop of the images, evaluates every checkpoint's asymmetry and the last one's score
-error, likelihood and samples, and prints the row; the exact score's own row stands above it. Run
-again, it continues where it was cut; without --dataset or --kind it goes through all of them.
+Trains by the loop of the images, measures asymmetry, score error, likelihood and samples, and
+prints them, mean ± standard deviation over seeds; the exact score's own row stands above them. Run
+again, it continues; without --dataset or --kind it goes through all of them.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import ml_collections
 import torch
 from absl import flags
 
+import cli
 import datasets
 import likelihood
 import losses
@@ -22,41 +23,29 @@ import run_lib
 import sampling
 import sde_lib
 from configs import points
-from experiments import common, oracle
 from metrics.prdc import precision_recall_density_coverage
 from models import jacobian
 from models.scores import EnergyScore, Score
 from storage.trained import load_score
 from storage.workdir import Workdir
+from studies import common, oracle
 
-KINDS = {
-    "usbm": ("usbm", "exact"),
-    "csbm": ("csbm", "exact"),
-    "qcsbm": ("qcsbm", "exact"),
-    "qcsbm_paper": ("qcsbm", "paper"),
-    "qcsbm_skew": ("qcsbm", "skew"),
-}
-"""Name -> the kind of model, and the estimator of its regulariser."""
-
+KINDS = "usbm", "qcsbm", "csbm"
 LEVELS = 10  # σ_n = 0.1·30^(n/11), n = 0…9
 SCORED = 5000  # points at each level: the errors of the smallest are heavy-tailed
 MEASURED = 2000  # points of the likelihood
 DRAWN = 5000  # samples, and real points that they are compared with
-CHECKPOINTS = 4  # of a training, whose asymmetry is followed
-COLUMNS = ("score_err", "nasym", "asym", "nats", "nfe", "precision", "recall")
 
 
 def configure(
     dataset: str, kind: str, *, seed: int, batch: int, steps: int
 ) -> ml_collections.ConfigDict:
     """The configuration of a training."""
-    kind, estimator = KINDS[kind]
     config = points.plane(dataset, kind)
     config.seed = seed
-    config.loss.estimator = estimator
     training = config.training
     training.batch_size, training.n_iters = batch, steps
-    training.snapshot_freq = training.snapshot_freq_for_preemption = max(1, steps // CHECKPOINTS)
+    training.snapshot_freq = steps
     return config
 
 
@@ -133,20 +122,18 @@ class Measures:
         )
         return -density.mean().item()
 
-    def samples(self, score: Callable, sampler: Callable) -> tuple[torch.Tensor, dict[str, float]]:
-        """Samples (DRAWN, 2), and a dict of their NFE, precision, recall, density, coverage."""
+    def samples(self, score: Callable, sampler: Callable) -> dict[str, float]:
+        """NFE, precision, recall, density and coverage of samples (DRAWN, 2), a dict."""
         noise = self.noise("samples")
         x, nfe = sampler(score, noise.randn((DRAWN, 2)), noise.randn_like)
         real = self.test[:DRAWN].numpy()
         metrics = precision_recall_density_coverage(real, x.numpy(), nearest_k=3)
-        return x, {"nfe": float(nfe), **metrics}
+        return {"nfe": float(nfe), **metrics}
 
-    def everything(
-        self, score: Callable, sampler: Callable
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Samples, and all of the above but the asymmetry, a dict."""
-        x, metrics = self.samples(score, sampler)
-        return x, {"score_err": self.score_error(score), "nats": self.nats(score), **metrics}
+    def everything(self, score: Callable, sampler: Callable) -> dict[str, float]:
+        """All of the above but the asymmetry, a dict."""
+        metrics = {"score_err": self.score_error(score), "nats": self.nats(score)}
+        return metrics | self.samples(score, sampler)
 
 
 def measures_of(config: ml_collections.ConfigDict, as_published: bool) -> Measures:
@@ -159,78 +146,32 @@ def measures_of(config: ml_collections.ConfigDict, as_published: bool) -> Measur
 def run(
     dataset: str, kind: str, measures: Measures, *, seed: int, batch: int, steps: int
 ) -> dict[str, float]:
-    """Train, measure, record and draw: the row, a dict."""
+    """Train and measure: the row, a dict."""
     config = configure(dataset, kind, seed=seed, batch=batch, steps=steps)
-    name = f"experiments/plane/{dataset}_{kind}_b{batch}_s{seed}_{steps}"
+    name = f"studies/plane/{dataset}_{kind}_b{batch}_s{seed}_{steps}"
     run_lib.train(config, name)
-    place, device, sde = Workdir(name), torch.device("cpu"), measures.sde
-
-    curve = []
-    for index in range(1, steps // config.training.snapshot_freq + 1):
-        score, loaded = load_score(config, place.checkpoint(index), sde, device)
-        curve.append({"step": loaded.step, **measures.asymmetry(score)})
-    samples, row = measures.everything(score, sampling.from_config(config.sampling, sde))
-    row |= {"asym": curve[-1]["asym"], "nasym": curve[-1]["nasym"]}
-    published = measures.as_published
-    settings = {
-        "experiment": f"Plane, {dataset}{', as published' if published else ''}",
-        **{"model": kind, "seed": seed, "batch": batch, "steps": loaded.step},
-        "points": SCORED,
-        "samples": DRAWN,
-    }
-    entry = "as_published" if published else "corrected"
-    place.record(**{entry: {**row, "settings": settings}})
-    draw(place, entry, samples, curve, score)
-    return row
-
-
-def floor(dataset: str, measures: Measures) -> dict[str, float]:
-    """The row of the exact score, whose Jacobian is symmetric."""
-    config = points.plane(dataset, "usbm")
+    path = Workdir(name).checkpoint()
+    score, _ = load_score(config, path, measures.sde, torch.device("cpu"))
     sampler = sampling.from_config(config.sampling, measures.sde)
-    _, row = measures.everything(measures.exact, sampler)
-    return {**row, "asym": 0.0, "nasym": 0.0}
+    return measures.everything(score, sampler) | measures.asymmetry(score)
 
 
-def draw(
-    place: Workdir,
-    name: str,
-    samples: torch.Tensor,
-    curve: Sequence[Mapping[str, float]],
-    score: Score | EnergyScore,
-) -> None:
-    """The samples, Asym over training, and the curl ∂s₂/∂x₁ − ∂s₁/∂x₂ at t = ½."""
-    figure, axes = common.figure_of(1, 3, side=3.4)
-    scatter, line, map_ = axes[0]
-    scatter.scatter(*samples.T, s=1)
-    scatter.set(xlim=(-8, 8), ylim=(-8, 8), aspect="equal")
-    steps = [each["step"] for each in curve]
-    for key in ("asym", "nasym"):
-        line.plot(steps, [each[key] for each in curve], label=key)
-    line.set(xlabel="step", yscale="log" if curve[-1]["nasym"] > 0 else "linear")
-    line.legend()
-    x = torch.from_numpy(common.grid(-8, 8, 60, "float32"))
-    _, J = jacobian.matrix(lambda v: score.jvp(x, torch.full((len(x),), 0.5), v), x)
-    curl = (J[:, 1, 0] - J[:, 0, 1]).detach().reshape(60, 60).T.numpy()
-    image = map_.imshow(curl, origin="lower", extent=(-8, 8, -8, 8), cmap="RdBu")
-    figure.colorbar(image, ax=map_)
-    map_.set_title("curl at t = ½", fontsize=9)
-    common.save_figure(place, name, figure)
-
-
-def main(seed: int, as_published: bool) -> None:
+def main() -> None:
     FLAGS = flags.FLAGS
-    rows = []
+    size = {"batch": FLAGS.batch, "steps": FLAGS.steps}
     for dataset in [FLAGS.dataset] if FLAGS.dataset else oracle.PLANE:
-        size = {"seed": seed, "batch": FLAGS.batch, "steps": FLAGS.steps}
-        measures = measures_of(configure(dataset, "usbm", **size), as_published)
-        rows.append((dataset, "exact", floor(dataset, measures)))
-        for kind in FLAGS.kind or KINDS:
-            rows.append((dataset, kind, run(dataset, kind, measures, **size)))
-    common.print_table(
-        ["set", "model", *COLUMNS],
-        [[name, kind, *(f"{row[each]:.4g}" for each in COLUMNS)] for name, kind, row in rows],
-    )
+        results = {}
+        for seed in FLAGS.seeds:
+            config = configure(dataset, "usbm", seed=seed, **size)
+            measures = measures_of(config, FLAGS.as_published)
+            if not results:  # the exact score's Jacobian is symmetric
+                sampler = sampling.from_config(config.sampling, measures.sde)
+                row = measures.everything(measures.exact, sampler)
+                results["exact"] = [{**row, "asym": 0.0, "nasym": 0.0}]
+            for kind in FLAGS.kind or KINDS:
+                row = run(dataset, kind, measures, seed=seed, **size)
+                results.setdefault(kind, []).append(row)
+        common.print_seeds(dataset, results, reference="usbm")
 
 
 if __name__ == "__main__":
@@ -238,6 +179,6 @@ if __name__ == "__main__":
     flags.DEFINE_multi_enum("kind", None, list(KINDS), "Kinds of models; without it, all.")
     flags.DEFINE_integer("batch", 250, "Batch size; the paper's is 5000.")
     flags.DEFINE_integer("steps", 500, "Steps; the paper's are 2000, 4000 for checkerboard.")
-    common.launch(
-        main, seed=0, published="Ask the oracle at twice the variance, the model at another level."
-    )
+    common.define_seeds([0])
+    common.define_as_published("Ask the oracle at twice the variance, the model at another level.")
+    cli.launch(main, pairs=("kind", "seeds"))

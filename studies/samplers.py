@@ -6,14 +6,13 @@ Draws ``config.eval.num_samples`` digits of the workdir's model by each of `samp
 in at most so many evaluations, and by predictor and corrector (PC) and the probability flow (RK45)
 as configured, for each seed, as `run_lib_sampling.py` does. Prints FID, precision and recall of the
 data set's own features against the training images, the share that an independent classifier
-recognises (scripts/recognise.py), and seconds; plots the first and the last two.
+recognises (scripts/recognise.py), and seconds: mean ± standard deviation over seeds.
 """
 
 import time
 
 import numpy as np
 from absl import flags
-from matplotlib import ticker
 
 import cli
 import datasets
@@ -31,7 +30,6 @@ from studies import common
 from utils import get_device, lookup
 
 REFERENCES = {"pc": "PC", "ode": "RK45"}  # method -> its name in tables
-PLOTTED = {"FID": "log", "recognised": "linear"}  # quantity -> scale of its axis
 
 
 def steps_within(method, nfe):
@@ -106,36 +104,11 @@ class Judge:
         }
 
 
-def plot(results):
-    """A panel for each of `PLOTTED`: a curve for each sampler, a line for each reference.
-
-    `results` is {(sampler, steps): numbers of each seed}.
-    """
-    figure, axes = common.figure_of(1, len(PLOTTED), side=4.5)
-    for panel, (quantity, scale) in zip(axes[0], PLOTTED.items()):
-        for name in dict.fromkeys(name for name, _ in results):
-            rows = [seeds for (other, _), seeds in results.items() if other == name]
-            nfe = [np.mean([row["NFE"] for row in seeds]) for seeds in rows]
-            values = [[row[quantity] for row in seeds] for seeds in rows]
-            means, spreads = np.mean(values, axis=1), np.std(values, axis=1)
-            if name in REFERENCES.values():
-                panel.axhline(means[0], color="grey", linestyle="--", linewidth=1)
-                panel.annotate(f"{name}, {nfe[0]:.0f}", (5, means[0]), fontsize=7, va="bottom")
-            else:
-                panel.errorbar(nfe, means, spreads, marker=".", linewidth=1, label=name)
-        panel.set(xlabel="NFE", ylabel=quantity, xscale="log", yscale=scale)
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_locator(ticker.NullLocator())
-        panel.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
-    return figure
-
-
 def main():
     FLAGS = flags.FLAGS
-    config, place = FLAGS.config, Workdir(FLAGS.workdir)
-    sde = sde_lib.from_config(config)
-    score, _ = load_score(config, place.checkpoint(), sde, get_device(config.device))
+    config, sde = FLAGS.config, sde_lib.from_config(FLAGS.config)
+    path = Workdir(FLAGS.workdir).checkpoint()
+    score, _ = load_score(config, path, sde, get_device(config.device))
     judge = Judge(config)
     results = {}
     for name, settings in settings_of(config, FLAGS.samplers, sorted(FLAGS.nfe)):
@@ -143,9 +116,8 @@ def main():
         for seed in FLAGS.seeds:
             samples, nfe, seconds = draw(sampler, score, config, seed)
             numbers = {"NFE": nfe, **judge(samples), "seconds": seconds}
-            results.setdefault((name, settings.steps), []).append(numbers)
-    common.print_seeds("sampler", {f"{name}, {steps}": v for (name, steps), v in results.items()})
-    print(f"The figure is {common.save_figure(place, 'quality_against_nfe', plot(results))}.")
+            results.setdefault(f"{name}, {settings.steps} steps", []).append(numbers)
+    common.print_seeds("sampler", results)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,49 @@
 """What training, sampling and evaluation cost here, beside the way the published code took.
 
-python -m benchmarks.speed [--device cpu|cuda] [--size small|published] [--only JOB …]
-    [--ways WAY …] [--images N]
+    python -m studies.speed [--device cpu|cuda] [--size small|published] [--only JOB …]
+        [--ways WAY …] [--images N]
 
-Prints the machine and a Markdown table. Both sides of a row run in this process: the baseline in
-float32, channels first, not compiled, with convolutions for resampling, create_graph double
-backward, loops over parameters, two forward passes for a likelihood, SciPy on the host and
-per-image decoding; ours as the row says. How times and memory are taken: `measuring`.
+Prints the machine and a Markdown table. Both sides of a row run in this process:
+the baseline in float32, channels first, not compiled, with convolutions for resampling,
+create_graph double backward, loops over parameters, two forward passes for a likelihood and SciPy
+on the host; ours as the row says. Times are medians of `RUNS` runs in turns,
+after a warm-up in which compilations fall. Memory is the peak above what was in use before, of the
+process on a CPU, of PyTorch's allocator on a GPU.
 """
 
 import argparse
-import atexit
+import ctypes
 import dataclasses
 import functools
-import shutil
-import tempfile
+import gc
+import pathlib
+import platform
+import re
+import statistics
+import sys
+import time
 
-import numpy as np
-import scipy.linalg
 import torch
-from oracles import double_backward, published_way
 
-import datasets
 import domains
 import likelihood
 import losses
 import models
 import sampling
 import sde_lib
-from benchmarks.measuring import Meter, ceilings, machine
-from benchmarks.parity_metrics import real_and_fake
 from configs import common
-from metrics import frechet, prdc
+from metrics import prdc
 from models import jacobian
 from models.compute import freeze, prepare
 from models.ema import EMA
 from models.scores import Score
-from readers.tfds import tensorflow_stand_in
+from studies.common import ROOT, print_table
+from studies.metrics_parity import real_and_fake
 
+sys.path.append(str(ROOT / "tests"))  # the oracles that are measured against are the tests'
+from oracles import double_backward, published_way
+
+RUNS = 5
 # The ways to compute that are tried, as fields of `config.compute`.
 BASELINE = {"precision": "fp32", "channels_last": False, "compile": False}
 WAYS = {
@@ -67,7 +73,6 @@ class Bench:
         config: of a score model and, in `classifier`, of a classifier.
         batch, slices: images of a step, and the QC regulariser's random vectors for each.
         pc_steps: steps of the PC sampler.
-        side: of the matrices whose products are timed; None: the device's own.
     """
 
     device: torch.device
@@ -75,7 +80,6 @@ class Bench:
     batch: int
     slices: int
     pc_steps: int
-    side: int | None = None
 
     @property
     def ways(self):
@@ -120,18 +124,7 @@ def published(device):
     return Bench(device, config, batch=128, slices=1, pc_steps=10)
 
 
-def tiny(device):
-    """Seconds on a CPU, to see that everything runs; its numbers mean nothing."""
-    config = common.dlsm_classifier(common.CIFAR10, "resnet_small_cond")
-    config.data.image_size = 8
-    config.model.nf = 8
-    config.model.ch_mult = (1, 2)
-    config.model.num_res_blocks = 1
-    config.model.attn_resolutions = (4,)
-    return Bench(device, config, batch=4, slices=1, pc_steps=2, side=64)
-
-
-SIZES = {"small": small, "published": published, "tiny": tiny}
+SIZES = {"small": small, "published": published}
 
 
 # ---------------------------------------------------------------- the jobs
@@ -232,6 +225,7 @@ NETWORK_JOBS = {
 
 
 def precision_and_its_kin(device):
+    """The `prdc` package, and ours."""
     real, fake = real_and_fake(10_000, 10_000, 2048)
     return (
         lambda: prdc.prdc_package(real, fake),
@@ -239,74 +233,65 @@ def precision_and_its_kin(device):
     )
 
 
-def fid(device):
-    real, fake = real_and_fake(10_000, 10_000, 2048)
-
-    def published():
-        covariances = [np.cov(x, rowvar=False, dtype=np.float64) for x in (real, fake)]
-        root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
-        difference = real.mean(0, dtype=np.float64) - fake.mean(0, dtype=np.float64)
-        return difference @ difference + sum(map(np.trace, covariances)) - 2 * np.trace(root.real)
-
-    return published, lambda: frechet.frechet_distance(real, fake)
+# ---------------------------------------------------------------- measuring
 
 
-def batches(device):
-    """50 training batches of 128 CIFAR-10-like images in the model's range, on the device."""
-    count, size = 50, 128
-    folder = tempfile.mkdtemp(prefix="batches-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    images = np.random.default_rng(0).integers(0, 256, (5000, 32, 32, 3), dtype=np.uint8)
-    source = as_data_source(images, folder)
-    domain = domains.from_config(common.base(common.CIFAR10).data)
-    split = datasets.Split(images.transpose(0, 3, 1, 2).copy(), np.zeros(5000, np.int64), 10)
-    drawn = datasets.TrainBatches(split, size, 0)
-    rng = np.random.default_rng(0)
+class Meter:
+    """Seconds and gigabytes of calls on a device."""
 
-    def ours():
-        for _ in range(count):
-            domain.to_model(next(drawn)[0].to(device), train=True)
+    def __init__(self, device):
+        self.device = device
 
-    def published():
-        for _ in range(count):
-            chosen = [source[int(i)]["image"] for i in rng.integers(5000, size=size)]
-            flipped = [x[:, ::-1] if rng.random() < 0.5 else x for x in chosen]
-            x = np.stack(flipped).astype(np.float32) / 255
-            torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(device)
+    def synchronise(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
-    return published, ours
+    def peak(self, reset=False):
+        """Bytes at the peak since the last reset."""
+        if self.device.type == "cuda":
+            if reset:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(self.device)
+            return torch.cuda.max_memory_allocated(self.device)
+        if reset:
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+            pathlib.Path("/proc/self/clear_refs").write_text("5")
+        status = pathlib.Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
 
+    def gigabytes(self, call):
+        """At the peak of a call, above what was in use before."""
+        self.synchronise()
+        before = self.peak(reset=True)
+        call()
+        self.synchronise()
+        return (self.peak() - before) / 1e9
 
-def as_data_source(images, folder):
-    """uint8 images (N, H, W, C) as tfds keeps CIFAR-10: PNG files in an array_record."""
-    import tensorflow_datasets as tfds
+    def seconds(self, call):
+        self.synchronise()
+        start = time.perf_counter()
+        call()
+        self.synchronise()
+        return time.perf_counter() - start
 
-    class Images(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {"image": tfds.features.Image(shape=images.shape[1:], encoding_format="png")}
-            features = tfds.features.FeaturesDict(features)
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for number, image in enumerate(images):
-                yield number, {"image": image}
-
-    builder = Images(data_dir=folder, file_format="array_record")
-    with tensorflow_stand_in():
-        builder.download_and_prepare()
-    return builder.as_data_source("train")
+    def __call__(self, *calls):
+        """(seconds, gigabytes) of each call; they take turns, so that all see the same machine."""
+        for call in calls:
+            call()
+        memory = [self.gigabytes(call) for call in calls]
+        times = zip(*([self.seconds(call) for call in calls] for _ in range(RUNS)))
+        return list(zip(map(statistics.median, times), memory))
 
 
-HOST_JOBS = {
-    "P/R/D/C, 10,000 × 2,048": precision_and_its_kin,
-    "FID, 10,000 × 2,048": fid,
-    "50 batches of 128": batches,
-}
+def machine(bench):
+    """What this runs on, in words."""
+    cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    words = [f"{cpu[1] if cpu else platform.machine()}, {torch.get_num_threads()} threads"]
+    if bench.device.type == "cuda":
+        words.append(torch.cuda.get_device_name(bench.device))
+    words += [f"PyTorch {torch.__version__}", f"Python {platform.python_version()}"]
+    return ", ".join(words)
 
 
 # ---------------------------------------------------------------- the table
@@ -317,8 +302,9 @@ def as_published(bench, call):
         call()
 
 
-def rows(bench, meter, only, ways):
-    """Yields (job, way, the baseline's measurement, ours)."""
+def rows(bench, only, ways):
+    """Yields (job, way, seconds and gigabytes of the baseline, of ours)."""
+    meter = Meter(bench.device)
     for name, job in NETWORK_JOBS.items():
         if only and not any(text in name for text in only):
             continue
@@ -328,14 +314,12 @@ def rows(bench, meter, only, ways):
                 baseline = job(bench, BASELINE, baseline=True)
                 ours = job(bench, settings, baseline=False)
                 yield name, way, *meter(functools.partial(as_published, bench, baseline), ours)
-    for name, job in HOST_JOBS.items():
-        if not only or any(text in name for text in only):
-            yield name, "", *meter(*job(bench.device))
+    if not only or any(text in "P/R/D/C" for text in only):
+        yield "P/R/D/C, 10,000 × 2,048", "", *meter(*precision_and_its_kin(bench.device))
 
 
-def asked_for(description):
-    """The `Bench`, and the parts of the jobs' names and the ways, that the command line names."""
-    parser = argparse.ArgumentParser(description=description)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", choices=SIZES)
     parser.add_argument("--only", nargs="*", help="parts of the jobs' names")
@@ -346,22 +330,13 @@ def asked_for(description):
     size = arguments.size or ("published" if device.type == "cuda" else "small")
     bench = SIZES[size](device)
     bench = dataclasses.replace(bench, batch=arguments.images or bench.batch)
-    print(f"{machine(device)}; {size} networks, {bench.batch} images")
-    return bench, arguments.only, arguments.ways
-
-
-def main():
-    bench, only, ways = asked_for(__doc__)
-    print("; ".join(ceilings(bench.device, bench.side)))
-    print("\n| job | ours | s | baseline s | times as fast | GB | baseline GB | share |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name, way, baseline, ours in rows(bench, Meter(bench.device), only, ways):
-        print(
-            f"| {name} | {way} | {ours.seconds:.3f} | {baseline.seconds:.3f} "
-            f"| {baseline.seconds / ours.seconds:.2f} | {ours.gigabytes:.2f} "
-            f"| {baseline.gigabytes:.2f} | {ours.gigabytes / max(baseline.gigabytes, 1e-9):.2f} |",
-            flush=True,
-        )
+    print(f"{machine(bench)}; {size} networks, {bench.batch} images\n")
+    heads = "job", "ours", "s", "baseline s", "times as fast", "GB", "baseline GB", "share"
+    print_table(heads, [])
+    for name, way, (their_s, their_gb), (s, gb) in rows(bench, arguments.only, arguments.ways):
+        times = f"{s:.3f} | {their_s:.3f} | {their_s / s:.2f}"
+        memory = f"{gb:.2f} | {their_gb:.2f} | {gb / max(their_gb, 1e-9):.2f}"
+        print(f"| {name} | {way} | {times} | {memory} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """DLSM against cross-entropy where the true likelihood score is known.
 
-    python -m benchmarks.two_gaussians
+    python -m studies.two_gaussians
 
 Two Gaussian classes N(m_y, s² I) in two dimensions, equally likely, under the VE SDE. Everything is
 known: p_t(x | y) = N(m_y, (s² + σ²) I), the mixture's score, and the likelihood score
@@ -18,6 +18,7 @@ from torch import nn
 import losses
 import sde_lib
 from models.scores import class_log_likelihood, input_gradient
+from studies import common
 
 LOSSES = ("CE", "DLSM + CE, w = 0", "DLSM + CE, w = 1", "DLSM, w = 1")
 
@@ -112,13 +113,12 @@ def errors(problem, classifier, count=20000):
 
 def main(steps=800, batch=1024, seeds=(0, 1, 2)):
     problem = TwoGaussians(sde_lib.VESDE(0.05, 5.0))
-    print("| loss | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean |")
-    print("|---|" + "---|" * (len(seeds) + 1))
+    results = {}
     for name in LOSSES:
-        results = [errors(problem, train(problem, name, seed, steps, batch)) for seed in seeds]
-        results.append([sum(column) / len(seeds) for column in zip(*results)])
-        cells = " | ".join(f"{plain:.4f} / {weighted:.4f}" for plain, weighted in results)
-        print(f"| {name} | {cells} |", flush=True)
+        for seed in seeds:
+            plain, weighted = errors(problem, train(problem, name, seed, steps, batch))
+            results.setdefault(name, []).append({"error": plain, "σ²-weighted": weighted})
+    common.print_seeds("loss", results, reference="CE")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ stage "Draw 500 samples, $steps evaluations of the network each"
 draw_anew $sampler
 $python run_lib_sampling.py --config $config --workdir demo --sampler $sampler --steps $steps
 stage "Have an independent classifier recognise the samples"
-$python demo/recognise.py results/demo/eval_sampling_$sampler
+$python scripts/recognise.py results/demo/eval_sampling_$sampler
 stage "Compare the samples with the training images"
 $python run_lib_evaluation_fidis.py --config $config --workdir demo --sampler $sampler \
     --encode --encode_dataset --fidis --prdc --nfe

@@ -24,7 +24,7 @@ $python $draw --workdir $scale --restore_classifier results/$base/checkpoints/ch
 stage "Draw 30 samples of each digit, guided by ours"
 $python $draw --workdir $ours
 stage "Have an independent classifier recognise the digits that were asked for"
-$python demo/recognise_classes.py $base $scale $ours
+$python scripts/recognise.py results/{$base,$scale,$ours}/eval_samples*
 stage "Train on the samples alone, test on real digits (CAS)"
 for setup in real base scale ours; do
     $python $cas --workdir $ours --setup $setup

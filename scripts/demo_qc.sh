@@ -2,7 +2,7 @@
 # Fine-tune the score model of results/demo: without the QC regulariser (U), with the paper's
 # estimator of it and with the skew one, for equal steps; then measure NLL and asymmetry of each.
 source "$(dirname "$0")/stages.sh"
-stages=8
+stages=7
 config=configs/demo/digits_qc.py
 restore=results/demo/checkpoints/checkpoint.pth
 workdirs=(demo_u demo_qc_paper demo_qc_skew)
@@ -24,7 +24,5 @@ for workdir in "${workdirs[@]}"; do
     $python run_lib_evaluation_asym.py --config $config --workdir $workdir --ema \
         --config.loss.estimator=skew --calculate --read
 done
-stage "Put them side by side"
-$python demo/qc_table.py "${workdirs[@]}"
 stage "Write the report"
 $python report.py --workdir demo --workdir demo_u --workdir demo_qc_paper --workdir demo_qc_skew

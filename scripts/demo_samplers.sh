@@ -14,9 +14,8 @@ $python run_lib_sampling.py --config $config --workdir demo
 stage "Draw 500 samples along the probability flow (ODE)"
 $python run_lib_sampling.py --config $config --workdir demo --ode
 stage "Have an independent classifier recognise the samples"
-$python demo/recognise.py results/demo/eval_sampling_$sampler
-$python demo/recognise.py results/demo/eval_sampling
-$python demo/recognise.py results/demo/eval_sampling_ode
+$python scripts/recognise.py results/demo/eval_sampling_$sampler results/demo/eval_sampling \
+    results/demo/eval_sampling_ode
 stage "Compare the samples with the training images"
 $python $evaluate --encode --encode_dataset --fidis --prdc
 $python $evaluate --sampler $sampler --encode --fidis --prdc

@@ -1,10 +1,10 @@
-"""How many of the drawn digits does an independent classifier recognise?
+"""How many of the drawn digits an independent classifier recognises.
 
-python demo/recognise.py FOLDER_OF_SAMPLES
+    python scripts/recognise.py FOLDER_OF_SAMPLES...
 
-A multilayer perceptron learns the real training digits. Printed are its accuracy on the real test
-digits, the share of the samples to which it gives one class a probability above 0.9 (beside the
-same share of the real test digits), and what share of the samples each digit has.
+A multilayer perceptron learns the real training digits. Printed is, for the real test digits and
+for each folder, the share of images to which it gives one class a probability above 0.9; and of
+samples of classes (``eval_samples/{class}``) the share in which it sees the class asked for.
 """
 
 import pathlib
@@ -35,24 +35,31 @@ def share_of_sure(probabilities):
     return (probabilities.max(axis=1) > 0.9).mean()
 
 
-def main(folder):
+def samples_of(folder):
+    """The samples (N, H, W, C) in a folder, and the number (N,) of the subfolder of each."""
     paths = sorted(pathlib.Path(folder).rglob("samples_*.npz"))
-    samples = np.concatenate([load_npz(path, "samples")["samples"] for path in paths])
-    data = digits.get_config().data
-    train, test = datasets.load(data, "train"), datasets.load(data, "test")
+    parts = [load_npz(path, "samples")["samples"] for path in paths]
+    numbers = [int(path.parent.name) for path in paths]
+    return np.concatenate(parts), np.repeat(numbers, [len(part) for part in parts])
+
+
+def main(folders):
+    train, test = datasets.load_both(digits.get_config().data)
     model = recogniser(train)
-    accuracy = model.score(flatten(test.images), test.labels)
-    real = share_of_sure(model.predict_proba(flatten(test.images)))
-    probabilities = model.predict_proba(flatten(samples))
-    shares = np.bincount(probabilities.argmax(axis=1), minlength=10) / len(samples)
-    print(f"{folder}: {len(samples)} samples")
-    print(f"  accuracy of the classifier on real test digits:     {accuracy:.1%}")
-    print(f"  real test digits with a probability above 0.9:      {real:.1%}")
-    print(
-        f"  samples with a probability above 0.9:               {share_of_sure(probabilities):.1%}"
-    )
-    print("  share of each digit: " + "  ".join(f"{d}: {s:.1%}" for d, s in enumerate(shares)))
+    print("| images | number | above 0.9 | class asked for |")
+    print("|---|---|---|---|")
+    print_row("real test digits", model, test.images, test.labels)
+    for folder in folders:
+        images, numbers = samples_of(folder)
+        by_class = pathlib.Path(folder).name.startswith("eval_samples")
+        print_row(folder, model, images, numbers if by_class else None)
+
+
+def print_row(name, model, images, labels):
+    probabilities = model.predict_proba(flatten(images))
+    seen = "" if labels is None else f"{(probabilities.argmax(1) == labels).mean():.1%}"
+    print(f"| {name} | {len(images)} | {share_of_sure(probabilities):.1%} | {seen} |")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

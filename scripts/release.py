@@ -1,6 +1,6 @@
 """Write the averaged weights of a run alone, in half precision, to be passed on.
 
-python pretrained/release.py --config CONFIG --workdir NAME [--checkpoint_idx N] --out FILE.pth
+python scripts/release.py --config CONFIG --workdir NAME [--checkpoint_idx N] --out FILE.pth
 
 The file is a checkpoint that every command reads; a training that starts from it has no moments.
 """

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Samples, an array task for each division:
-#   sbatch slurm/sample.sh --config configs/qc_ncsn/evaluation/eval_cifar10_config.py --workdir W
+#   sbatch scripts/slurm_sample.sh --config configs/qc_ncsn/evaluation/eval_cifar10_config.py --workdir W
 # Submitted from the repository's root, with its environment active. See docs/slurm.md.
 #SBATCH --job-name=sample
 #SBATCH --array=0-9

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Training on two nodes:
-#   sbatch slurm/train.sh --config configs/score/cifar10_score_configs.py --workdir score_cifar10
+#   sbatch scripts/slurm_train.sh --config configs/score/cifar10_score_configs.py --workdir score_cifar10
 # Submitted from the repository's root, with its environment active. See docs/slurm.md.
 #SBATCH --job-name=train
 #SBATCH --nodes=2

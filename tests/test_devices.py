@@ -8,9 +8,9 @@ import pytest
 import torch
 from commands import ROOT, TINY, start
 
-from benchmarks.parity_metrics import real_and_fake
 from metrics import prdc
 from storage import checkpoints
+from studies.metrics_parity import real_and_fake
 
 NETWORK = [*TINY, "--config.model.attn_resolutions=(4,)"]
 TRAIN = [

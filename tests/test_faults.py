@@ -14,9 +14,9 @@ import pytest
 import tqdm.std
 from commands import command
 from faults import COMMANDS, SMALL, Scene, base_of, begin, finish, leftovers, mounted, tree
+from soak import samples
 from test_checkpoints import assert_equal
 
-from soak import samples
 from storage import checkpoints, files
 
 

@@ -6,7 +6,6 @@ import torch
 from torch._dynamo.utils import counters
 
 import run_lib
-from benchmarks import memory as table
 from models import memory, resampling
 from storage.workdir import Workdir
 from training.score import ScoreTraining
@@ -157,13 +156,3 @@ def test_advice_names_a_microbatch_that_fits():
     )
     assert f"{fits} images for each process" in memory.advice(step, total, whole_batches=True)
     assert memory.advice(step, memory.GIB, False).endswith("keeps of a single image.")
-
-
-def test_the_table_counts_linearly():
-    """A network's use at twice the images takes twice what an image takes."""
-    network = torch.nn.Linear(10, 10)
-    use = table.Use(4, lambda images: network(torch.zeros(images, 10)))
-    step = table.measure(use)
-    assert step.per_image == 2 * 10 * 4
-    assert step.fixed == 110 * 4
-    assert step.total == 110 * 4 + 4 * 80

@@ -33,16 +33,7 @@ def test_any_change_of_the_sources_is_another_version(tmp_path):
 
 def test_every_folder_of_sources_counts():
     """All that hold modules, but for what tests, measures or demonstrates them."""
-    aside = {
-        "tests",
-        "benchmarks",
-        "demo",
-        "experiments",
-        "soak",
-        "configs",
-        "results",
-        "pretrained",
-    }
+    aside = {"tests", "studies", "scripts", "configs", "results", "pretrained"}
     folders = {path.parent.name for path in tiny.ROOT.glob("[a-z]*/*.py")} - aside
     assert {*SOURCES} == {".", *folders}
 

@@ -83,5 +83,3 @@ def test_samples_of_classes_are_compared_with_their_class(tmp_path, monkeypatch,
     assert real[1:3] == [f"{len(test.labels)}", "94.2%"]
     assert drawn[1] == "50"
     assert drawn[3] == "100.0% |"
-
-

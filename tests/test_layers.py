@@ -25,7 +25,8 @@ LEVEL = {unit: level for level, line in enumerate(LAYERS.split("\n")) for unit i
 
 def test_imports_go_down_without_circles():
     files = [*tiny.ROOT.glob("*.py"), *(f for u in LEVEL for f in tiny.ROOT.glob(f"{u}/**/*.py"))]
-    names = {".".join(f.relative_to(tiny.ROOT).with_suffix("").parts): f for f in files}
+    dotted = (".".join(f.relative_to(tiny.ROOT).with_suffix("").parts) for f in files)
+    names = {name.removesuffix(".__init__"): f for name, f in zip(dotted, files)}
     graph = {}
     for name, file in names.items():
         found = set()
@@ -33,7 +34,8 @@ def test_imports_go_down_without_circles():
             if isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                below = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= below & names.keys() or {node.module}
         graph[name] = found & names.keys() - {name}
         up = [x for x in graph[name] if LEVEL[x.split(".")[0]] > LEVEL[name.split(".")[0]]]
         assert not up, f"{name} imports {up}"

@@ -6,12 +6,10 @@ The score s(x) = R·Sw(Wᵀx + b) + c of a one-layer autoencoder is trained by t
 Jacobian alone. The asymmetry vanishes and RWᵀ becomes symmetric, but R does not become W.
 """
 
-import ml_collections
 import torch
 from torch import nn
 from tqdm import tqdm
 
-import losses
 from models import forward_mode, jacobian
 from models.points import Swish
 from studies import common
@@ -55,11 +53,7 @@ def train(seed: int, steps: int = STEPS, every: int = 200) -> list[tuple[int, fl
     torch.manual_seed(seed)
     network = Autoencoder()
     parameters = list(network.parameters())
-    optim = ml_collections.ConfigDict(
-        {"optimizer": "Adam", "lr": 1e-4, "beta1": 0.9, "eps": 1e-8, "weight_decay": 0.0}
-    )
-    optim.warmup, optim.grad_clip = 0, 1.0
-    optimizer = losses.make_optimizer(parameters, optim)
+    optimizer = torch.optim.Adam(parameters, lr=1e-4)
     x = torch.from_numpy(common.grid(-10, 10, 40, "float32"))
     rows = []
     for step in tqdm(range(steps), desc=f"autoencoder, seed {seed}", unit="step"):
@@ -68,7 +62,8 @@ def train(seed: int, steps: int = STEPS, every: int = 200) -> list[tuple[int, fl
             rows.append((step, loss.item(), network.sym_diff(), network.weight_diff()))
         optimizer.zero_grad()
         loss.backward()
-        losses.optimize(optimizer, parameters, step, optim)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
     return rows
 
 

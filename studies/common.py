@@ -17,17 +17,9 @@ from utils import UserError, require_positive
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-# ---------------------------------------------------------------- tables and seeds
-
-
 def define_seeds(default: Sequence[int]) -> None:
     """Define the flag --seeds."""
     flags.DEFINE_multi_integer("seeds", list(default), "Seeds of trainings and draws.")
-
-
-def define_as_published(text: str) -> None:
-    """Define the flag --as_published; `text` says what it changes."""
-    flags.DEFINE_bool("as_published", False, text)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -106,17 +106,8 @@ def study(root, seed, start):
 
     for name, (folder, own) in CLASSIFIERS.items():
         workdir = f"{place}/{folder}"
-        steps = f"--config.training.n_iters={FLAGS.steps}"
-        common.run(
-            "main.py",
-            f"{CONFIGS}/classifier.py",
-            workdir,
-            "--model=classifier",
-            *train,
-            restore,
-            steps,
-            *own,
-        )
+        own = ["--model=classifier", restore, f"--config.training.n_iters={FLAGS.steps}", *own]
+        common.run("main.py", f"{CONFIGS}/classifier.py", workdir, *train, *own)
         yield name, measure(workdir, f"{CONFIGS}/guided.py", drawn, cas, restore)
     scale = f"{place}/scale"
     own = [restore, f"--restore_classifier={Workdir(f'{place}/base').checkpoint()}", "--scale=10"]

@@ -81,23 +81,23 @@ class Truth:
     moons: list
     as_published: bool = False
 
-    @property
-    def floor(self) -> float:
-        return 1e-8 if self.as_published else 0.0
-
     @functools.cached_property
     def grid(self) -> torch.Tensor:
         return torch.from_numpy(common.grid(-1, 1, 35, "float32")) * torch.tensor([40.0, 25.0])
 
+    def oracle(self, points: torch.Tensor) -> torch.Tensor:
+        """The score (1225, 2) of `points` (N, 2) under the noise."""
+        return oracle.score(self.grid, points, SIGMA**2, 1e-8 if self.as_published else 0.0)
+
     @functools.cached_property
     def full(self) -> torch.Tensor:
         """∇ log p(x) (1225, 2)."""
-        return oracle.score(self.grid, torch.cat(self.moons), SIGMA**2, self.floor)
+        return self.oracle(torch.cat(self.moons))
 
     @functools.cached_property
     def posteriors(self) -> list[torch.Tensor]:
         """∇ log p(x | y) (1225, 2) of each class."""
-        return [oracle.score(self.grid, moon, SIGMA**2, self.floor) for moon in self.moons]
+        return [self.oracle(moon) for moon in self.moons]
 
     def distances(self, full: torch.Tensor, posteriors: Sequence[torch.Tensor]) -> dict[str, float]:
         """D of a score (1225, 2) on the grid; Dp and Dl of those of each class, a list.
@@ -250,7 +250,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("score_steps", 6000, "Steps of the score model; the paper's are 40002.")
     flags.DEFINE_integer("score_seed", 0, "Seed of the score model, which all losses share.")
     common.define_seeds([0])
-    common.define_as_published(
-        "Sample with ascending noise levels, and add 1e-8 to the exact densities."
-    )
+    flags.DEFINE_bool("as_published", False, "Sample and compare as the published code does.")
     cli.launch(main, pairs=["seeds"])

@@ -92,16 +92,12 @@ def gaussian_8() -> Callable[..., torch.Tensor]:
     """As `checkerboard`."""
     angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
     centres = 8 / math.sqrt(2) * torch.stack([angles.cos(), angles.sin()], dim=1)
-    return functools.partial(_gaussians_score, centres=centres, own=0.5)
+    return lambda x, variance: score(x, centres, 0.5 + variance)
 
 
-def _gaussians_score(x, variance, centres, own):
-    return score(x, centres, own + variance)
-
-
-def spiral_2(arm: int = ARM) -> Callable[..., torch.Tensor]:
-    """As `checkerboard`: boxes at the middles of `arm` equally probable parts of each arm."""
-    n = 3 * math.pi * torch.sqrt((torch.arange(arm, dtype=torch.float64) + 0.5) / arm)
+def spiral_2() -> Callable[..., torch.Tensor]:
+    """As `checkerboard`: boxes at the middles of `ARM` equally probable parts of each arm."""
+    n = 3 * math.pi * torch.sqrt((torch.arange(ARM, dtype=torch.float64) + 0.5) / ARM)
     low = torch.stack([-n * n.cos(), n * n.sin()], dim=1)
     high = low + 0.5
     scale = 2.3 / 3

@@ -39,20 +39,19 @@ def models(variants, factors):
             yield variant, VARIANTS[variant]
 
 
-def measure(workdir, energy, tested, drawn, samplers):
+def measure(workdir, scored, drawn):
     """NLL and asymmetry of a workdir's model, and the metrics of each sampler's samples: a dict.
 
-    Args:
-        energy: flags that say that the model is an energy, or none.
-        tested, drawn: flags of the two kinds of measurements.
+    `scored` and `drawn` are the flags of the two kinds of measurements.
     """
-    scored = [*energy, *tested, "--ema", "--calculate", "--read"]
+    samplers = flags.FLAGS.samplers
+    scored = [*scored, "--ema", "--calculate", "--read"]
     common.run("run_lib_evaluation_nll.py", CONFIG, workdir, *scored)
     common.run(
         "run_lib_evaluation_asym.py", CONFIG, workdir, "--config.loss.estimator=skew", *scored
     )
     for sampler in samplers:
-        own = [*energy, *drawn, f"--sampler={sampler}"]
+        own = [*drawn, f"--sampler={sampler}"]
         common.run("run_lib_sampling.py", CONFIG, workdir, *own)
         compare = ["--encode", "--encode_dataset", "--fidis", "--prdc"]
         common.run("run_lib_evaluation_fidis.py", CONFIG, workdir, *own, *compare)
@@ -74,6 +73,9 @@ def main():
     first = config.training.init_step
     last = checkpoints.read_count(content, "step", FLAGS.restore, first)
     last += require_positive(FLAGS.steps, "--steps")
+    root = f"--config.data.root={tested}"
+    train = [f"--restore={FLAGS.restore}", root, f"--config.training.n_iters={last}"]
+    train.append(f"--config.training.batch_size={FLAGS.batch}")
     drawn = [
         f"--config.data.root={trained}",
         f"--config.eval.num_samples={FLAGS.samples}",
@@ -85,20 +87,9 @@ def main():
     for seed in FLAGS.seeds:
         for name, own in models(FLAGS.variants, FLAGS.factors):
             workdir = f"{folder}/{name.replace(', ', '-')}-seed{seed}"
-            common.run(
-                "main.py",
-                CONFIG,
-                workdir,
-                *own,
-                f"--restore={FLAGS.restore}",
-                f"--config.data.root={tested}",
-                f"--config.seed={seed}",
-                f"--config.training.n_iters={last}",
-                f"--config.training.batch_size={FLAGS.batch}",
-            )
+            common.run("main.py", CONFIG, workdir, *own, *train, f"--config.seed={seed}")
             energy = [flag for flag in own if "energy" in flag]
-            root = [f"--config.data.root={tested}"]
-            found = measure(workdir, energy, root, drawn, FLAGS.samplers)
+            found = measure(workdir, [*energy, root], [*energy, *drawn])
             results.setdefault(name, []).append(found)
     common.print_seeds("model", results, reference="U")
 

@@ -71,19 +71,14 @@ class Bench:
 
     Attributes:
         config: of a score model and, in `classifier`, of a classifier.
-        batch, slices: images of a step, and the QC regulariser's random vectors for each.
+        batch: images of a step.
         pc_steps: steps of the PC sampler.
     """
 
     device: torch.device
     config: object
     batch: int
-    slices: int
     pc_steps: int
-
-    @property
-    def ways(self):
-        return WAYS[self.device.type]
 
     def draw(self):
         """Images (B, C, H, W), labels (B,)."""
@@ -115,13 +110,13 @@ def small(device):
     config.model.nf = 64
     config.model.ch_mult = (1, 2, 2)
     config.model.num_res_blocks = 1
-    return Bench(device, config, batch=16, slices=1, pc_steps=4)
+    return Bench(device, config, batch=16, pc_steps=4)
 
 
 def published(device):
     """The published CIFAR-10 networks and batch."""
     config = common.dlsm_classifier(common.CIFAR10, "resnet18_cond")
-    return Bench(device, config, batch=128, slices=1, pc_steps=10)
+    return Bench(device, config, batch=128, pc_steps=10)
 
 
 SIZES = {"small": small, "published": published}
@@ -172,9 +167,7 @@ def dsm(bench, way, baseline):
 def qc(bench, way, baseline):
     x, labels = bench.draw()
     score = bench.score(way)
-    objective = losses.QuasiConservative(
-        score, bench.sde, 1e-5, balancing_fac=1e-4, slices=bench.slices
-    )
+    objective = losses.QuasiConservative(score, bench.sde, 1e-5, balancing_fac=1e-4, slices=1)
 
     def twice():
         double_backward.quasi_conservative(objective, x, **objective.draw(x)).backward()
@@ -308,7 +301,7 @@ def rows(bench, only, ways):
     for name, job in NETWORK_JOBS.items():
         if only and not any(text in name for text in only):
             continue
-        for way, settings in bench.ways.items():
+        for way, settings in WAYS[bench.device.type].items():
             if not ways or way in ways:
                 torch.compiler.reset()
                 baseline = job(bench, BASELINE, baseline=True)

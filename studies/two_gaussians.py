@@ -20,7 +20,12 @@ import sde_lib
 from models.scores import class_log_likelihood, input_gradient
 from studies import common
 
-LOSSES = ("CE", "DLSM + CE, w = 0", "DLSM + CE, w = 1", "DLSM, w = 1")
+LOSSES = {  # name -> the settings of `losses.DLSM`; None: cross-entropy
+    "CE": None,
+    "DLSM + CE, w = 0": {},
+    "DLSM + CE, w = 1": {"weighting_dlsm": 1},
+    "DLSM, w = 1": {"weighting_dlsm": 1, "coef": 0},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +59,8 @@ class Classifier(nn.Module):
 
     def __init__(self, width=64):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(3, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, 2),
-        )
+        hidden = nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        self.layers = nn.Sequential(*hidden, nn.Linear(width, 2))
 
     def forward(self, x, sigma):
         scale = torch.sqrt(1 + sigma**2)[:, None]
@@ -71,13 +71,11 @@ def train(problem, name, seed, steps, batch):
     """A classifier trained with the loss `name`, one of `LOSSES`, on fresh points every step."""
     torch.manual_seed(seed)
     classifier, sde = Classifier(), problem.sde
-    common = (classifier, problem.score, sde, sde.sampling_eps)
-    objective = {
-        "CE": losses.CrossEntropy(classifier, sde, sde.sampling_eps),
-        "DLSM + CE, w = 0": losses.DLSM(*common),
-        "DLSM + CE, w = 1": losses.DLSM(*common, weighting_dlsm=1),
-        "DLSM, w = 1": losses.DLSM(*common, weighting_dlsm=1, coef=0),
-    }[name]
+    eps, settings = sde.sampling_eps, LOSSES[name]
+    if settings is None:
+        objective = losses.CrossEntropy(classifier, sde, eps)
+    else:
+        objective = losses.DLSM(classifier, problem.score, sde, eps, **settings)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in range(steps):
@@ -99,16 +97,16 @@ def errors(problem, classifier, count=20000):
 
     def likelihood_score(classifier):
         with torch.no_grad():
-            return input_gradient(
+            gradient = input_gradient(
                 lambda x: class_log_likelihood(classifier(x, sigma), labels), x_t
-            ).double()
+            )
+        return gradient.double()
 
     exact = likelihood_score(problem.classifier)
     error = (likelihood_score(classifier) - exact).square().sum(1)
     size = exact.square().sum(1)
-    return float(error.mean() / size.mean()), float(
-        (sigma**2 * error).mean() / (sigma**2 * size).mean()
-    )
+    weighted = (sigma**2 * error).mean() / (sigma**2 * size).mean()
+    return float(error.mean() / size.mean()), float(weighted)
 
 
 def main(steps=800, batch=1024, seeds=(0, 1, 2)):

@@ -68,8 +68,9 @@ def train(seed: int, steps: int = STEPS, every: int = 200) -> list[tuple[int, fl
 
 
 def main() -> None:
-    rows = [[f"{x:.4g}" for x in row] for row in train(SEED, every=1000)]
-    common.print_table(["step", "loss", "sym_diff", "weight_diff"], rows)
+    rows = train(SEED, every=1000)
+    cells = [[f"{step}", *(f"{x:.4g}" for x in values)] for step, *values in rows]
+    common.print_table(["step", "loss", "sym_diff", "weight_diff"], cells)
 
 
 if __name__ == "__main__":

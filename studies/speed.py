@@ -62,9 +62,6 @@ WAYS = {
 }
 
 
-# ---------------------------------------------------------------- networks
-
-
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """Sizes, networks and data on one device.
@@ -285,9 +282,6 @@ def machine(bench):
         words.append(torch.cuda.get_device_name(bench.device))
     words += [f"PyTorch {torch.__version__}", f"Python {platform.python_version()}"]
     return ", ".join(words)
-
-
-# ---------------------------------------------------------------- the table
 
 
 def as_published(bench, call):

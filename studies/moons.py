@@ -85,19 +85,19 @@ class Truth:
     def grid(self) -> torch.Tensor:
         return torch.from_numpy(common.grid(-1, 1, 35, "float32")) * torch.tensor([40.0, 25.0])
 
-    def oracle(self, points: torch.Tensor) -> torch.Tensor:
+    def exact(self, points: torch.Tensor) -> torch.Tensor:
         """The score (1225, 2) of `points` (N, 2) under the noise."""
         return oracle.score(self.grid, points, SIGMA**2, 1e-8 if self.as_published else 0.0)
 
     @functools.cached_property
     def full(self) -> torch.Tensor:
         """∇ log p(x) (1225, 2)."""
-        return self.oracle(torch.cat(self.moons))
+        return self.exact(torch.cat(self.moons))
 
     @functools.cached_property
     def posteriors(self) -> list[torch.Tensor]:
         """∇ log p(x | y) (1225, 2) of each class."""
-        return [self.oracle(moon) for moon in self.moons]
+        return [self.exact(moon) for moon in self.moons]
 
     def distances(self, full: torch.Tensor, posteriors: Sequence[torch.Tensor]) -> dict[str, float]:
         """D of a score (1225, 2) on the grid; Dp and Dl of those of each class, a list.

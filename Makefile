@@ -6,7 +6,7 @@
 # make experiments   the papers' small experiments in the plane: results/studies
 # make samples   draw 64 pictures from the model that ships: results/pretrained
 # make test   set up, lint, and run the quick tests
-# make test-slow   kills, torchrun, fuzzing, compilation, studies
+# make test-slow   kills and other tests that take long (marker `slow`)
 # make test-all   both
 # make test-tfgan   set up TF-GAN's environment and run its tests (Python 3.10 or 3.11)
 # The virtual environments are made once; nothing is done about them when they stand.

@@ -3,11 +3,12 @@
 # make demo-qc   fine-tune that model with and without the QC regulariser, compare
 # make demo-dlsm   guide that model by classifiers of the digits, compare
 # make demo-all   the four, one after the other
-# make experiments   the papers' small experiments in the plane: results/experiments
+# make experiments   the papers' small experiments in the plane: results/studies
 # make samples   draw 64 pictures from the model that ships: results/pretrained
-# make test   set up and run the tests
+# make test   set up, lint, and run the quick tests
+# make test-slow   kills and other tests that take long (marker `slow`)
+# make test-all   both
 # make test-tfgan   set up TF-GAN's environment and run its tests (Python 3.10 or 3.11)
-# make soak   hostile files, random kills and 50,000 samples: under half an hour
 # The virtual environments are made once; nothing is done about them when they stand.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ TFGAN_PYTHON ?= python3.11
 TFGAN_VENV ?= .venv-tfgan
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: samples demo demo-samplers demo-qc demo-dlsm demo-all experiments test test-tfgan soak lint
+.PHONY: samples demo demo-samplers demo-qc demo-dlsm demo-all experiments test test-slow test-all test-tfgan lint
 .DEFAULT_GOAL := test
 
 # Mark a new environment as incomplete. One that was cut off when it was made is emptied: pip would
@@ -35,38 +36,36 @@ $(VENV)/.complete: requirements.txt requirements-dev.txt
 	touch $@
 
 samples: $(VENV)/.complete
-	PYTHON=$(VENV)/bin/python bash demo/samples.sh
+	PYTHON=$(VENV)/bin/python bash scripts/samples.sh
 
 demo: $(VENV)/.complete
-	PYTHON=$(VENV)/bin/python bash demo/run.sh
+	PYTHON=$(VENV)/bin/python bash scripts/demo.sh
 
 demo-samplers: $(VENV)/.complete
-	PYTHON=$(VENV)/bin/python bash demo/samplers.sh
+	PYTHON=$(VENV)/bin/python bash scripts/demo_samplers.sh
 
 demo-qc: $(VENV)/.complete
-	PYTHON=$(VENV)/bin/python bash demo/qc.sh
+	PYTHON=$(VENV)/bin/python bash scripts/demo_qc.sh
 
 demo-dlsm: $(VENV)/.complete
-	PYTHON=$(VENV)/bin/python bash demo/dlsm.sh
+	PYTHON=$(VENV)/bin/python bash scripts/demo_dlsm.sh
 
-demo-all: $(VENV)/.complete
-	PYTHON=$(VENV)/bin/python bash demo/run.sh
-	PYTHON=$(VENV)/bin/python bash demo/samplers.sh
-	PYTHON=$(VENV)/bin/python bash demo/qc.sh
-	PYTHON=$(VENV)/bin/python bash demo/dlsm.sh
+demo-all: demo
+	for name in samplers qc dlsm; do $(MAKE) demo-$$name || exit 1; done
 
 experiments: $(VENV)/.complete
-	PYTHON=$(VENV)/bin/python bash experiments/run.sh
+	PYTHON=$(VENV)/bin/python bash scripts/experiments.sh
 
 test: $(VENV)/.complete
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-soak: $(VENV)/.complete
-	$(VENV)/bin/python -m pytest --hypothesis-profile=soak tests/test_strange*.py
-	$(VENV)/bin/python soak/kills.py
-	$(VENV)/bin/python soak/samples.py
+test-slow: $(VENV)/.complete
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m slow
+
+test-all: test
+	$(MAKE) test-slow
 
 $(TFGAN_VENV)/.complete: requirements-tfgan.txt
 	$(call begin,$(TFGAN_VENV))

@@ -27,7 +27,7 @@ from storage.files import atomic_write, load_npz
 from storage.workdir import Workdir
 from utils import UserError, flatten, log
 
-TEMPLATES = pathlib.Path(__file__).parent / "templates"
+TEMPLATES = pathlib.Path(__file__).parent / "scripts"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
 COLUMNS, ROWS = 8, 8  # of a sample grid
 NAME = 28  # characters of a run's name that fit above a column

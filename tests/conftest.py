@@ -23,7 +23,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent.parent), str(pathlib.Path(__file__).parent)]
 
-# `make test` draws few inputs, the same ones each time; --hypothesis-profile=soak draws many.
+# `make test` draws few inputs, the same ones each time; --hypothesis-profile=many draws many.
 hypothesis.settings.register_profile(
     "test",
     max_examples=40,
@@ -33,7 +33,7 @@ hypothesis.settings.register_profile(
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.register_profile(
-    "soak", hypothesis.settings.get_profile("test"), max_examples=400, derandomize=False
+    "many", hypothesis.settings.get_profile("test"), max_examples=400, derandomize=False
 )
 hypothesis.settings.load_profile("test")
 

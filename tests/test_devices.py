@@ -3,15 +3,15 @@
 import collections
 
 import elsewhere
-import numpy as np
 import pytest
 import torch
 from commands import ROOT, TINY, start
 
-from benchmarks.parity_metrics import real_and_fake
 from metrics import prdc
 from storage import checkpoints
+from studies.metrics_parity import real_and_fake
 
+pytestmark = pytest.mark.slow
 NETWORK = [*TINY, "--config.model.attn_resolutions=(4,)"]
 TRAIN = [
     *NETWORK,
@@ -127,30 +127,3 @@ def test_distances(tmp_path, monkeypatch):
             real, fake, device=elsewhere.DEVICE, **blocks
         )
     assert there == prdc.precision_recall_density_coverage(real, fake)
-
-
-def test_the_device_is_another_one(tmp_path, monkeypatch):
-    """What fails on a GPU fails on it."""
-    monkeypatch.chdir(tmp_path)
-    with elsewhere.Dispatch():
-        there, here = torch.ones(2, device=elsewhere.DEVICE), torch.ones(2)
-        with pytest.raises(AssertionError, match="mixes devices"):
-            there + here
-        with pytest.raises(AssertionError, match="mixes devices"):
-            here[there.long()]
-        with pytest.raises(AssertionError, match="mixes devices"):
-            torch.stack([there.sum(), here.sum()])
-        with pytest.raises(TypeError, match="another device"):
-            np.asarray(there)
-        assert not waits(tmp_path)
-        assert (there + here.to(elsewhere.DEVICE, non_blocking=True)).device == elsewhere.DEVICE
-        assert there[here.long() - 1].device == elsewhere.DEVICE
-        assert not waits(tmp_path)
-        for wait in (
-            lambda: there.sum().item(),
-            lambda: there.cpu().numpy(),
-            lambda: there[there > 0],
-            lambda: here.to(elsewhere.DEVICE),
-        ):
-            wait()
-            assert waits(tmp_path).total() == 1

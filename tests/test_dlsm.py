@@ -17,9 +17,9 @@ from test_losses import check_gradient_norms
 import losses
 import models
 import sde_lib
-from benchmarks import likelihood_scores, two_gaussians
 from models import compute
 from models.scores import ClassifierFreeScore, GuidedScore, Score
+from studies import likelihood_scores, two_gaussians
 from utils import UserError
 
 VE = sde_lib.VESDE()
@@ -193,7 +193,7 @@ def test_unknown_losses_get_a_sentence():
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_dlsm_comes_closer_to_the_likelihood_score(seed):
-    """The benchmark of docs/dlsm.md, made short: DLSM + CE, and DLSM alone, against CE."""
+    """The study of docs/dlsm.md, made short: DLSM + CE, and DLSM alone, against CE."""
     problem = two_gaussians.TwoGaussians(sde_lib.VESDE(0.05, 5.0))
     ce, total, dlsm = (
         two_gaussians.errors(problem, two_gaussians.train(problem, name, seed, 300, 512))

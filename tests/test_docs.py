@@ -20,17 +20,11 @@ PAGES = [
     *sorted((tiny.ROOT / "docs").glob("*.md")),
 ]
 README = PAGES[0].read_text()
-EXTENDING = (tiny.ROOT / "docs/extending.md").read_text()
-
-
-def test_the_readme_is_short():
-    assert len(README.splitlines()) < 160
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     """On a tiny model in place of the demo's."""
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(block.split("\n\n")[-1].splitlines()) <= 10
     monkeypatch.chdir(tmp_path)
     config = tiny.config(tmp_path / "cache", training__n_iters=2)
     run_lib.train(config, "demo")
@@ -119,7 +113,7 @@ def commands(text):
         if language:
             continue
         for line in block.splitlines():
-            line = re.sub(r"-m (benchmarks|experiments)\.(\w+)", r"\1/\2.py", line)
+            line = re.sub(r"-m (studies)\.(\w+)", r"\1/\2.py", line)
             words = line.split("#")[0].replace("[", " ").replace("]", " ").split()
             if any(word.endswith(".py") for word in words):
                 yield words
@@ -129,9 +123,7 @@ def commands(text):
 def test_commands_exist(page):
     """Their scripts, configurations and flags."""
     files = [
-        path
-        for folder in (".", "benchmarks", "experiments")
-        for path in tiny.ROOT.glob(f"{folder}/*.py")
+        path for folder in (".", "scripts", "studies") for path in tiny.ROOT.glob(f"{folder}/*.py")
     ]
     defined = "".join(path.read_text() for path in files)
     flags = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', defined), "config"}
@@ -146,15 +138,3 @@ def test_commands_exist(page):
                 assert (tiny.ROOT / value).is_file(), value
             if flag.startswith("--") and flag != "--" and not flag.startswith("--config."):
                 assert flag.lstrip("-").partition("=")[0] in flags, flag
-
-
-@pytest.mark.parametrize("diff", re.findall(r"```diff\n(\+\+\+ .*?)```", EXTENDING, re.DOTALL))
-def test_diffs_are_of_what_is_there(diff):
-    """Each line of a diff in docs/extending.md, an ellipsis apart, follows the one before."""
-    header, *lines = diff.splitlines()
-    content = (tiny.ROOT / header.removeprefix("+++ ")).read_text().splitlines()
-    assert any(line.startswith("+") for line in lines)
-    position = 0
-    for line in lines:
-        if line != " …":
-            position = content.index(line[1:], position) + 1

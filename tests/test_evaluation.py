@@ -9,13 +9,13 @@ from scipy.special import log_softmax, softmax
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
 import evaluation
-from benchmarks.parity_metrics import (
+from metrics import classwise, frechet, inception_score, prdc
+from studies.metrics_parity import (
     correlated_features,
     random_logits,
     real_and_fake,
     torch_fidelity_fid_and_is,
 )
-from metrics import classwise, frechet, inception_score, prdc
 from utils import UserError
 
 prdc_metrics = prdc.precision_recall_density_coverage

@@ -7,16 +7,28 @@ import os
 import pathlib
 import random
 import resource
+import shutil
+import signal
 import subprocess
 import time
 
 import pytest
 import tqdm.std
-from commands import command
-from faults import COMMANDS, SMALL, Scene, base_of, begin, finish, leftovers, mounted, tree
+from commands import command, start
+from faults import (
+    COMMANDS,
+    EVALUATION,
+    SMALL,
+    Scene,
+    base_of,
+    begin,
+    finish,
+    leftovers,
+    mounted,
+    tree,
+)
 from test_checkpoints import assert_equal
 
-from soak import samples
 from storage import checkpoints, files
 
 
@@ -36,10 +48,10 @@ def trained(bases):
     return base_of("sampling", bases)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_any_moment_a_command_ends_with_the_same_bytes(scene):
-    """A sample of what `make soak` does two hundred times over."""
-    while scene.kills < 3:
+    while scene.kills < 8:
         scene.kill_until_finished()
 
 
@@ -247,9 +259,34 @@ def check_a_write(folder, abandoned, left):
     assert len(os.listdir(folder)) == 1 + left
 
 
+@pytest.mark.slow
 def test_divisions_drawn_by_killed_processes_are_those_of_a_quiet_one(tmp_path):
-    """A sample of what `make soak` does with 50,000."""
-    result = samples.soak(tmp_path, 300, 5)
-    assert result["samples"] == 300
-    assert result["kills"] <= 1
-    assert result["metrics"]["fid_is"]["settings"]["generated"] == 300
+    """Four processes draw ten divisions in random order; two are killed and begun again."""
+    quiet = base_of("sampling", tmp_path)
+    disturbed = shutil.copytree(quiet, tmp_path / "disturbed")
+    line = f"run_lib_sampling.py {EVALUATION} --bs 100 --num_samples 2000 --num_divisions 10"
+    assert start(f"{line} --workdir W", quiet, SMALL).wait().returncode == 0
+    rng = random.Random(0)
+    waiting = rng.sample(range(10), 10)
+    doomed, running = set(waiting[1:8:5]), {}
+    while waiting or running:
+        while waiting and len(running) < 4:
+            division = waiting.pop(0)
+            one = start(f"{line} --workdir W --division_idx {division}", disturbed, SMALL)
+            running[division] = one, time.monotonic() + rng.uniform(0, 0.5)
+        time.sleep(0.01)
+        for division, (one, deadline) in list(running.items()):
+            if division in doomed and time.monotonic() > deadline:
+                one.process.kill()
+                one.process.join()
+                doomed.remove(division)
+            if not one.process.is_alive():
+                del running[division]
+                done = one.wait()
+                assert done.returncode in (0, -signal.SIGKILL), done.stderr
+                if done.returncode:
+                    waiting.append(division)
+    expected, found = tree(quiet), tree(disturbed)
+    assert found == expected
+    assert leftovers(disturbed) == []
+    assert sum("eval_sampling" in name and name.endswith(".npz") for name in found) == 20

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from torch_fidelity.defaults import DEFAULTS
 
-from benchmarks.parity_metrics import real_and_fake
 from metrics import kid
+from studies.metrics_parity import real_and_fake
 from utils import UserError
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import evaluation
-from benchmarks.parity_metrics import correlated_features, real_and_fake
 from metrics import neighbours, prdc
+from studies.metrics_parity import correlated_features, real_and_fake
 
 prdc_metrics = prdc.precision_recall_density_coverage
 

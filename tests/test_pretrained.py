@@ -27,9 +27,7 @@ def test_a_release_holds_the_averages_in_half_precision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tiny.config("cache", training__n_iters=4)
     run_lib.train(config, "W")
-    done = command(
-        "pretrained/release.py --workdir W --out out/W.pth", ".", tiny.arguments("cache")
-    )
+    done = command("scripts/release.py --workdir W --out out/W.pth", ".", tiny.arguments("cache"))
     assert done.returncode == 0, done.stderr
     checkpoint = Workdir("W").checkpoint(None)
     averages = parameters(config, checkpoint)

@@ -1,29 +1,59 @@
-"""The studies of Fashion-MNIST: their commands, on made-up images, and what they take from them."""
+"""The studies of trained models: their commands, on made-up images, and their tables."""
 
-import gzip
 import importlib
 import re
 import subprocess
 
+import evaluations
 import numpy as np
 import pytest
 import tiny
 import torch
+from absl import flags
+from commands import start
+from scipy import stats
+from sklearn.naive_bayes import GaussianNB
 
 import run_lib
-from benchmarks import studies, study_dlsm, study_qc
+import sampling
+import sde_lib
 from configs.demo import digits_cfg
+from configs.fashion_mnist import qc as qc_config
 from evaluation import SAMPLE_METRICS
+from models import jacobian
+from readers.idx import read_idx
+from run_lib_sampling import sample
+from samplers import fast
 from storage import checkpoints
-from storage.files import save_npz
+from storage.files import load_npz, save_npz
 from storage.trained import load_score
 from storage.workdir import Workdir
-from training.score import ScoreTraining
+from studies import common, dlsm, qc, samplers, speed
 from utils import UserError
 
+CPU = torch.device("cpu")
 
-def idx(array):
-    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+# ---------------------------------------------------------------- tables
+
+
+def test_means_spreads_and_paired_differences(capsys):
+    u, other = (5.0, 5.2, 5.3), (4.9, 5.0, 5.2)
+    results = {"exact": [{"NLL": 4.5}], "U": [{"NLL": x, "Asym": 0.0} for x in u]}
+    results["QC"] = [{"NLL": x, "Asym": 0.0} for x in other]
+    common.print_seeds("model", results, reference="U")
+    p = stats.ttest_rel(other, u).pvalue
+    assert capsys.readouterr().out.strip().splitlines() == [
+        "| model | seeds | NLL | Asym |",
+        "|---|---|---|---|",
+        "| exact | 1 | 4.5 |  |",
+        "| U | 3 | 5.167 ± 0.15 | 0 ± 0 |",
+        "| QC | 3 | 5.033 ± 0.15 | 0 ± 0 |",
+        f"| QC − U | 3 | -0.1333 ± 0.058 (p = {p:.2g}) |  |",
+    ]
+    assert common.difference([27.0, 27.0], [33.0, 33.0]) == "6 ± 0"
+
+
+# ---------------------------------------------------------------- Fashion-MNIST
 
 
 @pytest.fixture
@@ -35,33 +65,16 @@ def place(tmp_path, monkeypatch):
     for part, count in (("train", 40), ("t10k", 12)):
         images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         labels = (np.arange(count) % 10).astype(np.uint8)
-        (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+        for stem, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (folder / f"{part}-{stem}-ubyte").write_bytes(header + array.tobytes())
     return tmp_path
 
 
-class Recorded:
-    """Notes commands, and leaves numbers in their workdirs as if they had been run."""
-
-    def __init__(self):
-        self.lines = []
-
-    def __call__(self, script, config, workdir, *flags):
-        self.lines.append((script, config, workdir, *flags))
-        place = Workdir(workdir)
-        if place.metrics.exists():
-            return
-        sampled = dict.fromkeys(("fid", "precision", "recall", "density", "coverage"), 1.0)
-        samplers = ("heun", "dpmpp_2m_sde")
-        entries = [
-            f"{m}{c}_{s}" for m in ("fid_is", "prdc") for c in ("", "_class") for s in samplers
-        ]
-        place.record(**NUMBERS, **dict.fromkeys(entries, sampled))
-        for label in range(10):
-            path = place.latents(label, "dpmpp_2m_sde") / "samples_0_latent.npz"
-            save_npz(path, logits=np.eye(10)[[label, 0]])
-            path = place.class_samples(label, "dpmpp_2m_sde") / "samples_0.npz"
-            save_npz(path, samples=np.full((4, 28, 28, 1), 25 * label, np.uint8))
+def start_of(place):
+    """A score model's checkpoint."""
+    run_lib.train(tiny.config(place / "cache", training__n_iters=2), "start")
+    return Workdir("start").checkpoint()
 
 
 NUMBERS = {
@@ -72,16 +85,42 @@ NUMBERS = {
 }
 
 
+@pytest.fixture
+def lines(monkeypatch):
+    """The list of commands of a study, which leave numbers as if they had been run."""
+    noted = []
+
+    def run(script, config, workdir, *own):
+        noted.append((script, config, workdir, *own))
+        workdir = Workdir(workdir)
+        if workdir.metrics.exists():
+            return
+        sampled = dict.fromkeys(("fid", "precision", "recall", "density", "coverage"), 1.0)
+        entries = [
+            f"{metric}{mode}_{sampler}"
+            for metric in ("fid_is", "prdc")
+            for mode in ("", "_class")
+            for sampler in ("heun", "dpmpp_2m_sde")
+        ]
+        workdir.record(**NUMBERS, **dict.fromkeys(entries, sampled))
+        for label in range(10):
+            path = workdir.latents(label, "dpmpp_2m_sde") / "samples_0_latent.npz"
+            save_npz(path, logits=np.eye(10)[[label, 0]])
+
+    monkeypatch.setattr(common, "run", run)
+    return noted
+
+
 def check_flags(lines):
     """Scripts, configurations and flags are there, and so are the fields that they override."""
     defined = "".join(path.read_text() for path in tiny.ROOT.glob("*.py"))
     known = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', defined)}
     known |= {metric.flag for metric in SAMPLE_METRICS}
-    for script, path, _, *flags in lines:
+    for script, path, _, *own in lines:
         assert (tiny.ROOT / script).is_file()
         module = path.removesuffix(".py").replace("/", ".")
         config = importlib.import_module(module).get_config()
-        for flag in flags:
+        for flag in own:
             name = flag.removeprefix("--").partition("=")[0]
             if name.startswith("config."):
                 *_, section, field = name.split(".")
@@ -90,171 +129,184 @@ def check_flags(lines):
                 assert name in known, flag
 
 
-def start(place):
-    """A score model's checkpoint."""
-    run_lib.train(tiny.config(place / "cache", training__n_iters=2), "start")
-    return Workdir("start").checkpoint()
+class Flags(dict):
+    __getattr__ = dict.__getitem__
 
 
-def test_the_qc_study_runs_its_commands(place, monkeypatch, capsys):
-    run = Recorded()
-    monkeypatch.setattr(studies, "Commands", lambda flags, configs, root: run)
-    words = "--steps 3 --images 5 --seeds 0 1 --samplers heun --factors 0.1 0.3".split()
-    study_qc.main(study_qc.parse(["--restore", str(start(place)), *words]))
-    trained = [line for line in run.lines if line[0] == "main.py"]
-    assert len(trained) == 2 * (2 + 3 * 2)
-    assert len({line[2] for line in trained}) == len(trained)
-    check_flags(run.lines)
+def test_the_qc_study_runs_its_commands(place, lines, monkeypatch, capsys):
+    given = Flags(
+        restore=start_of(place),
+        **{"variants": list(qc.VARIANTS), "factors": [0.1, 0.3], "seeds": [0, 1], "steps": 3},
+        **{"batch": 4, "split": "test", "images": 5, "samplers": ["heun"], "sampler_steps": 6},
+        **{"samples": 7, "train_images": 30},
+    )
+    monkeypatch.setattr(flags, "FLAGS", given)
+    qc.main()
+    check_flags(lines)
+    trained = [line for line in lines if line[0] == "main.py"]
+    assert len({line[2] for line in trained}) == len(trained) == 2 * (2 + 3 * 2)
     assert all("--config.training.n_iters=5" in line for line in trained)
-    for line in run.lines:
-        assert line[2].startswith("studies/qc_test_3_5/")
-        assert ("--config.model.energy=True" in line) == ("/C-" in line[2])
-    printed = re.sub(" +", " ", capsys.readouterr().out)
-    assert "| QC-paper-4, 0.3 | 2 | 5 ± 0 | 2 ± 0 | 0.5 ± 0 |" in printed
-    assert "| heun | seeds | fid | precision | recall | density | coverage |" in printed
+    assert all(line[2].startswith("studies/qc_test_3_5/") for line in lines)
+    assert all(("--config.model.energy=True" in line) == ("/C-" in line[2]) for line in lines)
+    row = "| QC-paper-4, 0.3 | 2 | 5 ± 0 | 2 ± 0 | 0.5 ± 0 | 1 ± 0 |"
+    assert row in capsys.readouterr().out
 
 
-def test_the_dlsm_study_runs_its_commands(place, monkeypatch, capsys):
-    run, made = Recorded(), []
-
-    def commands(flags, configs, root):
-        made.append(str(root))
-        return run
-
-    monkeypatch.setattr(studies, "Commands", commands)
-    words = f"--restore {start(place)} --seeds 0 --steps 7 --train_images 30".split()
-    study_dlsm.main(study_dlsm.parse(words))
-    printed = re.sub(" +", " ", capsys.readouterr().out)
-    rows = ("ce", "ce, scale 10", "DLSM + ce", "DLSM + 0.02 ce, w = 1")
-    for name in (*rows, "CFG, w = 1", "CFG, w = 2"):
-        assert f"| {name} | 1 | 1 |" in printed
-    # CAS, and what is recognised: all of class 0, half of others.
-    assert "| 0.5 | 0.55 |" in printed
-    assert "| real training images | 1 | 0.75 |" in printed
-    assert Workdir("studies/dlsm_7_30").figure("classes").is_file()
-    workdir = "studies/dlsm_7_30/seed0/base"
-    (axes,) = study_dlsm.draw_classes([("ce", workdir)], "dpmpp_2m_sde").axes
-    shown = axes.images[0].get_array()
-    assert shown.shape == (28, 10 * study_dlsm.EACH * 28)
-    assert np.array_equal(shown[0, :: 28 * study_dlsm.EACH], 25 * np.arange(10))
-    assert made == ["results/studies/train-30"]
-    drawn = [line for line in run.lines if line[0] == "run_lib_sampling.py"]
+def test_the_dlsm_study_runs_its_commands(place, lines, monkeypatch, capsys):
+    given = Flags(
+        restore=start_of(place),
+        **{"seeds": [0], "steps": 7, "batch": 4, "train_images": 30, "sampler": "dpmpp_2m_sde"},
+        **{"sampler_steps": 6, "samples": 20, "cfg_scales": [1.0, 2.0]},
+    )
+    monkeypatch.setattr(flags, "FLAGS", given)
+    monkeypatch.setattr(dlsm, "with_labels", lambda *_: 2)
+    dlsm.main()
+    check_flags(lines)
+    printed = capsys.readouterr().out
+    for name in (*dlsm.CLASSIFIERS, "CE, scale 10", "CFG, w = 1", "CFG, w = 2"):
+        # CAS, and the class seen: in all of class 0, in half of others.
+        assert re.search(rf"\| {re.escape(name)} \| 1 \| 1 .*\| 0.5 \| 0.55 \|", printed)
+    assert re.search(r"\| real training images \| 1 \|.* 0.75 \|", printed)
+    drawn = [line for line in lines if line[0] == "run_lib_sampling.py"]
     assert len({line[2] for line in drawn}) == len(drawn) == 6
-    assert all(line[2].startswith("studies/dlsm_7_30/seed0/") for line in run.lines)
-    ce, ours, weighted, cfg = (line for line in run.lines if line[0] == "main.py")
-    steps = "--config.training.n_iters=7"
-    assert all(steps in line for line in (ce, ours, weighted))
+    ce, ours, weighted, cfg = (line for line in lines if line[0] == "main.py")
+    assert all("--config.training.n_iters=7" in line for line in (ce, ours, weighted))
     assert "--config.training.n_iters=9" in cfg  # the score model has two
     for flag in ("--config.model.weighting_dlsm=1", "--config.model.coef=0.02"):
         assert [flag in line for line in (ce, ours, weighted)] == [False, False, True]
-    check_flags(run.lines)
+    assert all("--config.data.root=results/studies/train-30" in line for line in lines)
 
 
-@pytest.mark.parametrize(
-    ("study", "words"),
-    [
-        (study_dlsm, "--steps 0"),
-        (study_dlsm, "--train_images 0"),
-        (study_dlsm, "--train_images -3"),
-        (study_qc, "--steps 0"),
-    ],
-)
-def test_studies_take_positive_numbers(place, study, words):
-    with pytest.raises(UserError, match=r"expected a whole number of at least 1"):
-        study.main(study.parse(["--restore", "START", *words.split()]))
-    assert not (place / "results").exists()
-
-
-def test_a_score_model_that_does_not_say_its_step_gets_the_configurations(place):
-    path = start(place)
-    content = checkpoints.read(path)
-    del content["step"]
-    torch.save(content, place / "without.pth")
-    study_dlsm.with_labels(place / "without.pth", place / "labelled.pth")
-    first = study_dlsm.cfg.get_config().training.init_step
-    assert checkpoints.read(place / "labelled.pth")["step"] == first
-
-
-def test_a_part_of_the_test_set(place):
-    root = studies.part_of_test_set("data", "validation", 4)
-    images = studies.read_idx(root / "fashion_mnist/t10k-images-idx3-ubyte", (28, 28))
-    real = studies.read_idx(place / "data/fashion_mnist/t10k-images-idx3-ubyte.gz", (28, 28))
-    assert np.array_equal(images, real[4:8])
-    stamps = {path: path.stat().st_mtime_ns for path in root.rglob("*-ubyte*")}
-    assert len(stamps) == 4
-    studies.part_of_test_set("data", "validation", 4)
-    assert stamps == {path: path.stat().st_mtime_ns for path in root.rglob("*-ubyte*")}
-    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte\.gz holds 12 images, too few"):
-        studies.part_of_test_set("data", "validation", 7)
-
-
-def test_a_part_of_the_training_set(place):
-    root = studies.part_of_training_set("data", 3) / "fashion_mnist"
-    for stem, shape in (("images-idx3-ubyte", (28, 28)), ("labels-idx1-ubyte", ())):
-        (path,) = root.glob(f"train-{stem}*")
-        real = studies.read_idx(place / f"data/fashion_mnist/train-{stem}.gz", shape)
-        assert np.array_equal(studies.read_idx(path, shape), real[:3])
-        (path,) = root.glob(f"t10k-{stem}*")
-        assert path.read_bytes() == (place / f"data/fashion_mnist/{path.name}").read_bytes()
+def test_a_part_of_the_data(place):
+    data = qc_config.get_config().data
+    roots = [common.part_of_fashion_mnist(data, name, 4) for name in common.SPLITS]
+    for root, split, begin in zip(roots, ("train", "t10k", "t10k"), (0, 0, 4)):
+        for part in ("train", "t10k"):
+            name = f"fashion_mnist/{part}-images-idx3-ubyte"
+            real = read_idx(place / "data" / name, (28, 28))
+            kept = real[begin : begin + 4] if part == split else real
+            assert np.array_equal(read_idx(root / name, (28, 28)), kept)
+    for count in (7, 0):
+        with pytest.raises(UserError, match="images"):
+            common.part_of_fashion_mnist(data, "validation", count)
 
 
 def test_a_score_model_gets_labels(place):
-    """Without one it is the same score, averages too; training goes on from its step."""
-    source, target = start(place), place / "start.pth"
-    study_dlsm.with_labels(source, target)
-    config = tiny.config(place / "cache")
-    labelled = digits_cfg.get_config()
-    labelled.update_from_flattened_dict(tiny.changes(place / "cache"))
+    """Without one it is the same score; training goes on from its step."""
+    source, target = start_of(place), place / "labelled.pth"
+    config = digits_cfg.get_config()
+    config.update_from_flattened_dict(tiny.changes(place / "cache"))
+    assert dlsm.with_labels(config, source, target) == 2
     x, t = torch.rand(2, 1, 8, 8), torch.tensor([0.3, 0.6])
-    for use_ema in (True, False):
-        scores = [
-            load_score(each, path, ScoreTraining(each, torch.device("cpu")).sde, "cpu", use_ema)
-            for each, path in ((config, source), (labelled, target))
-        ]
-        (before, _), (after, loaded) = scores
-        assert torch.equal(before(x, t), after(x, t))
-        assert not torch.equal(before(x, t), after.conditioned_on(torch.tensor([3, 4]))(x, t))
-        assert loaded.step == 2
-    job = run_lib.train(labelled, "labelled", restore=target)
-    began = checkpoints.read(target)["model"]["label_embedding.weight"]
-    assert (job.model.label_embedding.weight != began).any(1).all()
+    before, after = (
+        load_score(each, path, CPU)
+        for each, path in ((tiny.config(place / "cache"), source), (config, target))
+    )
+    conditioned = after.score.conditioned_on(torch.tensor([3, 4]))
+    assert torch.equal(before.score(x, t), after.score(x, t))
+    assert not torch.equal(before.score(x, t), conditioned(x, t))
+    assert after.loaded.step == 2
+    run_lib.train(config, "labelled", restore=target)
     assert checkpoints.read(Workdir("labelled").checkpoint())["step"] == 8
 
 
 def test_a_command_that_fails_stops_the_study(monkeypatch):
-    asked = []
-
-    def failing(line, check):
-        asked.append(line[1:])
+    def fail(line, check):
+        assert line[1:] == [f"{tiny.ROOT}/main.py", f"--config={tiny.CONFIG}", "--workdir=W", "-a"]
         return subprocess.CompletedProcess(line, 3)
 
-    monkeypatch.setattr(subprocess, "run", failing)
-    names = ["configs/demo/digits.py", "configs/demo/digits_cas.py"]
-    flags = ["--config.eval.atol=1", "--config.loss.slices=2", "--config.cas.model=resnet50"]
-    run = studies.Commands(flags, names, "there")
+    monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(SystemExit) as stop:
-        run("main.py", names[0], "W", "--ode")
+        common.run("main.py", "configs/demo/digits.py", "W", "-a")
     assert stop.value.code == 3
-    config = f"--config={tiny.ROOT}/configs/demo/digits.py"
-    assert "--config.data.root=there" in asked[0]
-    asked[0].remove("--config.data.root=there")
-    assert asked == [[f"{tiny.ROOT}/main.py", config, "--workdir=W", "--ode", *flags[:2]]]
-    with pytest.raises(UserError, match=r"has the field of --config\.training\.n_iter=3"):
-        studies.Commands(["--config.training.n_iter=3"], names, "there")
-    with pytest.raises(UserError, match=r"sets config\.training\.n_iters itself; give it --steps"):
-        studies.Commands(["--config.training.n_iters=3"], names, "there")
 
 
-def test_a_study_keeps_no_models_of_other_weights_or_flags(place):
-    (place / "a.pth").write_bytes(b"a")
-    (place / "b.pth").write_bytes(b"b")
-    flags = ["--config.optim.lr=1", "--config.seed=2"]
-    for _ in range(2):
-        studies.begin("study", "a.pth", flags)
-    studies.begin("study", "a.pth", flags[::-1])
-    with pytest.raises(UserError, match=r"none\.pth cannot be read \(No such file"):
-        studies.begin("another", "none.pth", flags)
-    assert not Workdir("another").root.exists()
-    for restored, other in (("b.pth", flags), ("a.pth", flags[:1])):
-        with pytest.raises(UserError, match="results/study holds the models of a study with"):
-            studies.begin("study", restored, other)
+# ---------------------------------------------------------------- digits
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A directory with a trained score model, "U"."""
+    here = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        run_lib.train(tiny.config("cache", training__n_iters=2, model__init_scale=1.0), "U")
+    return here
+
+
+@pytest.mark.parametrize("name", sorted(fast.SAMPLERS))
+def test_steps_cost_what_they_may(name):
+    method = fast.SAMPLERS[name]
+    for nfe in (1, 2, 5, 35, 80):
+        count = samplers.steps_within(method, nfe)
+        assert count == 0 or method.nfe(count) <= nfe
+        assert method.nfe(count + 1) > nfe
+
+
+def quick():
+    """In place of the networks that measure quality, what is trained in no time."""
+    evaluations.brief_features()
+    samplers.recogniser = lambda train: GaussianNB().fit(
+        samplers.flatten(train.images), train.labels
+    )
+
+
+def test_quality_of_samplers(digits):
+    line = "studies/samplers.py --workdir U --samplers heun restart --nfe 3 5 --seeds 0 1"
+    more = {"eval__num_samples": 12, "eval__batch_size": 12, "sampling__rtol": 0.1}
+    done = start(line, digits, tiny.arguments("cache", **more), prepare=quick).wait()
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if " steps | 2 | " in line]
+    assert [row[0] for row in rows[:2]] == ["| heun, 2 steps", "| heun, 3 steps"]
+    assert [row[2] for row in rows[:3]] == ["3 ± 0", "5 ± 0", "6 ± 0"]
+    assert len(rows) == 4
+
+
+@pytest.mark.parametrize("method", ["pc", "heun"])
+def test_samples_are_those_of_the_command(digits, monkeypatch, method):
+    monkeypatch.chdir(digits)
+    config = tiny.config("cache", model__init_scale=1.0, sampling__method=method)
+    config.eval.num_samples, config.eval.num_divisions, config.sampling.steps = 12, 1, 3
+    sample(config, "U")
+    paths = [
+        Workdir("U").division(0, "" if method == "pc" else "_heun") / f"samples_{number}.npz"
+        for number in (0, 1)
+    ]
+    files = [load_npz(path, "samples", "nfe") for path in paths]
+    sde = sde_lib.from_config(config)
+    score = load_score(config, Workdir("U").checkpoint(), CPU).score
+    sampler = sampling.from_config(config.sampling, sde)
+    images, nfe, _ = samplers.draw(sampler, score, config, config.seed)
+    assert np.array_equal(images, np.concatenate([file["samples"] for file in files]))
+    assert nfe == files[0]["nfe"]
+
+
+def test_the_estimators_have_one_mean_and_the_skew_one_a_smaller_variance(digits, monkeypatch):
+    monkeypatch.chdir(digits)
+    config = tiny.config("cache", model__init_scale=1.0)
+    score = load_score(config, Workdir("U").checkpoint(), CPU).score
+    x, t = torch.rand(4, 1, 8, 8), torch.full((4,), 0.5)
+    v = jacobian.rademacher(torch.randn(400, *x.shape))
+    with torch.no_grad():
+        p = score.jvp(x, t, v)
+    q = jacobian.vjp(score, x, t, v)
+    paper, skew = (jacobian.ESTIMATORS[name](p, q) for name in ("paper", "skew"))
+    error = ((paper - skew).var(0) / len(v)).sqrt()
+    assert ((paper - skew).mean(0).abs() < 4 * error).all()
+    assert (skew.var(0) < paper.var(0)).all()
+
+
+# ---------------------------------------------------------------- speed
+
+
+def test_both_sides_of_every_job_run(monkeypatch):
+    """In seconds: sizes and repetitions whose numbers mean nothing."""
+    bench = speed.small(CPU)
+    config = speed.common.dlsm_classifier(speed.common.CIFAR10, "resnet_small_cond")
+    config.data.image_size, config.model.nf, config.model.ch_mult = 8, 8, (1, 2)
+    config.model.num_res_blocks, config.model.attn_resolutions = 1, (4,)
+    bench = speed.dataclasses.replace(bench, config=config, batch=4, pc_steps=2)
+    monkeypatch.setattr(speed, "RUNS", 1)
+    rows = list(speed.rows(bench, list(speed.NETWORK_JOBS), ["fp32"]))
+    assert [row[:2] for row in rows] == [(name, "fp32") for name in speed.NETWORK_JOBS]
+    assert all(seconds > 0 for *_, theirs, ours in rows for seconds, _ in (theirs, ours))

@@ -14,11 +14,11 @@ import pytest
 from drawn import draw
 
 import evaluation
-from benchmarks.parity_metrics import random_logits, real_and_fake
 from configs.demo import digits
 from metrics import encoding, extractors, inception_score
 from storage.files import load_npz, save_npz
 from storage.workdir import Workdir
+from studies.metrics_parity import random_logits, real_and_fake
 from utils import UserError
 
 pytest.importorskip("tensorflow_gan", reason="TF-GAN needs requirements-tfgan.txt's environment")

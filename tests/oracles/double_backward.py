@@ -1,6 +1,6 @@
 """The published objectives with every derivative taken by ``create_graph``.
 
-The tests' oracle of the gradients in `losses`, and the baseline that `benchmarks.speed` times.
+The tests' oracle of the gradients in `losses`, and the baseline that `studies.speed` times.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""How the published code computes what `benchmarks.speed` times, where ours does otherwise."""
+"""How the published code computes what `studies.speed` times, where ours does otherwise."""
 
 import contextlib
 import math

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The papers' small experiments, one after the other. Run again, it continues.
+source "$(dirname "$0")/stages.sh"
+stages=4
+
+stage "Gaussian with a rotating error"
+$python -m studies.gaussian
+stage "Autoencoder"
+$python -m studies.autoencoder
+stage "Moons"
+$python -m studies.moons
+stage "Plane"
+$python -m studies.plane

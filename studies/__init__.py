@@ -1,0 +1,1 @@
+"""One study for each claim that docs/ makes: ``python -m studies.NAME``."""

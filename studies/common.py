@@ -1,0 +1,138 @@
+"""What the studies share: tables, means over seeds, grids, commands, parts of data."""
+
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+import ml_collections
+import numpy as np
+from absl import flags
+from scipy import stats
+
+import datasets
+from storage.files import atomic_write
+from utils import UserError, require_positive
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def define_seeds(default: Sequence[int]) -> None:
+    """Define the flag --seeds."""
+    flags.DEFINE_multi_integer("seeds", list(default), "Seeds of trainings and draws.")
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    print("| " + " | ".join(heads) + " |")
+    print("|" + "---|" * len(heads))
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation as text; of a single value the value."""
+    if len(values) == 1:
+        return f"{values[0]:.4g}"
+    return f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"
+
+
+def difference(first: Sequence[float], other: Sequence[float]) -> str:
+    """Mean ± standard deviation of other − first, seed by seed, and p of Student's paired test."""
+    more = np.subtract(other, first)
+    if not more.any():
+        return ""
+    p = f" (p = {stats.ttest_1samp(more, 0).pvalue:.2g})" if np.ptp(more) > 0 else ""
+    return spread(more) + p
+
+
+def print_seeds(
+    title: str,
+    results: Mapping[str, Sequence[Mapping[str, float]]],
+    reference: str | None = None,
+) -> None:
+    """Print mean ± standard deviation over seeds, and paired differences from one row.
+
+    Args:
+        results: row -> for each seed the numbers by column.
+        reference: the row that the rows after it are compared with, if there are several seeds.
+    """
+    columns = list(dict.fromkeys(key for seeds in results.values() for key in seeds[0]))
+
+    def cells(of, *rows):
+        values = [
+            [[seed[key] for seed in row] if key in row[0] else None for key in columns]
+            for row in rows
+        ]
+        return [of(*column) if None not in column else "" for column in zip(*values)]
+
+    names = list(results)
+    rows = [[name, str(len(results[name])), *cells(spread, results[name])] for name in names]
+    first = results.get(reference, ())
+    if len(first) > 1:
+        for name in names[names.index(reference) + 1 :]:
+            seeds = str(len(first))
+            rows.append([f"{name} − {reference}", seeds, *cells(difference, first, results[name])])
+    print()
+    print_table([title, "seeds", *columns], rows)
+
+
+def grid(low: float, high: float, count: int, dtype: str | None = None) -> np.ndarray:
+    """The points (count², 2) of an even square grid, a NumPy array; the first coordinate first."""
+    line = np.linspace(low, high, count, dtype=dtype)
+    return np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+# ---------------------------------------------------------------- commands and parts of data
+
+
+def run(script: str, config: str, workdir: str, *flags: str) -> None:
+    """Run a script of the repository; if it fails, exit with its status."""
+    arguments = [f"--config={ROOT / config}", f"--workdir={workdir}", *flags]
+    print("$", script, *arguments, flush=True)
+    done = subprocess.run([sys.executable, str(ROOT / script), *arguments], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+SPLITS = {"train": ("train", 0), "test": ("test", 0), "validation": ("test", 1)}
+"""Name of a part -> the split that it is taken from, and how many parts of its size precede it."""
+
+
+def part_of_fashion_mnist(data: ml_collections.ConfigDict, name: str, count: int) -> pathlib.Path:
+    """A data root whose Fashion-MNIST has `count` images in the split of `SPLITS[name]`.
+
+    The other split is whole. `data` is the section of the configuration.
+
+    Raises:
+        UserError: the split has too few images, or `count` is not positive.
+    """
+    require_positive(count, "The number of images")
+    root = pathlib.Path("results/studies") / f"{name}-{count}"
+    chosen, before = SPLITS[name]
+    for split, stem in (("train", "train"), ("test", "t10k")):
+        whole = datasets.load(data, split)
+        kept = slice(count * before, count * (before + 1)) if split == chosen else slice(None)
+        if split == chosen and len(whole.labels) < kept.stop:
+            raise UserError(
+                f"The {split} split has {len(whole.labels)} images, too few for {root}."
+            )
+        for kind, array in (
+            ("images-idx3", whole.images[kept, 0]),
+            ("labels-idx1", whole.labels[kept]),
+        ):
+            path = root / "fashion_mnist" / f"{stem}-{kind}-ubyte"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path) as file:
+                    file.write(bytes([0, 0, 8, array.ndim]))
+                    file.write(np.array(array.shape, ">u4").tobytes())
+                    file.write(np.asarray(array, np.uint8).tobytes())
+    return root
+
+
+def sample_metrics(recorded: Mapping[str, Mapping], ending: str) -> dict[str, float]:
+    """FID and P/R/D/C among the entries of ``metrics.json`` whose names have this ending."""
+    found = {"FID": recorded[f"fid_is{ending}"]["fid"]}
+    spheres = recorded[f"prdc{ending}"]
+    return found | {name: spheres[name] for name in ("precision", "recall", "density", "coverage")}

@@ -1,0 +1,254 @@
+"""Likelihood scores on two interleaved half-moons (Chao et al., ICLR 2022).
+
+    python -m studies.moons --steps 1200 --seeds 0 1 2 3 4
+
+Trains a score model, then classifiers with each loss (ce, dlsm, total) against it, by the loop of
+the images; prints how far their scores are from the exact ones, and what samples that they guide
+are like, mean ± standard deviation over seeds. Run again, it continues.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+
+import ml_collections
+import numpy as np
+import torch
+from absl import flags
+
+import cli
+import datasets
+import losses
+import run_lib
+import sampling
+import sde_lib
+from configs import points
+from metrics.prdc import precision_recall_density_coverage
+from models.scores import EnergyScore, GuidedScore, Score
+from samplers import fast, grids
+from sde_lib import VESDE, expand, perturb
+from storage.trained import load_classifier, load_score
+from storage.workdir import Workdir
+from studies import common, oracle
+from training.classifier import ClassifierTraining
+from training.score import ScoreTraining
+from utils import UserError
+
+MOONS = ("upper", "lower")  # by label
+SIGMA = 7.5  # at which scores are compared, and samples as published
+SCORE_BATCH = 1000
+DRAWN, PUBLISHED_DRAWN = 1000, 2000  # samples of each class
+BLUR = 1.0  # noise of samples and of real points, which lie on a curve, to compare them
+HEUN_STEPS, PUBLISHED_STEPS = 18, 1000
+CORRECTOR = 3.5  # ε of the published corrector
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedDSM(losses.DSM):
+    """The mean over all elements of (σ^w s + σ^(w−1) z)², per point (B,)."""
+
+    weighting: float = 2.0
+
+    def loss(self, x: torch.Tensor, u: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        t = losses.draw_times(u, self.sde, self.eps)
+        x_t, std = perturb(self.sde, x, t, z)
+        residual = losses.dsm_residual(self.score(x_t, t), self.sde, t, std, z, False)
+        weighted = expand(std ** (self.weighting - 1), z) * residual
+        return losses.half_square(weighted, reduce_mean=True)
+
+
+class MoonsScoreTraining(ScoreTraining):
+    """A score network with `WeightedDSM`."""
+
+    def __init__(self, config: ml_collections.ConfigDict, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.objective = WeightedDSM(self.score, self.sde, config.training.eps)
+
+
+# ---------------------------------------------------------------- the exact scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """The exact scores at σ = 7.5 on a grid of 35×35 points of [−40, 40]×[−25, 25].
+
+    Args:
+        moons: the points (N, 2) of each class.
+        as_published: add 1e-8 to the oracle's densities, and draw and compare as published.
+    """
+
+    moons: list
+    as_published: bool = False
+
+    @functools.cached_property
+    def grid(self) -> torch.Tensor:
+        return torch.from_numpy(common.grid(-1, 1, 35, "float32")) * torch.tensor([40.0, 25.0])
+
+    def exact(self, points: torch.Tensor) -> torch.Tensor:
+        """The score (1225, 2) of `points` (N, 2) under the noise."""
+        return oracle.score(self.grid, points, SIGMA**2, 1e-8 if self.as_published else 0.0)
+
+    @functools.cached_property
+    def full(self) -> torch.Tensor:
+        """∇ log p(x) (1225, 2)."""
+        return self.exact(torch.cat(self.moons))
+
+    @functools.cached_property
+    def posteriors(self) -> list[torch.Tensor]:
+        """∇ log p(x | y) (1225, 2) of each class."""
+        return [self.exact(moon) for moon in self.moons]
+
+    def distances(self, full: torch.Tensor, posteriors: Sequence[torch.Tensor]) -> dict[str, float]:
+        """D of a score (1225, 2) on the grid; Dp and Dl of those of each class, a list.
+
+        D and Dp are mean distances from the exact scores, Dl that of the likelihood scores, which
+        are the differences of the two.
+        """
+        result = {"D": mean_norm(full - self.full)}
+        for moon, posterior, exact in zip(MOONS, posteriors, self.posteriors):
+            result[f"Dp {moon}"] = mean_norm(posterior - exact)
+            result[f"Dl {moon}"] = mean_norm((posterior - full) - (exact - self.full))
+        return result
+
+    def of_models(
+        self, score: Score | EnergyScore | oracle.ExactScore, guided: Sequence[Callable]
+    ) -> dict[str, float]:
+        """The distances of a score s(x, t) and of the guided one of each class."""
+        t = torch.full((len(self.grid),), score.sde.time(SIGMA))
+        with torch.no_grad():
+            return self.distances(
+                score(self.grid, t).double(), [each(self.grid, t).double() for each in guided]
+            )
+
+    def of_nothing(self) -> dict[str, float]:
+        """The distances of zero, as the prior's, the posterior and the likelihood score."""
+        zero = torch.zeros_like(self.full)
+        return self.distances(zero, [zero, zero])
+
+    def of_itself(self) -> dict[str, float]:
+        """The distances of the exact scores, without a floor, from the oracle's: 0 without one."""
+        exact = dataclasses.replace(self, as_published=False)
+        return self.distances(exact.full, exact.posteriors)
+
+    def exact_scores(self, sde: VESDE) -> list[oracle.ExactScore]:
+        """The exact score s(x, t) of each class, of no more than `DRAWN` of its points."""
+        few = [functools.partial(oracle.score, centres=moon[:DRAWN]) for moon in self.moons]
+        return [oracle.ExactScore(each, sde) for each in few]
+
+
+def mean_norm(vectors: torch.Tensor) -> float:
+    return vectors.norm(dim=1).mean().item()
+
+
+# ---------------------------------------------------------------- samples
+
+
+def draw_heun(score: Callable, sde: VESDE, noise: sampling.SeededNoise) -> torch.Tensor:
+    """Samples (DRAWN, 2) by Heun's method from σ = 10 to 0.001 and then 0."""
+    sampler = fast.FastSampler(fast.SAMPLERS["heun"], sde, grids.of_sde(sde, HEUN_STEPS))
+    return sampler(score, noise.randn((DRAWN, 2)), noise.randn_like)[0]
+
+
+@torch.no_grad()
+def draw_published(score: Callable, sde: VESDE, noise: sampling.SeededNoise) -> torch.Tensor:
+    """Samples (PUBLISHED_DRAWN, 2) as the published code draws them: σ ascends, no predictor moves.
+
+    From N(0, I), x += √(2ε)·s + ε·z at σ_i = 1e-3·(1e4)^(i/1000).
+    """
+    x = noise.randn((PUBLISHED_DRAWN, 2))
+    for i in range(PUBLISHED_STEPS):
+        s = score(x, torch.full((len(x),), i / PUBLISHED_STEPS))
+        x = x + (2 * CORRECTOR) ** 0.5 * s + CORRECTOR * noise.randn_like(x)
+    return x
+
+
+def measure_samples(
+    scores: Sequence[Callable], sde: VESDE, truth: Truth, seed: int
+) -> dict[str, float]:
+    """Means over the classes of P/R/D/C (k = 5) and the share nearest to their own moon.
+
+    Corrected, samples and real points are compared with noise `BLUR`; as published, real points
+    have noise `SIGMA`.
+
+    Raises:
+        UserError: the samples diverged.
+    """
+    draw = draw_published if truth.as_published else draw_heun
+    rows = []
+    for label, score in enumerate(scores):
+        noise = sampling.SeededNoise(torch.device("cpu"), "moons", seed, label)
+        x = draw(score, sde, noise)
+        if not x.isfinite().all():
+            raise UserError(
+                "The samples diverged with these scores; train for longer (--steps, --score_steps)."
+            )
+        real = truth.moons[label][-len(x) :]
+        fake = x if truth.as_published else x + BLUR * noise.randn_like(x)
+        real = real + (SIGMA if truth.as_published else BLUR) * noise.randn_like(real)
+        metrics = precision_recall_density_coverage(real.numpy(), fake.numpy(), nearest_k=5)
+        nearest = [torch.cdist(x, moon).amin(1) for moon in truth.moons]
+        right = (nearest[label] <= nearest[1 - label]).double().mean().item()
+        rows.append({**metrics, "right moon": right})
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+# ---------------------------------------------------------------- training and measuring
+
+
+def train_score(seed: int, steps: int) -> pathlib.Path:
+    """Train the score model; returns its newest checkpoint."""
+    config = points.moons()
+    config.seed = seed
+    config.training.batch_size, config.training.n_iters = SCORE_BATCH, steps
+    name = f"studies/moons/score{steps}_s{seed}"
+    run_lib.train(config, name, make_job=MoonsScoreTraining)
+    return Workdir(name).checkpoint()
+
+
+def run(
+    loss_type: str, score_path: pathlib.Path, truth: Truth, seed: int, steps: int, batch: int
+) -> dict[str, float]:
+    """Train a classifier with a loss, and measure: the row, a dict."""
+    config = points.moons_classifier(loss_type, score_path)
+    config.seed = seed
+    config.training.batch_size, config.training.n_iters = batch, steps
+    against = score_path.parent.parent.name  # its own seed and steps are in it
+    name = f"studies/moons/{loss_type}{steps}_b{batch}_s{seed}_{against}"
+    run_lib.train(config, name, make_job=ClassifierTraining)
+
+    place, device = Workdir(name), torch.device("cpu")
+    sde = sde_lib.from_config(config)
+    score = load_score(config, score_path, device).score
+    classifier, _, _ = load_classifier(config, place.checkpoint(), device)
+    guided = [GuidedScore(score, classifier, sde, torch.tensor([label])) for label in range(2)]
+    return truth.of_models(score, guided) | measure_samples(guided, sde, truth, seed)
+
+
+def main() -> None:
+    FLAGS = flags.FLAGS
+    config = points.moons()
+    split = datasets.load(config.data, "train")
+    moons = [torch.tensor(np.array(split.images[split.labels == label])) for label in range(2)]
+    truth = Truth(moons, FLAGS.as_published)
+    score_path = train_score(FLAGS.score_seed, FLAGS.score_steps)
+    exact = truth.of_itself()
+    if not FLAGS.as_published:  # the published sampler diverges with the exact score
+        sde = sde_lib.from_config(config)
+        exact |= measure_samples(truth.exact_scores(sde), sde, truth, FLAGS.seeds[0])
+    results = {"exact": [exact], "zero": [truth.of_nothing()]}
+    for seed in FLAGS.seeds:
+        for loss_type in points.MOONS_RATES:
+            row = run(loss_type, score_path, truth, seed, FLAGS.steps, FLAGS.batch)
+            results.setdefault(loss_type, []).append(row)
+    common.print_seeds("loss", results, reference="ce")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("steps", 3000, "Steps of each classifier; the paper's are 40002.")
+    flags.DEFINE_integer("batch", 250, "Batch size of each classifier; the paper's is 4000.")
+    flags.DEFINE_integer("score_steps", 6000, "Steps of the score model; the paper's are 40002.")
+    flags.DEFINE_integer("score_seed", 0, "Seed of the score model, which all losses share.")
+    common.define_seeds([0])
+    flags.DEFINE_bool("as_published", False, "Sample and compare as the published code does.")
+    cli.launch(main, pairs=["seeds"])

@@ -1,0 +1,184 @@
+"""Unconstrained, constrained and quasi-conservative scores (Chao et al., ICML 2023, section 3.2).
+
+    python -m studies.plane --dataset gaussian_8 --kind usbm qcsbm --steps 2000 --seeds 0 1 2
+
+Trains by the loop of the images, measures asymmetry, score error, likelihood and samples, and
+prints them, mean ± standard deviation over seeds; the exact score's own row stands above them. Run
+again, it continues; without --dataset or --kind it goes through all of them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import ml_collections
+import torch
+from absl import flags
+
+import cli
+import datasets
+import likelihood
+import losses
+import run_lib
+import sampling
+import sde_lib
+from configs import points
+from metrics.prdc import precision_recall_density_coverage
+from models import jacobian
+from models.scores import EnergyScore, Score
+from storage.trained import load_score
+from storage.workdir import Workdir
+from studies import common, oracle
+
+KINDS = "usbm", "qcsbm", "csbm"
+LEVELS = 10  # σ_n = 0.1·30^(n/11), n = 0…9
+SCORED = 5000  # points at each level: the errors of the smallest are heavy-tailed
+MEASURED = 2000  # points of the likelihood
+DRAWN = 5000  # samples, and real points that they are compared with
+
+
+def configure(
+    dataset: str, kind: str, *, seed: int, batch: int, steps: int
+) -> ml_collections.ConfigDict:
+    """The configuration of a training."""
+    config = points.plane(dataset, kind)
+    config.seed = seed
+    training = config.training
+    training.batch_size, training.n_iters = batch, steps
+    training.snapshot_freq = steps
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What is measured of a score s(x, t): see the methods. Draws depend on the seed alone.
+
+    Args:
+        exact: the exact score s(x, t) of the noised density.
+        train, test: points (N, 2).
+        as_published: the scores are compared at the `train` points' noised ones; the oracle is
+            the score of these points, noised, under noise once more, whose variance is so 2σ²;
+            the score is asked at another level.
+    """
+
+    exact: oracle.ExactScore
+    train: torch.Tensor
+    test: torch.Tensor
+    seed: int
+    as_published: bool = False
+
+    @property
+    def sde(self) -> sde_lib.VESDE:
+        return self.exact.sde
+
+    def noise(self, purpose: str, *numbers: int) -> sampling.SeededNoise:
+        return sampling.SeededNoise(torch.device("cpu"), purpose, self.seed, *numbers)
+
+    @functools.cached_property
+    def levels(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """`level` of each, drawn once for all models."""
+        return [self.level(n) for n in range(LEVELS)]
+
+    def level(self, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Points (SCORED, 2) at the noise level σ_n, the time (B,) at which a score is asked there,
+        and the score (SCORED, 2) that it is compared with.
+        """
+        x = (self.train if self.as_published else self.test)[:SCORED]
+        t = torch.full((len(x),), n / 11)
+        sigma = self.sde.sigma(t[0])
+        x = x + sigma * self.noise("plane", n).randn_like(x)
+        if not self.as_published:
+            return x, t, self.exact(x, t)
+        noised = self.train + sigma * self.noise("oracle", n).randn_like(self.train)
+        exact = oracle.score(x, noised, sigma.item() ** 2).to(x.dtype)
+        return x, torch.full_like(t, (n + 1) / LEVELS), exact
+
+    def score_error(self, score: Callable) -> float:
+        """The mean over levels of the mean ½‖score − oracle‖²."""
+        errors = []
+        for x, t, exact in self.levels:
+            with torch.no_grad():
+                difference = score(x, t) - exact
+            errors.append(losses.half_square(difference, reduce_mean=False).mean().item())
+        return sum(errors) / LEVELS
+
+    def asymmetry(self, score: Score | EnergyScore) -> dict[str, float]:
+        """The means over levels and points of Asym, tr JJᵀ − tr JJ, and NAsym, a dict."""
+        values = []
+        for x, t, _ in self.levels:
+            _, J = jacobian.matrix(functools.partial(score.value_and_jvp, x, t), x)
+            J = J.detach()
+            A = jacobian.asymmetry(J)
+            normalised = 0.5 * A / (J.square().sum((1, 2)) + 1e-8)
+            values.append((A.mean().item(), normalised.mean().item()))
+        asym, nasym = (sum(column) / LEVELS for column in zip(*values))
+        return {"asym": asym, "nasym": nasym}
+
+    def nats(self, score: Callable, rtol: float = 1e-3, atol: float = 1e-5) -> float:
+        """The negative log-likelihood of a point, with the exact divergence."""
+        x = self.test[:MEASURED]
+        density, _, _ = likelihood.log_likelihood(
+            score, self.sde, x, jacobian.unit_vectors(x), rtol=rtol, atol=atol
+        )
+        return -density.mean().item()
+
+    def samples(self, score: Callable, sampler: Callable) -> dict[str, float]:
+        """NFE, precision, recall, density and coverage of samples (DRAWN, 2), a dict."""
+        noise = self.noise("samples")
+        x, nfe = sampler(score, noise.randn((DRAWN, 2)), noise.randn_like)
+        real = self.test[:DRAWN].numpy()
+        metrics = precision_recall_density_coverage(real, x.numpy(), nearest_k=3)
+        return {"nfe": float(nfe), **metrics}
+
+    def everything(self, score: Callable, sampler: Callable) -> dict[str, float]:
+        """All of the above but the asymmetry, a dict."""
+        metrics = {"score_err": self.score_error(score), "nats": self.nats(score)}
+        return metrics | self.samples(score, sampler)
+
+
+def measures_of(config: ml_collections.ConfigDict, as_published: bool) -> Measures:
+    """The `Measures` of a configuration's set and seed."""
+    train, test = (torch.tensor(split.images) for split in datasets.load_both(config.data))
+    exact = oracle.ExactScore(oracle.PLANE[config.data.dataset](), sde_lib.from_config(config))
+    return Measures(exact, train, test, config.seed, as_published)
+
+
+def run(
+    dataset: str, kind: str, measures: Measures, *, seed: int, batch: int, steps: int
+) -> dict[str, float]:
+    """Train and measure: the row, a dict."""
+    config = configure(dataset, kind, seed=seed, batch=batch, steps=steps)
+    name = f"studies/plane/{dataset}_{kind}_b{batch}_s{seed}_{steps}"
+    run_lib.train(config, name)
+    path = Workdir(name).checkpoint()
+    score = load_score(config, path, torch.device("cpu")).score
+    sampler = sampling.from_config(config.sampling, measures.sde)
+    return measures.everything(score, sampler) | measures.asymmetry(score)
+
+
+def main() -> None:
+    FLAGS = flags.FLAGS
+    size = {"batch": FLAGS.batch, "steps": FLAGS.steps}
+    for dataset in [FLAGS.dataset] if FLAGS.dataset else oracle.PLANE:
+        results = {}
+        for seed in FLAGS.seeds:
+            config = configure(dataset, "usbm", seed=seed, **size)
+            measures = measures_of(config, FLAGS.as_published)
+            if not results:  # the exact score's Jacobian is symmetric
+                sampler = sampling.from_config(config.sampling, measures.sde)
+                row = measures.everything(measures.exact, sampler)
+                results["exact"] = [{**row, "asym": 0.0, "nasym": 0.0}]
+            for kind in FLAGS.kind or KINDS:
+                row = run(dataset, kind, measures, seed=seed, **size)
+                results.setdefault(kind, []).append(row)
+        common.print_seeds(dataset, results, reference="usbm")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("dataset", None, list(oracle.PLANE), "The set of points; without it, all.")
+    flags.DEFINE_multi_enum("kind", None, list(KINDS), "Kinds of models; without it, all.")
+    flags.DEFINE_integer("batch", 250, "Batch size; the paper's is 5000.")
+    flags.DEFINE_integer("steps", 500, "Steps; the paper's are 2000, 4000 for checkerboard.")
+    common.define_seeds([0])
+    flags.DEFINE_bool("as_published", False, "Compare scores as the published code does.")
+    cli.launch(main, pairs=("kind", "seeds"))

@@ -1,0 +1,111 @@
+"""QC on Fashion-MNIST: U, QC with either estimator, and C, in equal steps from the same start.
+
+    python -m studies.qc --restore pretrained/fashion_mnist.pth --images 48 --factors 0.017
+
+Fine-tunes the restored score model in every variant, with every balancing factor and seed
+(configs/fashion_mnist/qc.py), under results/studies/qc_SPLIT_STEPS_IMAGES. Measures NLL and
+asymmetry of the averaged weights on test images, with the same noise for all and the skew
+estimator, and the samples of each of --samplers against training images. Run again, it continues.
+Choose factors with --split validation.
+"""
+
+from absl import flags
+
+import cli
+from configs.fashion_mnist import qc
+from storage import checkpoints
+from storage.workdir import Workdir
+from studies import common
+from utils import require_positive
+
+CONFIG = "configs/fashion_mnist/qc.py"
+VARIANTS = {  # name -> the flags of training
+    "U": ["--balancing_fac=0"],
+    "QC-paper-1": ["--config.loss.estimator=paper", "--slices=1"],
+    "QC-paper-4": ["--config.loss.estimator=paper", "--slices=4"],
+    "QC-skew-1": ["--config.loss.estimator=skew", "--slices=1"],
+    "C": ["--balancing_fac=0", "--config.model.energy=True"],
+}
+
+
+def models(variants, factors):
+    """Yields each model of the study: its name, and its flags of training."""
+    for variant in variants:
+        if variant.startswith("QC"):
+            for factor in factors:
+                name = f"{variant}, {factor:g}"
+                yield name, [*VARIANTS[variant], f"--balancing_fac={factor}"]
+        else:
+            yield variant, VARIANTS[variant]
+
+
+def measure(workdir, scored, drawn):
+    """NLL and asymmetry of a workdir's model, and the metrics of each sampler's samples: a dict.
+
+    `scored` and `drawn` are the flags of the two kinds of measurements.
+    """
+    samplers = flags.FLAGS.samplers
+    scored = [*scored, "--ema", "--calculate", "--read"]
+    common.run("run_lib_evaluation_nll.py", CONFIG, workdir, *scored)
+    common.run(
+        "run_lib_evaluation_asym.py", CONFIG, workdir, "--config.loss.estimator=skew", *scored
+    )
+    for sampler in samplers:
+        own = [*drawn, f"--sampler={sampler}"]
+        common.run("run_lib_sampling.py", CONFIG, workdir, *own)
+        compare = ["--encode", "--encode_dataset", "--fidis", "--prdc"]
+        common.run("run_lib_evaluation_fidis.py", CONFIG, workdir, *own, *compare)
+    recorded = Workdir(workdir).recorded()
+    asym = recorded["asym_ema"]
+    found = {"NLL (bits/dim)": recorded["nll_ema"]["bits_per_dim"]}
+    found |= {"Asym": asym["asym"], "NAsym": asym["nasym"]}
+    for sampler in samplers:
+        metrics = common.sample_metrics(recorded, "" if sampler == "pc" else f"_{sampler}")
+        found |= {f"{sampler}: {name}": value for name, value in metrics.items()}
+    return found
+
+
+def main():
+    FLAGS = flags.FLAGS
+    config = qc.get_config()
+    tested = common.part_of_fashion_mnist(config.data, FLAGS.split, FLAGS.images)
+    trained = common.part_of_fashion_mnist(config.data, "train", FLAGS.train_images)
+    content = checkpoints.read(FLAGS.restore)
+    first = config.training.init_step
+    last = checkpoints.read_count(content, "step", FLAGS.restore, first)
+    last += require_positive(FLAGS.steps, "--steps")
+    root = f"--config.data.root={tested}"
+    train = [f"--restore={FLAGS.restore}", root, f"--config.training.n_iters={last}"]
+    train.append(f"--config.training.batch_size={FLAGS.batch}")
+    drawn = [
+        f"--config.data.root={trained}",
+        f"--config.eval.num_samples={FLAGS.samples}",
+        "--config.eval.batch_size=100",
+        f"--config.sampling.steps={FLAGS.sampler_steps}",
+    ]
+    folder = f"studies/qc_{FLAGS.split}_{FLAGS.steps}_{FLAGS.images}"
+    results = {}
+    for seed in FLAGS.seeds:
+        for name, own in models(FLAGS.variants, FLAGS.factors):
+            workdir = f"{folder}/{name.replace(', ', '-')}-seed{seed}"
+            common.run("main.py", CONFIG, workdir, *own, *train, f"--config.seed={seed}")
+            energy = [flag for flag in own if "energy" in flag]
+            found = measure(workdir, [*energy, root], [*energy, *drawn])
+            results.setdefault(name, []).append(found)
+    common.print_seeds("model", results, reference="U")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("restore", None, "The score model's checkpoint.", required=True)
+    flags.DEFINE_multi_enum("variants", list(VARIANTS), list(VARIANTS), "Which models.")
+    flags.DEFINE_multi_float("factors", [0.03], "Values of balancing_fac.")
+    common.define_seeds([0, 1, 2])
+    flags.DEFINE_integer("steps", 600, "Steps of each training.")
+    flags.DEFINE_integer("batch", 32, "Batch size of each training.")
+    flags.DEFINE_enum("split", "test", ["test", "validation"], "What NLL and asymmetry are of.")
+    flags.DEFINE_integer("images", 500, "Images of NLL and asymmetry.")
+    flags.DEFINE_multi_string("samplers", ["heun", "churn"], "Samplers of samples.")
+    flags.DEFINE_integer("sampler_steps", 20, "Steps of each sampler.")
+    flags.DEFINE_integer("samples", 300, "Samples of each sampler.")
+    flags.DEFINE_integer("train_images", 10000, "Training images that samples are compared with.")
+    cli.launch(main, pairs=("variants", "factors", "seeds", "samplers"))

@@ -186,7 +186,7 @@ def draw_rounds(
                     log.warning(
                         "%s: %.0f %% of the values lie far outside the range of images, and are "
                         "clipped to 0 or 255. Likely causes: too little training, another SDE or "
-                        "data.centered than in training, too few steps or too large a --scale.",
+                        "data.centered than in training, too few steps, or too strong a guidance.",
                         path,
                         100 * outside,
                     )

@@ -257,8 +257,8 @@ def _pc_sampler(sampling, sde):
     if sde.least_steps > sde.N:
         raise UserError(
             f"The sampler pc would take {sde.N} steps, but with config.model.beta_max at "
-            f"{sde.beta_max} it needs at least {sde.least_steps}; set config.sampling.num_scales "
-            "(--num_scales), or where that is not set config.model.num_scales."
+            f"{sde.beta_max} it needs at least {sde.least_steps}; set config.sampling.num_scales, "
+            "or where that is not set config.model.num_scales."
         )
     return PCSampler(
         sde=sde,
@@ -280,8 +280,8 @@ def _ode_sampler(sampling, sde):
 def _fast_sampler(method, sampling, sde):
     if sampling.num_scales is not None:
         raise UserError(
-            f"config.sampling.num_scales (--num_scales) is {sampling.num_scales}, but the sampler "
-            f"{sampling.method} takes config.sampling.steps (--steps)."
+            f"config.sampling.num_scales is {sampling.num_scales}, but the sampler "
+            f"{sampling.method} takes config.sampling.steps."
         )
     grid = lookup(grids.GRIDS, sampling.grid, "config.sampling.grid")
     interval = tuple(sampling.guidance_interval) or None

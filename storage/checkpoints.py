@@ -216,10 +216,7 @@ def require_kind(content: dict[str, Any], path: str | os.PathLike, kind: str) ->
     is_classifier = any(name.startswith("classifier.") for name in tensors_of(content))
     found = "classifier" if is_classifier else "score model"
     if found != kind:
-        raise UserError(
-            f"{path} is the checkpoint of a {found}; expected a {kind}'s. --restore names the "
-            "score model's, --restore_classifier the classifier's."
-        )
+        raise UserError(f"{path} is the checkpoint of a {found}; expected a {kind}'s.")
 
 
 def load_model(

@@ -1,7 +1,9 @@
 """The commands as a user types them: mistakes get a sentence, and nothing is written."""
 
+import ast
 import importlib.util
 import pathlib
+import re
 
 import golden
 import pytest
@@ -209,3 +211,67 @@ def test_every_command_can_be_deterministic(tmp_path, cache):  # noqa: F811
     done = start("run_lib_evaluation_cas.py --setup real", tmp_path, extra, prepare).wait()
     assert done.returncode == 0, done.stderr
     assert mark.read_text() == "True"
+
+
+# ---------------------------------------------------------------- flags and fields
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        ["--config.model.ch_mult=(1,2)", "--config.model.ch_mult=(1,2)"],
+        ["--config.model.ch_mult", "(4,)", "--config.model.ch_mult=(1,2)"],
+        ["--config.model.ch_mult=(4,)", "--config.model.ch_mult", "(1,2)"],
+    ],
+)
+def test_the_last_of_two_overrides_counts(tmp_path, twice):
+    arguments = [f"--config={tiny.CONFIG}", "--workdir=run", "--dry_run", *twice]
+    done = command("main.py", tmp_path, arguments)
+    assert "config.model.ch_mult = (1, 2)\n" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "flag"),
+    [
+        ("main.py --slices 2", "--slices"),
+        ("main.py --bs -1", "--bs"),
+        ("run_lib_sampling.py --steps 3", "--steps"),
+        ("run_lib_sampling.py --sampler heun --num_scales 3", "--num_scales"),
+        ("run_lib_sampling.py --ode --num_scales 3", "--num_scales"),
+        ("run_lib_sampling.py --scale 2", "--scale"),
+        ("run_lib_sampling.py --mode full", "--mode"),
+        ("run_lib_sampling.py --restore a.pth --checkpoint_idx 3", "--checkpoint_idx"),
+        ("run_lib_sampling.py --restore_classifier a.pth", "--restore_classifier"),
+        ("run_lib_evaluation.py --fidis --checkpoint_idx 3", "--checkpoint_idx"),
+        ("run_lib_evaluation.py --fidis --ema", "--ema"),
+        ("run_lib_evaluation.py --encode --rtol 0.1", "--rtol"),
+        ("run_lib_evaluation.py --nfe --backend prdc", "--backend"),
+        ("run_lib_evaluation.py --fidis --scale 2", "--scale"),
+        ("run_lib_evaluation.py --metric nll --read --rtol 0.1", "--rtol"),
+        ("run_lib_evaluation.py --metric nll --read --total_repeat 2", "--total_repeat"),
+        ("run_lib_evaluation.py --metric nll --calculate --nl 2", "--nl"),
+        ("run_lib_evaluation.py --folders a b --fidis --ema", "--ema"),
+    ],
+)
+def test_a_flag_that_is_not_read_is_refused_and_named(tmp_path, line, flag):
+    folders = "--folders" in line
+    arguments = [] if folders else [f"--config={tiny.CONFIG}", "--workdir=run"]
+    done = command(line, tmp_path, arguments)
+    tiny.check_sentence(done, flag)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Every command has these; a message of what several commands share names no others.
+OF_ALL = {"config", "workdir", "deterministic"}
+SHARED = ("storage", "models", "training", "samplers/ode.py", "losses.py", "sampling.py")
+SHARED += ("sde_lib.py", "domains.py", "datasets.py", "readers", "likelihood.py", "utils.py")
+
+
+def test_messages_name_no_flag_that_a_command_may_lack():
+    for name in SHARED:
+        place = tiny.ROOT / name
+        for path in place.glob("*.py") if place.is_dir() else [place]:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Raise):
+                    named = set(re.findall(r"--(\w+)", ast.unparse(node)))
+                    assert named <= OF_ALL, f"{path}: {named}"

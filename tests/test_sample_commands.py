@@ -199,6 +199,18 @@ def test_numbers_of_few_samples_come_with_a_warning(tmp_path):
     assert "published" not in ok(f"{line} --prdc", tmp_path, QC)
 
 
+def test_a_metric_that_cannot_be_taken_keeps_no_other_from_being_printed(tmp_path):
+    """One set is too small for P/R/D/C, but not for FID."""
+    features = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    for name in ("dataset_stat", "generated_stat"):
+        save_npz(tmp_path / f"results/W/stat/{name}.npz", pool_3=features, logit=features)
+    done = command(f"{FIDIS}.py --workdir W --prdc --fidis --kid", tmp_path, QC)
+    assert done.returncode == 1
+    assert done.stderr.count("Error: ") == 1
+    assert "--prdc" in done.stderr
+    assert metrics(tmp_path).keys() == {"fid_is", "kid"}
+
+
 def test_identical_sets(tmp_path):
     features_of = np.random.default_rng(0).normal(size=(20, 64)).astype(np.float32)
     stat = tmp_path / "results/W/stat"
@@ -220,7 +232,7 @@ def test_qc_mistakes_get_a_sentence(tmp_path):
     refused(f"{line} --ode --prdc", tmp_path, QC, "--workdir W --ode --encode")
     refused(f"{line} --stat", tmp_path, QC, "samples with classes")
     refused(f"{line} --fidis --mode class", tmp_path, QC, "samples with classes")
-    refused(f"{line} --encode --bs 0", tmp_path, QC, "config.eval.batch_size is 0")
+    refused(f"{line} --encode --bs 0", tmp_path, QC, "--bs is 0")
     other = [*QC, "--config.eval.features=vgg"]
     refused(f"{line} --encode", tmp_path, other, "config.eval.features is 'vgg'", "tfhub")
     hub = [*QC, "--config.eval.features=tfhub"]

@@ -10,6 +10,7 @@ import os
 import pathlib
 import runpy
 import sys
+import threading
 import traceback
 import uuid
 
@@ -17,6 +18,7 @@ import matplotlib.figure  # noqa: F401 (imported here, the forks need not)
 import numpy as np
 import torch
 import torchvision  # noqa: F401
+from tqdm import tqdm
 
 import datasets
 import run_lib_sampling  # noqa: F401
@@ -28,6 +30,8 @@ CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "SVHN": 10, "imagenet": 1000}
 COUNTS = {"train": 6, "test": 5}
 IMAGE_SIZE = 8
 
+# tqdm's own lock is one that forks share: one that is killed while it holds it would stop the rest.
+tqdm.set_lock(threading.RLock())
 # The first use of forward mode loads much; the forks inherit it.
 torch.func.jvp(torch.sin, (torch.ones(1),), (torch.ones(1),))
 # A first backward pass on fake tensors would start threads, and forks of their process have none.

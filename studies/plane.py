@@ -62,6 +62,10 @@ class Measures:
     test: torch.Tensor
     seed: int
 
+    @property
+    def sde(self) -> sde_lib.VESDE:
+        return self.exact.sde
+
     def noise(self, purpose: str, *numbers: int) -> sampling.SeededNoise:
         return sampling.SeededNoise(torch.device("cpu"), purpose, self.seed, *numbers)
 
@@ -72,7 +76,7 @@ class Measures:
         for n in range(LEVELS):
             t = torch.full((len(x),), n / 11)
             noise = self.noise("plane", n).randn_like(x)
-            x_t = x + self.exact.sde.sigma(t[0]) * noise
+            x_t = x + self.sde.sigma(t[0]) * noise
             result.append((x_t, t, self.exact(x_t, t)))
         return result
 
@@ -101,7 +105,7 @@ class Measures:
         """The negative log-likelihood of a point, with the exact divergence."""
         x = self.test[:MEASURED]
         density, _, _ = likelihood.log_likelihood(
-            score, self.exact.sde, x, jacobian.unit_vectors(x), rtol=rtol, atol=atol
+            score, self.sde, x, jacobian.unit_vectors(x), rtol=rtol, atol=atol
         )
         return -density.mean().item()
 
@@ -133,7 +137,7 @@ def run(config: ml_collections.ConfigDict, kind: str, measures: Measures) -> dic
     name = f"studies/plane/{config.data.dataset}_{kind}_{size}"
     run_lib.train(config, name)
     score = load_score(config, Workdir(name).checkpoint(), torch.device("cpu")).score
-    sampler = sampling.from_config(config.sampling, measures.exact.sde)
+    sampler = sampling.from_config(config.sampling, measures.sde)
     return measures.everything(score, sampler) | measures.asymmetry(score)
 
 
@@ -147,7 +151,7 @@ def main() -> None:
             config = configs[FLAGS.kind[0]]
             measures = measures_of(config)
             if not results:  # the exact score's Jacobian is symmetric
-                sampler = sampling.from_config(config.sampling, measures.exact.sde)
+                sampler = sampling.from_config(config.sampling, measures.sde)
                 row = measures.everything(measures.exact, sampler)
                 results["exact"] = [{**row, "asym": 0.0, "nasym": 0.0}]
             for kind, config in configs.items():

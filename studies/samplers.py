@@ -12,25 +12,36 @@ recognises (scripts/recognise.py): mean ± standard deviation over seeds.
 import itertools
 
 import numpy as np
+import torch
 from absl import flags
 
 import cli
 import datasets
+import sampling
 from metrics import encoding, extractors, frechet, prdc
 from metrics.sample_sets import find_samples, in_batches, mean_nfe, read_samples
 from run_lib_sampling import sample
 from samplers import fast
 from scripts.recognise import flatten, recogniser, share_of_sure
+from sde_lib import VESDE
 from storage.workdir import Workdir
 from studies import common
-from utils import lookup
+from utils import UserError, lookup
 
 REFERENCES = {"pc": "PC", "ode": "RK45"}  # method -> its name in tables
 
 
-def steps_within(method, nfe):
-    """The most steps of a `Method` that take at most `nfe` evaluations; 0 where all take more."""
-    return max((count for count in range(1, nfe + 1) if method.nfe(count) <= nfe), default=0)
+def steps_within(settings, nfe):
+    """The most steps of ``config.sampling`` in at most `nfe` evaluations; 0 where all take more."""
+    for count in range(nfe, 0, -1):
+        settings.steps = count
+        try:
+            sampler = sampling.from_config(settings, VESDE())
+            if sampler(lambda x, t: -x, torch.ones(1, 1))[1] <= nfe:
+                return count
+        except UserError:  # restarts do not fit so coarse a grid
+            return 0
+    return 0
 
 
 def configurations(config, names, budgets):
@@ -41,8 +52,10 @@ def configurations(config, names, budgets):
     """
     chosen = {}
     for name in names:
-        method = lookup(fast.SAMPLERS, name, "--samplers")
-        for steps in sorted({steps_within(method, nfe) for nfe in budgets} - {0}):
+        lookup(fast.SAMPLERS, name, "--samplers")
+        settings = config.sampling.copy_and_resolve_references()
+        settings.method = name
+        for steps in sorted({steps_within(settings, nfe) for nfe in budgets} - {0}):
             changed = {"sampling.method": name, "sampling.steps": steps}
             chosen[f"{name}, {steps} steps"] = changed
     chosen |= {row: {"sampling.method": method} for method, row in REFERENCES.items()}

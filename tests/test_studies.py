@@ -20,7 +20,6 @@ from configs.fashion_mnist import qc as qc_config
 from evaluation import SAMPLE_METRICS
 from models import jacobian
 from readers.idx import read_idx
-from samplers import fast
 from storage.files import save_npz
 from storage.trained import load_score
 from storage.workdir import Workdir
@@ -209,11 +208,11 @@ def test_a_command_that_fails_stops_the_study(monkeypatch):
 
 
 def test_steps_cost_what_they_may():
-    for method in fast.SAMPLERS.values():
-        for nfe in (1, 5, 80):
-            count = samplers.steps_within(method, nfe)
-            assert count == 0 or method.nfe(count) <= nfe
-            assert method.nfe(count + 1) > nfe
+    settings = digits_cfg.get_config().sampling
+    cases = ("euler", 5, 5), ("heun", 5, 3), ("heun", 6, 3), ("restart", 5, 0)
+    for method, nfe, steps in cases:
+        settings.method = method
+        assert samplers.steps_within(settings, nfe) == steps
 
 
 def quick():

@@ -15,7 +15,7 @@ from models.jvp import value_and_jvp
 from models.points import Swish
 from studies import common
 
-SEED, STEPS = 8, 10_002
+SEED, STEPS, EVERY = 8, 10_002, 1000
 
 
 class Autoencoder(nn.Module):
@@ -49,17 +49,17 @@ def asymmetry(network: Autoencoder, x: torch.Tensor) -> torch.Tensor:
     return jacobian.asymmetry(J).mean()
 
 
-def train(seed: int, steps: int = STEPS, every: int = 200) -> list[tuple[int, float, float, float]]:
-    """Rows (step, loss, sym_diff, weight_diff), one for every `every` steps."""
-    torch.manual_seed(seed)
+def train(steps: int = STEPS) -> list[tuple[int, float, float, float]]:
+    """Rows (step, loss, sym_diff, weight_diff), one for every `EVERY` steps."""
+    torch.manual_seed(SEED)
     network = Autoencoder()
     parameters = list(network.parameters())
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
     x = torch.from_numpy(common.grid(-10, 10, 40, "float32"))
     rows = []
-    for step in tqdm(range(steps), desc=f"autoencoder, seed {seed}", unit="step"):
+    for step in tqdm(range(steps), desc="autoencoder", unit="step"):
         loss = asymmetry(network, x)
-        if step % every == 0:
+        if step % EVERY == 0:
             rows.append((step, loss.item(), network.sym_diff(), network.weight_diff()))
         optimizer.zero_grad()
         loss.backward()
@@ -69,8 +69,7 @@ def train(seed: int, steps: int = STEPS, every: int = 200) -> list[tuple[int, fl
 
 
 def main() -> None:
-    rows = train(SEED, every=1000)
-    cells = [[f"{step}", *(f"{x:.4g}" for x in values)] for step, *values in rows]
+    cells = [[f"{step}", *(f"{x:.4g}" for x in values)] for step, *values in train()]
     common.print_table(["step", "loss", "sym_diff", "weight_diff"], cells)
 
 

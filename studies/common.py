@@ -24,16 +24,14 @@ def define_seeds(default: Sequence[int]) -> None:
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a Markdown table."""
-    print("| " + " | ".join(heads) + " |")
-    print("|" + "---|" * len(heads))
-    for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
+    for row in (heads, ["---"] * len(heads), *rows):
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation as text; of a single value the value."""
-    if len(values) == 1:
-        return f"{values[0]:.4g}"
+    """Mean ± standard deviation as text; of a single value the value, of none nothing."""
+    if len(values) < 2:
+        return "".join(f"{value:.4g}" for value in values)
     return f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"
 
 
@@ -58,21 +56,20 @@ def print_seeds(
         reference: the row that the rows after it are compared with, if there are several seeds.
     """
     columns = list(dict.fromkeys(key for seeds in results.values() for key in seeds[0]))
-
-    def cells(of, *rows):
-        values = [
-            [[seed[key] for seed in row] if key in row[0] else None for key in columns]
-            for row in rows
-        ]
-        return [of(*column) if None not in column else "" for column in zip(*values)]
-
-    names = list(results)
-    rows = [[name, str(len(results[name])), *cells(spread, results[name])] for name in names]
-    first = results.get(reference, ())
-    if len(first) > 1:
+    values = {
+        name: [[seed[key] for seed in seeds if key in seed] for key in columns]
+        for name, seeds in results.items()
+    }
+    counts = {name: str(len(seeds)) for name, seeds in results.items()}
+    rows = [[name, counts[name], *map(spread, values[name])] for name in results]
+    if len(results.get(reference, ())) > 1:
+        names = list(results)
         for name in names[names.index(reference) + 1 :]:
-            seeds = str(len(first))
-            rows.append([f"{name} − {reference}", seeds, *cells(difference, first, results[name])])
+            differences = [
+                difference(first, other) if first and other else ""
+                for first, other in zip(values[reference], values[name])
+            ]
+            rows.append([f"{name} − {reference}", counts[name], *differences])
     print()
     print_table([title, "seeds", *columns], rows)
 
@@ -111,28 +108,26 @@ def part_of_fashion_mnist(data: ml_collections.ConfigDict, name: str, count: int
     root = pathlib.Path("results/studies") / f"{name}-{count}"
     chosen, before = SPLITS[name]
     for split, stem in (("train", "train"), ("test", "t10k")):
-        whole = datasets.load(data, split)
-        kept = slice(count * before, count * (before + 1)) if split == chosen else slice(None)
-        if split == chosen and len(whole.labels) < kept.stop:
-            raise UserError(
-                f"The {split} split has {len(whole.labels)} images, too few for {root}."
-            )
-        for kind, array in (
-            ("images-idx3", whole.images[kept, 0]),
-            ("labels-idx1", whole.labels[kept]),
-        ):
+        whole, kept = datasets.load(data, split), slice(None)
+        if split == chosen:
+            kept = slice(count * before, count * (before + 1))
+            if len(whole) < kept.stop:
+                raise UserError(f"The {split} split has {len(whole)} images, too few for {root}.")
+        arrays = {"images-idx3": whole.images[kept, 0], "labels-idx1": whole.labels[kept]}
+        for kind, array in arrays.items():
             path = root / "fashion_mnist" / f"{stem}-{kind}-ubyte"
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(path) as file:
-                    file.write(bytes([0, 0, 8, array.ndim]))
-                    file.write(np.array(array.shape, ">u4").tobytes())
-                    file.write(np.asarray(array, np.uint8).tobytes())
+            if path.exists():  # the cache of a data set goes by the times of its files
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                file.write(bytes([0, 0, 8, array.ndim]))
+                file.write(np.array(array.shape, ">u4").tobytes())
+                file.write(array.astype(np.uint8).tobytes())
     return root
 
 
 def sample_metrics(recorded: Mapping[str, Mapping], ending: str) -> dict[str, float]:
     """FID and P/R/D/C among the entries of ``metrics.json`` whose names have this ending."""
-    found = {"FID": recorded[f"fid_is{ending}"]["fid"]}
+    names = "precision", "recall", "density", "coverage"
     spheres = recorded[f"prdc{ending}"]
-    return found | {name: spheres[name] for name in ("precision", "recall", "density", "coverage")}
+    return {"FID": recorded[f"fid_is{ending}"]["fid"], **{name: spheres[name] for name in names}}

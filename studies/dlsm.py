@@ -1,6 +1,6 @@
 """Classes of Fashion-MNIST: guided by CE, CE at scale 10, DLSM + CE, and classifier-free.
 
-    python -m studies.dlsm --restore pretrained/fashion_mnist.pth --steps 600 --batch 32
+    python -m studies.dlsm --restore pretrained/fashion_mnist.pth
 
 Trains classifiers against one restored score model, and makes the same score model
 class-conditional, for each seed and in equal steps (configs/fashion_mnist/{classifier,cfg}.py),
@@ -27,6 +27,9 @@ from utils import require_positive
 
 CONFIGS = "configs/fashion_mnist"
 CLASSES = 10
+TRAIN_IMAGES, SAMPLES = 10_000, 500
+SAMPLER, SAMPLER_STEPS = "dpmpp_2m_sde", 25
+CFG_SCALES = 1, 2
 CLASSIFIERS = {  # name -> workdir, flags of training
     "CE": ("base", ["--config.model.loss_type=ce"]),
     "DLSM + CE, w = 0": ("ours", []),
@@ -54,9 +57,9 @@ def with_labels(config, source, target):
     return step
 
 
-def class_seen(workdir, variant):
+def class_seen(place, variant):
     """The share of samples in which the feature classifier sees the class asked for."""
-    place, shares = Workdir(workdir), []
+    shares = []
     for label in range(CLASSES):
         paths = sorted(place.latents(label, variant).glob("*.npz"))
         logits = np.concatenate([load_npz(path, "logits")["logits"] for path in paths])
@@ -64,30 +67,31 @@ def class_seen(workdir, variant):
     return float(np.mean(shares))
 
 
-def measure(workdir, config, drawn, cas, *own, scale=None):
+def measure(workdir, config, drawn, cas, *own, scale=1):
     """Draw by class and measure: a dict of floats.
 
     Args:
         drawn, cas: flags of sampling and evaluation, and of CAS.
         own: flags of sampling that say which weights.
-        scale: of the guidance; None: the configuration's, 1.
+        scale: of the guidance, 1 in the configurations.
     """
-    scaled = scale not in (None, 1)
-    drawn = [*drawn, f"--scale={scale:g}"] if scaled else drawn
+    variant = f"_{SAMPLER}"
+    if scale != 1:
+        drawn, variant = [*drawn, f"--scale={scale}"], f"{variant}_scale{scale}"
     common.run("run_lib_sampling.py", config, workdir, "--mode=full", *drawn, *own)
     for mode in ("full", "class"):
         compare = ["--stat", "--latent", "--fidis", "--prdc", f"--mode={mode}"]
         common.run("run_lib_evaluation.py", config, workdir, *drawn, *compare)
-    place, sampler = Workdir(workdir), flags.FLAGS.sampler
-    variant = "" if sampler == "pc" else f"_{sampler}"
-    variant += f"_scale{scale:g}" if scaled else ""
+    place = Workdir(workdir)
     recorded = place.recorded()
-    found = common.sample_metrics(recorded, variant)
     classwise = common.sample_metrics(recorded, f"_class{variant}")
-    found |= {f"CW {name}": value for name, value in classwise.items()}
     samples = place.class_samples(0, variant).parent
-    found["CAS"] = accuracy(workdir, "samples", f"--samples={samples}", *cas)
-    return {**found, "class seen": class_seen(workdir, variant)}
+    return {
+        **common.sample_metrics(recorded, variant),
+        **{f"CW {name}": value for name, value in classwise.items()},
+        "CAS": accuracy(workdir, "samples", f"--samples={samples}", *cas),
+        "class seen": class_seen(place, variant),
+    }
 
 
 def accuracy(workdir, name, *own):
@@ -96,15 +100,15 @@ def accuracy(workdir, name, *own):
     return Workdir(workdir).recorded()[f"cas_{name}"]["accuracy"]
 
 
-def study(root, seed, start):
-    """Yields (row, numbers) of a seed; `start` is where CFG begins, and its step."""
+def study(root, seed, start, start_step):
+    """Yields (row, numbers) of a seed; CFG begins with the checkpoint `start`."""
     FLAGS = flags.FLAGS
     place, restore = f"{root}/seed{seed}", f"--restore={FLAGS.restore}"
-    data = common.part_of_fashion_mnist(cfg.get_config().data, "train", FLAGS.train_images)
+    data = common.part_of_fashion_mnist(cfg.get_config().data, "train", TRAIN_IMAGES)
     every = [f"--config.data.root={data}"]
-    all_samples = f"--config.eval.num_samples_all={FLAGS.samples}"
-    drawn = [*every, f"--config.eval.num_samples={FLAGS.samples}", all_samples]
-    drawn += [f"--sampler={FLAGS.sampler}", f"--config.sampling.steps={FLAGS.sampler_steps}"]
+    all_samples = f"--config.eval.num_samples_all={SAMPLES}"
+    drawn = [*every, f"--config.eval.num_samples={SAMPLES}", all_samples]
+    drawn += [f"--sampler={SAMPLER}", f"--config.sampling.steps={SAMPLER_STEPS}"]
     train = [*every, f"--config.seed={seed}", f"--config.training.batch_size={FLAGS.batch}"]
     cas = [*train, all_samples]
 
@@ -113,31 +117,27 @@ def study(root, seed, start):
         own = ["--model=classifier", restore, f"--config.training.n_iters={FLAGS.steps}", *own]
         common.run("main.py", f"{CONFIGS}/classifier.py", workdir, *train, *own)
         yield name, measure(workdir, f"{CONFIGS}/guided.py", drawn, cas, restore)
-    scale = f"{place}/scale"
     own = [restore, f"--restore_classifier={Workdir(f'{place}/base').checkpoint()}"]
-    yield "CE, scale 10", measure(scale, f"{CONFIGS}/guided.py", drawn, cas, *own, scale=10)
+    values = measure(f"{place}/scale", f"{CONFIGS}/guided.py", drawn, cas, *own, scale=10)
+    yield "CE, scale 10", values
 
-    trained, (path, step) = f"{place}/cfg", start
-    steps = f"--config.training.n_iters={step + FLAGS.steps}"
-    common.run("main.py", f"{CONFIGS}/cfg.py", trained, *train, f"--restore={path}", steps)
-    for w in FLAGS.cfg_scales:
-        workdir = f"{trained}_w{w:g}"
+    trained, steps = f"{place}/cfg", f"--config.training.n_iters={start_step + FLAGS.steps}"
+    common.run("main.py", f"{CONFIGS}/cfg.py", trained, *train, f"--restore={start}", steps)
+    for w in CFG_SCALES:
         own = f"--restore={Workdir(trained).checkpoint()}"
-        values = measure(workdir, f"{CONFIGS}/cfg_guided.py", drawn, cas, own, scale=w)
-        yield f"CFG, w = {w:g}", values
-    real = accuracy(f"{place}/base", "real", "--setup=real", *cas)
-    yield "real training images", {"CAS": real}
+        values = measure(f"{trained}_w{w}", f"{CONFIGS}/cfg_guided.py", drawn, cas, own, scale=w)
+        yield f"CFG, w = {w}", values
+    yield "real training images", {"CAS": accuracy(f"{place}/base", "real", "--setup=real", *cas)}
 
 
 def main():
     FLAGS = flags.FLAGS
-    require_positive(FLAGS.steps, "--steps")
-    root = f"studies/dlsm_{FLAGS.steps}_{FLAGS.train_images}"
-    path = Workdir(root).root / "start.pth"
-    start = path, with_labels(cfg.get_config(), FLAGS.restore, path)
+    root = f"studies/dlsm_{require_positive(FLAGS.steps, '--steps')}_{TRAIN_IMAGES}"
+    start = Workdir(root).root / "start.pth"
+    start_step = with_labels(cfg.get_config(), FLAGS.restore, start)
     results = {}
     for seed in FLAGS.seeds:
-        for name, values in study(root, seed, start):
+        for name, values in study(root, seed, start, start_step):
             results.setdefault(name, []).append(values)
     common.print_seeds("samples", results, reference="CE")
 
@@ -147,9 +147,4 @@ if __name__ == "__main__":
     common.define_seeds([0, 1, 2])
     flags.DEFINE_integer("steps", 600, "Steps of each training.")
     flags.DEFINE_integer("batch", 32, "Batch size of each training.")
-    flags.DEFINE_integer("train_images", 10000, "Images of the training set, the first ones.")
-    flags.DEFINE_string("sampler", "dpmpp_2m_sde", "The sampler.")
-    flags.DEFINE_integer("sampler_steps", 25, "Its steps.")
-    flags.DEFINE_integer("samples", 500, "Samples of each row.")
-    flags.DEFINE_multi_float("cfg_scales", [1.0, 2.0], "Values of w.")
-    cli.launch(main, pairs=("seeds", "cfg_scales"))
+    cli.launch(main, pairs=["seeds"])

@@ -59,33 +59,39 @@ def torch_fidelity_fid_and_is(real, fake, logits):
     }
 
 
-def print_parity(sizes):
-    oracles = {
-        "tensorflow_gan": ("TF-GAN", evaluation.tfgan_fid_and_is),
-        "torch_fidelity": ("torch-fidelity", torch_fidelity_fid_and_is),
-    }
+def main():
     print("| metric | real × generated | ours | oracle | its value | relative difference |")
     print("|---|---|---|---|---|---|")
-    for real_count, fake_count in sizes:
+    for real_count, fake_count in SIZES:
         real, fake = real_and_fake(real_count, fake_count, WIDTH)
-        logits = random_logits(3, fake_count, CLASSES)
-        rows = []
-        ours = evaluation.fid_and_is(real, fake, logits)
-        for package, (oracle, metric) in oracles.items():
-            if importlib.util.find_spec(package):
-                rows.append((oracle, ours, metric(real, fake, logits)))
-        if importlib.util.find_spec("prdc"):
-            ours = prdc.precision_recall_density_coverage(real, fake)
-            rows.append(("prdc", ours, prdc.prdc_package(real, fake)))
-        for oracle, ours, theirs in rows:
-            for metric, value in ours.items():
-                difference = abs(value - theirs[metric]) / theirs[metric]
+        sets = real, fake, random_logits(3, fake_count, CLASSES)
+        oracles = {  # package -> its name, our metric, its metric, and what both take
+            "tensorflow_gan": ("TF-GAN", evaluation.fid_and_is, evaluation.tfgan_fid_and_is, sets),
+            "torch_fidelity": (
+                "torch-fidelity",
+                evaluation.fid_and_is,
+                torch_fidelity_fid_and_is,
+                sets,
+            ),
+            "prdc": (
+                "prdc",
+                prdc.precision_recall_density_coverage,
+                prdc.prdc_package,
+                (real, fake),
+            ),
+        }
+        for package, (oracle, ours, theirs, arrays) in oracles.items():
+            if not importlib.util.find_spec(package):
+                continue
+            expected = theirs(*arrays)
+            for metric, value in ours(*arrays).items():
+                difference = abs(value - expected[metric]) / expected[metric]
                 print(
                     f"| {metric} | {real_count:,} × {fake_count:,} | {value:.9g} | {oracle} "
-                    f"| {theirs[metric]:.9g} | {difference:.1e} |",
+                    f"| {expected[metric]:.9g} | {difference:.1e} |",
                     flush=True,
                 )
 
 
 if __name__ == "__main__":
-    print_parity(SIZES)
+    main()

@@ -25,7 +25,7 @@ import sampling
 import sde_lib
 from configs import points
 from metrics.prdc import precision_recall_density_coverage
-from models.scores import EnergyScore, GuidedScore, Score
+from models.scores import GuidedScore
 from samplers import fast, grids
 from sde_lib import VESDE, expand, perturb
 from storage.trained import load_classifier, load_score
@@ -44,18 +44,14 @@ HEUN_STEPS, PUBLISHED_STEPS = 18, 1000
 CORRECTOR = 3.5  # ε of the published corrector
 
 
-@dataclasses.dataclass(frozen=True)
 class WeightedDSM(losses.DSM):
-    """The mean over all elements of (σ^w s + σ^(w−1) z)², per point (B,)."""
-
-    weighting: float = 2.0
+    """The mean over all elements of (σ² s + σ z)², per point (B,)."""
 
     def loss(self, x: torch.Tensor, u: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         t = losses.draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
         residual = losses.dsm_residual(self.score(x_t, t), self.sde, t, std, z, False)
-        weighted = expand(std ** (self.weighting - 1), z) * residual
-        return losses.half_square(weighted, reduce_mean=True)
+        return losses.half_square(expand(std, z) * residual, reduce_mean=True)
 
 
 class MoonsScoreTraining(ScoreTraining):
@@ -90,51 +86,32 @@ class Truth:
         return oracle.score(self.grid, points, SIGMA**2, 1e-8 if self.as_published else 0.0)
 
     @functools.cached_property
-    def full(self) -> torch.Tensor:
-        """∇ log p(x) (1225, 2)."""
-        return self.exact(torch.cat(self.moons))
+    def scores(self) -> list[torch.Tensor]:
+        """∇ log p(x), and ∇ log p(x | y) of each class, (1225, 2) each."""
+        return [self.exact(points) for points in (torch.cat(self.moons), *self.moons)]
 
-    @functools.cached_property
-    def posteriors(self) -> list[torch.Tensor]:
-        """∇ log p(x | y) (1225, 2) of each class."""
-        return [self.exact(moon) for moon in self.moons]
-
-    def distances(self, full: torch.Tensor, posteriors: Sequence[torch.Tensor]) -> dict[str, float]:
-        """D of a score (1225, 2) on the grid; Dp and Dl of those of each class, a list.
+    def distances(self, full: torch.Tensor, *posteriors: torch.Tensor) -> dict[str, float]:
+        """D of a score (1225, 2) on the grid; Dp and Dl of those of each class.
 
         D and Dp are mean distances from the exact scores, Dl that of the likelihood scores, which
         are the differences of the two.
         """
-        result = {"D": mean_norm(full - self.full)}
-        for moon, posterior, exact in zip(MOONS, posteriors, self.posteriors):
+        error = full - self.scores[0]
+        result = {"D": mean_norm(error)}
+        for moon, posterior, exact in zip(MOONS, posteriors, self.scores[1:]):
             result[f"Dp {moon}"] = mean_norm(posterior - exact)
-            result[f"Dl {moon}"] = mean_norm((posterior - full) - (exact - self.full))
+            result[f"Dl {moon}"] = mean_norm(posterior - exact - error)
         return result
 
-    def of_models(
-        self, score: Score | EnergyScore | oracle.ExactScore, guided: Sequence[Callable]
-    ) -> dict[str, float]:
+    @torch.no_grad()
+    def of_models(self, *scores: Callable, sde: VESDE) -> dict[str, float]:
         """The distances of a score s(x, t) and of the guided one of each class."""
-        t = torch.full((len(self.grid),), score.sde.time(SIGMA))
-        with torch.no_grad():
-            return self.distances(
-                score(self.grid, t).double(), [each(self.grid, t).double() for each in guided]
-            )
+        t = torch.full((len(self.grid),), sde.time(SIGMA))
+        return self.distances(*(score(self.grid, t).double() for score in scores))
 
     def of_nothing(self) -> dict[str, float]:
         """The distances of zero, as the prior's, the posterior and the likelihood score."""
-        zero = torch.zeros_like(self.full)
-        return self.distances(zero, [zero, zero])
-
-    def of_itself(self) -> dict[str, float]:
-        """The distances of the exact scores, without a floor, from the oracle's: 0 without one."""
-        exact = dataclasses.replace(self, as_published=False)
-        return self.distances(exact.full, exact.posteriors)
-
-    def exact_scores(self, sde: VESDE) -> list[oracle.ExactScore]:
-        """The exact score s(x, t) of each class, of no more than `DRAWN` of its points."""
-        few = [functools.partial(oracle.score, centres=moon[:DRAWN]) for moon in self.moons]
-        return [oracle.ExactScore(each, sde) for each in few]
+        return self.distances(*map(torch.zeros_like, self.scores))
 
 
 def mean_norm(vectors: torch.Tensor) -> float:
@@ -187,42 +164,35 @@ def measure_samples(
         fake = x if truth.as_published else x + BLUR * noise.randn_like(x)
         real = real + (SIGMA if truth.as_published else BLUR) * noise.randn_like(real)
         metrics = precision_recall_density_coverage(real.numpy(), fake.numpy(), nearest_k=5)
-        nearest = [torch.cdist(x, moon).amin(1) for moon in truth.moons]
-        right = (nearest[label] <= nearest[1 - label]).double().mean().item()
-        rows.append({**metrics, "right moon": right})
+        own, other = (torch.cdist(x, truth.moons[y]).amin(1) for y in (label, 1 - label))
+        rows.append({**metrics, "right moon": (own <= other).double().mean().item()})
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
 # ---------------------------------------------------------------- training and measuring
 
 
-def train_score(seed: int, steps: int) -> pathlib.Path:
-    """Train the score model; returns its newest checkpoint."""
+def train_score(steps: int) -> pathlib.Path:
+    """Train the score model, with seed 0; returns its newest checkpoint."""
     config = points.moons()
-    config.seed = seed
+    config.seed = 0
     config.training.batch_size, config.training.n_iters = SCORE_BATCH, steps
-    name = f"studies/moons/score{steps}_s{seed}"
+    name = f"studies/moons/score{steps}"
     run_lib.train(config, name, make_job=MoonsScoreTraining)
     return Workdir(name).checkpoint()
 
 
 def run(
-    loss_type: str, score_path: pathlib.Path, truth: Truth, seed: int, steps: int, batch: int
+    config: ml_collections.ConfigDict, name: str, score_path: pathlib.Path, truth: Truth
 ) -> dict[str, float]:
-    """Train a classifier with a loss, and measure: the row, a dict."""
-    config = points.moons_classifier(loss_type, score_path)
-    config.seed = seed
-    config.training.batch_size, config.training.n_iters = batch, steps
-    against = score_path.parent.parent.name  # its own seed and steps are in it
-    name = f"studies/moons/{loss_type}{steps}_b{batch}_s{seed}_{against}"
+    """Train a classifier, and measure: the row, a dict."""
     run_lib.train(config, name, make_job=ClassifierTraining)
-
-    place, device = Workdir(name), torch.device("cpu")
-    sde = sde_lib.from_config(config)
-    score = load_score(config, score_path, device).score
-    classifier, _, _ = load_classifier(config, place.checkpoint(), device)
+    device = torch.device("cpu")
+    sde, score = sde_lib.from_config(config), load_score(config, score_path, device).score
+    classifier, _, _ = load_classifier(config, Workdir(name).checkpoint(), device)
     guided = [GuidedScore(score, classifier, sde, torch.tensor([label])) for label in range(2)]
-    return truth.of_models(score, guided) | measure_samples(guided, sde, truth, seed)
+    samples = measure_samples(guided, sde, truth, config.seed)
+    return truth.of_models(score, *guided, sde=sde) | samples
 
 
 def main() -> None:
@@ -231,15 +201,20 @@ def main() -> None:
     split = datasets.load(config.data, "train")
     moons = [torch.tensor(np.array(split.images[split.labels == label])) for label in range(2)]
     truth = Truth(moons, FLAGS.as_published)
-    score_path = train_score(FLAGS.score_seed, FLAGS.score_steps)
-    exact = truth.of_itself()
+    score_path = train_score(FLAGS.score_steps)
+    results = {"zero": [truth.of_nothing()]}
     if not FLAGS.as_published:  # the published sampler diverges with the exact score
         sde = sde_lib.from_config(config)
-        exact |= measure_samples(truth.exact_scores(sde), sde, truth, FLAGS.seeds[0])
-    results = {"exact": [exact], "zero": [truth.of_nothing()]}
+        few = [functools.partial(oracle.score, centres=moon[:DRAWN]) for moon in moons]
+        exact = [oracle.ExactScore(each, sde) for each in few]
+        results["exact"] = [measure_samples(exact, sde, truth, FLAGS.seeds[0])]
     for seed in FLAGS.seeds:
         for loss_type in points.MOONS_RATES:
-            row = run(loss_type, score_path, truth, seed, FLAGS.steps, FLAGS.batch)
+            config = points.moons_classifier(loss_type, score_path)
+            config.seed = seed
+            config.training.batch_size, config.training.n_iters = FLAGS.batch, FLAGS.steps
+            size = f"{FLAGS.steps}_b{FLAGS.batch}_s{seed}_{FLAGS.score_steps}"
+            row = run(config, f"studies/moons/{loss_type}{size}", score_path, truth)
             results.setdefault(loss_type, []).append(row)
     common.print_seeds("loss", results, reference="ce")
 
@@ -248,7 +223,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", 3000, "Steps of each classifier; the paper's are 40002.")
     flags.DEFINE_integer("batch", 250, "Batch size of each classifier; the paper's is 4000.")
     flags.DEFINE_integer("score_steps", 6000, "Steps of the score model; the paper's are 40002.")
-    flags.DEFINE_integer("score_seed", 0, "Seed of the score model, which all losses share.")
     common.define_seeds([0])
     flags.DEFINE_bool("as_published", False, "Sample and compare as the published code does.")
     cli.launch(main, pairs=["seeds"])

@@ -38,14 +38,14 @@ DRAWN = 5000  # samples, and real points that they are compared with
 
 
 def configure(
-    dataset: str, kind: str, *, seed: int, batch: int, steps: int
+    dataset: str, kind: str, seed: int, batch: int, steps: int
 ) -> ml_collections.ConfigDict:
     """The configuration of a training."""
     config = points.plane(dataset, kind)
     config.seed = seed
     training = config.training
-    training.batch_size, training.n_iters = batch, steps
-    training.snapshot_freq = steps
+    training.batch_size = batch
+    training.n_iters = training.snapshot_freq = steps
     return config
 
 
@@ -55,17 +55,12 @@ class Measures:
 
     Args:
         exact: the exact score s(x, t) of the noised density.
-        train, test: points (N, 2).
-        as_published: the scores are compared at the `train` points' noised ones; the oracle is
-            the score of these points, noised, under noise once more, whose variance is so 2σ²;
-            the score is asked at another level.
+        test: points (N, 2).
     """
 
     exact: oracle.ExactScore
-    train: torch.Tensor
     test: torch.Tensor
     seed: int
-    as_published: bool = False
 
     @property
     def sde(self) -> sde_lib.VESDE:
@@ -76,22 +71,14 @@ class Measures:
 
     @functools.cached_property
     def levels(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """`level` of each, drawn once for all models."""
-        return [self.level(n) for n in range(LEVELS)]
-
-    def level(self, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Points (SCORED, 2) at the noise level σ_n, the time (B,) at which a score is asked there,
-        and the score (SCORED, 2) that it is compared with.
-        """
-        x = (self.train if self.as_published else self.test)[:SCORED]
-        t = torch.full((len(x),), n / 11)
-        sigma = self.sde.sigma(t[0])
-        x = x + sigma * self.noise("plane", n).randn_like(x)
-        if not self.as_published:
-            return x, t, self.exact(x, t)
-        noised = self.train + sigma * self.noise("oracle", n).randn_like(self.train)
-        exact = oracle.score(x, noised, sigma.item() ** 2).to(x.dtype)
-        return x, torch.full_like(t, (n + 1) / LEVELS), exact
+        """At each noise level σ_n points (SCORED, 2), the time (B,) and the exact score there."""
+        x, result = self.test[:SCORED], []
+        for n in range(LEVELS):
+            t = torch.full((len(x),), n / 11)
+            noise = self.noise("plane", n).randn_like(x)
+            x_t = x + self.sde.sigma(t[0]) * noise
+            result.append((x_t, t, self.exact(x_t, t)))
+        return result
 
     def score_error(self, score: Callable) -> float:
         """The mean over levels of the mean ½‖score − oracle‖²."""
@@ -136,49 +123,46 @@ class Measures:
         return metrics | self.samples(score, sampler)
 
 
-def measures_of(config: ml_collections.ConfigDict, as_published: bool) -> Measures:
+def measures_of(config: ml_collections.ConfigDict) -> Measures:
     """The `Measures` of a configuration's set and seed."""
-    train, test = (torch.tensor(split.images) for split in datasets.load_both(config.data))
+    test = torch.tensor(datasets.load(config.data, "test").images)
     exact = oracle.ExactScore(oracle.PLANE[config.data.dataset](), sde_lib.from_config(config))
-    return Measures(exact, train, test, config.seed, as_published)
+    return Measures(exact, test, config.seed)
 
 
-def run(
-    dataset: str, kind: str, measures: Measures, *, seed: int, batch: int, steps: int
-) -> dict[str, float]:
+def run(config: ml_collections.ConfigDict, kind: str, measures: Measures) -> dict[str, float]:
     """Train and measure: the row, a dict."""
-    config = configure(dataset, kind, seed=seed, batch=batch, steps=steps)
-    name = f"studies/plane/{dataset}_{kind}_b{batch}_s{seed}_{steps}"
+    training = config.training
+    size = f"b{training.batch_size}_s{config.seed}_{training.n_iters}"
+    name = f"studies/plane/{config.data.dataset}_{kind}_{size}"
     run_lib.train(config, name)
-    path = Workdir(name).checkpoint()
-    score = load_score(config, path, torch.device("cpu")).score
+    score = load_score(config, Workdir(name).checkpoint(), torch.device("cpu")).score
     sampler = sampling.from_config(config.sampling, measures.sde)
     return measures.everything(score, sampler) | measures.asymmetry(score)
 
 
 def main() -> None:
     FLAGS = flags.FLAGS
-    size = {"batch": FLAGS.batch, "steps": FLAGS.steps}
     for dataset in [FLAGS.dataset] if FLAGS.dataset else oracle.PLANE:
         results = {}
         for seed in FLAGS.seeds:
-            config = configure(dataset, "usbm", seed=seed, **size)
-            measures = measures_of(config, FLAGS.as_published)
+            size = seed, FLAGS.batch, FLAGS.steps
+            configs = {kind: configure(dataset, kind, *size) for kind in FLAGS.kind}
+            config = configs[FLAGS.kind[0]]
+            measures = measures_of(config)
             if not results:  # the exact score's Jacobian is symmetric
                 sampler = sampling.from_config(config.sampling, measures.sde)
                 row = measures.everything(measures.exact, sampler)
                 results["exact"] = [{**row, "asym": 0.0, "nasym": 0.0}]
-            for kind in FLAGS.kind or KINDS:
-                row = run(dataset, kind, measures, seed=seed, **size)
-                results.setdefault(kind, []).append(row)
+            for kind, config in configs.items():
+                results.setdefault(kind, []).append(run(config, kind, measures))
         common.print_seeds(dataset, results, reference="usbm")
 
 
 if __name__ == "__main__":
     flags.DEFINE_enum("dataset", None, list(oracle.PLANE), "The set of points; without it, all.")
-    flags.DEFINE_multi_enum("kind", None, list(KINDS), "Kinds of models; without it, all.")
+    flags.DEFINE_multi_enum("kind", list(KINDS), list(KINDS), "Kinds of models.")
     flags.DEFINE_integer("batch", 250, "Batch size; the paper's is 5000.")
     flags.DEFINE_integer("steps", 500, "Steps; the paper's are 2000, 4000 for checkerboard.")
     common.define_seeds([0])
-    flags.DEFINE_bool("as_published", False, "Compare scores as the published code does.")
     cli.launch(main, pairs=("kind", "seeds"))

@@ -5,7 +5,7 @@
 Fine-tunes the restored score model in every variant, with every balancing factor and seed
 (configs/fashion_mnist/qc.py), under results/studies/qc_SPLIT_STEPS_IMAGES. Measures NLL and
 asymmetry of the averaged weights on test images, with the same noise for all and the skew
-estimator, and the samples of each of --samplers against training images. Run again, it continues.
+estimator, and the samples of two samplers against training images. Run again, it continues.
 Choose factors with --split validation.
 """
 
@@ -19,6 +19,8 @@ from studies import common
 from utils import require_positive
 
 CONFIG = "configs/fashion_mnist/qc.py"
+SAMPLERS, SAMPLER_STEPS = ("heun", "churn"), 20
+SAMPLES, TRAIN_IMAGES = 300, 10_000
 VARIANTS = {  # name -> the flags of training
     "U": ["--balancing_fac=0"],
     "QC-paper-1": ["--config.loss.estimator=paper", "--slices=1"],
@@ -29,14 +31,16 @@ VARIANTS = {  # name -> the flags of training
 
 
 def models(variants, factors):
-    """Yields each model of the study: its name, and its flags of training."""
+    """The models of the study: name -> flags of training."""
+    found = {}
     for variant in variants:
         if variant.startswith("QC"):
             for factor in factors:
-                name = f"{variant}, {factor:g}"
-                yield name, [*VARIANTS[variant], f"--balancing_fac={factor}"]
+                own = [*VARIANTS[variant], f"--balancing_fac={factor}"]
+                found[f"{variant}, {factor:g}"] = own
         else:
-            yield variant, VARIANTS[variant]
+            found[variant] = VARIANTS[variant]
+    return found
 
 
 def measure(workdir, scored, drawn):
@@ -44,13 +48,11 @@ def measure(workdir, scored, drawn):
 
     `scored` and `drawn` are the flags of the two kinds of measurements.
     """
-    samplers = flags.FLAGS.samplers
     scored = [*scored, "--ema", "--calculate", "--read"]
+    skew = "--config.loss.estimator=skew"
     common.run("run_lib_evaluation_nll.py", CONFIG, workdir, *scored)
-    common.run(
-        "run_lib_evaluation_asym.py", CONFIG, workdir, "--config.loss.estimator=skew", *scored
-    )
-    for sampler in samplers:
+    common.run("run_lib_evaluation_asym.py", CONFIG, workdir, skew, *scored)
+    for sampler in SAMPLERS:
         own = [*drawn, f"--sampler={sampler}"]
         common.run("run_lib_sampling.py", CONFIG, workdir, *own)
         compare = ["--encode", "--encode_dataset", "--fidis", "--prdc"]
@@ -59,8 +61,8 @@ def measure(workdir, scored, drawn):
     asym = recorded["asym_ema"]
     found = {"NLL (bits/dim)": recorded["nll_ema"]["bits_per_dim"]}
     found |= {"Asym": asym["asym"], "NAsym": asym["nasym"]}
-    for sampler in samplers:
-        metrics = common.sample_metrics(recorded, "" if sampler == "pc" else f"_{sampler}")
+    for sampler in SAMPLERS:
+        metrics = common.sample_metrics(recorded, f"_{sampler}")
         found |= {f"{sampler}: {name}": value for name, value in metrics.items()}
     return found
 
@@ -69,9 +71,8 @@ def main():
     FLAGS = flags.FLAGS
     config = qc.get_config()
     tested = common.part_of_fashion_mnist(config.data, FLAGS.split, FLAGS.images)
-    trained = common.part_of_fashion_mnist(config.data, "train", FLAGS.train_images)
-    content = checkpoints.read(FLAGS.restore)
-    first = config.training.init_step
+    trained = common.part_of_fashion_mnist(config.data, "train", TRAIN_IMAGES)
+    content, first = checkpoints.read(FLAGS.restore), config.training.init_step
     last = checkpoints.read_count(content, "step", FLAGS.restore, first)
     last += require_positive(FLAGS.steps, "--steps")
     root = f"--config.data.root={tested}"
@@ -79,17 +80,17 @@ def main():
     train.append(f"--config.training.batch_size={FLAGS.batch}")
     drawn = [
         f"--config.data.root={trained}",
-        f"--config.eval.num_samples={FLAGS.samples}",
+        f"--config.eval.num_samples={SAMPLES}",
         "--config.eval.batch_size=100",
-        f"--config.sampling.steps={FLAGS.sampler_steps}",
+        f"--config.sampling.steps={SAMPLER_STEPS}",
     ]
     folder = f"studies/qc_{FLAGS.split}_{FLAGS.steps}_{FLAGS.images}"
     results = {}
     for seed in FLAGS.seeds:
-        for name, own in models(FLAGS.variants, FLAGS.factors):
+        for name, own in models(FLAGS.variants, FLAGS.factors).items():
             workdir = f"{folder}/{name.replace(', ', '-')}-seed{seed}"
             common.run("main.py", CONFIG, workdir, *own, *train, f"--config.seed={seed}")
-            energy = [flag for flag in own if "energy" in flag]
+            energy = [flag for flag in own if "energy" in flag]  # which says the kind of model
             found = measure(workdir, [*energy, root], [*energy, *drawn])
             results.setdefault(name, []).append(found)
     common.print_seeds("model", results, reference="U")
@@ -104,8 +105,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 32, "Batch size of each training.")
     flags.DEFINE_enum("split", "test", ["test", "validation"], "What NLL and asymmetry are of.")
     flags.DEFINE_integer("images", 500, "Images of NLL and asymmetry.")
-    flags.DEFINE_multi_string("samplers", ["heun", "churn"], "Samplers of samples.")
-    flags.DEFINE_integer("sampler_steps", 20, "Steps of each sampler.")
-    flags.DEFINE_integer("samples", 300, "Samples of each sampler.")
-    flags.DEFINE_integer("train_images", 10000, "Training images that samples are compared with.")
-    cli.launch(main, pairs=("variants", "factors", "seeds", "samplers"))
+    cli.launch(main, pairs=("variants", "factors", "seeds"))

@@ -4,74 +4,72 @@
 
 Draws ``config.eval.num_samples`` digits of the workdir's model by each of `samplers.fast.SAMPLERS`
 in at most so many evaluations, and by predictor and corrector (PC) and the probability flow (RK45)
-as configured, for each seed, as `run_lib_sampling.py` does. Prints FID, precision and recall of the
-data set's own features against the training images, the share that an independent classifier
-recognises (scripts/recognise.py), and seconds: mean ± standard deviation over seeds.
+as configured, for each seed, under results/NAME/samplers. Prints FID, precision and recall of the
+data set's own features against the training images, and the share that an independent classifier
+recognises (scripts/recognise.py): mean ± standard deviation over seeds.
 """
 
-import time
+import itertools
 
 import numpy as np
+import torch
 from absl import flags
 
 import cli
 import datasets
-import domains
 import sampling
 from metrics import encoding, extractors, frechet, prdc
-from metrics.sample_sets import in_batches
+from metrics.sample_sets import find_samples, in_batches, mean_nfe, read_samples
+from run_lib_sampling import sample
 from samplers import fast
-from samplers.rounds import split_rounds
 from scripts.recognise import flatten, recogniser, share_of_sure
-from storage.trained import load_score
+from sde_lib import VESDE
 from storage.workdir import Workdir
 from studies import common
-from utils import get_device, lookup
+from utils import UserError, lookup
 
 REFERENCES = {"pc": "PC", "ode": "RK45"}  # method -> its name in tables
 
 
-def steps_within(method, nfe):
-    """The most steps of a `Method` that take at most `nfe` evaluations; 0 where all take more."""
-    return max((count for count in range(1, nfe + 1) if method.nfe(count) <= nfe), default=0)
+def steps_within(settings, nfe):
+    """The most steps of ``config.sampling`` in at most `nfe` evaluations; 0 where all take more."""
+    for count in range(nfe, 0, -1):
+        settings.steps = count
+        try:
+            sampler = sampling.from_config(settings, VESDE())
+            if sampler(lambda x, t: -x, torch.ones(1, 1))[1] <= nfe:
+                return count
+        except UserError:  # restarts do not fit so coarse a grid
+            return 0
+    return 0
 
 
-def settings_of(config, names, budgets):
-    """Yields the name and ``config.sampling`` of each sampler and budget, the references last.
+def configurations(config, names, budgets):
+    """The row and configuration of each sampler and budget, the references last: a dict.
 
     Raises:
         UserError: there is no sampler of such a name.
     """
+    chosen = {}
     for name in names:
-        method = lookup(fast.SAMPLERS, name, "--samplers")
-        for count in dict.fromkeys(steps_within(method, nfe) for nfe in budgets):
-            settings = config.sampling.copy_and_resolve_references()
-            settings.method, settings.steps = name, count
-            if count:
-                yield name, settings
-    for method, name in REFERENCES.items():
+        lookup(fast.SAMPLERS, name, "--samplers")
         settings = config.sampling.copy_and_resolve_references()
-        settings.method = method
-        yield name, settings
+        settings.method = name
+        for steps in sorted({steps_within(settings, nfe) for nfe in budgets} - {0}):
+            changed = {"sampling.method": name, "sampling.steps": steps}
+            chosen[f"{name}, {steps} steps"] = changed
+    chosen |= {row: {"sampling.method": method} for method, row in REFERENCES.items()}
+    result = {row: config.copy_and_resolve_references() for row in chosen}
+    for row, changed in chosen.items():
+        result[row].update_from_flattened_dict(changed)
+    return result
 
 
-def draw(sampler, score, config, seed):
-    """Samples of a division as `run_lib_sampling.py` draws them with that seed.
-
-    Returns:
-        ``config.eval.num_samples`` images, uint8 (N, H, W, C); the mean NFE; the seconds it took.
-    """
-    device, domain = get_device(config.device), domains.from_config(config.data)
-    parts, evaluations, start = [], 0, time.perf_counter()
-    for each in split_rounds(0, config.eval.num_samples, config.eval.batch_size):
-        of_round, of_images = ("division", seed, 0, each.number), ("image", seed, each.first)
-        stream = sampler.stream(of_round, of_images)
-        noise = sampler.noise(device, stream, each.count)
-        x, nfe = sampler(score, noise.randn((each.count, *domain.shape)), noise.randn_like)
-        parts.append(domain.to_stored(x))
-        evaluations += nfe * each.count
-    samples = np.concatenate(parts)
-    return samples, evaluations / len(samples), time.perf_counter() - start
+def draw(config, workdir):
+    """The samples, uint8 (N, H, W, C), that `run_lib_sampling.py` draws in `workdir`; their NFE."""
+    sample(config, workdir)
+    rounds = list(itertools.chain.from_iterable(find_samples(config, Workdir(workdir))))
+    return np.concatenate(list(read_samples(rounds))), mean_nfe(rounds)
 
 
 class Judge:
@@ -91,9 +89,8 @@ class Judge:
 
     def __call__(self, samples):
         pool = self.features(samples)
-        spheres = prdc.precision_recall_density_coverage(
-            self.real, pool, self.config.eval.nearest_k
-        )
+        nearest_k = self.config.eval.nearest_k
+        spheres = prdc.precision_recall_density_coverage(self.real, pool, nearest_k)
         sure = share_of_sure(self.recogniser.predict_proba(flatten(samples)))
         return {
             "FID": frechet.frechet_distance(self.real, pool),
@@ -105,17 +102,15 @@ class Judge:
 
 def main():
     FLAGS = flags.FLAGS
-    path = Workdir(FLAGS.workdir).checkpoint()
-    trained = load_score(FLAGS.config, path, get_device(FLAGS.config.device))
-    config, sde, score = trained.config, trained.sde, trained.score
-    judge = Judge(config)
-    results = {}
-    for name, settings in settings_of(config, FLAGS.samplers, sorted(FLAGS.nfe)):
-        sampler = sampling.from_config(settings, sde)
+    judge, place, results = Judge(FLAGS.config), Workdir(FLAGS.workdir), {}
+    for row, config in configurations(FLAGS.config, FLAGS.samplers, FLAGS.nfe).items():
+        config.model.score_restore_path = str(place.checkpoint())
+        config.eval.num_divisions = 1
+        name = row.replace(", ", "-").replace(" ", "-")
         for seed in FLAGS.seeds:
-            samples, nfe, seconds = draw(sampler, score, config, seed)
-            numbers = {"NFE": nfe, **judge(samples), "seconds": seconds}
-            results.setdefault(f"{name}, {settings.steps} steps", []).append(numbers)
+            config.seed = seed
+            samples, nfe = draw(config, f"{FLAGS.workdir}/samplers/{name}-seed{seed}")
+            results.setdefault(row, []).append({"NFE": nfe, **judge(samples)})
     common.print_seeds("sampler", results)
 
 

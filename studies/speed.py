@@ -1,14 +1,13 @@
 """What training, sampling and evaluation cost here, beside the way the published code took.
 
     python -m studies.speed [--device cpu|cuda] [--size small|published] [--only JOB …]
-        [--ways WAY …] [--images N]
 
-Prints the machine and a Markdown table. Both sides of a row run in this process:
-the baseline in float32, channels first, not compiled, with convolutions for resampling,
-create_graph double backward, loops over parameters, two forward passes for a likelihood and SciPy
-on the host; ours as the row says. Times are medians of `RUNS` runs in turns,
-after a warm-up in which compilations fall. Memory is the peak above what was in use before, of the
-process on a CPU, of PyTorch's allocator on a GPU.
+Prints the machine and a Markdown table. Both sides of a row run in this process: the baseline in
+float32, channels first, not compiled, with convolutions for resampling, create_graph double
+backward, loops over parameters, two forward passes for a likelihood and SciPy on the host; ours as
+the row says. Times are medians of `RUNS` runs in turns, after a warm-up in which compilations fall.
+Memory is the peak above what was in use before, of the process on a CPU, of PyTorch's allocator on
+a GPU.
 """
 
 import argparse
@@ -43,7 +42,7 @@ from studies.metrics_parity import real_and_fake
 sys.path.append(str(ROOT / "tests"))  # the oracles that are measured against are the tests'
 from oracles import double_backward, published_way
 
-RUNS = 5
+RUNS, PRDC = 5, "P/R/D/C"
 # The ways to compute that are tried, as fields of `config.compute`.
 BASELINE = {"precision": "fp32", "channels_last": False, "compile": False}
 WAYS = {
@@ -57,7 +56,6 @@ WAYS = {
         "tf32 compiled": {"precision": "tf32", "channels_last": True, "compile": True},
         "bf16": {"precision": "bf16", "channels_last": True, "compile": False},
         "bf16 compiled": {"precision": "bf16", "channels_last": True, "compile": True},
-        "bf16 compiled, channels first": dict(BASELINE, precision="bf16", compile=True),
     },
 }
 
@@ -80,8 +78,7 @@ class Bench:
     def draw(self):
         """Images (B, C, H, W), labels (B,)."""
         torch.manual_seed(1)
-        data = self.config.data
-        shape = (self.batch, *domains.from_config(data).shape)
+        shape = (self.batch, *domains.from_config(self.config.data).shape)
         labels = torch.randint(self.config.classifier.classes, (self.batch,), device=self.device)
         return torch.rand(shape, device=self.device), labels
 
@@ -96,9 +93,8 @@ class Bench:
         settings.update(way)
         return ready(create(self.config), settings, self.device)
 
-    def score(self, way, train=True):
-        network = self.network(models.create_model, way, prepare if train else freeze)
-        return Score(network, self.sde)
+    def score(self, way, ready=freeze):
+        return Score(self.network(models.create_model, way, ready), self.sde)
 
 
 def small(device):
@@ -122,8 +118,8 @@ SIZES = {"small": small, "published": published}
 # ---------------------------------------------------------------- the jobs
 
 
-def training_step(network, config, gradient, baseline):
-    """A whole update: ``gradient()`` has the gradients added up, the rest is the optimiser's."""
+def update(network, config, loss, baseline):
+    """A call that makes one update: the gradient of ``loss()``, and the optimiser's step."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     ema = EMA(parameters, config.model.ema_rate)
     if baseline:
@@ -131,72 +127,67 @@ def training_step(network, config, gradient, baseline):
     else:
         optimizer = losses.make_optimizer(parameters, config.optim)
 
-    def average():
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        losses.optimize(optimizer, parameters, 1, config.optim)
+        if not baseline:
+            ema.update()
+            return
         with torch.no_grad():
             for shadow, parameter in zip(ema.shadow, parameters):
                 shadow.sub_((1 - config.model.ema_rate) * (shadow - parameter))
 
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        gradient()
-        losses.optimize(optimizer, parameters, 1, config.optim)
-        average() if baseline else ema.update()
-
     return step
-
-
-def backward(objective, x, labels):
-    """A call that adds up an objective's gradients, of new draws."""
-
-    def call():
-        objective(x, labels, objective.draw(x))[0].backward()
-
-    return call
 
 
 def dsm(bench, way, baseline):
     x, labels = bench.draw()
-    score = bench.score(way)
+    score = bench.score(way, prepare)
     objective = losses.DSM(score, bench.sde, 1e-5)
-    return training_step(score.net, bench.config, backward(objective, x, labels), baseline)
+    return update(
+        score.net, bench.config, lambda: objective(x, labels, objective.draw(x))[0], baseline
+    )
 
 
 def qc(bench, way, baseline):
     x, labels = bench.draw()
-    score = bench.score(way)
+    score = bench.score(way, prepare)
     objective = losses.QuasiConservative(score, bench.sde, 1e-5, balancing_fac=1e-4, slices=1)
 
-    def twice():
-        double_backward.quasi_conservative(objective, x, **objective.draw(x)).backward()
+    def loss():
+        draws = objective.draw(x)
+        if baseline:
+            return double_backward.quasi_conservative(objective, x, **draws)
+        return objective(x, labels, draws)[0]
 
-    gradient = twice if baseline else backward(objective, x, labels)
-    return training_step(score.net, bench.config, gradient, baseline)
+    return update(score.net, bench.config, loss, baseline)
 
 
 def dlsm(bench, way, baseline):
     x, labels = bench.draw()
     classifier = bench.network(models.create_classifier, way)
-    objective = losses.DLSM(classifier, bench.score(way, train=False), bench.sde, 1e-5)
+    objective = losses.DLSM(classifier, bench.score(way), bench.sde, 1e-5)
 
-    def twice():
-        terms = double_backward.dlsm(objective, x, labels, **objective.draw(x))
-        sum(terms).backward()
+    def loss():
+        draws = objective.draw(x)
+        if baseline:
+            return sum(double_backward.dlsm(objective, x, labels, **draws))
+        return objective(x, labels, draws)[0]
 
-    gradient = twice if baseline else backward(objective, x, labels)
-    return training_step(classifier, bench.config, gradient, baseline)
+    return update(classifier, bench.config, loss, baseline)
 
 
 def pc_sampling(bench, way, baseline):
     """Both sides take the same steps."""
     sde = dataclasses.replace(bench.sde, N=bench.pc_steps)
-    score = bench.score(way, train=False)
-    sampler = sampling.from_config(bench.config.sampling, sde)
+    sampler, score = sampling.from_config(bench.config.sampling, sde), bench.score(way)
     x, _ = bench.draw()
     return lambda: sampler(score, torch.randn_like(x))
 
 
 def nll(bench, way, baseline):
-    score = bench.score(way, train=False)
+    score = bench.score(way)
     x = bench.draw()[0][: bench.batch // 4]
     epsilon = jacobian.rademacher(torch.randn_like(x))
     tolerances = {"rtol": 1e-3, "atol": 1e-5}
@@ -214,23 +205,14 @@ NETWORK_JOBS = {
 }
 
 
-def precision_and_its_kin(device):
-    """The `prdc` package, and ours."""
-    real, fake = real_and_fake(10_000, 10_000, 2048)
-    return (
-        lambda: prdc.prdc_package(real, fake),
-        lambda: prdc.precision_recall_density_coverage(real, fake, device=device),
-    )
-
-
 # ---------------------------------------------------------------- measuring
 
 
+@dataclasses.dataclass(frozen=True)
 class Meter:
     """Seconds and gigabytes of calls on a device."""
 
-    def __init__(self, device):
-        self.device = device
+    device: torch.device
 
     def synchronise(self):
         if self.device.type == "cuda":
@@ -254,8 +236,7 @@ class Meter:
         """At the peak of a call, above what was in use before."""
         self.synchronise()
         before = self.peak(reset=True)
-        call()
-        self.synchronise()
+        self.seconds(call)
         return (self.peak() - before) / 1e9
 
     def seconds(self, call):
@@ -274,53 +255,54 @@ class Meter:
         return list(zip(map(statistics.median, times), memory))
 
 
-def machine(bench):
+def machine(device):
     """What this runs on, in words."""
     cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
     words = [f"{cpu[1] if cpu else platform.machine()}, {torch.get_num_threads()} threads"]
-    if bench.device.type == "cuda":
-        words.append(torch.cuda.get_device_name(bench.device))
+    if device.type == "cuda":
+        words.append(torch.cuda.get_device_name(device))
     words += [f"PyTorch {torch.__version__}", f"Python {platform.python_version()}"]
     return ", ".join(words)
 
 
-def as_published(bench, call):
-    with published_way.published_layers(bench.device):
+def as_published(device, call):
+    with published_way.published_layers(device):
         call()
 
 
-def rows(bench, only, ways):
-    """Yields (job, way, seconds and gigabytes of the baseline, of ours)."""
+def rows(bench, only):
+    """Yields (job, way, seconds and gigabytes of the baseline, of ours); of `only` some jobs."""
     meter = Meter(bench.device)
-    for name, job in NETWORK_JOBS.items():
-        if only and not any(text in name for text in only):
-            continue
-        for way, settings in WAYS[bench.device.type].items():
-            if not ways or way in ways:
-                torch.compiler.reset()
-                baseline = job(bench, BASELINE, baseline=True)
-                ours = job(bench, settings, baseline=False)
-                yield name, way, *meter(functools.partial(as_published, bench, baseline), ours)
-    if not only or any(text in "P/R/D/C" for text in only):
-        yield "P/R/D/C, 10,000 × 2,048", "", *meter(*precision_and_its_kin(bench.device))
+    for name in only:
+        ways = WAYS[bench.device.type] if name in NETWORK_JOBS else {}
+        for way, settings in ways.items():
+            torch.compiler.reset()
+            baseline = NETWORK_JOBS[name](bench, BASELINE, baseline=True)
+            ours = NETWORK_JOBS[name](bench, settings, baseline=False)
+            yield name, way, *meter(functools.partial(as_published, bench.device, baseline), ours)
+    if PRDC in only:
+        real, fake = real_and_fake(10_000, 10_000, 2048)
+        calls = (
+            lambda: prdc.prdc_package(real, fake),
+            lambda: prdc.precision_recall_density_coverage(real, fake, device=bench.device),
+        )
+        yield f"{PRDC}, 10,000 × 2,048", "", *meter(*calls)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", choices=SIZES)
-    parser.add_argument("--only", nargs="*", help="parts of the jobs' names")
-    parser.add_argument("--ways", nargs="*", help="names of the ways to compute")
-    parser.add_argument("--images", type=int, help="of a step; by default the size's")
+    jobs = [*NETWORK_JOBS, PRDC]
+    parser.add_argument("--only", nargs="*", choices=jobs, default=jobs)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     size = arguments.size or ("published" if device.type == "cuda" else "small")
     bench = SIZES[size](device)
-    bench = dataclasses.replace(bench, batch=arguments.images or bench.batch)
-    print(f"{machine(bench)}; {size} networks, {bench.batch} images\n")
+    print(f"{machine(device)}; {size} networks, {bench.batch} images\n")
     heads = "job", "ours", "s", "baseline s", "times as fast", "GB", "baseline GB", "share"
     print_table(heads, [])
-    for name, way, (their_s, their_gb), (s, gb) in rows(bench, arguments.only, arguments.ways):
+    for name, way, (their_s, their_gb), (s, gb) in rows(bench, arguments.only):
         times = f"{s:.3f} | {their_s:.3f} | {their_s / s:.2f}"
         memory = f"{gb:.2f} | {their_gb:.2f} | {gb / max(their_gb, 1e-9):.2f}"
         print(f"| {name} | {way} | {times} | {memory} |", flush=True)

@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 from oracles import double_backward
 from oracles.published_way import published_layers
 from test_losses import check_gradient_norms
+from two_gaussians import TwoGaussians
 
 import losses
 import models
 import sde_lib
 from models import compute
 from models.scores import ClassifierFreeScore, GuidedScore, Score
-from studies import likelihood_scores, two_gaussians
+from studies import likelihood_scores
 from utils import UserError
 
 VE = sde_lib.VESDE()
@@ -191,36 +192,11 @@ def test_unknown_losses_get_a_sentence():
 # ---------------------------------------------------------------- two Gaussian classes
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_dlsm_comes_closer_to_the_likelihood_score(seed):
-    """The study of docs/dlsm.md, made short: DLSM + CE, and DLSM alone, against CE."""
-    problem = two_gaussians.TwoGaussians(sde_lib.VESDE(0.05, 5.0))
-    ce, total, dlsm = (
-        two_gaussians.errors(problem, two_gaussians.train(problem, name, seed, 300, 512))
-        for name in ("CE", "DLSM + CE, w = 1", "DLSM, w = 1")
-    )
-    for ours, theirs in zip(total, ce):
-        assert ours < 0.9 * theirs
-    for ours, theirs in zip(dlsm, ce):
-        assert ours < 0.5 * theirs
-
-
-def test_the_exact_classifier_makes_no_error():
-    """And a constant one misses all of the likelihood score."""
-    problem = two_gaussians.TwoGaussians(sde_lib.VESDE(0.05, 5.0))
-    assert two_gaussians.errors(problem, problem.classifier) == (0.0, 0.0)
-
-    def constant(x, sigma):
-        return 0 * x
-
-    assert two_gaussians.errors(problem, constant) == pytest.approx((1.0, 1.0))
-
-
 def test_the_exact_classifier_is_dlsms_minimum():
     """Its residual is uncorrelated with every direction, so the gradient along one vanishes."""
     torch.manual_seed(0)
     sde = sde_lib.VESDE(0.2, 5.0)
-    problem = two_gaussians.TwoGaussians(sde)
+    problem = TwoGaussians(sde)
 
     class Tilted(torch.nn.Module):
         """The exact classifier with its logits multiplied."""
@@ -249,7 +225,7 @@ def test_the_exact_classifier_is_dlsms_minimum():
 def test_the_best_scale_of_exact_scores_is_one():
     """Below 1 of a classifier too sure of itself, above 1 of one too unsure."""
     torch.manual_seed(0)
-    problem = two_gaussians.TwoGaussians(sde_lib.VESDE(0.05, 5.0))
+    problem = TwoGaussians(sde_lib.VESDE(0.05, 5.0))
     x, labels = problem.sample(100_000)
     z = torch.randn_like(x)
 

@@ -1,4 +1,4 @@
-"""What the README and docs/ say is there is there, and the README's Python runs."""
+"""What the README and docs/ name is there, and the README's Python runs."""
 
 import contextlib
 import importlib
@@ -16,15 +16,21 @@ from evaluation import SAMPLE_METRICS
 from utils import flatten
 
 PAGES = [
-    *(tiny.ROOT / name for name in ("README.md", "SECURITY.md")),
+    *(tiny.ROOT / name for name in ("README.md", "SECURITY.md", "pretrained/README.md")),
     *sorted((tiny.ROOT / "docs").glob("*.md")),
 ]
-README = PAGES[0].read_text()
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def blocks(page, language):
+    """The code blocks of a language in a page."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [block for written_in, block in found if written_in == language]
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     """On a tiny model in place of the demo's."""
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (block,) = blocks(PAGES[0], "python")
     monkeypatch.chdir(tmp_path)
     config = tiny.config(tmp_path / "cache", training__n_iters=2)
     run_lib.train(config, "demo")
@@ -39,11 +45,8 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
 def test_the_notebooks_python_runs(tmp_path, monkeypatch):
     """Block after block, as its cells would."""
     monkeypatch.chdir(tmp_path)
-    page = (tiny.ROOT / "docs/notebook.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) >= 6
     names = {}
-    for block in blocks:
+    for block in blocks(tiny.ROOT / "docs/notebook.md", "python"):
         exec(block, names)
     assert names["steps"].tolist() == [5, 10, 15, 20]
     assert names["images"].shape == (16, 8, 8, 1)
@@ -59,7 +62,7 @@ def anchors(page):
     return {heading.replace(" ", "-") for heading in kept}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@each_page
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
         path, _, anchor = link.partition("#")
@@ -72,12 +75,10 @@ MODULES = [
     ".".join(path.relative_to(tiny.ROOT).with_suffix("").parts)
     for path in [*tiny.ROOT.glob("*.py"), *tiny.ROOT.glob("[a-z]*/*.py")]
 ]
-CONFIGS = [
-    common.qc("qc_ncsn", "CIFAR10"),
-    common.dlsm_classifier("CIFAR10", "resnet18_cond"),
-]
+CONFIGS = [common.qc("qc_ncsn", "CIFAR10"), common.dlsm_classifier("CIFAR10", "resnet18_cond")]
 FIELDS = {name for config in CONFIGS for name in [*flatten(config.to_dict()), *config]}
-DATA_FILES = (".html", ".json", ".npz", ".pth", ".txt")
+FIELDS |= {"model.num_classes", "training.label_dropout"}
+DATA_FILES = (".db", ".html", ".ini", ".json", ".npz", ".pth", ".txt")
 NOT_OURS = ("F", "NCSNpp", "fc", "nn", "np", "scipy", "score", "torch")
 
 
@@ -100,41 +101,40 @@ def is_there(name):
     return False
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@each_page
 def test_names_of_the_code_exist(page):
     names = re.findall(r"`([A-Za-z_]\w*(?:\.\w+)+)(?:\([^`]*\))?`", page.read_text())
     ours = [name for name in names if name.split(".")[0] not in NOT_OURS]
     assert [name for name in ours if not name.endswith(DATA_FILES) and not is_there(name)] == []
 
 
-def commands(text):
-    """The commands in a page's blocks, words of one line each."""
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        if language:
-            continue
-        for line in block.splitlines():
-            line = re.sub(r"-m (studies)\.(\w+)", r"\1/\2.py", line)
-            words = line.split("#")[0].replace("[", " ").replace("]", " ").split()
-            if any(word.endswith(".py") for word in words):
-                yield words
+# Flags of torchrun, Slurm, TensorBoard and pytest.
+FOREIGN = {
+    *("nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "shutdown-timeout", "logdir"),
+    *("partition", "nodes", "gpus-per-node", "array", "requeue", "dependency"),
+    *("device", "dist", "hypothesis-profile", "input1"),
+}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_exist(page):
-    """Their scripts, configurations and flags."""
+@each_page
+def test_flags_exist(page):
+    """Wherever they are named, and the fields that they override."""
     files = [
-        path for folder in (".", "scripts", "studies") for path in tiny.ROOT.glob(f"{folder}/*.py")
+        path for folder in (".", "scripts", "studies") for path in tiny.ROOT.glob(f"{folder}/*")
     ]
-    defined = "".join(path.read_text() for path in files)
-    flags = {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', defined), "config"}
-    flags |= {*re.findall(r'add_argument\(\s*"--(\w+)"', defined)}
-    flags |= {metric.flag for metric in SAMPLE_METRICS}
-    for words in commands(page.read_text()):
-        script = next(word for word in words if word.endswith(".py"))
-        assert (tiny.ROOT / script).is_file(), script
-        after = words[words.index(script) + 1 :]
-        for flag, value in zip(after, [*after[1:], ""]):
-            if flag == "--config" and value.startswith("configs/"):
-                assert (tiny.ROOT / value).is_file(), value
-            if flag.startswith("--") and flag != "--" and not flag.startswith("--config."):
-                assert flag.lstrip("-").partition("=")[0] in flags, flag
+    sources = "".join(path.read_text() for path in files if path.suffix == ".py")
+    defined = {*re.findall(r'(?:DEFINE_\w+\(\s*"|add_argument\(\s*"--)(\w+)"', sources), "config"}
+    defined |= {metric.flag for metric in SAMPLE_METRICS} | FOREIGN
+    for flag in re.findall(r"(?<![\w-])--([a-z](?:[\w.-]*\w)?)", page.read_text()):
+        field = flag.removeprefix("config.")
+        assert flag in defined or (field != flag and is_there(field)), flag
+
+
+@each_page
+def test_commands_exist(page):
+    """Their scripts and configurations."""
+    for line in "".join(blocks(page, "")).splitlines():
+        line = re.sub(r"-m (studies|scripts|storage)\.(\w+)", r"\1/\2.py", line)
+        for word in line.split("#")[0].replace("[", " ").replace("]", " ").split():
+            if word.endswith(".py") and not word.isupper():
+                assert (tiny.ROOT / word).is_file(), word

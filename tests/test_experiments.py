@@ -1,16 +1,17 @@
 """The papers' small experiments: the published rows, and each formula against a direct one."""
 
 import math
+import types
 
 import numpy as np
 import pytest
 import torch
+from absl import flags
 
 import losses
 import sampling
 import sde_lib
 from configs import points
-from models.points import MoonsClassifier
 from readers import points as sets
 from studies import autoencoder, gaussian, moons, oracle, plane
 from utils import UserError
@@ -45,9 +46,9 @@ AUTOENCODER = [
 ]
 
 
-@pytest.mark.parametrize("steps", [1001, pytest.param(3001, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [2, pytest.param(3001, marks=pytest.mark.slow)])
 def test_autoencoder_gives_the_published_rows(steps):
-    for found, row in zip(autoencoder.train(seed=8, steps=steps, every=1000), AUTOENCODER):
+    for found, row in zip(autoencoder.train(steps), AUTOENCODER):
         assert found == pytest.approx(row, rel=0.01)
 
 
@@ -98,21 +99,20 @@ def test_the_sets_exact_scores_are_those_of_many_of_their_points(name):
 # ---------------------------------------------------------------- the plane
 
 
-def gaussian_measures(as_published):
+@pytest.fixture
+def measures():
     """Measures on points of N(0, I), whose exact score is known: −x/(1 + σ²)."""
-    train, test = torch.randn(2, 3000, 2, generator=torch.Generator().manual_seed(0))
+    test = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0))
     sde = sde_lib.from_config(points.plane("gaussian_8", "usbm"))
     exact = oracle.ExactScore(lambda x, variance: -x / (1 + variance), sde)
-    return plane.Measures(exact, train, test, seed=0, as_published=as_published)
+    return plane.Measures(exact, test, seed=0)
 
 
-def test_the_exact_score_is_measured_as_such():
-    measures = gaussian_measures(as_published=False)
+def test_the_exact_score_is_measured_as_such(measures):
     assert measures.score_error(measures.exact) == 0
     # It is a thousandth too long: the error is half its square.
     longer = measures.score_error(lambda x, t: 1.001 * measures.exact(x, t))
     assert 0 < longer < 1e-6
-    assert gaussian_measures(as_published=True).score_error(measures.exact) > 0.01
     # N(0, 9 I), the prior, stands for p_T, of variance 10.
     entropy = math.log(2 * math.pi) + 1
     assert measures.nats(measures.exact, rtol=1e-5) == pytest.approx(entropy, abs=0.05)
@@ -125,26 +125,22 @@ class Turning:
         return x, torch.stack([-0.5 * v[..., 1], 2.0 * v[..., 0]], dim=-1)
 
 
-def test_the_asymmetry_of_a_turning_field_is_known():
-    found = gaussian_measures(as_published=False).asymmetry(Turning())
+def test_the_asymmetry_of_a_turning_field_is_known(measures):
+    found = measures.asymmetry(Turning())
     assert found["asym"] == pytest.approx(2.5**2, rel=1e-6)
     assert found["nasym"] == pytest.approx(0.5 * 2.5**2 / 4.25, rel=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "as_published"), [("csbm", False), ("qcsbm", True)])
-def test_the_plane_is_trained_and_measured(tmp_path, monkeypatch, kind, as_published):
+@pytest.mark.parametrize("kind", ["csbm", "qcsbm"])
+def test_the_plane_is_trained_and_measured(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plane, "SCORED", 20)
-    monkeypatch.setattr(plane, "MEASURED", 30)
-    monkeypatch.setattr(plane, "DRAWN", 40)
-    compared = note_sizes(monkeypatch, plane)
+    for name in ("SCORED", "MEASURED", "DRAWN"):
+        monkeypatch.setattr(plane, name, 20)
     monkeypatch.setattr(points, "base", small(points.base))
-    size = {"seed": 0, "batch": 16, "steps": 4}
-    measures = plane.measures_of(plane.configure("spiral_2", "usbm", **size), as_published)
-    row = plane.run("spiral_2", kind, measures, **size)
+    config = plane.configure("spiral_2", kind, seed=0, batch=16, steps=4)
+    row = plane.run(config, kind, plane.measures_of(config))
     assert all(np.isfinite(list(row.values())))
     assert (row["nasym"] < 1e-6) == (kind == "csbm")
-    assert compared == [(40, 40)]
 
 
 @pytest.mark.parametrize("dataset", oracle.PLANE)
@@ -152,21 +148,11 @@ def test_samples_of_the_exact_score_lie_in_the_real_points(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plane, "DRAWN", 500)
     config = plane.configure(dataset, "usbm", seed=0, batch=16, steps=4)
-    measures = plane.measures_of(config, as_published=False)
-    row = measures.samples(measures.exact, sampling.from_config(config.sampling, measures.sde))
+    measures = plane.measures_of(config)
+    row = measures.samples(
+        measures.exact, sampling.from_config(config.sampling, measures.exact.sde)
+    )
     assert row["precision"] > 0.9
-
-
-def note_sizes(monkeypatch, module):
-    """The list to which the numbers of real points and samples are added that it compares."""
-    measure, sizes = module.precision_recall_density_coverage, []
-
-    def noting(real, fake, **settings):
-        sizes.append((len(real), len(fake)))
-        return measure(real, fake, **settings)
-
-    monkeypatch.setattr(module, "precision_recall_density_coverage", noting)
-    return sizes
 
 
 def small(base):
@@ -195,34 +181,6 @@ def test_the_weighted_loss_is_the_papers():
     torch.testing.assert_close(loss, (sigma**2 * s + sigma * draws["z"]).square().mean())
 
 
-@pytest.mark.parametrize("loss_type", points.MOONS_RATES)
-def test_the_classifiers_losses_are_the_papers(loss_type):
-    """dlsm = mean ½(σ²∇ℓ + σ²s + σz)², ce = the mean CE, total = dlsm + 0.125·ce."""
-    torch.manual_seed(0)
-    network = MoonsClassifier(2)
-    sde = sde_lib.from_config(points.moons())
-    config = points.moons_classifier(loss_type, "none.pth")
-
-    def score(x, t):
-        return -x
-
-    objective = losses.classifier_objective(config, network, score, sde)
-    x, labels = torch.randn(6, 2), torch.randint(2, (6,))
-    draws = objective.draw(x)
-    loss, _ = objective(x, labels, draws)
-    t = losses.draw_times(draws["u"], sde, sde.sampling_eps)
-    sigma = 1e-3 * 1e4 ** t[:, None]
-    x_t = (x + sigma * draws["z"]).requires_grad_()
-    logits = network(x_t, sigma[:, 0])
-    chosen = torch.softmax(logits, 1)[torch.arange(6), labels]
-    (gradient,) = torch.autograd.grad(torch.log(chosen + 1e-8).sum(), x_t, retain_graph=True)
-    residual = sigma**2 * gradient + sigma**2 * score(x_t, t) + sigma * draws["z"]
-    dlsm = 0.5 * residual.square().mean()
-    ce = torch.nn.functional.cross_entropy(logits, labels)
-    expected = {"dlsm": dlsm, "ce": ce, "total": dlsm + 0.125 * ce}
-    torch.testing.assert_close(loss, expected[loss_type])
-
-
 def test_the_exact_classifier_is_measured_as_such():
     """Two points as moons: their softmax is known, and with it all distances are 0."""
     sde = sde_lib.from_config(points.moons())
@@ -235,10 +193,7 @@ def test_the_exact_classifier_is_measured_as_such():
 
     score = oracle.ExactScore(lambda x, variance: oracle.score(x, means, variance), sde)
     guided = [moons.GuidedScore(score, classifier, sde, torch.tensor([label])) for label in (0, 1)]
-    assert max(truth.of_models(score, guided).values()) < 1e-5
-    assert max(truth.of_itself().values()) == 0
-    floored = moons.Truth(truth.moons, as_published=True).of_itself()
-    assert 0 < floored["Dp upper"] < 1
+    assert max(truth.of_models(score, *guided, sde=sde).values()) < 1e-5
 
 
 def test_the_distances_of_zero_are_the_published_ones():
@@ -270,31 +225,25 @@ def test_samples_that_diverge_have_their_sentence():
         moons.measure_samples([lambda x, t: x / 0 * x], sde, moons.Truth([]), 0)
 
 
-def test_samples_of_the_exact_scores_lie_on_their_moons(monkeypatch):
-    monkeypatch.setattr(moons, "DRAWN", 100)
-    x, labels = sets.moons(np.random.default_rng(0), 1000)
-    truth = moons.Truth([torch.from_numpy(x[labels == label]).float() for label in range(2)])
-    sde = sde_lib.from_config(points.moons())
-    row = moons.measure_samples(truth.exact_scores(sde), sde, truth, 0)
-    assert row["right moon"] == 1
-    assert row["precision"] > 0.8
-    assert row["coverage"] > 0.6
-
-
 @pytest.mark.parametrize("as_published", [False, True])
-def test_moons_are_trained_and_measured(tmp_path, monkeypatch, as_published):
+def test_moons_are_trained_and_measured(tmp_path, monkeypatch, capsys, as_published):
+    """The samples of the exact scores lie on their moons."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(points, "base", small(points.base))
     monkeypatch.setattr(moons, "SCORE_BATCH", 16)
-    monkeypatch.setattr(moons, "DRAWN", 20)
+    monkeypatch.setattr(moons, "DRAWN", 100)
     monkeypatch.setattr(moons, "PUBLISHED_DRAWN", 30)
-    compared = note_sizes(monkeypatch, moons)
     monkeypatch.setattr(moons, "PUBLISHED_STEPS", 3)
-    moon = torch.randn(40, 2)
-    truth = moons.Truth([moon, moon + 5], as_published)
-    path = moons.train_score(seed=0, steps=2)
-    for loss_type in points.MOONS_RATES:
-        row = moons.run(loss_type, path, truth, seed=0, steps=2, batch=16)
-        assert all(np.isfinite(list(row.values())))
-        assert {"Dl upper", "Dp lower"} < row.keys()
-    assert set(compared) == {(30, 30) if as_published else (20, 20)}
+    given = {"steps": 2, "batch": 16, "score_steps": 2, "seeds": [0], "as_published": as_published}
+    monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**given))
+    moons.main()
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    heads, _, *rows = [line[2:-2].split(" | ") for line in printed]
+    table = {name: dict(zip(heads[1:], row)) for name, *row in rows}
+    assert set(points.MOONS_RATES) < table.keys()
+    for name in points.MOONS_RATES:
+        assert all(np.isfinite([float(table[name][key]) for key in ("Dl upper", "Dp lower")]))
+    assert ("exact" in table) != as_published
+    if not as_published:
+        assert float(table["exact"]["right moon"]) == 1
+        assert float(table["exact"]["precision"]) > 0.8

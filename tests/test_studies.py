@@ -15,25 +15,18 @@ from scipy import stats
 from sklearn.naive_bayes import GaussianNB
 
 import run_lib
-import sampling
-import sde_lib
 from configs.demo import digits_cfg
 from configs.fashion_mnist import qc as qc_config
 from evaluation import SAMPLE_METRICS
 from models import jacobian
 from readers.idx import read_idx
-from run_lib_sampling import sample
-from samplers import fast
-from storage import checkpoints
-from storage.files import load_npz, save_npz
+from storage.files import save_npz
 from storage.trained import load_score
 from storage.workdir import Workdir
 from studies import common, dlsm, qc, samplers, speed
 from utils import UserError
 
 CPU = torch.device("cpu")
-
-# ---------------------------------------------------------------- tables
 
 
 def test_means_spreads_and_paired_differences(capsys):
@@ -44,7 +37,7 @@ def test_means_spreads_and_paired_differences(capsys):
     p = stats.ttest_rel(other, u).pvalue
     assert capsys.readouterr().out.strip().splitlines() == [
         "| model | seeds | NLL | Asym |",
-        "|---|---|---|---|",
+        "| --- | --- | --- | --- |",
         "| exact | 1 | 4.5 |  |",
         "| U | 3 | 5.167 ± 0.15 | 0 ± 0 |",
         "| QC | 3 | 5.033 ± 0.15 | 0 ± 0 |",
@@ -68,6 +61,8 @@ def place(tmp_path, monkeypatch):
         for stem, array in (("images-idx3", images), ("labels-idx1", labels)):
             header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
             (folder / f"{part}-{stem}-ubyte").write_bytes(header + array.tobytes())
+    for study in (qc, dlsm):
+        monkeypatch.setattr(study, "TRAIN_IMAGES", 30)
     return tmp_path
 
 
@@ -78,11 +73,12 @@ def start_of(place):
 
 
 NUMBERS = {
-    "nll": {"bits_per_dim": 5.0},
-    "asym": {"asym": 2.0, "nasym": 0.5},
+    "nll_ema": {"bits_per_dim": 5.0},
+    "asym_ema": {"asym": 2.0, "nasym": 0.5},
     "cas_samples": {"accuracy": 0.5},
     "cas_real": {"accuracy": 0.75},
 }
+VARIANTS = "heun", "churn", "dpmpp_2m_sde", "dpmpp_2m_sde_scale10", "dpmpp_2m_sde_scale2"
 
 
 @pytest.fixture
@@ -97,15 +93,16 @@ def lines(monkeypatch):
             return
         sampled = dict.fromkeys(("fid", "precision", "recall", "density", "coverage"), 1.0)
         entries = [
-            f"{metric}{mode}_{sampler}"
+            f"{metric}{mode}_{variant}"
             for metric in ("fid_is", "prdc")
             for mode in ("", "_class")
-            for sampler in ("heun", "dpmpp_2m_sde")
+            for variant in VARIANTS
         ]
         workdir.record(**NUMBERS, **dict.fromkeys(entries, sampled))
         for label in range(10):
-            path = workdir.latents(label, "dpmpp_2m_sde") / "samples_0_latent.npz"
-            save_npz(path, logits=np.eye(10)[[label, 0]])
+            for variant in VARIANTS[2:]:
+                path = workdir.latents(label, f"_{variant}") / "samples_0_latent.npz"
+                save_npz(path, logits=np.eye(10)[[label, 0]])
 
     monkeypatch.setattr(common, "run", run)
     return noted
@@ -133,13 +130,10 @@ class Flags(dict):
     __getattr__ = dict.__getitem__
 
 
+@pytest.mark.slow
 def test_the_qc_study_runs_its_commands(place, lines, monkeypatch, capsys):
-    given = Flags(
-        restore=start_of(place),
-        **{"variants": list(qc.VARIANTS), "factors": [0.1, 0.3], "seeds": [0, 1], "steps": 3},
-        **{"batch": 4, "split": "test", "images": 5, "samplers": ["heun"], "sampler_steps": 6},
-        **{"samples": 7, "train_images": 30},
-    )
+    given = Flags(restore=start_of(place), variants=list(qc.VARIANTS), factors=[0.1, 0.3])
+    given |= {"seeds": [0, 1], "steps": 3, "batch": 4, "split": "test", "images": 5}
     monkeypatch.setattr(flags, "FLAGS", given)
     qc.main()
     check_flags(lines)
@@ -153,11 +147,7 @@ def test_the_qc_study_runs_its_commands(place, lines, monkeypatch, capsys):
 
 
 def test_the_dlsm_study_runs_its_commands(place, lines, monkeypatch, capsys):
-    given = Flags(
-        restore=start_of(place),
-        **{"seeds": [0], "steps": 7, "batch": 4, "train_images": 30, "sampler": "dpmpp_2m_sde"},
-        **{"sampler_steps": 6, "samples": 20, "cfg_scales": [1.0, 2.0]},
-    )
+    given = Flags(restore=start_of(place), seeds=[0], steps=7, batch=4)
     monkeypatch.setattr(flags, "FLAGS", given)
     monkeypatch.setattr(dlsm, "with_labels", lambda *_: 2)
     dlsm.main()
@@ -192,30 +182,23 @@ def test_a_part_of_the_data(place):
 
 
 def test_a_score_model_gets_labels(place):
-    """Without one it is the same score; training goes on from its step."""
+    """Without one it is the same score."""
     source, target = start_of(place), place / "labelled.pth"
     config = digits_cfg.get_config()
     config.update_from_flattened_dict(tiny.changes(place / "cache"))
     assert dlsm.with_labels(config, source, target) == 2
     x, t = torch.rand(2, 1, 8, 8), torch.tensor([0.3, 0.6])
-    before, after = (
-        load_score(each, path, CPU)
-        for each, path in ((tiny.config(place / "cache"), source), (config, target))
-    )
+    before = load_score(tiny.config(place / "cache"), source, CPU)
+    after = load_score(config, target, CPU)
     conditioned = after.score.conditioned_on(torch.tensor([3, 4]))
     assert torch.equal(before.score(x, t), after.score(x, t))
     assert not torch.equal(before.score(x, t), conditioned(x, t))
     assert after.loaded.step == 2
-    run_lib.train(config, "labelled", restore=target)
-    assert checkpoints.read(Workdir("labelled").checkpoint())["step"] == 8
 
 
 def test_a_command_that_fails_stops_the_study(monkeypatch):
-    def fail(line, check):
-        assert line[1:] == [f"{tiny.ROOT}/main.py", f"--config={tiny.CONFIG}", "--workdir=W", "-a"]
-        return subprocess.CompletedProcess(line, 3)
-
-    monkeypatch.setattr(subprocess, "run", fail)
+    failed = subprocess.CompletedProcess([], 3)
+    monkeypatch.setattr(subprocess, "run", lambda line, check: failed)
     with pytest.raises(SystemExit) as stop:
         common.run("main.py", "configs/demo/digits.py", "W", "-a")
     assert stop.value.code == 3
@@ -224,23 +207,12 @@ def test_a_command_that_fails_stops_the_study(monkeypatch):
 # ---------------------------------------------------------------- digits
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """A directory with a trained score model, "U"."""
-    here = tmp_path_factory.mktemp("digits")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(here)
-        run_lib.train(tiny.config("cache", training__n_iters=2, model__init_scale=1.0), "U")
-    return here
-
-
-@pytest.mark.parametrize("name", sorted(fast.SAMPLERS))
-def test_steps_cost_what_they_may(name):
-    method = fast.SAMPLERS[name]
-    for nfe in (1, 2, 5, 35, 80):
-        count = samplers.steps_within(method, nfe)
-        assert count == 0 or method.nfe(count) <= nfe
-        assert method.nfe(count + 1) > nfe
+def test_steps_cost_what_they_may():
+    settings = digits_cfg.get_config().sampling
+    cases = ("euler", 5, 5), ("heun", 5, 3), ("heun", 6, 3), ("restart", 5, 0)
+    for method, nfe, steps in cases:
+        settings.method = method
+        assert samplers.steps_within(settings, nfe) == steps
 
 
 def quick():
@@ -251,38 +223,26 @@ def quick():
     )
 
 
+@pytest.fixture
+def digits(tmp_path, monkeypatch):
+    """A directory with a trained score model, "U"."""
+    monkeypatch.chdir(tmp_path)
+    run_lib.train(tiny.config("cache", training__n_iters=2, model__init_scale=1.0), "U")
+    return tmp_path
+
+
+@pytest.mark.slow
 def test_quality_of_samplers(digits):
-    line = "studies/samplers.py --workdir U --samplers heun restart --nfe 3 5 --seeds 0 1"
+    line = "studies/samplers.py --workdir U --samplers heun restart --nfe 5 3 --seeds 0 1"
     more = {"eval__num_samples": 12, "eval__batch_size": 12, "sampling__rtol": 0.1}
     done = start(line, digits, tiny.arguments("cache", **more), prepare=quick).wait()
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line.split(" | ") for line in done.stdout.splitlines() if " steps | 2 | " in line]
-    assert [row[0] for row in rows[:2]] == ["| heun, 2 steps", "| heun, 3 steps"]
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if " | 2 | " in line]
+    assert [row[0] for row in rows] == ["| heun, 2 steps", "| heun, 3 steps", "| PC", "| RK45"]
     assert [row[2] for row in rows[:3]] == ["3 ± 0", "5 ± 0", "6 ± 0"]
-    assert len(rows) == 4
 
 
-@pytest.mark.parametrize("method", ["pc", "heun"])
-def test_samples_are_those_of_the_command(digits, monkeypatch, method):
-    monkeypatch.chdir(digits)
-    config = tiny.config("cache", model__init_scale=1.0, sampling__method=method)
-    config.eval.num_samples, config.eval.num_divisions, config.sampling.steps = 12, 1, 3
-    sample(config, "U")
-    paths = [
-        Workdir("U").division(0, "" if method == "pc" else "_heun") / f"samples_{number}.npz"
-        for number in (0, 1)
-    ]
-    files = [load_npz(path, "samples", "nfe") for path in paths]
-    sde = sde_lib.from_config(config)
-    score = load_score(config, Workdir("U").checkpoint(), CPU).score
-    sampler = sampling.from_config(config.sampling, sde)
-    images, nfe, _ = samplers.draw(sampler, score, config, config.seed)
-    assert np.array_equal(images, np.concatenate([file["samples"] for file in files]))
-    assert nfe == files[0]["nfe"]
-
-
-def test_the_estimators_have_one_mean_and_the_skew_one_a_smaller_variance(digits, monkeypatch):
-    monkeypatch.chdir(digits)
+def test_the_estimators_have_one_mean_and_the_skew_one_a_smaller_variance(digits):
     config = tiny.config("cache", model__init_scale=1.0)
     score = load_score(config, Workdir("U").checkpoint(), CPU).score
     x, t = torch.rand(4, 1, 8, 8), torch.full((4,), 0.5)
@@ -296,17 +256,15 @@ def test_the_estimators_have_one_mean_and_the_skew_one_a_smaller_variance(digits
     assert (skew.var(0) < paper.var(0)).all()
 
 
-# ---------------------------------------------------------------- speed
-
-
+@pytest.mark.slow
 def test_both_sides_of_every_job_run(monkeypatch):
     """In seconds: sizes and repetitions whose numbers mean nothing."""
-    bench = speed.small(CPU)
     config = speed.common.dlsm_classifier(speed.common.CIFAR10, "resnet_small_cond")
     config.data.image_size, config.model.nf, config.model.ch_mult = 8, 8, (1, 2)
     config.model.num_res_blocks, config.model.attn_resolutions = 1, (4,)
-    bench = speed.dataclasses.replace(bench, config=config, batch=4, pc_steps=2)
+    bench = speed.Bench(CPU, config, batch=4, pc_steps=2)
     monkeypatch.setattr(speed, "RUNS", 1)
-    rows = list(speed.rows(bench, list(speed.NETWORK_JOBS), ["fp32"]))
+    monkeypatch.setattr(speed, "WAYS", {"cpu": {"fp32": speed.BASELINE}})
+    rows = list(speed.rows(bench, speed.NETWORK_JOBS))
     assert [row[:2] for row in rows] == [(name, "fp32") for name in speed.NETWORK_JOBS]
     assert all(seconds > 0 for *_, theirs, ours in rows for seconds, _ in (theirs, ours))

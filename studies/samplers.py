@@ -12,6 +12,7 @@ recognises (scripts/recognise.py), and seconds: mean ± standard deviation over 
 import time
 
 import numpy as np
+import torch
 from absl import flags
 
 import cli
@@ -23,17 +24,26 @@ from metrics.sample_sets import in_batches
 from samplers import fast
 from samplers.rounds import split_rounds
 from scripts.recognise import flatten, recogniser, share_of_sure
+from sde_lib import VESDE
 from storage.trained import load_score
 from storage.workdir import Workdir
 from studies import common
-from utils import get_device, lookup
+from utils import UserError, get_device, lookup
 
 REFERENCES = {"pc": "PC", "ode": "RK45"}  # method -> its name in tables
 
 
-def steps_within(method, nfe):
-    """The most steps of a `Method` that take at most `nfe` evaluations; 0 where all take more."""
-    return max((count for count in range(1, nfe + 1) if method.nfe(count) <= nfe), default=0)
+def steps_within(settings, nfe):
+    """The most steps of ``config.sampling`` in at most `nfe` evaluations; 0 where all take more."""
+    for count in range(nfe, 0, -1):
+        settings.steps = count
+        try:
+            sampler = sampling.from_config(settings, VESDE())
+            if sampler(lambda x, t: -x, torch.ones(1, 1))[1] <= nfe:
+                return count
+        except UserError:  # restarts do not fit so coarse a grid
+            return 0
+    return 0
 
 
 def settings_of(config, names, budgets):
@@ -43,10 +53,12 @@ def settings_of(config, names, budgets):
         UserError: there is no sampler of such a name.
     """
     for name in names:
-        method = lookup(fast.SAMPLERS, name, "--samplers")
-        for count in dict.fromkeys(steps_within(method, nfe) for nfe in budgets):
-            settings = config.sampling.copy_and_resolve_references()
-            settings.method, settings.steps = name, count
+        lookup(fast.SAMPLERS, name, "--samplers")
+        probe = config.sampling.copy_and_resolve_references()
+        probe.method = name
+        for count in dict.fromkeys(steps_within(probe, nfe) for nfe in budgets):
+            settings = probe.copy_and_resolve_references()
+            settings.steps = count
             if count:
                 yield name, settings
     for method, name in REFERENCES.items():

@@ -353,9 +353,7 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     Raises:
         UserError: an option is missing or unknown.
     """
-    model, data = config.model, config.data
-    for name, choices in CHOICES.items():
-        lookup(dict.fromkeys(choices), model.get(name), f"config.model.{name}")
+    model = config.model
     sigmas = np.exp(
         np.linspace(math.log(model.sigma_max), math.log(model.sigma_min), model.num_scales)
     )
@@ -364,9 +362,12 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "fourier_scale conditional resblock_type fir fir_kernel resamp_with_conv skip_rescale "
         "progressive progressive_input progressive_combine init_scale scale_by_sigma"
     ).split()
-    domain = domains.images_of(data, f"The model {model.name}")
+    options = take(model, names)
+    for name, choices in CHOICES.items():
+        lookup(dict.fromkeys(choices), options[name], f"config.model.{name}")
+    domain = domains.images_of(config.data, f"The model {model.name}")
     return dict(
-        take(model, names),
+        options,
         sigmas=sigmas,
         image_size=(domain.height, domain.width),
         channels=domain.channels,

@@ -60,16 +60,6 @@ def test_a_flat_folder_is_one_class(here):
     )
 
 
-def test_images_are_cropped_to_their_form(here):
-    """Of a square picture the middle rows remain."""
-    picture = np.zeros((36, 36, 3), np.uint8)
-    picture[6:30] = 200
-    save(here / "photos" / "train" / "00.png", picture)
-    image = datasets.load(config().data, "train").images[0]
-    assert image.shape == (3, HEIGHT, WIDTH)
-    np.testing.assert_allclose(image, 200, atol=20)
-
-
 def test_the_whole_way_without_a_test_split(here):
     run_lib.train(config(), "run")
     place = Workdir("run")

@@ -114,19 +114,3 @@ def test_compiled_kernels_give_the_same():
         gradients(function, inputs, [0, 3]) for function in (compiled, lambda *i: norm(*i, True))
     ]
     torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
-
-
-def test_half_precision_takes_its_statistics_in_single():
-    torch.manual_seed(0)
-    x = (torch.randn(64, 2, 8, 8, device=DEVICE) + 300).bfloat16()
-    _, mean, variance = double_backward.normalise(
-        x,
-        torch.ones(2, device=DEVICE),
-        torch.zeros(2, device=DEVICE),
-        EPS,
-        None,
-        True,
-        double_backward.KERNELS,
-    )
-    assert mean.dtype == variance.dtype == torch.float32
-    torch.testing.assert_close(mean, x.float().mean((0, 2, 3)))

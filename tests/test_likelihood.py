@@ -10,7 +10,6 @@ from gaussian import GaussianData
 
 import domains
 import likelihood
-import planning
 import sde_lib
 from models import jacobian
 from models.scores import EnergyScore, Score
@@ -192,23 +191,3 @@ def test_the_asymmetry_in_parts_is_that_of_the_whole_batch(network_and_data, row
     for ours, expected in zip(parts, whole):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     assert max(sizes) <= max(rows, 3)
-
-
-def test_parts_bound_the_memory():
-    """A batch of five parts takes little more than one of them."""
-    layers = [torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.SiLU()]
-    network = torch.nn.Sequential(*layers, torch.nn.Conv2d(32, 3, 3, padding=1))
-    sde = sde_lib.VESDE()
-
-    def peak(images, rows):
-        def derivatives():
-            x = torch.rand(images, 3, 32, 32)
-            score = Score(lambda x, cond: network(x), sde)
-            field = likelihood.DensityField(sde, score, x[None], rows)
-            return field(torch.tensor(0.4), torch.rand(images, x[0].numel() + 1))
-
-        return planning.cost_of(derivatives).peak
-
-    few = peak(500, None)
-    assert peak(2500, None) > 4.9 * few
-    assert peak(2500, 500) < 2 * few

@@ -76,15 +76,6 @@ def test_prior_logp_is_the_density_of_the_prior(sde):
     torch.testing.assert_close(sde.prior_logp(z), normal.log_prob(z).flatten(1).sum(1))
 
 
-def test_conditions_of_discrete_training():
-    t = torch.tensor([1.0, 0.5, 0.0], device=DEVICE)
-    label, scale = sde_lib.VESDE(N=11).conditioning(t, continuous=False)
-    assert label.tolist() == [0, 5, 10]
-    assert scale.tolist() == [1, 1, 1]
-    with pytest.raises(UserError, match="sub-VP"):
-        sde_lib.SubVPSDE().conditioning(t, continuous=False)
-
-
 @pytest.mark.parametrize("sde", ALL[1:], ids=lambda sde: type(sde).__name__)
 def test_small_times_lose_no_digits(sde):
     """1 − exp(2c) cancels in float32 where c is small."""

@@ -57,7 +57,7 @@ def rows_of(x: Tensor, labels: Tensor, draws: Draws, rows: slice) -> Batch:
 
 
 def parts_of(x: Tensor, labels: Tensor, draws: Draws, size: int) -> Iterator[tuple[float, Batch]]:
-    """Yields a batch in parts of `size` images: each part's share of it, and the part."""
+    """Yields parts of `size` images: each part's share of the batch, and the part."""
     for start in range(0, len(x), size):
         part = rows_of(x, labels, draws, slice(start, start + size))
         yield len(part[0]) / len(x), part

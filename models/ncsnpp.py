@@ -4,6 +4,7 @@ One `all_modules` list is built and walked in the same order, so that the names 
 the parameters are those of the published checkpoints.
 """
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,17 +40,34 @@ class NCSNpp(nn.Module):
 
     Args:
         image_size: height and width, a pair.
-        channels: image channels, any number.
         sigmas: (N,) descending noise levels; a buffer of the published checkpoints.
-        nf, ch_mult, num_res_blocks, attn_resolutions, dropout, …: as in `model_options`.
+        nf, …, scale_by_sigma: as in ``config.model``.
     """
 
     carries_tangents = True
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "NCSNpp":
-        """The network that ``config.model`` and ``config.data`` describe."""
-        return cls(**model_options(config))
+        """The network that ``config.model`` and ``config.data`` describe.
+
+        Raises:
+            UserError: an option is missing, unknown, or does not fit the images.
+        """
+        model = config.model
+        ends = math.log(model.sigma_max), math.log(model.sigma_min)
+        domain = domains.images_of(config.data, f"The model {model.name}")
+        given = {
+            "image_size": (domain.height, domain.width),
+            "channels": domain.channels,
+            "centered": domain.centered,
+            "sigmas": np.exp(np.linspace(*ends, model.num_scales)),
+            "num_classes": model.get("num_classes"),
+        }
+        names = [name for name in inspect.signature(NCSNpp).parameters if name not in given]
+        options = take(model, names)
+        for name, choices in CHOICES.items():
+            lookup(dict.fromkeys(choices), options[name], f"config.model.{name}")
+        return cls(**given, **options)
 
     def __init__(
         self,
@@ -345,32 +363,3 @@ class NCSNppMod(NCSNpp):
     ) -> torch.Tensor:
         h = super().network(self.in_conv(x, tangents), cond, tangents, labels)
         return self.out_conv(h, tangents)
-
-
-def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The arguments of `NCSNpp` from ``config.model`` and ``config.data``.
-
-    Raises:
-        UserError: an option is missing or unknown.
-    """
-    model = config.model
-    sigmas = np.exp(
-        np.linspace(math.log(model.sigma_max), math.log(model.sigma_min), model.num_scales)
-    )
-    names = (
-        "nf ch_mult num_res_blocks attn_resolutions dropout nonlinearity embedding_type "
-        "fourier_scale conditional resblock_type fir fir_kernel resamp_with_conv skip_rescale "
-        "progressive progressive_input progressive_combine init_scale scale_by_sigma"
-    ).split()
-    options = take(model, names)
-    for name, choices in CHOICES.items():
-        lookup(dict.fromkeys(choices), options[name], f"config.model.{name}")
-    domain = domains.images_of(config.data, f"The model {model.name}")
-    return dict(
-        options,
-        sigmas=sigmas,
-        image_size=(domain.height, domain.width),
-        channels=domain.channels,
-        centered=domain.centered,
-        num_classes=model.get("num_classes"),
-    )

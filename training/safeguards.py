@@ -33,7 +33,7 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def check(self) -> None:
+    def check(self, *_: object) -> None:
         """Raise `Stopped` if a signal has been received."""
         if self.signal:
             raise Stopped
@@ -59,7 +59,7 @@ class FiniteWatch:
         finite = torch.isfinite(torch.stack([loss, grad_norm]))
         self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step))
 
-    def check(self) -> None:
+    def check(self, *_: object) -> None:
         """Raise a UserError that names the first step, if there was one, and what went wrong."""
         steps = self.first_bad.tolist()
         step = min(steps)

@@ -59,7 +59,7 @@ class FiniteWatch:
         finite = torch.isfinite(torch.stack([loss, grad_norm]))
         self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step))
 
-    def check(self, *_: object) -> None:
+    def check(self) -> None:
         """Raise a UserError that names the first step, if there was one, and what went wrong."""
         steps = self.first_bad.tolist()
         step = min(steps)

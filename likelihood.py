@@ -2,8 +2,8 @@
 
 Log-likelihood by the instantaneous change of variables along the probability flow (Song et al.,
 ICLR 2021, appendix D.2); asymmetry of the score's Jacobian as in Chao et al. (ICML 2023, section
-5). Both estimate a trace by vectors v with E[vvᵀ] = I: random signs, Hutchinson's, or all of
-`jacobian.unit_vectors`, which give it exactly.
+5). Both estimate a trace by vectors v with E[vvᵀ] = I: random signs, Hutchinson's, or √D times the
+D unit vectors (`jacobian.unit_vectors`), which give it exactly.
 """
 
 from collections.abc import Callable
@@ -11,41 +11,38 @@ from collections.abc import Callable
 import torch
 
 from models import jacobian
-from models.scores import ScoreFunction, ScoreWithJvp, parts
+from models.scores import ScoreWithJvp, parts
+from samplers.deterministic import no_callback
 from samplers.ode import MAX_NFE, ODECallback, integrate
-from sde_lib import SDE, ReverseSDE, perturb
+from sde_lib import SDE, ReverseSDE, ScoreFunction, perturb
 
 
 class DensityField:
     """d(x, Δ)/dt with dx/dt the probability flow's drift and dΔ/dt the mean of vᵀ∇ₓ(drift)v.
 
     One evaluation of the score and one vector-Jacobian product for each of the vectors v
-    (K, B, …) give both. An image makes K rows; the network takes `rows` of them at a time (None:
-    all), but whole images. The state is a matrix (B, D + 1), float64.
+    (K, B, …) give both, for `rows` images at a time (None: all). The state is a matrix (B, D + 1).
     """
 
-    def __init__(self, sde: SDE, score: Callable, v: torch.Tensor, rows: int | None = None) -> None:
+    def __init__(
+        self, sde: SDE, score: ScoreFunction, v: torch.Tensor, rows: int | None = None
+    ) -> None:
         self.reverse = ReverseSDE(sde, score, probability_flow=True)
-        self.v = v
-        self.images = None if rows is None else max(1, rows // len(v))
+        self.v, self.rows = v, rows
 
     def __call__(self, t: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        x = state[:, :-1].reshape(self.v.shape[1:]).float()
-        times = t.float().expand(len(x))
+        x, times = state[:, :-1].reshape(self.v.shape[1:]), t.repeat(len(state))
         derivatives = [
             self.derivatives(x[part], times[part], self.v[:, part])
-            for part in parts(len(x), self.images)
+            for part in parts(len(x), self.rows)
         ]
-        return torch.cat(derivatives).double()
+        return torch.cat(derivatives)
 
     def derivatives(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """dx/dt and dΔ/dt at x (b, …), t (b,) and of v (K, b, …), side by side: (b, D + 1)."""
-        drift, vjp = jacobian.value_and_vjp(self.drift, x, t, v)
+        drift, vjp = jacobian.value_and_vjp(lambda x, t: self.reverse.sde(x, t)[0], x, t, v)
         divergence = jacobian.dot(vjp, v).mean(0)[:, None]
         return torch.cat([drift.flatten(1), divergence], dim=1)
-
-    def drift(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.reverse.sde(x, t)[0]
 
 
 @torch.no_grad()
@@ -59,7 +56,7 @@ def log_likelihood(
     atol: float,
     max_nfe: int = MAX_NFE,
     rows: int | None = None,
-    callback: ODECallback | None = None,
+    callback: ODECallback = no_callback,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Log-density of x under the probability flow.
 
@@ -77,7 +74,7 @@ def log_likelihood(
     Raises:
         UserError: see `ode.integrate`.
     """
-    start = torch.cat([x.flatten(1), torch.zeros(len(x), 1, device=x.device)], dim=1).double()
+    start = torch.cat([x.flatten(1), torch.zeros(len(x), 1, device=x.device)], dim=1)
     end, nfe = integrate(
         DensityField(sde, score, v, rows),
         start,

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from models import jacobian
 from models.dropout import replay_dropout
 from models.jvp import higher_derivatives
-from models.scores import EnergyScore, Score, ScoreFunction, ScoreWithJvp, class_log_likelihood
-from sde_lib import SDE, expand, perturb
-from utils import UserError, lookup, require_positive
+from models.scores import EnergyScore, Score, ScoreWithJvp, class_log_likelihood
+from sde_lib import SDE, ScoreFunction, expand, perturb
+from utils import UserError, lookup
 
 Draws = dict[str, Tensor]
 """Random numbers of a batch; the first axis of each tensor is the image."""
@@ -57,7 +57,7 @@ def rows_of(x: Tensor, labels: Tensor, draws: Draws, rows: slice) -> Batch:
 
 
 def parts_of(x: Tensor, labels: Tensor, draws: Draws, size: int) -> Iterator[tuple[float, Batch]]:
-    """Yields a batch in parts of `size` images: each part's share of it, and the part."""
+    """Yields parts of `size` images: each part's share of the batch, and the part."""
     for start in range(0, len(x), size):
         part = rows_of(x, labels, draws, slice(start, start + size))
         yield len(part[0]) / len(x), part
@@ -223,8 +223,8 @@ def score_objective(config: ConfigDict, score: Score, sde: SDE) -> ScoreObjectiv
     """The objective that a score model's configuration describes.
 
     Raises:
-        UserError: an unknown estimator, less than one slice, or a constrained model with the QC
-            regulariser, which would be zero.
+        UserError: an unknown estimator, or a constrained model with the QC regulariser, which
+            would be zero.
     """
     training = config.training
     common = (score, sde, training.eps, training.likelihood_weighting, training.reduce_mean)
@@ -242,7 +242,7 @@ def score_objective(config: ConfigDict, score: Score, sde: SDE) -> ScoreObjectiv
     return build(
         *common,
         balancing_fac=config.loss.balancing_fac,
-        slices=require_positive(config.loss.slices, "config.loss.slices"),
+        slices=config.loss.slices,
     )
 
 

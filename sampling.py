@@ -1,8 +1,8 @@
 """Predictor-corrector and probability-flow sampling (Song et al., ICLR 2021).
 
-A sampler takes a `score(x, t)`, standard normal `latents` (B, C, H, W) and a `randn_like` for the
-noise of its steps, drawn in this order: per step the correctors' noises, then the predictor's.
-Guidance and energies are compositions of the score that no sampler knows of.
+A `Sampler` takes a score, standard normal `latents` and a `randn_like` for the noise of its steps,
+drawn in this order: per step the correctors' noises, then the predictor's. Guidance and energies
+are compositions of the score that no sampler knows of.
 
 A predictor is a function (reverse_sde, x, t, randn_like) → (x, mean) and an entry of `PREDICTORS`;
 a corrector is a function (sde, score, x, t, snr, randn_like) → x and an entry of `CORRECTORS`.
@@ -12,18 +12,18 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import ml_collections
-import numpy as np
 import torch
 
 from samplers import fast, grids
-from samplers.deterministic import NoiseLike
+from samplers.deterministic import NoiseLike, no_callback
 from samplers.fast import FastSampler
+from samplers.noise import PerImageNoise, SeededNoise
 from samplers.ode import MAX_NFE, ODECallback, integrate
-from sde_lib import SDE, ReverseSDE, expand
-from utils import UserError, device_seed, lookup, random_stream, require_positive
+from sde_lib import SDE, ReverseSDE, ScoreFunction, expand
+from utils import UserError, lookup
 
 # ---------------------------------------------------------------- predictors
 
@@ -79,7 +79,12 @@ def _langevin_step(score, x, step, noise):
 
 
 def langevin(
-    sde: SDE, score: Callable, x: torch.Tensor, t: torch.Tensor, snr: float, randn_like: NoiseLike
+    sde: SDE,
+    score: ScoreFunction,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    snr: float,
+    randn_like: NoiseLike,
 ) -> torch.Tensor:
     """Langevin dynamics of step 2α(snr·‖z‖/‖s‖)², both norms averaged over the batch."""
     gradient = score(x, t)
@@ -91,7 +96,12 @@ def langevin(
 
 
 def annealed_langevin(
-    sde: SDE, score: Callable, x: torch.Tensor, t: torch.Tensor, snr: float, randn_like: NoiseLike
+    sde: SDE,
+    score: ScoreFunction,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    snr: float,
+    randn_like: NoiseLike,
 ) -> torch.Tensor:
     """Annealed Langevin dynamics of step 2α(snr·std)² (Song and Ermon 2019)."""
     _, std = sde.marginal_prob(x, t)
@@ -100,7 +110,12 @@ def annealed_langevin(
 
 
 def no_corrector(
-    sde: SDE, score: Callable, x: torch.Tensor, t: torch.Tensor, snr: float, randn_like: NoiseLike
+    sde: SDE,
+    score: ScoreFunction,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    snr: float,
+    randn_like: NoiseLike,
 ) -> torch.Tensor:
     """Leave x as it is."""
     return x
@@ -111,10 +126,30 @@ CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": no_correct
 # ---------------------------------------------------------------- samplers
 
 
+class Sampler(Protocol):
+    """What draws samples; `PCSampler`, `ODESampler` and `FastSampler` are."""
+
+    steps: int | None
+    """How often the callback is called; None: not known beforehand."""
+
+    def stream(self, of_round: tuple, of_images: tuple) -> tuple:
+        """Which of two streams of random numbers a round of samples draws from."""
+
+    def noise(
+        self, device: torch.device, stream: Sequence, count: int
+    ) -> SeededNoise | PerImageNoise:
+        """The noise of a round of `count` images."""
+
+    def __call__(
+        self, score: ScoreFunction, latents: torch.Tensor, randn_like: NoiseLike, callback: Callable
+    ) -> tuple[torch.Tensor, int]:
+        """Samples, shaped as the standard normal `latents` (B, …), and the NFE."""
+
+
 class CountedScore:
     """A score that counts its evaluations in `nfe`, one a call, whatever it is composed of."""
 
-    def __init__(self, score: Callable) -> None:
+    def __init__(self, score: ScoreFunction) -> None:
         self.score = score
         self.nfe = 0
 
@@ -152,20 +187,20 @@ class PCSampler:
         return self.sde.N
 
     def stream(self, of_round: tuple, of_images: tuple) -> tuple:
-        """Which of two streams of random numbers a round draws from: Langevin's step couples it."""
+        """The round's: Langevin's step couples its images."""
         return of_round
 
-    def noise(self, device: torch.device, stream: Sequence, count: int) -> "SeededNoise":
+    def noise(self, device: torch.device, stream: Sequence, count: int) -> SeededNoise:
         """The noise of a round of `count` images."""
         return SeededNoise(device, *stream)
 
     @torch.no_grad()
     def __call__(
         self,
-        score: Callable,
+        score: ScoreFunction,
         latents: torch.Tensor,
         randn_like: NoiseLike = torch.randn_like,
-        callback: Callable[[], object] | None = None,
+        callback: Callable[[], object] = no_callback,
     ) -> tuple[torch.Tensor, int]:
         """Samples (B, C, H, W) and the NFE: N·(n_steps + 1), less where `none` evaluates nothing.
 
@@ -180,28 +215,12 @@ class PCSampler:
             for _ in range(self.n_steps):
                 x = self.corrector(self.sde, score, x, t, self.snr, randn_like)
             x, mean = self.predictor(reverse, x, t, randn_like)
-            if callback is not None:
-                callback()
+            callback()
         if self.noise_removal:
             return mean, score.nfe
         if self.last_step_snr:
             x = x + 2 * self.last_step_snr**2 * randn_like(x)
         return x, score.nfe
-
-
-class FlowField:
-    """dx/dt of the probability flow as an ODE solver calls it.
-
-    The solver keeps its state in float64, where neither a small tolerance nor σ = 50 rounds;
-    the score is evaluated in float32.
-    """
-
-    def __init__(self, sde: SDE, score: Callable) -> None:
-        self.reverse = ReverseSDE(sde, score, probability_flow=True)
-
-    def __call__(self, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        drift, _ = self.reverse.sde(x.float(), t.float().expand(len(x)))
-        return drift.double()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,20 +243,20 @@ class ODESampler:
     @torch.no_grad()
     def __call__(
         self,
-        score: Callable,
+        score: ScoreFunction,
         latents: torch.Tensor,
         randn_like: NoiseLike = torch.randn_like,
-        callback: ODECallback | None = None,
+        callback: ODECallback = no_callback,
     ) -> tuple[torch.Tensor, int]:
         """Samples (B, C, H, W) and the NFE, the last mean's evaluation included.
 
         Raises:
             UserError: see `integrate`.
         """
-        eps = self.sde.sampling_eps
+        eps, flow = self.sde.sampling_eps, ReverseSDE(self.sde, score, probability_flow=True)
         x, nfe = integrate(
-            FlowField(self.sde, score),
-            self.sde.prior_sampling(latents).double(),
+            lambda t, x: flow.sde(x, t.expand(len(x)))[0],
+            self.sde.prior_sampling(latents),
             self.sde.T,
             eps,
             rtol=self.rtol,
@@ -265,7 +284,7 @@ def _pc_sampler(sampling, sde):
         predictor=lookup(PREDICTORS, sampling.predictor, "config.sampling.predictor"),
         corrector=lookup(CORRECTORS, sampling.corrector, "config.sampling.corrector"),
         snr=sampling.snr,
-        n_steps=require_positive(sampling.n_steps_each, "config.sampling.n_steps_each"),
+        n_steps=sampling.n_steps_each,
         probability_flow=sampling.probability_flow,
         noise_removal=sampling.noise_removal,
         last_step_snr=sampling.last_step_snr,
@@ -277,7 +296,7 @@ def _ode_sampler(sampling, sde):
     return ODESampler(sde, **{name: sampling[name] for name in names})
 
 
-def _fast_sampler(method, sampling, sde):
+def _fast_sampler(function, sampling, sde):
     if sampling.num_scales is not None:
         raise UserError(
             f"config.sampling.num_scales is {sampling.num_scales}, but the sampler "
@@ -290,13 +309,13 @@ def _fast_sampler(method, sampling, sde):
             f"config.sampling.guidance_interval is {interval}; expected two noise levels, the "
             "smaller one first, or () for guidance everywhere."
         )
-    return FastSampler(method, sde, grids.of_sde(sde, sampling.steps, grid), interval)
+    return FastSampler(function, sde, grids.of_sde(sde, sampling.steps, grid), interval)
 
 
 SAMPLERS = {
     "pc": _pc_sampler,
     "ode": _ode_sampler,
-    **{name: functools.partial(_fast_sampler, method) for name, method in fast.SAMPLERS.items()},
+    **{name: functools.partial(_fast_sampler, each) for name, each in fast.SAMPLERS.items()},
 }
 """``config.sampling.method`` -> a function of (config.sampling, SDE) that builds the sampler."""
 
@@ -309,9 +328,7 @@ ODE_FIELDS = ("atol", "rtol", "noise_removal")
 FAST_FIELDS = ("steps", "grid", "guidance_interval")
 
 
-def from_config(
-    sampling: ml_collections.ConfigDict, sde: SDE
-) -> PCSampler | ODESampler | FastSampler:
+def from_config(sampling: ml_collections.ConfigDict, sde: SDE) -> Sampler:
     """The sampler that ``config.sampling`` describes, for a score that was trained with `sde`.
 
     With ``sampling.num_scales`` it takes so many steps; the score's own are the SDE's.
@@ -339,33 +356,3 @@ def settings(sampling: ml_collections.ConfigDict, guided: bool) -> dict[str, Any
     names = {"pc": PC_FIELDS, "ode": ODE_FIELDS}.get(sampling.method, FAST_FIELDS)
     names = ("method", *names, *(("scaling_factor",) if guided else ()))
     return {name: value for name, value in sampling.to_dict().items() if name in names}
-
-
-class SeededNoise:
-    """Float32 noise of one random stream, see `utils.stream_key`: equal keys, equal noise.
-
-    NumPy draws for the CPU. A GPU draws for itself, so that it need not wait; its bytes differ.
-    """
-
-    def __init__(self, device: torch.device | str, purpose: str, *numbers: int) -> None:
-        self.device = torch.device(device)
-        if self.device.type == "cpu":
-            self.stream = random_stream(purpose, *numbers)
-        else:
-            self.generator = torch.Generator(self.device)
-            self.generator.manual_seed(device_seed(purpose, *numbers))
-
-    def randn(self, shape: Sequence[int]) -> torch.Tensor:
-        """Standard normal noise."""
-        if self.device.type == "cpu":
-            return torch.from_numpy(self.stream.standard_normal(shape, np.float32))
-        return torch.randn(shape, generator=self.generator, device=self.device)
-
-    def randn_like(self, x: torch.Tensor) -> torch.Tensor:
-        return self.randn(x.shape)
-
-    def rand(self, shape: Sequence[int]) -> torch.Tensor:
-        """Uniform noise in [0, 1)."""
-        if self.device.type == "cpu":
-            return torch.from_numpy(self.stream.random(shape, np.float32))
-        return torch.rand(shape, generator=self.generator, device=self.device)

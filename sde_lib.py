@@ -9,11 +9,19 @@ discretisations on N steps, and their reverse-time versions. Times `t` have shap
 import dataclasses
 import functools
 import math
+from typing import Protocol
 
 import ml_collections
 import torch
 
-from utils import UserError, lookup, require_positive
+from utils import UserError, lookup
+
+
+class ScoreFunction(Protocol):
+    """What samplers, guidance, DSM and likelihoods take."""
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """s (B, ...) at x (B, ...) and t (B,)."""
 
 
 def expand(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -276,7 +284,7 @@ class ReverseSDE:
     """
 
     forward: SDE
-    score: object
+    score: ScoreFunction
     probability_flow: bool = False
 
     def _reverse(self, x, t, drift, diffusion):
@@ -312,10 +320,7 @@ def from_config(config: ml_collections.ConfigDict) -> SDE:
     """The SDE that ``config.training.sde`` names, with ``config.model.num_scales`` steps.
 
     Raises:
-        UserError: the name is unknown or the number of steps is not a positive integer.
+        UserError: the name is unknown.
     """
     build = lookup(SDES, str(config.training.sde).lower(), "config.training.sde")
-    N = require_positive(config.model.num_scales, "config.model.num_scales")
-    if N < 2:
-        raise UserError("config.model.num_scales is 1; a discretised SDE has at least 2 steps.")
-    return build(config.model, N)
+    return build(config.model, config.model.num_scales)

@@ -83,7 +83,6 @@ def base(dataset):
     training.batch_size = 128  # of all processes together
     training.microbatch = placeholder(int)  # images of a process at a time; none: all of its own
     training.label_dropout = 0.1  # share of labels that a network which takes them is not told
-    training.checkpoint_activations = False  # of NCSN++: less memory, one more forward pass
     training.log_freq = 50
     training.eval_freq = 100
     training.snapshot_freq = 10000
@@ -204,7 +203,6 @@ def dlsm_classifier(dataset, network):
     training.snapshot_freq = 50000 if dataset == CIFAR100 else 5000
     # The samplers' smallest time, the SDE's own, is the classifier's too.
     del training.eps
-    del training.checkpoint_activations
     del training.label_dropout
     return config
 

@@ -85,7 +85,6 @@ def moons_classifier(loss_type, score_path):
     """A classifier on them by the loss `loss_type`, beside the score model at `score_path`."""
     config = moons()
     del config.training.eps
-    del config.training.checkpoint_activations
     config.optim.lr = MOONS_RATES[loss_type]
     config.classifier = ml_collections.ConfigDict({"model": "moons", "classes": 2})
     model = config.model

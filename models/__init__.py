@@ -12,7 +12,7 @@ from models.points import MoonsClassifier, MoonsNet, PlaneNet
 from models.resnet import NoiseConditionedResNet
 from models.scores import EnergyScore, Score
 from models.transformer import Transformer
-from utils import UserError, lookup, require_positive
+from utils import UserError, lookup
 
 MODELS = {
     "ncsnpp": NCSNpp.from_config,
@@ -23,17 +23,13 @@ MODELS = {
 }
 """``config.model.name`` -> a function of the configuration that builds the network."""
 
+RESNET = NoiseConditionedResNet.from_config
+
 CLASSIFIERS = {
-    "resnet18_cond": functools.partial(
-        NoiseConditionedResNet.from_config, blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512)
-    ),
-    "resnet34_cond": functools.partial(
-        NoiseConditionedResNet.from_config, blocks=(3, 4, 6, 3), widths=(64, 128, 256, 512)
-    ),
+    "resnet18_cond": functools.partial(RESNET, blocks=(2, 2, 2, 2), widths=(64, 128, 256, 512)),
+    "resnet34_cond": functools.partial(RESNET, blocks=(3, 4, 6, 3), widths=(64, 128, 256, 512)),
     # For images much smaller than CIFAR's.
-    "resnet_small_cond": functools.partial(
-        NoiseConditionedResNet.from_config, blocks=(1, 1, 1), widths=(32, 64, 128)
-    ),
+    "resnet_small_cond": functools.partial(RESNET, blocks=(1, 1, 1), widths=(32, 64, 128)),
     "moons": MoonsClassifier.from_config,
 }
 """``config.classifier.model`` -> a function of the configuration that builds the network."""
@@ -45,8 +41,7 @@ def create_model(config: ml_collections.ConfigDict) -> torch.nn.Module:
     Raises:
         UserError: the name or one of the network's options is unknown, or it takes no labels.
     """
-    build = lookup(MODELS, config.model.name, "config.model.name")
-    network = build(config)
+    network = lookup(MODELS, config.model.name, "config.model.name")(config)
     if config.model.get("num_classes") and not getattr(network, "takes_labels", False):
         raise UserError(
             f"config.model.num_classes is {config.model.num_classes}, but the model "
@@ -55,30 +50,13 @@ def create_model(config: ml_collections.ConfigDict) -> torch.nn.Module:
     return network
 
 
-def checkpoint_activations(network: torch.nn.Module, on: bool) -> None:
-    """Set whether `network` saves only the inputs of its blocks for the backward pass.
-
-    Raises:
-        UserError: it does not support this.
-    """
-    if hasattr(network, "checkpoint_activations"):
-        network.checkpoint_activations = on
-    elif on:
-        raise UserError(
-            f"config.training.checkpoint_activations is True, which {type(network).__name__} "
-            "cannot; leave it out. config.training.microbatch saves memory with any network."
-        )
-
-
 def create_classifier(config: ml_collections.ConfigDict) -> torch.nn.Module:
     """The freshly initialised classifier that ``config.classifier.model`` names.
 
     Raises:
-        UserError: the name is unknown or the number of classes is none.
+        UserError: the name is unknown.
     """
-    build = lookup(CLASSIFIERS, config.classifier.model, "config.classifier.model")
-    require_positive(config.classifier.classes, "config.classifier.classes")
-    return build(config)
+    return lookup(CLASSIFIERS, config.classifier.model, "config.classifier.model")(config)
 
 
 def create_score(config: ml_collections.ConfigDict, network: Callable, sde: sde_lib.SDE) -> Score:

@@ -103,6 +103,8 @@ def compile_layers(network: nn.Module) -> None:
     """Compile the network's norms with their activations, its residual sums, and batch norms."""
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES
+    # Jᵀv of several v goes backward through one graph several times.
+    torch._functorch.config.donated_buffer = False
     kernels = {name: compiled(kernel) for name, kernel in double_backward.KERNELS.items()}
     for layer in network.modules():
         if isinstance(layer, COMPILED):

@@ -14,8 +14,6 @@ from collections.abc import Callable
 
 import torch
 
-from models.dropout import tile_dropout_masks
-
 
 def rademacher(normal: torch.Tensor) -> torch.Tensor:
     """±1 from standard normal draws."""
@@ -23,18 +21,9 @@ def rademacher(normal: torch.Tensor) -> torch.Tensor:
 
 
 def unit_vectors(x: torch.Tensor) -> torch.Tensor:
-    """√D times each of the D unit vectors, for every row of `x` (B, …): (D, B, …).
-
-    The mean over them of vᵀAv is the trace of A, that of a quadratic form of v its mean over random
-    signs: exactly.
-    """
-    return _units(x, x[0].numel() ** 0.5)
-
-
-def _units(x, length):
-    """`length` times each of the D unit vectors (D, B, …)."""
+    """Each of the D unit vectors, for every row of `x` (B, …): (D, B, …)."""
     D = x[0].numel()
-    units = length * torch.eye(D, dtype=x.dtype, device=x.device)
+    units = torch.eye(D, dtype=x.dtype, device=x.device)
     return units[:, None].expand(D, len(x), D).reshape(D, *x.shape)
 
 
@@ -43,7 +32,7 @@ def matrix(value_and_jvp: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torc
 
     ``value_and_jvp(v)`` gives f(x) and J v; it is called once, with all D unit vectors (D, B, …).
     """
-    value, columns = value_and_jvp(_units(x, 1.0))
+    value, columns = value_and_jvp(unit_vectors(x))
     return value, columns.flatten(2).permute(1, 2, 0)
 
 
@@ -62,14 +51,15 @@ def value_and_vjp(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``function(x, t)`` (B, …) and Jᵀv (K, B, …) for K cotangents v at x (B, …) and t (B,).
 
-    One pass forward and one backward, of K·B rows. Dropout is the same in all copies of an image.
+    One forward pass and K backward passes.
     """
-    copies = len(v)
-    x = torch.cat([x.detach()] * copies).requires_grad_()
-    with torch.enable_grad(), tile_dropout_masks(copies):
-        out = function(x, t.repeat(copies))
-        (q,) = torch.autograd.grad(out, x, v.flatten(0, 1))
-    return out[: len(t)].detach(), q.unflatten(0, (copies, -1))
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        out = function(x, t)
+        *others, last = v
+        q = [torch.autograd.grad(out, x, w, retain_graph=True)[0] for w in others]
+        q += torch.autograd.grad(out, x, last)  # frees the graph as it goes
+    return out.detach(), torch.stack(q)
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -334,28 +334,17 @@ class ResnetBlock(nn.Module):
     def forward(
         self, x: torch.Tensor, temb: torch.Tensor | None = None, tangents: int = 0
     ) -> torch.Tensor:
-        return self.transform(x, temb, self.kept_units(x, tangents), tangents)
-
-    def kept_units(self, x: torch.Tensor, tangents: int) -> torch.Tensor | None:
-        """Dropout's mask for the values, drawn outside of `transform`; or None."""
-        if not (self.training and self.dropout):
-            return None
-        rows, _, height, width = x.shape
-        if self.resample is not None:
-            height, width = self.resample.size(height), self.resample.size(width)
-        shape = (rows // (1 + tangents), self.Conv_0.out_channels, height, width)
-        return dropout_mask(shape, self.dropout, x.device)
-
-    def transform(
-        self, x: torch.Tensor, temb: torch.Tensor | None, kept: torch.Tensor | None, tangents: int
-    ) -> torch.Tensor:
         h = self.GroupNorm_0(x, tangents, self.act)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         shift = self.Conv_0.bias[None, :, None, None]
         if temb is not None:
             shift = shift + self.Dense_0(self.act(temb))[:, :, None, None]
-        h = self.GroupNorm_1(self.Conv_0.linear(h), tangents, self.act, shift, kept, self.gain)
+        h, kept = self.Conv_0.linear(h), None
+        if self.training and self.dropout:
+            shape = (len(h) // (1 + tangents), *h.shape[1:])
+            kept = dropout_mask(shape, self.dropout, h.device)
+        h = self.GroupNorm_1(h, tangents, self.act, shift, kept, self.gain)
         h = self.Conv_1(h, tangents)
         if self.shortcut is not None:
             x = getattr(self, self.shortcut)(x, tangents)

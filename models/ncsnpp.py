@@ -4,6 +4,7 @@ One `all_modules` list is built and walked in the same order, so that the names 
 the parameters are those of the published checkpoints.
 """
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +13,6 @@ import ml_collections
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import domains
 from models import labels as labelling
@@ -20,11 +20,14 @@ from models import layers, resampling
 from models.jvp import add_to_values, join_rows, split_rows
 from utils import UserError, lookup, take
 
-EMBEDDINGS = ("fourier", "positional")
-BLOCKS = ("biggan", "ddpm")
-PROGRESSIVE = ("none", "output_skip", "residual")
-PROGRESSIVE_INPUT = ("none", "input_skip", "residual")
-COMBINE = ("sum", "cat")
+CHOICES = {
+    "embedding_type": ("fourier", "positional"),
+    "resblock_type": ("biggan", "ddpm"),
+    "progressive": ("none", "output_skip", "residual"),
+    "progressive_input": ("none", "input_skip", "residual"),
+    "progressive_combine": ("sum", "cat"),
+}
+"""Field of ``config.model`` -> its values."""
 
 
 class NCSNpp(nn.Module):
@@ -35,23 +38,36 @@ class NCSNpp(nn.Module):
     The condition is σ for Fourier embeddings and a time label for positional ones. With
     `num_classes` labels (B,) are a second one, `labelling.NO_LABEL` where an image has none.
 
-    With the attribute `checkpoint_activations` residual and attention blocks save only their inputs
-    for the backward pass, which recomputes the rest: less memory, one more forward pass.
-
     Args:
         image_size: height and width, a pair.
-        channels: image channels, any number.
         sigmas: (N,) descending noise levels; a buffer of the published checkpoints.
-        nf, ch_mult, num_res_blocks, attn_resolutions, dropout, …: as in `model_options`.
+        nf, …, scale_by_sigma: as in ``config.model``.
     """
 
-    checkpoint_activations = False
     carries_tangents = True
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "NCSNpp":
-        """The network that ``config.model`` and ``config.data`` describe."""
-        return cls(**model_options(config))
+        """The network that ``config.model`` and ``config.data`` describe.
+
+        Raises:
+            UserError: an option is missing, unknown, or does not fit the images.
+        """
+        model = config.model
+        ends = math.log(model.sigma_max), math.log(model.sigma_min)
+        domain = domains.images_of(config.data, f"The model {model.name}")
+        given = {
+            "image_size": (domain.height, domain.width),
+            "channels": domain.channels,
+            "centered": domain.centered,
+            "sigmas": np.exp(np.linspace(*ends, model.num_scales)),
+            "num_classes": model.get("num_classes"),
+        }
+        names = [name for name in inspect.signature(NCSNpp).parameters if name not in given]
+        options = take(model, names)
+        for name, choices in CHOICES.items():
+            lookup(dict.fromkeys(choices), options[name], f"config.model.{name}")
+        return cls(**given, **options)
 
     def __init__(
         self,
@@ -84,11 +100,8 @@ class NCSNpp(nn.Module):
         super().__init__()
         self.register_buffer("sigmas", torch.as_tensor(sigmas, dtype=torch.float64))
         self.act = lookup(layers.ACTIVATIONS, nonlinearity, "config.model.nonlinearity")
-        self.embedding_type = _one_of(EMBEDDINGS, embedding_type, "embedding_type")
-        self.resblock_type = _one_of(BLOCKS, resblock_type, "resblock_type")
-        self.progressive = _one_of(PROGRESSIVE, progressive, "progressive")
-        self.progressive_input = _one_of(PROGRESSIVE_INPUT, progressive_input, "progressive_input")
-        _one_of(COMBINE, progressive_combine, "progressive_combine")
+        self.embedding_type = embedding_type
+        self.progressive, self.progressive_input = progressive, progressive_input
         factor = 2 ** (len(ch_mult) - 1)
         for name, value in zip(("image_size", "image_width"), image_size):
             if value % factor or value < 1:
@@ -247,9 +260,9 @@ class NCSNpp(nn.Module):
             x = add_to_values(2 * x, x.new_full((1, 1, 1, 1), -1.0), tangents)
         temb = self._embed(modules, cond, labels)
         h, skips = self._down(modules, x, temb, tangents)
-        h = self._residual(next(modules), h, temb, tangents)
-        h = self._attention(next(modules), h, tangents)
-        h = self._residual(next(modules), h, temb, tangents)
+        h = next(modules)(h, temb, tangents)
+        h = next(modules)(h, tangents)
+        h = next(modules)(h, temb, tangents)
         h = self._up(modules, h, skips, temb, tangents)
         if self.progressive != "output_skip":
             h = next(modules)(h, tangents, self.act)
@@ -271,25 +284,10 @@ class NCSNpp(nn.Module):
             labels = torch.full_like(cond, labelling.NO_LABEL, dtype=torch.long)
         return temb + self.label_embedding(labels).to(temb.dtype)
 
-    def _residual(self, block, h, temb, tangents):
-        if not self.checkpoint_activations:
-            return block(h, temb, tangents)
-        # Dropout masks are drawn once, outside of what is recomputed.
-        kept = block.kept_units(h, tangents)
-        return self._checkpoint(block.transform, h, temb, kept, tangents)
-
-    def _attention(self, block, h, tangents):
-        if not self.checkpoint_activations:
-            return block(h, tangents)
-        return self._checkpoint(block, h, tangents)
-
-    def _checkpoint(self, function, *inputs):
-        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-
     def _resample(self, module, h, temb, tangents):
         """Change the resolution with whichever kind of module the options gave."""
         if isinstance(module, layers.ResnetBlock):
-            return self._residual(module, h, temb, tangents)
+            return module(h, temb, tangents)
         return module(h, tangents)
 
     def _down(self, modules, x, temb, tangents):
@@ -298,9 +296,9 @@ class NCSNpp(nn.Module):
         skips = [h]
         for level in range(self.levels):
             for _ in range(self.num_res_blocks):
-                h = self._residual(next(modules), h, temb, tangents)
+                h = next(modules)(h, temb, tangents)
                 if h.shape[-2] in self.attn_resolutions:
-                    h = self._attention(next(modules), h, tangents)
+                    h = next(modules)(h, tangents)
                 skips.append(h)
             if level == self.levels - 1:
                 break
@@ -320,9 +318,9 @@ class NCSNpp(nn.Module):
         for level in reversed(range(self.levels)):
             for _ in range(self.num_res_blocks + 1):
                 joined = torch.cat([h, skips.pop()], dim=1)
-                h = self._residual(next(modules), joined, temb, tangents)
+                h = next(modules)(joined, temb, tangents)
             if h.shape[-2] in self.attn_resolutions:
-                h = self._attention(next(modules), h, tangents)
+                h = next(modules)(h, tangents)
             if self.progressive == "output_skip":
                 normalised = next(modules)(h, tangents, self.act)
                 out = next(modules)(normalised, tangents)
@@ -365,30 +363,3 @@ class NCSNppMod(NCSNpp):
     ) -> torch.Tensor:
         h = super().network(self.in_conv(x, tangents), cond, tangents, labels)
         return self.out_conv(h, tangents)
-
-
-def _one_of(choices, value, name):
-    lookup(dict.fromkeys(choices), value, f"config.model.{name}")
-    return value
-
-
-def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The arguments of `NCSNpp` from ``config.model`` and ``config.data``."""
-    model, data = config.model, config.data
-    sigmas = np.exp(
-        np.linspace(math.log(model.sigma_max), math.log(model.sigma_min), model.num_scales)
-    )
-    names = (
-        "nf ch_mult num_res_blocks attn_resolutions dropout nonlinearity embedding_type "
-        "fourier_scale conditional resblock_type fir fir_kernel resamp_with_conv skip_rescale "
-        "progressive progressive_input progressive_combine init_scale scale_by_sigma"
-    ).split()
-    domain = domains.images_of(data, f"The model {model.name}")
-    return dict(
-        take(model, names),
-        sigmas=sigmas,
-        image_size=(domain.height, domain.width),
-        channels=domain.channels,
-        centered=domain.centered,
-        num_classes=model.get("num_classes"),
-    )

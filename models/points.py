@@ -29,10 +29,7 @@ class PlaneNet(nn.Module):
     """The score network of Chao et al. (ICML 2023, section 3.2): (x − o)/σ with o (B, 2) learnt.
 
     For an energy it gives x − act(o) instead, whose half square over σ is the energy.
-
-    Args:
-        energy: whether it is for an energy.
-        activation: a name in `ACTIVATIONS`, of an energy's `act`.
+    `activation`, the energy's act, is a name in `ACTIVATIONS`.
     """
 
     def __init__(self, energy: bool = False, activation: str = "elu") -> None:
@@ -83,11 +80,7 @@ class MoonsNet(nn.Module):
 
 
 class MoonsClassifier(nn.Module):
-    """The same network as a classifier; its parameter names differ from those of a score.
-
-    Args:
-        classes: the number of logits.
-    """
+    """The same network as a classifier; its parameter names differ from those of a score."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

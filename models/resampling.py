@@ -93,18 +93,12 @@ class Resampler(nn.Module):
 class Downsample(Resampler):
     """Half the resolution, without parameters."""
 
-    def size(self, size: int) -> int:
-        return size // 2
-
     def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         return self.down(x)
 
 
 class Upsample(Resampler):
     """Twice the resolution, without parameters."""
-
-    def size(self, size: int) -> int:
-        return 2 * size
 
     def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         return self.up(x)

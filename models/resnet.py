@@ -44,9 +44,8 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Logits (B, classes) of images (B, C, H, W) and a noise embedding (B, temb_dim).
 
-    Args:
-        blocks, widths: the number of blocks and the channels of each stage; every stage but the
-            first halves the resolution.
+    `blocks` and `widths` are the number of blocks and the channels of each stage; every stage but
+    the first halves the resolution.
     """
 
     def __init__(
@@ -82,16 +81,11 @@ class ResNet(nn.Module):
 class NoiseConditionedResNet(nn.Module):
     """Logits (B, classes) of images (B, C, H, W) at noise levels σ (B,).
 
-    Args:
-        channels: image channels.
-        classes: number of classes.
-        nf, fourier_scale: width and frequency scale of the embedding of log σ.
-        blocks, widths: as in `ResNet`.
+    `nf` and `fourier_scale` are the width and the frequency scale of the embedding of log σ.
     """
 
     def __init__(
         self,
-        *,
         channels: int,
         classes: int,
         nf: int,
@@ -119,16 +113,9 @@ class NoiseConditionedResNet(nn.Module):
         cls, config: ml_collections.ConfigDict, blocks: Sequence[int], widths: Sequence[int]
     ) -> "NoiseConditionedResNet":
         """The network that ``config.classifier`` and ``config.data`` describe."""
-        classifier = config.classifier
-        domain = domains.images_of(config.data, f"The classifier {classifier.model}")
-        return cls(
-            channels=domain.channels,
-            classes=classifier.classes,
-            nf=classifier.nf,
-            fourier_scale=classifier.fourier_scale,
-            blocks=blocks,
-            widths=widths,
-        )
+        options = config.classifier
+        channels = domains.images_of(config.data, f"The classifier {options.model}").channels
+        return cls(channels, options.classes, options.nf, options.fourier_scale, blocks, widths)
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         fourier, first, second = self.classifier["condition_modules"]

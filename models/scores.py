@@ -16,15 +16,8 @@ import torch
 
 from models.jvp import eager_higher_derivatives, network_value_and_jvp
 from models.labels import NO_LABEL
-from sde_lib import SDE, expand
+from sde_lib import SDE, ScoreFunction, expand
 from utils import shares
-
-
-class ScoreFunction(Protocol):
-    """What samplers, guidance, DSM and likelihoods take."""
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """s (B, …) at x (B, …) and t (B,)."""
 
 
 class ScoreWithJvp(ScoreFunction, Protocol):
@@ -46,8 +39,7 @@ class Score:
     Args:
         net: network of x (B, C, H, W) and a condition (B,), and of `labels` if there are any.
         continuous: whether it was trained at continuous times.
-        labels: y (b,) with b a divisor of B, the score then being s(x, t, y) for B/b copies of the
-            b images, one after the other; or None.
+        labels: y (B,), or (1,) for the same class of every image; or None.
     """
 
     net: Callable
@@ -60,10 +52,8 @@ class Score:
         return dataclasses.replace(self, labels=labels)
 
     def label_options(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The keyword arguments of `net` for the rows of x: their labels, if there are any."""
-        if self.labels is None:
-            return {}
-        return {"labels": self.labels.repeat(len(x) // len(self.labels))}
+        """The keyword arguments of `net`: the images' labels, if there are any."""
+        return {} if self.labels is None else {"labels": self.labels.expand(len(x))}
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         cond, scale = self.sde.conditioning(t, self.continuous)
@@ -129,21 +119,16 @@ class GuidedScore:
     Chao et al., ICLR 2022, eq. 2: the posterior score from a prior and a likelihood score.
 
     Args:
-        score: the prior's score s(x, t).
+        unguided: the prior's score s(x, t).
         classifier: function of x (B, C, H, W) and σ (B,) to logits (B, classes), in eval mode.
         labels: y (B,), or (1,) for the same class of every image.
     """
 
-    score: ScoreFunction
+    unguided: ScoreFunction
     classifier: Callable
     sde: SDE
     labels: torch.Tensor
     scale: float = 1.0
-
-    @property
-    def unguided(self) -> ScoreFunction:
-        """The prior's score."""
-        return self.score
 
     def log_likelihood(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """ℓ (B,) at x (B, C, H, W)."""
@@ -152,7 +137,7 @@ class GuidedScore:
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         likelihood_score = input_gradient(functools.partial(self.log_likelihood, t=t), x)
-        return self.score(x, t) + self.scale * likelihood_score
+        return self.unguided(x, t) + self.scale * likelihood_score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,23 +148,18 @@ class ClassifierFreeScore:
     guidance at w = 0, the score of the class at w = 1. One pass of 2B rows computes both.
 
     Args:
-        score: s, of a network that takes labels.
+        unguided: s, of a network that takes labels, without them.
         labels: y (B,), or (1,) for the same class of every image.
         scale: w.
     """
 
-    score: Score
+    unguided: Score
     labels: torch.Tensor
     scale: float = 1.0
 
-    @property
-    def unguided(self) -> Score:
-        """The score without a label."""
-        return self.score
-
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         labels = self.labels.expand(len(x))
-        both = self.score.conditioned_on(torch.cat([torch.full_like(labels, NO_LABEL), labels]))
+        both = self.unguided.conditioned_on(torch.cat([torch.full_like(labels, NO_LABEL), labels]))
         without, of_class = both(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
         return (1 - self.scale) * without + self.scale * of_class
 

@@ -15,8 +15,6 @@ import domains
 from models import layers
 from utils import UserError, take
 
-LARGEST = {"patch_size": 256, "width": 8192, "depth": 200, "heads": 128, "mlp_ratio": 32}
-
 
 class Transformer(nn.Module):
     """Scores (B, C, H, W) of images x (B, C, H, W) at noise levels σ (B,).
@@ -29,24 +27,19 @@ class Transformer(nn.Module):
 
     Args:
         image_size: height and width, a pair.
-        channels: image channels.
         centered: whether the images are in [−1, 1] already, not in [0, 1].
-        patch_size: p.
         width: of tokens and of the noise embedding.
-        depth: number of blocks.
-        heads: of attention, in each block.
         mlp_ratio: hidden features of a block's perceptron for each of a token.
-        dropout: probability, of a block's two updates.
         fourier_scale: of the random frequencies that log σ is embedded by.
 
     Raises:
-        UserError: a number is out of range or not divisible by the patch size or heads.
+        UserError: a number is not divisible by the patch size or heads.
     """
 
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: tuple[int, int],
         channels: int,
         centered: bool,
         patch_size: int,
@@ -81,7 +74,7 @@ class Transformer(nn.Module):
         """The network that ``config.model`` and ``config.data`` describe.
 
         Raises:
-            UserError: an option is missing or out of range, or the SDE is not the continuous VE.
+            UserError: an option is missing, or the SDE is not the continuous VE.
         """
         training = config.training
         domain = domains.images_of(config.data, "The model transformer")
@@ -90,18 +83,12 @@ class Transformer(nn.Module):
                 "The model transformer takes noise levels of the continuous VE SDE; set "
                 "config.training.sde to vesde and config.training.continuous to True."
             )
-        options = take(config.model, [*LARGEST, "dropout", "fourier_scale"])
-        for name, most in LARGEST.items():
-            if not 1 <= options[name] <= most:
-                raise UserError(
-                    f"config.model.{name} is {options[name]}; expected a whole number from 1 to "
-                    f"{most}."
-                )
+        names = "patch_size", "width", "depth", "heads", "mlp_ratio", "dropout", "fourier_scale"
         return cls(
             image_size=(domain.height, domain.width),
             channels=domain.channels,
             centered=domain.centered,
-            **options,
+            **take(config.model, names),
         )
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

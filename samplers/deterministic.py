@@ -20,7 +20,7 @@ Denoising = Callable[[torch.Tensor, float], torch.Tensor]
 NoiseLike = Callable[[torch.Tensor], torch.Tensor]
 
 
-def no_callback() -> None:
+def no_callback(*_: object) -> None:
     """What is called after each step unless something else is given."""
 
 

@@ -8,12 +8,10 @@ samplers decide by them without waiting for a device.
 from collections.abc import Callable
 
 from sde_lib import SDE
-from utils import UserError, require_positive
 
 
 def karras(sigma_min: float, sigma_max: float, steps: int, rho: float = 7.0) -> list[float]:
     """σ^(1/ρ) in equal steps from σmax to σmin (Karras et al. 2022, eq. 5), and 0."""
-    _check(sigma_min, sigma_max, steps)
     first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return [(first + part * (last - first)) ** rho for part in _parts(steps)] + [0.0]
 
@@ -23,7 +21,6 @@ def geometric(sigma_min: float, sigma_max: float, steps: int) -> list[float]:
 
     Uniform in the log-SNR, log(scale²/std²) = −2 log σ, for every SDE; for VE uniform in t too.
     """
-    _check(sigma_min, sigma_max, steps)
     return [sigma_max * (sigma_min / sigma_max) ** part for part in _parts(steps)] + [0.0]
 
 
@@ -41,12 +38,3 @@ def of_sde(
 def _parts(steps):
     """0 to 1 in `steps` equidistant floats."""
     return [i / max(steps - 1, 1) for i in range(steps)]
-
-
-def _check(sigma_min, sigma_max, steps):
-    require_positive(steps, "The number of steps")
-    if not 0 < sigma_min < sigma_max:
-        raise UserError(
-            f"The noise levels {sigma_max} to {sigma_min} make no grid; expected the larger one "
-            "first and both above 0."
-        )

@@ -1,11 +1,41 @@
-"""Noise that belongs to an image, whatever else is drawn beside it."""
+"""Standard normal and uniform noise from the counter-based streams of `utils.random_stream`."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from utils import random_stream
+from utils import device_seed, random_stream
+
+
+class SeededNoise:
+    """Float32 noise of one random stream: equal purposes and numbers, equal noise.
+
+    NumPy draws for the CPU. A GPU draws for itself, so that it need not wait; its bytes differ.
+    """
+
+    def __init__(self, device: torch.device | str, purpose: str, *numbers: int) -> None:
+        self.device = torch.device(device)
+        if self.device.type == "cpu":
+            self.stream = random_stream(purpose, *numbers)
+        else:
+            self.generator = torch.Generator(self.device)
+            self.generator.manual_seed(device_seed(purpose, *numbers))
+
+    def randn(self, shape: Sequence[int]) -> torch.Tensor:
+        """Standard normal noise."""
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.stream.standard_normal(shape, np.float32))
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def randn_like(self, x: torch.Tensor) -> torch.Tensor:
+        return self.randn(x.shape)
+
+    def rand(self, shape: Sequence[int]) -> torch.Tensor:
+        """Uniform noise in [0, 1)."""
+        if self.device.type == "cpu":
+            return torch.from_numpy(self.stream.random(shape, np.float32))
+        return torch.rand(shape, generator=self.generator, device=self.device)
 
 
 class PerImageNoise:
@@ -18,7 +48,7 @@ class PerImageNoise:
     Args:
         device: where the noise is wanted.
         images: the numbers of the B images.
-        purpose, numbers: of the streams, see `utils.random_stream`.
+        purpose, numbers: of the streams.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torchdiffeq import odeint
 
+from samplers.deterministic import no_callback
 from utils import UserError
 
 MAX_NFE = 10_000
@@ -17,11 +18,13 @@ ODECallback = Callable[[float, float, int], object]
 class WatchedField:
     """dy/dt = field(t, y) as torchdiffeq calls it: counted, and stopped where there is no use.
 
+    The solver keeps its state in float64, where neither a small tolerance nor σ = 50 rounds; the
+    field is evaluated in float32.
+
     Args:
         start, end: the times between which it is integrated.
         max_nfe: evaluations after which it is stopped.
         settings: the solver's settings in words, for messages.
-        callback: see `ODECallback`.
     """
 
     field: Callable
@@ -29,7 +32,7 @@ class WatchedField:
     end: float
     max_nfe: int
     settings: str
-    callback: ODECallback | None = None
+    callback: ODECallback
     nfe: int = 0
 
     def __call__(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -39,7 +42,7 @@ class WatchedField:
                 f"on the way to {self.end:g}; raise one of {self.settings}."
             )
         self.nfe += 1
-        return self.field(t, y)
+        return self.field(t.float(), y.float()).double()
 
     def callback_step(self, t: torch.Tensor, y: torch.Tensor, dt: torch.Tensor) -> None:
         """What torchdiffeq calls before a step of length `dt` from `t`; after a NaN dt is 0."""
@@ -53,13 +56,12 @@ class WatchedField:
                 f"The ODE solver's steps became too short to go on at t = {t:.3g}; look at the "
                 f"checkpoint and at {self.settings}."
             )
-        if self.callback is not None:
-            share = (self.start - float(t)) / (self.start - self.end)
-            self.callback(share, float(t), self.nfe)
+        share = (self.start - float(t)) / (self.start - self.end)
+        self.callback(share, float(t), self.nfe)
 
 
 def integrate(
-    field: Callable,
+    field: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     y: torch.Tensor,
     start: float,
     end: float,
@@ -68,17 +70,18 @@ def integrate(
     atol: float,
     max_nfe: int = MAX_NFE,
     section: str = "sampling",
-    callback: ODECallback | None = None,
+    callback: ODECallback = no_callback,
 ) -> tuple[torch.Tensor, int]:
     """Solve dy/dt = field(t, y), on y's device, by RK45 (Dormand-Prince).
 
     Args:
+        field: of t, a scalar tensor, and y, both float32.
         rtol, atol: tolerances that set the length of the steps.
         max_nfe: most evaluations of the field.
         section: of the configuration that these are fields of, for messages.
 
     Returns:
-        y at `end`, and the number of evaluations.
+        y at `end`, float64, and the number of evaluations.
 
     Raises:
         UserError: a value is not finite, or more evaluations are needed.
@@ -89,5 +92,7 @@ def integrate(
     times = torch.tensor([start, end], dtype=torch.float64, device=y.device)
     # A step must end at `end`: beyond it a VP score does not exist.
     options = {"step_t": times[1:]}
-    path = odeint(watched, y, times, rtol=rtol, atol=atol, method="dopri5", options=options)
+    path = odeint(
+        watched, y.double(), times, rtol=rtol, atol=atol, method="dopri5", options=options
+    )
     return path[-1], watched.nfe

@@ -52,17 +52,11 @@ def chosen_classes(count: int, mode: str | None, first: int | None, end: int | N
         raise UserError("--mode class needs --classid, the class to draw.")
     if not 0 <= first < count:
         raise UserError(f"--classid is {first}; the classes go from 0 to {count - 1}.")
-    if end is None:
-        end = first + 1
-    if end <= first:
+    end = first + 1 if end is None else end
+    if not first < end <= count:
         raise UserError(
             f"--classidend is {end}; it is the first class that is not drawn, so it must be above "
-            f"--classid, {first}."
-        )
-    if end > count:
-        raise UserError(
-            f"--classidend is {end}; the classes go from 0 to {count - 1}, and {count} draws them "
-            "to the last."
+            f"--classid, {first}, and at most {count}."
         )
     return range(first, end)
 

@@ -105,7 +105,7 @@ class Measures:
         """The negative log-likelihood of a point, with the exact divergence."""
         x = self.test[:MEASURED]
         density, _, _ = likelihood.log_likelihood(
-            score, self.sde, x, jacobian.unit_vectors(x), rtol=rtol, atol=atol
+            score, self.sde, x, 2**0.5 * jacobian.unit_vectors(x), rtol=rtol, atol=atol
         )
         return -density.mean().item()
 

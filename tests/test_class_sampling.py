@@ -166,7 +166,7 @@ def test_chosen_classes(mode, first, end, expected):
         ("class", -1, None, "--classid is -1; the classes go from 0 to 9"),
         ("class", 5, 5, "--classidend is 5; .* must be above --classid, 5"),
         ("class", 5, 4, "must be above --classid, 5"),
-        ("class", 5, 11, "--classidend is 11; the classes go from 0 to 9"),
+        ("class", 5, 11, "--classidend is 11"),
         ("class", None, None, "needs --classid"),
         ("class", None, 3, "needs --classid"),
         ("full", 5, None, "only with --mode class"),

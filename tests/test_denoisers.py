@@ -9,7 +9,7 @@ from mixture import each_sde
 
 from models.scores import GuidedScore, Score
 from samplers import grids
-from samplers.denoisers import Denoiser, GuidanceInterval
+from samplers.denoisers import Denoiser
 from samplers.fast import SAMPLERS, FastSampler
 from sde_lib import VESDE, VPSDE
 
@@ -76,9 +76,8 @@ def test_the_denoiser_of_a_ve_network_is_x_plus_variance_times_score():
     assert golden.relative_error(denoised, exact) < 1e-5
 
 
-@pytest.fixture
-def guided():
-    """A guided denoiser, the same without guidance, and the σ at which the classifier was asked."""
+def test_guidance_is_in_the_interval_alone():
+    """The classifier is asked at σ_lo < σ ≤ σ_hi; elsewhere the score is the prior's."""
     sde, asked = VESDE(), []
 
     def classifier(x, sigma):
@@ -88,27 +87,16 @@ def guided():
     def score(x, t):
         return -x
 
-    by_class = GuidedScore(score, classifier, sde, torch.tensor([0], device=DEVICE), scale=3.0)
-    return Denoiser(by_class, sde), Denoiser(score, sde), asked
-
-
-@pytest.mark.parametrize(
-    ("sigma", "inside"), [(0.1, False), (0.1001, True), (2.0, True), (2.0001, False)]
-)
-def test_denoisers_are_guided_in_the_interval_alone(guided, sigma, inside):
-    with_classifier, without, asked = guided
+    guided = GuidedScore(score, classifier, sde, torch.tensor([0], device=DEVICE), scale=3.0)
     x = torch.randn(5, 3, device=DEVICE)
-    denoised = GuidanceInterval(with_classifier, without, 0.1, 2.0)(x, sigma)
-    assert len(asked) == inside
-    assert torch.equal(denoised, (with_classifier if inside else without)(x, sigma))
-    assert not torch.equal(with_classifier(x, sigma), without(x, sigma))
+    for sigma, inside in ((0.1, False), (0.1001, True), (2.0, True), (2.0001, False)):
+        asked.clear()
+        denoised = Denoiser(guided, sde, interval=(0.1, 2.0))(x, sigma)
+        assert len(asked) == inside
+        assert torch.equal(denoised, Denoiser(guided if inside else score, sde)(x, sigma))
 
-
-def test_samplers_ask_the_classifier_in_the_interval_alone(guided):
-    with_classifier, without, asked = guided
     sigmas = grids.karras(0.01, 50.0, 12)
-    interval = GuidanceInterval(with_classifier, without, 0.1, 2.0)
-    sampler = FastSampler(SAMPLERS["dpmpp_2m"], VESDE(), sigmas)
-    _, nfe = sampler.draw(interval, torch.randn(5, 3, device=DEVICE))
+    asked.clear()
+    _, nfe = FastSampler(SAMPLERS["dpmpp_2m"], sde, sigmas, (0.1, 2.0))(guided, x)
     assert nfe == 12
     assert asked == pytest.approx([sigma for sigma in sigmas if 0.1 < sigma <= 2.0], rel=1e-4)

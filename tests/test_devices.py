@@ -51,7 +51,7 @@ def weights(cwd):
         ("u_ncsn", []),
         ("u_ncsn", ["--config.training.microbatch=2", "--config.compute.channels_last=True"]),
         ("c_ncsn", []),
-        ("qc_ncsn", ["--slices=2", "--config.training.checkpoint_activations=True"]),
+        ("qc_ncsn", ["--slices=2"]),
     ],
 )
 def test_score_models(tmp_path, kind, more):

@@ -2,13 +2,11 @@
 
 import math
 
-import mixture
 import numpy as np
 import pytest
 from mixture import each_sde
 
 from samplers import grids
-from utils import UserError
 
 
 @pytest.mark.parametrize("steps", [1, 2, 18])
@@ -48,24 +46,3 @@ def test_a_grid_spans_the_times_of_an_sde(sde, grid):
     sigmas = grids.of_sde(sde, 7, grid)
     assert sde.time(sigmas[0]) == pytest.approx(sde.T, rel=1e-12)
     assert sde.time(sigmas[-2]) == pytest.approx(sde.sampling_eps, rel=1e-9)
-
-
-def test_times_of_a_geometric_grid_are_uniform_for_ve():
-    sde = mixture.SDES[0]
-    times = [sde.time(sigma) for sigma in grids.of_sde(sde, 11, grids.geometric)[:-1]]
-    np.testing.assert_allclose(times, np.linspace(1, sde.sampling_eps, 11), rtol=1e-9)
-
-
-@pytest.mark.parametrize("name", sorted(grids.GRIDS))
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ((0.01, 50.0, 0), "The number of steps is 0"),
-        ((0.01, 50.0, 2.5), "The number of steps is 2.5"),
-        ((50.0, 0.01, 5), "make no grid"),
-        ((0.0, 50.0, 5), "make no grid"),
-    ],
-)
-def test_no_grids_get_a_sentence(name, arguments, said):
-    with pytest.raises(UserError, match=said):
-        grids.GRIDS[name](*arguments)

@@ -45,11 +45,6 @@ def test_the_log_likelihood():
     labels = torch.tensor([0, 2, 1, 1, 0], device=DEVICE)
     expected = torch.log(torch.softmax(logits, 1) + 1e-8)[torch.arange(5, device=DEVICE), labels]
     torch.testing.assert_close(class_log_likelihood(logits, labels), expected)
-    # Logits beyond the range of exp, and a class without any probability.
-    far = class_log_likelihood(
-        torch.tensor([[1e4, 0.0, -1e4]] * 2, device=DEVICE), torch.tensor([0, 2], device=DEVICE)
-    )
-    torch.testing.assert_close(far, torch.log(torch.tensor([1 + 1e-8, 1e-8], device=DEVICE)))
 
 
 class TwoClasses:
@@ -105,14 +100,3 @@ def test_guidance_by_the_exact_classifier_draws_the_class(sampler, label):
     )
     samples, _ = sampler(guided, torch.randn(512, 1, 2, 1, device=DEVICE))
     check_moments(samples, problem.means[label], 0.5)
-
-
-def test_no_graph_unless_asked():
-    problem = TwoClasses(VE)
-    guided = GuidedScore(problem.score, problem.classifier, VE, torch.tensor([1], device=DEVICE))
-    x, t = torch.randn(4, 1, 2, 1, device=DEVICE), torch.rand(4, device=DEVICE)
-    with torch.no_grad():
-        assert not guided(x, t).requires_grad
-    x.requires_grad_()
-    (hessian_product,) = torch.autograd.grad(guided(x, t).sum(), x)
-    assert hessian_product.isfinite().all()

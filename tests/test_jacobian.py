@@ -10,7 +10,6 @@ from device_option import DEVICE
 import models
 import sde_lib
 from models import jacobian
-from models.dropout import tile_dropout_masks
 from models.jvp import value_and_jvp
 from models.scores import EnergyScore, Score
 
@@ -57,28 +56,6 @@ def test_over_a_full_sign_basis_the_mean_is_exact(name):
     torch.testing.assert_close(values.mean(0), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", jacobian.ESTIMATORS)
-def test_unbiased_within_five_standard_errors(name):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 4, generator=generator).to(DEVICE).double()
-    normal = torch.randn(20000, 2, 4, generator=generator).to(DEVICE).double()
-    J = exact(x)
-    expected = 0.5 * (J - J.transpose(1, 2)).square().sum((1, 2))
-    values = jacobian.ESTIMATORS[name](*products(x, jacobian.rademacher(normal)))
-    error = values.std(0) / len(values) ** 0.5
-    assert ((values.mean(0) - expected).abs() < 5 * error).all()
-
-
-def test_skew_is_never_negative_and_paper_is():
-    x, v = (
-        torch.randn(50, 4, device=DEVICE).double(),
-        torch.randn(40, 50, 4, device=DEVICE).double().sign(),
-    )
-    p, q = products(x, v)
-    assert jacobian.skew_asymmetry(p, q).min() >= 0
-    assert jacobian.paper_asymmetry(p, q).min() < 0
-
-
 def test_partial_derivatives():
     p, q = (
         torch.randn(2, 3, 4, device=DEVICE).double(),
@@ -90,18 +67,6 @@ def test_partial_derivatives():
     over_p, over_q = jacobian.partial_derivatives(jacobian.skew_asymmetry, p, q)
     torch.testing.assert_close(over_p, p - q)
     torch.testing.assert_close(over_q, q - p)
-
-
-def test_a_linear_field():
-    A = torch.randn(4, 4, device=DEVICE).double()
-    x, v = (
-        torch.randn(3, 4, device=DEVICE).double(),
-        torch.randn(6, 3, 4, device=DEVICE).double().sign(),
-    )
-    _, p = value_and_jvp(lambda x: x @ A.T, x, v)
-    q = vjp(lambda x: x @ A.T, x, v)
-    torch.testing.assert_close(p, v @ A.T)
-    torch.testing.assert_close(q, v @ A)
 
 
 # ---------------------------------------------------------------- several vectors at once
@@ -143,7 +108,7 @@ class WithoutCondition(torch.nn.Module):
 @pytest.mark.parametrize("kind", [Score, EnergyScore])
 @pytest.mark.parametrize("make", [ncsnpp, pytorch_dropout])
 def test_several_vectors_at_once_are_several_in_turn(make, kind):
-    """In one pass, through one masked network, which leaves the generator as one vector does."""
+    """In one forward pass, through one masked network."""
     net, x, t = make()
     score = kind(net, sde_lib.VESDE())
     v = torch.randn(3, *x.shape, dtype=torch.float64).sign()
@@ -158,21 +123,6 @@ def test_several_vectors_at_once_are_several_in_turn(make, kind):
     at_once, state = of(v)
     torch.testing.assert_close(at_once, torch.cat(in_turn), rtol=1e-9, atol=1e-12)
     assert set(states) == {state}
-    assert calls == [3 * len(x)]
+    assert calls == [len(x)]
     net.eval()
     assert not torch.allclose(at_once, jacobian.vjp(score, x, t, v))
-
-
-def test_copies_have_the_draws_of_one():
-    def draws():
-        torch.manual_seed(1)
-        return torch.rand(2, 3), torch.rand((4, 3)), torch.rand(size=(4,)), torch.rand(5)
-
-    with tile_dropout_masks(2):
-        copies = draws()
-    torch.manual_seed(1)
-    for copy, rows in zip(copies, (1, 2, 2)):
-        torch.testing.assert_close(
-            copy, torch.rand(rows, *copy.shape[1:]).repeat(2, *[1] * (copy.dim() - 1))
-        )
-    torch.testing.assert_close(copies[-1], torch.rand(5))  # of no batch of two copies

@@ -61,12 +61,6 @@ def test_dsm_of_the_exact_score_is_its_closed_form(sde, likelihood_weighting, re
         assert abs(loss.mean() - expected) < 4 * error, u
 
 
-def test_times_cover_the_interval():
-    u = torch.tensor([0.0, 0.5, 1.0], device=DEVICE)
-    times = losses.draw_times(u, sde_lib.VESDE(), 0.2)
-    torch.testing.assert_close(times, torch.tensor([0.2, 0.6, 1.0], device=DEVICE))
-
-
 def config_optim(**changes):
     from configs import common
 
@@ -89,15 +83,6 @@ def test_warm_up_counts_from_zero_and_gradients_are_clipped():
         if step == 0:
             torch.testing.assert_close(p.detach(), torch.tensor([3.0, 4.0], device=DEVICE))
     assert rates == pytest.approx([0, 0.025, 0.05, 0.075, 0.1, 0.1])
-
-
-def test_no_warm_up_starts_at_the_full_rate():
-    p = torch.nn.Parameter(torch.ones(1, device=DEVICE))
-    optim = config_optim(lr=0.1, warmup=0)
-    optimizer = losses.make_optimizer([p], optim)
-    p.grad = torch.ones(1, device=DEVICE)
-    losses.optimize(optimizer, [p], 0, optim)
-    assert optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_other_optimisers_get_a_sentence():

@@ -94,11 +94,11 @@ def config_of(entry):
 # ---------------------------------------------------------------- against double backward
 
 
-def small_score(dropout=0.0):
+def small_score():
     """A smooth score on (B, 1, 2, 2) in float64, with its network."""
     torch.manual_seed(3)
     net = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Dropout(dropout),
+        torch.nn.Flatten(), torch.nn.Linear(4, 9), torch.nn.Tanh(),
         torch.nn.Linear(9, 4), torch.nn.Unflatten(1, (1, 2, 2)),
     ).to(DEVICE).double()  # fmt: skip
     return net, lambda x, cond: net(x) / cond[:, None, None, None]
@@ -141,31 +141,3 @@ def test_the_gradient_of_a_constrained_model_is_that_of_double_backward():
     # A bias of the last layer that the energy does not see has no gradient in either.
     for a, b in zip(torch.autograd.grad(surrogate, net.parameters()), expected):
         assert (a - b).abs().max() <= 1e-6 * b.abs().max()
-
-
-def test_every_pass_of_a_step_drops_out_the_same_units():
-    """With dropout, the gradient is that of one masked network."""
-    net, conditioned = small_score(dropout=0.5)
-    score = Score(conditioned, VE)
-    x, u, z, v = draws(2)
-    objective = losses.QuasiConservative(score, VE, 1e-5, balancing_fac=0.3)
-    torch.manual_seed(11)
-    loss = double_backward.quasi_conservative(objective, x, u, z, v)
-    expected = torch.autograd.grad(loss, net.parameters())
-    torch.manual_seed(11)
-    _, _, surrogate = objective.both(x, u, z, v)
-    for a, b in zip(torch.autograd.grad(surrogate, net.parameters()), expected):
-        torch.testing.assert_close(a, b)
-
-
-def test_a_step_draws_its_own_vectors():
-    _, conditioned = small_score()
-    objective = losses.QuasiConservative(
-        Score(conditioned, VE), VE, 1e-5, balancing_fac=0.3, slices=4
-    )
-    x, *_ = draws(1)
-    drawn = objective.draw(x)
-    assert drawn["v"].shape == (3, 4, 1, 2, 2)
-    _, values = objective(x, None, drawn)
-    total = values["dsm"] + 0.3 * values["regulariser"]
-    torch.testing.assert_close(values["loss"], total)

@@ -69,17 +69,6 @@ def test_a_pass_counts_the_batch_once(network):
     assert int(network.classifier["classifier"].bn1.num_batches_tracked) == 1
 
 
-def test_the_noise_level_matters(network):
-    network.eval()
-    x = torch.rand(1, 1, 8, 8, device=DEVICE).double()
-    near, far = (network(x, torch.tensor([sigma], device=DEVICE).double()) for sigma in (0.01, 1.0))
-    assert (near - far).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [({"model": "resnet50"}, "config.classifier.model is 'resnet50'"), ({"classes": 0}, "classes")],
-)
-def test_mistakes_get_a_sentence(changes, said):
-    with pytest.raises(UserError, match=said):
-        models.create_classifier(config(**changes))
+def test_an_unknown_classifier_gets_a_sentence():
+    with pytest.raises(UserError, match=r"classifier\.model"):
+        models.create_classifier(config(model="resnet50"))

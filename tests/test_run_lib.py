@@ -238,20 +238,6 @@ def test_microbatches_give_the_whole_batchs_gradient(cache, kind, microbatch):
     torch.testing.assert_close(values, whole)
 
 
-@pytest.mark.parametrize("kind", [DSM, QC, ENERGY], ids=["dsm", "qc", "energy"])
-def test_checkpointed_activations_give_the_same_gradient(cache, kind):
-    """With the same dropout in every pass of a step, attention and two resolutions."""
-    network = {"model__ch_mult": (1, 2), "model__attn_resolutions": (4,), "model__dropout": 0.3}
-    job = score_job(cache, **network, **kind)
-    expected, whole = gradients(job, 5)
-    assert not job.model.checkpoint_activations
-    ours, values = gradients(
-        score_job(cache, training__checkpoint_activations=True, **network, **kind), 5
-    )
-    check_same_gradients(ours, expected)
-    torch.testing.assert_close(values, whole)
-
-
 def test_a_run_in_microbatches_trains_and_continues(here, cache):
     more = {"training__microbatch": 6}
     run_lib.train(tiny.config(cache, **more), "whole")

@@ -16,7 +16,7 @@ from samplers.stochastic import RestartInterval, churn, restart
 
 FOLDER = pathlib.Path(__file__).parent / "golden_samplers"
 
-FUNCTIONS = {name: method.function for name, method in SAMPLERS.items()} | {
+FUNCTIONS = SAMPLERS | {
     "churn": functools.partial(churn, **CHURN),
     "restart": functools.partial(restart, intervals=(RestartInterval(**RESTART),)),
 }

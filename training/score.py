@@ -32,7 +32,6 @@ class ScoreTraining:
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
         self.model = compute.prepare(models.create_model(config), config.compute, device)
-        models.checkpoint_activations(self.model, config.training.checkpoint_activations)
         self.score = models.create_score(config, self.model, self.sde)
         self.objective = losses.score_objective(config, self.score, self.sde)
         if config.model.get("num_classes"):

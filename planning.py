@@ -22,12 +22,12 @@ import datasets
 import domains
 import run_lib
 import sampling
-from configs import ranges
 from metrics import encoding, feature_sets, nll_and_asym
 from metrics.sample_sets import find_samples, parts_of
 from models import jacobian, resampling
+from models.trained import load_for_sampling, load_score
 from run_lib_sampling import rounds_of
-from storage.trained import load_for_sampling, load_score
+from storage import settings
 from storage.workdir import Workdir
 from utils import flatten, get_device, is_first, rank_and_size
 
@@ -196,7 +196,7 @@ def sample(
     Raises:
         UserError: what it would raise before its first sample.
     """
-    ranges.check(config)
+    settings.check(config)
     place, device = Workdir(workdir), get_device(config.device)
     drawn = load_for_sampling(config, place, device)
     config, score = drawn.config, drawn.trained.score
@@ -253,7 +253,7 @@ def evaluate(
     Raises:
         UserError: a checkpoint, samples, features or data are missing or do not fit.
     """
-    ranges.check(config)
+    settings.check(config)
     place, device, facts = Workdir(workdir), get_device(config.device), {}
     if "calculate" in asked:
         trained = load_score(config, place.checkpoint(config.eval.checkpoint_idx), device, ema)

@@ -21,10 +21,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import datasets
 import distributed
 import losses
-from configs import ranges
-from models.ema import EMA
-from storage import checkpoints
+from storage import checkpoints, settings
 from storage.checkpoints import TrainState
+from storage.ema import EMA
 from storage.files import atomic_write, save_picture
 from storage.scalars import ScalarWriter
 from storage.workdir import Workdir
@@ -176,7 +175,7 @@ def prepare(
 
     Nothing is written.
     """
-    ranges.check(config)
+    settings.check(config)
     device = get_device(config.device)
     start = resuming.find(place, restore)
     config = start.described(config, typed)

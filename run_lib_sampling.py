@@ -21,16 +21,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import cli
 import domains
 import sampling
-from configs import ranges
-from configs.classes import describes_classifier, draws_by_class, number_of_classes
 from metrics.sample_sets import Part, parts_of
 from models.scores import InParts
+from models.trained import checkpoint_paths, describe, load_for_sampling
 from samplers import rounds
 from samplers.progress import RoundProgress
 from samplers.rounds import Round
-from storage import descriptions
+from storage import descriptions, settings
 from storage.files import remove_abandoned, save_npz, save_picture, stands, to_json
-from storage.trained import checkpoint_paths, describe, load_for_sampling
+from storage.settings import describes_classifier, draws_by_class, number_of_classes
 from storage.workdir import Workdir
 from utils import UserError, get_device, is_first, log, log_to, rank_and_size
 
@@ -68,7 +67,7 @@ def sample(
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    ranges.check(config)
+    settings.check(config)
     rounds.divisions(config.eval, division_idx)
     device, place = get_device(config.device), Workdir(workdir)
     place.check()

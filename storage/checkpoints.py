@@ -25,7 +25,7 @@ import ml_collections
 import numpy as np
 import torch
 
-from models.ema import EMA
+from storage.ema import EMA
 from storage.files import atomic_write
 from storage.provenance import code_version
 from utils import UserError, flatten

@@ -10,8 +10,8 @@ from typing import Any
 
 import ml_collections
 
-from configs.classes import draws_by_class
 from storage.files import lock, save_json, turn
+from storage.settings import draws_by_class
 from utils import UserError, is_first
 
 

@@ -20,10 +20,10 @@ import domains
 import sampling
 from metrics import encoding, extractors, frechet, prdc
 from metrics.sample_sets import in_batches
+from models.trained import load_score
 from samplers import fast
 from samplers.rounds import split_rounds
 from scripts.recognise import flatten, recogniser, share_of_sure
-from storage.trained import load_score
 from storage.workdir import Workdir
 from studies import common
 from utils import get_device, lookup

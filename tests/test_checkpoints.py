@@ -13,8 +13,8 @@ from strangers import Calls
 import losses
 import models
 from configs import common
-from models.ema import EMA
 from storage import checkpoints
+from storage.ema import EMA
 from utils import UserError
 
 OFFICIAL = sorted(path.name for path in golden.DIRECTORY.glob("official_*.pth"))

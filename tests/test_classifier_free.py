@@ -19,13 +19,13 @@ import run_lib
 import sampling
 import sde_lib
 from configs import common
-from configs.classes import number_of_classes
 from configs.demo import digits_cfg, digits_cfg_guided
 from metrics import encoding, feature_classifier  # noqa: F401 (imported here, the forks need not)
 from models.labels import NO_LABEL
 from models.scores import ClassifierFreeScore, EnergyScore, InParts, Score
 from samplers.fast import SAMPLERS
 from storage.files import load_npz
+from storage.settings import number_of_classes
 from training.labels import LabelDropout
 from training.score import ScoreTraining
 from utils import UserError

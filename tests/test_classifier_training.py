@@ -14,8 +14,8 @@ import domains
 import losses
 from configs import common
 from datasets import Split
+from models.trained import load_classifier
 from storage import checkpoints
-from storage.trained import load_classifier
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining, accuracy
 from utils import UserError

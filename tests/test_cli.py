@@ -19,8 +19,7 @@ import models
 CONFIGS = sorted(
     path
     for path in (tiny.ROOT / "configs").rglob("*.py")
-    if path.name
-    not in ("__init__.py", "classes.py", "common.py", "points.py", "ranges.py", "study.py")
+    if path.name not in ("__init__.py", "common.py", "points.py", "study.py")
 )
 
 

@@ -16,12 +16,12 @@ import models
 import run_lib
 import sde_lib
 from models import compute, layers, resampling
-from models.ema import EMA
 from models.jacobian import vjp
 from models.scores import EnergyScore
+from models.trained import load_score
 from storage import checkpoints
 from storage.descriptions import identity
-from storage.trained import load_score
+from storage.ema import EMA
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
 from utils import UserError

@@ -13,7 +13,7 @@ from test_cli import CONFIGS
 
 import run_lib
 import run_lib_sampling
-from configs import ranges
+from storage import settings
 
 DEFAULT = tiny.config("cache")
 FIELDS = ["seed"] + [
@@ -74,12 +74,12 @@ def test_every_configuration_is_within_its_ranges(path):
     spec = importlib.util.spec_from_file_location("some_config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    ranges.check(module.get_config())
+    settings.check(module.get_config())
 
 
 def test_every_number_of_the_configurations_has_a_range():
     names = {f for f in FIELDS if isinstance(number_of(f), int | float | tuple)}
-    assert {f for f in names if not isinstance(number_of(f), bool)} - {*ranges.RANGES} == set()
+    assert {f for f in names if not isinstance(number_of(f), bool)} - {*settings.RANGES} == set()
 
 
 def number_of(field):

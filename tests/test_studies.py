@@ -21,12 +21,12 @@ from configs.demo import digits_cfg
 from configs.fashion_mnist import qc as qc_config
 from evaluation import SAMPLE_METRICS
 from models import jacobian
+from models.trained import load_score
 from readers.idx import read_idx
 from run_lib_sampling import sample
 from samplers import fast
 from storage import checkpoints
 from storage.files import load_npz, save_npz
-from storage.trained import load_score
 from storage.workdir import Workdir
 from studies import common, dlsm, qc, samplers, speed
 from utils import UserError

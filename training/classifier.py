@@ -17,8 +17,8 @@ import sampling
 import sde_lib
 from models import compute
 from models.scores import GuidedScore
+from models.trained import load_score
 from samplers.deterministic import no_callback
-from storage.trained import load_score
 from training.score import validation_means
 
 

@@ -14,12 +14,12 @@ import torch
 
 import models
 import sde_lib
-from configs.classes import describes_classifier
 from models import compute
-from models.ema import EMA
 from models.scores import ClassifierFreeScore, EnergyScore, GuidedScore, Score
 from sde_lib import SDE
 from storage import checkpoints, descriptions
+from storage.ema import EMA
+from storage.settings import describes_classifier
 from storage.workdir import Workdir
 from utils import UserError
 

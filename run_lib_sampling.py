@@ -28,7 +28,7 @@ from samplers import rounds
 from samplers.progress import RoundProgress
 from samplers.rounds import Round
 from storage import descriptions, settings
-from storage.files import remove_abandoned, save_npz, save_picture, stands, to_json
+from storage.files import save_npz, save_picture, stands, to_json
 from storage.settings import describes_classifier, draws_by_class, number_of_classes
 from storage.workdir import Workdir
 from utils import UserError, get_device, is_first, log, log_to, rank_and_size
@@ -163,8 +163,6 @@ def draw_rounds(
         for each in own:
             path = folder / f"samples_{each.number}.npz"
             picture = path.with_suffix(".png")
-            # One process may have been killed at the picture of a round that another has written.
-            remove_abandoned(picture)
             stream = sampler.stream(*streams(config.seed, each, guided))
             meta = dict(provenance, stream=stream[:-1], round=stream[-1])
             shape = (each.count, *domain.stored_shape)

@@ -38,7 +38,7 @@ def ten_losses(make_job, config):
     state = checkpoints.TrainState(job.model, EMA(parameters, 0.9), optimizer)
     batches = datasets.TrainBatches(job.splits()[0], config.training.batch_size, config.seed)
     world = distributed.World(job.objective)
-    values = [run_lib.training_step(state, job, batches, config, world) for _ in range(10)]
+    values = [run_lib.training_step(state, job, batches, world) for _ in range(10)]
     return torch.tensor([float(value["loss"]) for value in values])
 
 

@@ -228,7 +228,9 @@ def main() -> None:
     if FLAGS.dry_run:
         import planning
 
-        planning.sample(config, FLAGS.workdir, classes, FLAGS.division_idx)
+        parts = parts_of(config, Workdir(FLAGS.workdir))
+        every = rounds_of(config, parts, classes, FLAGS.division_idx)
+        planning.sample(config, FLAGS.workdir, sum(each.count for each in every))
         return
     sample(config, FLAGS.workdir, classes, FLAGS.division_idx)
     if FLAGS.png:

@@ -55,7 +55,6 @@ def test_the_configuration_runs(tmp_path, monkeypatch, capsys):
     assert "20×17 (6); channels: 3" in said
     assert "modelled: 3×16×16" in said
     assert "σ_max 27.7" in said
-    assert "for each image" in said
     assert len([line for line in path.read_text().splitlines() if line.strip()]) <= 7
     few = [field for field in TINY if "image_size" not in field]
     few += ["--config.training.n_iters=1", f"--config.data.cache={tmp_path}/cache", "--bs=2"]

@@ -151,7 +151,6 @@ def test_a_mistake_gets_a_sentence_and_writes_nothing(tmp_path, mistake):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--division_idx=3"], "--division_idx is 3; with 1 divisions it goes from 0 to 0"),
         (["--bs=0"], "--bs is 0"),
         (["--num_divisions=-1"], "--num_divisions is -1"),
         ([], "checkpoint.pth does not exist"),

@@ -5,9 +5,11 @@ A fork has everything imported already, so that a test can afford many commands.
 
 import contextlib
 import dataclasses
+import io
 import multiprocessing
 import os
 import pathlib
+import resource
 import runpy
 import sys
 import threading
@@ -115,22 +117,25 @@ class Running:
 
 def _child(arguments, cwd, files, prepare):
     status = 70
-    with open(files[0], "w") as out, open(files[1], "w") as err:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                for name in CLASSES:
-                    datasets.DATASETS[name] = made_up(name)
-                os.chdir(cwd)
-                if prepare is not None:
-                    prepare()
-                sys.argv = arguments
-                sys.path.insert(0, str(ROOT))
-                runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
-                status = 0
-            except SystemExit as stop:
-                status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-            except BaseException:
-                traceback.print_exc()
-        out.flush()
-        err.flush()
+    # What it prints is kept in memory: no file limit that a test sets can meet its own output.
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            for name in CLASSES:
+                datasets.DATASETS[name] = made_up(name)
+            os.chdir(cwd)
+            if prepare is not None:
+                prepare()
+            sys.argv = arguments
+            sys.path.insert(0, str(ROOT))
+            runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+            status = 0
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:
+            traceback.print_exc()
+    _, largest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    for path, text in zip(files, (out, err), strict=True):
+        path.write_text(text.getvalue())
     os._exit(status)

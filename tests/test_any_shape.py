@@ -62,7 +62,7 @@ def test_a_flat_folder_is_one_class(here):
 
 def test_a_class_in_the_test_split_of_a_flat_folder(here):
     save(here / "photos" / "test" / "cat" / "x.png", random_images(HEIGHT, WIDTH, 3))
-    with pytest.raises(UserError, match=r"has the class 'cat', which .* expected images without"):
+    with pytest.raises(UserError, match="cat"):
         datasets.load(config().data, "test")
 
 

@@ -145,7 +145,8 @@ def test_every_command_after_every_training(tmp_path, table, name):
         works(f"{line} {evaluation}", tmp_path, [*extra, *(LOOSE if "--ode" in line else [])])
         row[name] = "works"
     # Training goes on without a repetition, but for what is a training's own.
-    works(f"{own} --bs 2", tmp_path, [*CPU, "--config.training.n_iters=3"])
+    more = [*CPU, "--config.training.n_iters=3", "--config.training.snapshot_freq=1"]
+    works(f"{own} --bs 2", tmp_path, more)
     table.setdefault("training continued", {})[name] = "works"
     recorded = json.loads((tmp_path / "results/W/metrics.json").read_text())
     for entry, content in recorded.items():

@@ -118,7 +118,7 @@ def test_a_full_disk_stops_a_command_which_goes_on_with_space_back(scene):
 
 
 def limit_files(size):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 # ---------------------------------------------------------------- other faults

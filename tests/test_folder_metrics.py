@@ -146,7 +146,7 @@ def test_mistakes_get_a_sentence(tmp_path):
     refused(f"{FOLDERS} A none --fidis", tmp_path, digits, "none is no folder")
     refused(f"{FOLDERS} A empty --fidis", tmp_path, digits, "empty holds no images")
     refused(f"{FOLDERS} A B --encode --fidis", tmp_path, digits, "--folders", "--encode")
-    refused(f"{FOLDERS} A B --fidis --mode class", tmp_path, digits, "--mode class")
+    refused(f"{FOLDERS} A B --fidis --mode class", tmp_path, digits, "--mode")
     refused(f"{FOLDERS} A B --workdir W --fidis", tmp_path, digits, "--workdir")
     refused(f"{FOLDERS} --fidis", tmp_path, (), "folders")
     refused("run_lib_evaluation.py --fidis", tmp_path, (), "--config")

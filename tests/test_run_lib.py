@@ -184,7 +184,8 @@ def test_a_non_finite_loss_stops_the_run(here, cache, monkeypatch):
 
 
 def test_an_energy_needs_the_continuous_ve_sde(here, cache):
-    config = tiny.config(cache, model__energy=True, training__sde="vpsde")
+    more = {"sampling__method": "heun", "training__sde": "vpsde"}
+    config = tiny.config(cache, model__energy=True, **more)
     with pytest.raises(UserError, match="needs the continuous VE SDE"):
         run_lib.train(config, "run")
     assert list(here.iterdir()) == []

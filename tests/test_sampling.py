@@ -214,10 +214,10 @@ def test_the_callback_of_the_ode_is_told_of_time_and_evaluations():
 def test_the_most_evaluations_do_not_tell_samples_apart():
     from configs import common
 
-    settings = ConfigDict({**common.qc_evaluation("u_ncsn", "CIFAR10", ode=True).sampling})
+    settings = ConfigDict({**common.qc("u_ncsn", "CIFAR10", ode=True).sampling})
     settings.max_nfe = 77
     assert sampling.from_config(settings, sde_lib.VESDE()).max_nfe == 77
-    assert "max_nfe" not in sampling.settings(settings)
+    assert "max_nfe" not in sampling.settings(settings, guided=False)
 
 
 def test_the_last_step():

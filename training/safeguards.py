@@ -33,8 +33,8 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def check(self) -> None:
-        """Raise `Stopped` if a signal has been received."""
+    def check(self, *progress: object) -> None:
+        """Raise `Stopped` if a signal has been received; what a sampler says is not looked at."""
         if self.signal:
             raise Stopped
 

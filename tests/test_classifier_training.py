@@ -1,13 +1,11 @@
 """Classifier training by the shared loop: files, warm-up, continuation, and what does not fit."""
 
-import random
 import shutil
 
 import numpy as np
 import pytest
 import tiny_classifier
 import torch
-from forks import kill_at
 from test_checkpoints import assert_equal
 
 import domains
@@ -114,15 +112,6 @@ def test_with_warm_up_the_rate_rises(cache, monkeypatch):
     monkeypatch.setattr(losses, "optimize", spy)
     tiny_classifier.train(cache, "run", optim__warmup=1000, optim__lr=0.5)
     assert rates == pytest.approx([0.5 * step / 1000 for step in range(8)])
-
-
-def test_sigkill_at_random_steps_changes_nothing(cache):
-    """Restarted after each of two kills, the run ends with the uninterrupted run's bytes."""
-    tiny_classifier.train(cache, "whole")
-    for step in sorted(random.sample(range(1, 8), 2)):
-        kill_at(step, tiny_classifier.train, cache, "killed")
-    tiny_classifier.train(cache, "killed")
-    assert_equal(newest("whole"), newest("killed"))
 
 
 def test_accuracy_visits_every_image():

@@ -128,6 +128,7 @@ def cache(tmp_path_factory):
         yield cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*RUNS, "classifier"])
 def test_ten_steps_are_those_of_one_process(cache, name):
     """To 1e-5 of the way that the weights have gone; so are all running statistics."""
@@ -147,12 +148,14 @@ def test_ten_steps_are_those_of_one_process(cache, name):
     assert error.sqrt() <= 1e-5 * way.sqrt()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stopped", "killed"])
 def test_a_run_continues_bit_for_bit(cache, name):
     """After SIGTERM to one of the processes, and after SIGKILL; with dropout."""
     assert_equal(newest("two/whole"), newest(f"two/{name}"))
 
 
+@pytest.mark.slow
 def test_processes_train_a_classifier_in_bfloat16(cache):
     """Statistics of bfloat16 maps, over all processes, go into running ones in float32."""
     content = newest("two/bf16")
@@ -162,6 +165,7 @@ def test_processes_train_a_classifier_in_bfloat16(cache):
     assert all(v.isfinite().all() for v in statistics)
 
 
+@pytest.mark.slow
 def test_processes_that_disagree_say_so(cache):
     """Each of them, and nothing is trained."""
     said = "The processes disagree: config.seed is 0 in the first and 1 in number 1."
@@ -169,6 +173,7 @@ def test_processes_that_disagree_say_so(cache):
     assert not Workdir("two/disagreeing").resume_point.exists()
 
 
+@pytest.mark.slow
 def test_one_process_writes(cache):
     """One log of each start, though two processes ran."""
     root = Workdir("two/stopped").root
@@ -178,6 +183,7 @@ def test_one_process_writes(cache):
     assert text.count("Step 8: wrote") == 1
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_one_process(cache, monkeypatch):
     """The same files from two processes at once, from one, and from three."""
     folders = [Workdir("two/dsm").root / "eval_sampling"]

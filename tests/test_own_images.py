@@ -1,12 +1,9 @@
 """Folders of one's own: noise levels as the paper chooses them, and a configuration that runs."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import tiny
 from commands import TINY, command
 from PIL import Image
 
@@ -74,14 +71,3 @@ def test_mistakes_get_a_sentence(tmp_path):
     (folder(tmp_path / "b") / "train" / "x.png").write_text("no")
     with pytest.raises(UserError, match=r"x\.png cannot be read"):
         images.describe(tmp_path / "b")
-
-
-def test_the_command(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.own_images"],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    tiny.check_sentence(done, "Give one folder of images")

@@ -72,6 +72,7 @@ def test_equal_keys_alone_give_equal_draws():
         assert len(torch.cat([draws(*other), first]).unique()) > 35
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_steps_draw_nothing_twice():
     seen = set()
     for step in range(100_000):

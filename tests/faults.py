@@ -4,7 +4,6 @@ A command runs in a process of its own, which is killed with SIGKILL just before
 a file: before a rename, between the last byte and the rename, and so on.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -13,7 +12,6 @@ import pathlib
 import random
 import shutil
 import signal
-import subprocess
 
 from commands import TINY, start
 
@@ -183,16 +181,3 @@ class Scene:
             self.kills += 1
             self.check(place, finished=False)
         self.check(place, finished=True)
-
-
-@contextlib.contextmanager
-def mounted(path, options):
-    """A tmpfs at `path`, or None where this process may not mount one."""
-    path.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
-    allowed = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    try:
-        yield path if allowed else None
-    finally:
-        if allowed:
-            subprocess.run(["umount", "-l", str(path)], check=True)

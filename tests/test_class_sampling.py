@@ -65,19 +65,6 @@ def test_some_classes_are_those_of_all(config):
     assert {name: files()[name] for name in some} == some
 
 
-def test_a_count_that_the_classes_do_not_divide(config):
-    config.eval.num_samples = 33
-    sample(config, "run", range(10))
-    sizes = [
-        sum(
-            len(load_npz(path, "samples")["samples"])
-            for path in Workdir("run").class_samples(label, "").glob("*.npz")
-        )
-        for label in range(10)
-    ]
-    assert sizes == [4, 4, 4, 3, 3, 3, 3, 3, 3, 3]
-
-
 def test_a_division_is_a_share_of_each_classs_rounds(config):
     config.eval.num_divisions = 2
     classes = range(3)
@@ -163,18 +150,6 @@ def test_restore_may_be_given_twice():
     for restore, classifier in ((["s", "c", "d"], None), (["s", "c"], "d")):
         with pytest.raises(UserError, match="3 checkpoints were given"):
             restore_paths(restore, classifier)
-
-
-def test_swapped_checkpoints_get_a_sentence(config):
-    score, classifier = (str(Workdir(name).checkpoint()) for name in ("score", "run"))
-    config.model.score_restore_path = classifier
-    with pytest.raises(UserError, match="of a classifier; expected a score model's"):
-        sample(config, "new", [0])
-    config.model.score_restore_path = score
-    config.model.classifier_restore_path = score
-    with pytest.raises(UserError, match="of a score model; expected a classifier's"):
-        sample(config, "new", [0])
-    assert not Workdir("new").root.exists()
 
 
 def test_the_classifier_is_asked_in_the_guidance_interval_alone(config, monkeypatch):

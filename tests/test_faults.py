@@ -1,29 +1,23 @@
-"""Kills, full disks, read-only directories and races, put upon real commands."""
+"""Kills, full disks and races, put upon real commands."""
 
 import errno
 import fcntl
 import os
 import random
 import resource
-import subprocess
 import time
 
 import pytest
-from commands import command
 from faults import (
     COMMANDS,
-    SMALL,
     Scene,
     base_of,
     begin,
     finish,
     leftovers,
-    mounted,
-    tree,
 )
-from test_checkpoints import assert_equal
 
-from storage import checkpoints, files
+from storage import files
 from utils import UserError
 
 # One command of all; the others are slow.
@@ -39,12 +33,6 @@ def bases(tmp_path_factory):
 @pytest.fixture
 def scene(tmp_path, bases, name):
     return Scene(name, base_of(name, bases), tmp_path, random.Random(name))
-
-
-@pytest.fixture(scope="module")
-def trained(bases):
-    """A directory in which the training command has come to its end."""
-    return base_of("sampling", bases)
 
 
 @pytest.mark.slow
@@ -64,48 +52,7 @@ def check_sentence(done):
     return line
 
 
-@pytest.mark.slow
-def test_a_full_disk_stops_training_which_goes_on_with_space_back(tmp_path, trained):
-    """Wherever the disk is full: at the data, the log, the scalars or a checkpoint."""
-    (tmp_path / "base").mkdir()
-    with mounted(tmp_path / "disk", "size=8m") as disk:
-        if disk is None:
-            pytest.skip("this process may not mount a file system")
-        size = sum(len(content) for content in tree(trained).values())
-        for share in (0.02, 0.3, 0.8):
-            for path in disk.iterdir():
-                subprocess.run(["rm", "-r", str(path)], check=True)
-            resize(disk, int(share * size))
-            line = check_sentence(command(COMMANDS["training"], tmp_path, [*SMALL, *on(disk)]))
-            assert "No space left" in line or "cannot be written" in line, line
-            newest = disk / "W/checkpoints/checkpoint.pth"
-            for path in disk.rglob("*.pth"):
-                checkpoints.read(path)
-            assert leftovers(disk) == []
-            if share == 0.8:
-                assert checkpoints.read(newest)["step"] in (2, 4)
-            resize(disk, 8 * 2**20)
-            done = command(COMMANDS["training"], tmp_path, [*SMALL, *on(disk)])
-            assert done.returncode == 0, done.stderr
-            check_weights(newest, trained / "results/W/checkpoints/checkpoint.pth")
-
-
-def on(disk):
-    return [f"--workdir={disk}/W", f"--config.data.cache={disk}/cache"]
-
-
-def resize(disk, size):
-    subprocess.run(["mount", "-o", f"remount,size={max(size, 4096)}", str(disk)], check=True)
-
-
-def check_weights(path, expected):
-    """Equal in everything but the configuration, which names another cache."""
-    found, expected = checkpoints.read(path), checkpoints.read(expected)
-    assert found.pop("config") != expected.pop("config")
-    assert_equal(found, expected)
-
-
-@pytest.mark.parametrize("name", [name for name in EACH if "training" not in str(name)])
+@pytest.mark.parametrize("name", EACH)
 def test_a_full_disk_stops_a_command_which_goes_on_with_space_back(scene):
     """Files may not grow beyond some bytes: writes fail half way, as on a full disk."""
     place = scene.fresh("full")
@@ -122,19 +69,6 @@ def limit_files(size):
 
 
 # ---------------------------------------------------------------- other faults
-
-
-@pytest.mark.parametrize("name", EACH)
-def test_a_read_only_workdir_gets_a_sentence(tmp_path, trained, name):
-    with mounted(tmp_path / "disk", "size=8m") as disk:
-        if disk is None:
-            pytest.skip("this process may not mount a file system")
-        subprocess.run(["cp", "-r", f"{trained}/results/W", f"{trained}/cache", disk], check=True)
-        before = tree(disk)
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        line = check_sentence(command(COMMANDS[name], tmp_path, [*SMALL, *on(disk)]))
-        assert "cannot be written (Read-only file system)" in line
-        assert tree(disk) == before
 
 
 @pytest.mark.slow

@@ -162,12 +162,6 @@ def test_a_division_out_of_range_gets_a_sentence(config, index):
         sample(config, "run", division_idx=index)
 
 
-def test_a_missing_checkpoint_gets_a_sentence(config, run):
-    with pytest.raises(UserError, match=r"other/checkpoints/checkpoint.pth does not exist"):
-        sample(config, "other")
-    assert not (run / "results/other").exists()
-
-
 @pytest.mark.parametrize(("factor", "warned"), [(30.0, True), (0.05, False)])
 def test_samples_that_are_mostly_clipped_get_a_warning(config, monkeypatch, caplog, factor, warned):
     monkeypatch.setattr(
@@ -179,25 +173,6 @@ def test_samples_that_are_mostly_clipped_get_a_warning(config, monkeypatch, capl
     found = {each.getMessage() for each in caplog.records if each.levelname == "WARNING"}
     assert len(found) == warned
     assert all("samples_0.npz" in text for text in found)
-
-
-def test_progress_is_counted_in_whole_images():
-    """Of two rounds of ten images in seven steps; the bar ends where the images do."""
-    seen = []
-
-    class Bar(tqdm):
-        def update(self, n=1):
-            super().update(n)
-            seen.append(self.n)
-
-    bar = Bar(total=20, file=io.StringIO())
-    for done in (0, 10):
-        progress = RoundProgress(bar, done, 10, 7)
-        for _ in range(7):
-            progress()
-        assert bar.n == done + 10
-    assert all(isinstance(n, int) for n in seen)
-    assert seen == sorted(seen)
 
 
 def test_progress_of_an_ode_is_that_of_time():
@@ -286,18 +261,3 @@ def test_fast_samples_lie_apart_and_say_what_made_them(config, run):
     done = command(line, run, tiny.arguments(run / "cache"))
     assert "Mean NFE 5.0 over 30 samples" in done.stdout, done.stderr
     shutil.rmtree(Workdir("run").division(0, "_heun").parent)
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ("--ode --sampler heun", "--ode and --sampler heun ask for two samplers"),
-        ("--sampler heunn", "--sampler is 'heunn'; expected one of: churn, de"),
-        ("--sampler heun --num_scales 9", "--num_scales cannot be used with the sampler heun"),
-        ("--sampler heun --steps 0", "--steps is 0; expected a whole number"),
-    ],
-)
-def test_mistaken_samplers_get_a_sentence(run, flags, said):
-    done = command(f"run_lib_sampling.py --workdir run {flags}", run, tiny.arguments(run / "cache"))
-    assert done.returncode == 1
-    assert said in done.stderr

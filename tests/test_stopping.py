@@ -148,18 +148,6 @@ def test_a_second_ctrl_c_leaves_at_once():
 # ---------------------------------------------------------------- what is written, what is taken
 
 
-def test_a_step_is_written_once(here, monkeypatch):
-    written = []
-    save = checkpoints.save
-    monkeypatch.setattr(
-        checkpoints,
-        "save",
-        lambda path, state, config: written.append(state.step) or save(path, state, config),
-    )
-    run_lib.train(tiny.config(here / "cache", **MORE), "once")
-    assert written == [3, 4, 6]
-
-
 def test_a_damaged_state_is_ignored_if_there_is_an_older_one(here):
     config = tiny.config(here / "cache", **{**MORE, "training__n_iters": 3})
     run_lib.train(config, "damaged")
@@ -240,10 +228,3 @@ def test_validation_of_one_model_gives_one_number(here):
     values = re.findall(r"Step \d, test: loss (\S+)\.\n", text)
     assert len(values) == 6
     assert len(set(values)) == 1
-
-
-def test_stratified_times_miss_no_part():
-    torch.manual_seed(0)
-    u = run_lib.losses.stratified(torch.rand(64))
-    assert sorted((64 * u).long().tolist()) == list(range(64))
-    assert not torch.equal(u, u.sort().values)

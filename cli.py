@@ -1,11 +1,10 @@
 """What the entry scripts share: the --config flag, overrides by flags, and errors as sentences."""
 
-import difflib
 import functools
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import ml_collections
@@ -25,9 +24,8 @@ def define_common_flags(default_config: str | None = None) -> None:
         config_flags.DEFINE_config_file(
             "config", default_config, "Configuration file.", lock_config=True
         )
-    except Exception:  # the default is read at once, with what overrides it
-        _fail_of_unknown_field(sys.argv, default_config)
-        raise
+    except (AttributeError, KeyError) as error:  # the default is read at once, with overrides
+        fail(_unknown_field(error))
     flags.DEFINE_string(
         "workdir", None, "Directory of the run; a relative one lies under results/."
     )
@@ -122,93 +120,47 @@ def launch(main: Callable[[], object], pairs: Sequence[str] = ()) -> None:
     app.run(lambda _: _guarded(main), flags_parser=parse)
 
 
-def _spread(arguments, pairs):
-    """`arguments` with ``--name=A --name=B`` for ``--name A B``, for each name in `pairs`."""
-    spread, name, names = [], None, [f"--{name}" for name in pairs]
-    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=True):
-        if name is not None and not argument.startswith("-"):
-            spread.append(f"{name}={argument}")
-            continue
-        name = argument if argument in names and not after.startswith("-") else None
-        if name is None:
-            spread.append(argument)
-    return spread
-
-
 def _last_of_each(arguments):
     """`arguments` without an override of a field that a later one repeats.
 
     ml_collections would append a second tuple to the first.
     """
-    arguments = list(arguments)
-    for index in range(len(arguments) - 1, 0, -1):  # --config.field value, as two words
-        name, value = arguments[index - 1 : index + 1]
-        if name.startswith("--config.") and "=" not in name and not value.startswith("-"):
-            arguments[index - 1 : index + 1] = [f"{name}={value}"]
-    names = [argument.partition("=")[0] for argument in arguments]
-    last = {name: index for index, name in enumerate(names)}
+    joined = []
+    for argument in arguments:
+        if joined and re.fullmatch(r"--config\.[^=]+", joined[-1]) and argument[:1] != "-":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    last = {argument.partition("=")[0]: index for index, argument in enumerate(joined)}
     return [
         argument
-        for index, (argument, name) in enumerate(zip(arguments, names, strict=True))
-        if not ("=" in argument and name.lstrip("-").startswith("config.") and last[name] > index)
+        for index, argument in enumerate(joined)
+        if last[argument.partition("=")[0]] == index or not re.match(r"--config\..+=", argument)
     ]
 
 
 def _parse_flags(arguments, pairs=()):
+    FLAGS = flags.FLAGS
+    FLAGS.set_gnu_getopt(bool(pairs))  # flags may follow the second of a pair
     try:
-        rest = flags.FLAGS(_last_of_each(_spread(arguments, pairs)))
-        if "config" in flags.FLAGS:
-            flags.FLAGS.config.keys()  # a file that is not there fails at the first look
-        return rest
+        script, *rest = FLAGS(_last_of_each(arguments))
+        for name in pairs:
+            FLAGS[name].value = [*(FLAGS[name].value or []), *rest]
+        if "config" in FLAGS:
+            FLAGS.config.keys()  # a file that is not there fails at the first look
+        return [script]
     except flags.Error as error:
         fail(_last_line(error))
+    except (AttributeError, KeyError) as error:
+        fail(_unknown_field(error))
     except Exception as error:  # whatever the configuration file itself raises
-        _fail_of_unknown_field(arguments)
         fail(f"The configuration cannot be loaded: {type(error).__name__}: {_last_line(error)}")
 
 
-def _fail_of_unknown_field(arguments, default=None):
-    """Fail if one of `arguments` overrides a field that the configuration lacks; name its like.
-
-    The configuration is that of the arguments, else the file `default`.
-    """
-    overrides = [re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments]
-    names = [match[1] for match in overrides if match]
-    files = [
-        argument.partition("=")[2] or after
-        for argument, after in zip(arguments, [*arguments[1:], ""], strict=True)
-        if argument.partition("=")[0] in ("--config", "-config")
-    ]
-    file = files[-1] if files else default
-    if not (names and file):
-        return
-    try:
-        config = config_flags.ConfigFileFlagParser("config").parse(file)
-        fields = dict(_fields(config))
-    except Exception:  # the file itself is at fault
-        return
-    for name in names:
-        if name not in fields:
-            alike = nearest_fields(name, fields)
-            said = f" Did you mean {' or '.join(f'config.{field}' for field in alike)}?"
-            fail(f"The configuration has no field config.{name}.{said if alike else ''}")
-
-
-def _fields(config, prefix=""):
-    """Names and values of the sections and fields of a configuration, as overrides spell them."""
-    for name, value in config.items():
-        yield prefix + name, value
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _fields(value, f"{prefix}{name}.")
-
-
-def nearest_fields(name: str, fields: Collection[str]) -> list[str]:
-    """Which of `fields`, dotted names, `name` may have meant; a list, empty where none is near."""
-    section, _, last = name.rpartition(".")
-    alike = difflib.get_close_matches(name, fields, n=1)
-    namesakes = [field for field in fields if field.rpartition(".")[2] == last]
-    # A section that is there was hardly mistyped: the field is looked for in the others.
-    return namesakes or alike if section in fields else alike or namesakes
+def _unknown_field(error):
+    """A sentence of ml_collections' error, which names the field and one like it."""
+    name, *hint = str(error).replace("\\n", "\n").replace("\\'", "").strip("'\"").splitlines()
+    return " ".join([f"The configuration has no field {name}.", *hint])
 
 
 def _last_line(error):
@@ -231,9 +183,8 @@ def _guarded(main):
         fail(f"{error.strerror}: {error.filename}." if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:
         # PyTorch has no one type for it: CUDA's allocator says the first, the CPU's the second.
-        if not isinstance(error, MemoryError) and not any(
-            sign in str(error) for sign in ("out of memory", "can't allocate memory")
-        ):
+        signs = ("out of memory", "can't allocate memory")
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in signs):
             raise
         fail(
             f"The memory does not suffice ({_last_line(error)}); lower --config.eval.microbatch, "

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import datetime
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,18 +24,20 @@ from utils import UserError, rank_and_size
 PATIENCE = datetime.timedelta(days=1)
 
 
-class Step(nn.Module):
-    """A training job's objective as one forward pass, within which all passes of a step lie."""
+# A function of images, labels and random draws to a loss and values to report.
+Objective = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
-    def __init__(self, model: nn.Module, objective: Callable) -> None:
+
+class ObjectiveModule(nn.Module):
+    """An objective and its model as one module, in whose forward pass a step's passes lie."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
 
-    def forward(
-        self, x: torch.Tensor, labels: torch.Tensor, draws: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return self.objective(x, labels, draws)
+    def forward(self, *batch: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.objective(*batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +45,12 @@ class World:
     """The processes of a training run, as one of them sees them.
 
     Attributes:
-        objective: the job's; its backward pass averages the gradients over the processes.
+        objective: of images, labels and draws; its backward pass averages the gradients.
         rank, size: the number of this process, and how many there are.
         waiting: the group over which they wait for each other, on the CPU.
     """
 
-    objective: Callable
+    objective: Objective
     rank: int = 0
     size: int = 1
     waiting: dist.ProcessGroup | None = None
@@ -75,26 +76,28 @@ class World:
 
 
 @contextlib.contextmanager
-def join(job: Any, agreed: dict[str, object]) -> Iterator[World]:
-    """Within the context the processes train `job` together; yields their `World`.
+def join(
+    model: nn.Module, objective: Objective, device: torch.device, agreed: dict[str, object]
+) -> Iterator[World]:
+    """Within the context the processes train `model` together; yields their `World`.
 
     Raises:
         UserError: the processes have other values of `agreed`, a dict; names the first.
     """
     rank, size = rank_and_size()
     if size == 1:
-        yield World(job.objective)
+        yield World(objective)
         return
-    device = job.device if job.device.type == "cuda" else None
-    if device is not None:
-        torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if device is None else "nccl", device_id=device)
+    gpu = device if device.type == "cuda" else None
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
+    dist.init_process_group("gloo" if gpu is None else "nccl", device_id=gpu)
     try:
         waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
         require_agreement(agreed, waiting)
         step = DistributedDataParallel(
-            Step(job.model, job.objective),
-            device_ids=None if device is None else [device],
+            ObjectiveModule(model, objective),
+            device_ids=None if gpu is None else [gpu],
             # Also keeps the order in which gradients are added the same in all steps (otherwise the
             # first differs), so that of three processes, too, a run continues bit for bit.
             find_unused_parameters=True,
@@ -108,14 +111,13 @@ def require_agreement(agreed: dict[str, object], group: dist.ProcessGroup) -> No
     """Raise a UserError if a value of the dict `agreed` differs between the processes."""
     every = [None] * dist.get_world_size(group)
     dist.all_gather_object(every, agreed, group)
-    for rank, other in enumerate(every):
-        for name in every[0] | other:
-            first, value = every[0].get(name), other.get(name)
-            if first != value:
+    for name, first in every[0].items():
+        for rank, other in enumerate(every):
+            if other.get(name) != first:
                 raise UserError(
-                    f"The processes disagree: {name} is {first} in the first and {value} in "
-                    f"number {rank}. Start them with one command, on machines that share the "
-                    "workdir."
+                    f"The processes disagree: {name} is {first} in the first and "
+                    f"{other.get(name)} in number {rank}. Start them with one command, on "
+                    "machines that share the workdir."
                 )
 
 
@@ -143,7 +145,7 @@ def mean(x: torch.Tensor) -> torch.Tensor:
     return _Sum.apply(x) / size() if size() > 1 else x
 
 
-def accumulating(objective: Callable) -> contextlib.AbstractContextManager:
+def accumulating(objective: Objective) -> contextlib.AbstractContextManager:
     """A context in which backward passes add to this process's gradients without averaging."""
     if isinstance(objective, DistributedDataParallel):
         return objective.no_sync()

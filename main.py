@@ -8,7 +8,7 @@ For a classifier --restore names the score model that it is trained against.
 from absl import flags
 
 import cli
-from configs.classes import describes_cas, describes_classifier
+from storage.settings import describes_cas, describes_classifier
 from utils import UserError
 
 FLAGS = flags.FLAGS

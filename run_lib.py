@@ -1,16 +1,11 @@
-"""Training: one loop, top to bottom, for whatever job it is handed.
-
-The loop knows nothing of score models or classifiers. It asks a training job for its model, its
-objective, its domain, its data, its validation and its pictures; `ScoreTraining` is one such job.
-"""
+"""Training: one loop, top to bottom, for every `training.job.Job`, such as `ScoreTraining`."""
 
 import contextlib
 import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
 
 import ml_collections
 import numpy as np
@@ -21,14 +16,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import datasets
 import distributed
 import losses
-from configs import ranges
-from models.ema import EMA
-from storage import checkpoints
+from storage import checkpoints, settings
 from storage.checkpoints import TrainState
+from storage.ema import EMA
 from storage.files import atomic_write, save_picture
 from storage.scalars import ScalarWriter
 from storage.workdir import Workdir
 from training import resuming
+from training.job import Job, MakeJob
 from training.safeguards import FiniteWatch, Stopped, StopRequest
 from training.score import ScoreTraining
 from utils import (
@@ -49,9 +44,9 @@ def train(
     config: ml_collections.ConfigDict,
     workdir: str,
     restore: str | os.PathLike | None = None,
-    make_job: Callable = ScoreTraining,
+    make_job: MakeJob = ScoreTraining,
     typed: Collection[str] = (),
-) -> Any:
+) -> Job:
     """Train until ``config.training.n_iters`` updates are done; run again, it continues.
 
     The processes that torchrun started train together, see `distributed`.
@@ -83,15 +78,11 @@ def train(
     # Open the workdir.
     place.create()
     log_to(place.log_file)
+    parameters = sum(p.numel() for p in job.model.parameters())
     log.info(
-        "Training on %d %s of %s: %s parameters, %s, batch %d, to step %d.",
-        len(train_split),
-        job.domain.noun,
-        config.data.dataset,
-        f"{sum(p.numel() for p in job.model.parameters()):,}",
-        device,
-        training.batch_size,
-        training.n_iters,
+        f"Training on {len(train_split)} {job.domain.noun} of {config.data.dataset}: "
+        f"{parameters:,} parameters, {device}, batch {training.batch_size}, to step "
+        f"{training.n_iters}."
     )
     for sentence in origin:
         log.info("%s", sentence)
@@ -99,8 +90,7 @@ def train(
         path = place.checkpoint(state.step // training.snapshot_freq)
         if path.exists():  # a kill came between the snapshot and its other names
             publish(path, place)
-    unfinished = state.step < training.n_iters or pictures_are_missing(state, training, place)
-    if not unfinished:
+    if state.step >= training.n_iters and picture_files(state, training, place) is None:
         log.info("Step %d is not before the last, %d: nothing to do.", state.step, training.n_iters)
         return job
     batches = datasets.TrainBatches(
@@ -119,14 +109,15 @@ def train(
             stack.enter_context(place.sole_trainer())
             writer = ScalarWriter(place.tensorboard, state.step + 1)
             stack.callback(writer.close)
-        world = stack.enter_context(distributed.join(job, agreed(state, config)))
+        world = stack.enter_context(
+            distributed.join(job.model, job.objective, device, agreed(state, config))
+        )
         stop = stack.enter_context(StopRequest())
         stack.enter_context(logging_redirect_tqdm([log]))
         bar = stack.enter_context(progress_bar(state, training, job.domain.unit))
         saved = state.step
         with contextlib.suppress(Stopped):
-            if is_first() and pictures_are_missing(state, training, place):
-                draw_pictures(state, job, place, stop)  # a kill came before they were drawn
+            draw_pictures(state, job, place, stop)  # a kill came before they were drawn
         while True:
             stopped_by = world.largest(stop.signal)
             if stopped_by:
@@ -142,7 +133,7 @@ def train(
             if state.step >= training.n_iters:
                 break
 
-            values = training_step(state, job, batches, config, world)
+            values = training_step(state, job, batches, world)
             watch.see(state.step, values["loss"], values["grad_norm"])
             bar.update(training.batch_size)
             if state.step % training.log_freq == 0:
@@ -159,8 +150,7 @@ def train(
             with contextlib.suppress(Stopped):  # the next round of the loop sees the signal
                 if is_first() and validation and state.step % training.eval_freq == 0:
                     validate(state, job, *validation, writer, stop)
-                if is_first() and pictures_are_missing(state, training, place):
-                    draw_pictures(state, job, place, stop)
+                draw_pictures(state, job, place, stop)
     log.info("Trained to step %d; checkpoints are in %s.", state.step, place.checkpoints)
     return job
 
@@ -169,14 +159,14 @@ def prepare(
     config: ml_collections.ConfigDict,
     place: Workdir,
     restore: str | os.PathLike | None,
-    make_job: Callable,
+    make_job: MakeJob,
     typed: Collection[str],
-) -> tuple[Any, TrainState, resuming.Start, list[str]]:
+) -> tuple[Job, TrainState, resuming.Start, list[str]]:
     """The job, its state, where it begins, and sentences about that; as `train`, which see.
 
     Nothing is written.
     """
-    ranges.check(config)
+    settings.check(config)
     device = get_device(config.device)
     start = resuming.find(place, restore)
     config = start.described(config, typed)
@@ -206,41 +196,33 @@ def require_divisible(model: torch.nn.Module, training: ml_collections.ConfigDic
             f"config.training.batch_size is {training.batch_size}; {size} processes need a "
             f"multiple of {size}."
         )
-    if training.microbatch is None:
-        return
     share, microbatch = training.batch_size // size, training.microbatch
-    if has_batch_norms(model) and microbatch < share:
+    norms = (m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm))
+    if microbatch is not None and microbatch < share and any(norms):
         raise UserError(
             f"config.training.microbatch is {microbatch}, but this network has batch norms, which "
             "need the whole batch at once; leave it out."
         )
 
 
-def has_batch_norms(model: torch.nn.Module) -> bool:
-    return any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
-
-
 def agreed(state: TrainState, config: ml_collections.ConfigDict) -> dict[str, object]:
     """What the processes of a run must have in common, by name."""
     fields = flatten(config.to_dict())
-    elsewhere = ("device", *resuming.PLACES)
-    fields = {f"config.{name}": fields[name] for name in fields if name not in elsewhere}
+    for name in ("device", *resuming.PLACES):
+        fields.pop(name, None)
+    fields = {f"config.{name}": value for name, value in fields.items()}
     return {"the step": state.step, "the position": state.position, **fields}
 
 
 def training_step(
-    state: TrainState,
-    job: Any,
-    batches: datasets.TrainBatches,
-    config: ml_collections.ConfigDict,
-    world: distributed.World,
+    state: TrainState, job: Job, batches: datasets.TrainBatches, world: distributed.World
 ) -> dict[str, torch.Tensor]:
     """One update; returns the detached values of the objective and the gradient norm."""
     # Seeding each step by its number makes its draws a function of (seed, step): a run that is
     # cut anywhere and continued draws what an uninterrupted one draws.
-    seed_default_generators("training step", config.seed, state.step)
-    values = gradients(state, job, batches, config, world)
-    norm = losses.optimize(state.optimizer, state.ema.parameters, state.step, config.optim)
+    seed_default_generators("training step", job.config.seed, state.step)
+    values = gradients(state, job, batches, world)
+    norm = losses.optimize(state.optimizer, state.ema.parameters, state.step, job.config.optim)
     state.ema.update()
     state.step += 1
     state.position = batches.position
@@ -248,28 +230,23 @@ def training_step(
 
 
 def gradients(
-    state: TrainState,
-    job: Any,
-    batches: datasets.TrainBatches,
-    config: ml_collections.ConfigDict,
-    world: distributed.World,
+    state: TrainState, job: Job, batches: datasets.TrainBatches, world: distributed.World
 ) -> dict[str, torch.Tensor]:
     """Leave the gradients of the next batch in the parameters; returns the objective's values."""
-    images, labels = next(batches)
-    images, labels = (datasets.upload(part, job.device) for part in (images, labels))
+    images, labels = (datasets.upload(part, job.device) for part in next(batches))
     x = job.domain.to_model(images, train=True)
     draws = job.objective.draw(x)
     part = losses.rows_of(x, labels, draws, world.rows(len(x)))
     if world.size > 1:
         # Unlike the draws above, dropout's masks depend on the number of processes.
-        seed_default_generators("dropout", config.seed, state.step, world.rank)
+        seed_default_generators("dropout", job.config.seed, state.step, world.rank)
     job.model.train()
     state.optimizer.zero_grad(set_to_none=True)
-    return accumulate_gradients(world.objective, *part, config.training.microbatch)
+    return accumulate_gradients(world.objective, *part, job.config.training.microbatch)
 
 
 def accumulate_gradients(
-    objective: Callable,
+    objective: distributed.Objective,
     x: torch.Tensor,
     labels: torch.Tensor,
     draws: dict[str, torch.Tensor],
@@ -294,7 +271,7 @@ def accumulate_gradients(
 
 def validate(
     state: TrainState,
-    job: Any,
+    job: Job,
     images: torch.Tensor,
     labels: torch.Tensor,
     split: datasets.Split,
@@ -346,29 +323,30 @@ def save(
 
 
 def publish(path: pathlib.Path, place: Workdir) -> None:
-    """Let the newest snapshot and the resume point be other names of a snapshot."""
+    """Make the newest checkpoint and the resume point other names of the snapshot at `path`."""
     for name in (place.checkpoint(), place.resume_point):
         checkpoints.publish(path, name)
 
 
-def pictures_are_missing(
+def picture_files(
     state: TrainState, training: ml_collections.ConfigDict, place: Workdir
-) -> bool:
-    wanted = training.snapshot_sampling and state.step > 0 and is_snapshot(state, training)
-    return wanted and not all(path.exists() for path in picture_files(state, place))
+) -> tuple[pathlib.Path, pathlib.Path] | None:
+    """The files of the step's pictures; None if there is nothing to draw, or both are there."""
+    if not (training.snapshot_sampling and state.step and is_snapshot(state, training)):
+        return None
+    files = [place.snapshot_samples(state.step) / name for name in ("sample.png", "sample.np")]
+    return None if all(path.exists() for path in files) else tuple(files)
 
 
-def picture_files(state: TrainState, place: Workdir) -> tuple[pathlib.Path, pathlib.Path]:
-    folder = place.snapshot_samples(state.step)
-    return folder / "sample.png", folder / "sample.np"
-
-
-def draw_pictures(state: TrainState, job: Any, place: Workdir, stop: StopRequest) -> None:
-    """Write the job's pictures, if it has any, drawn with averaged weights.
+def draw_pictures(state: TrainState, job: Job, place: Workdir, stop: StopRequest) -> None:
+    """Write the job's pictures, if they are due and missing, drawn with averaged weights.
 
     Raises:
         Stopped: a signal came; nothing is written.
     """
+    files = picture_files(state, job.config.training, place)
+    if files is None or not is_first():
+        return
     stop.check()
     job.model.eval()
     with state.ema.applied():
@@ -376,11 +354,10 @@ def draw_pictures(state: TrainState, job: Any, place: Workdir, stop: StopRequest
     if drawn is None:
         return
     images, columns = drawn
-    picture, array = picture_files(state, place)
-    save_picture(picture, job.domain.picture(images, columns))
-    with atomic_write(array) as file:
+    save_picture(files[0], job.domain.picture(images, columns))
+    with atomic_write(files[1]) as file:
         np.save(file, images)
-    log.info("Step %d: drew %d samples in %s.", state.step, len(images), picture.parent)
+    log.info("Step %d: drew %d samples in %s.", state.step, len(images), files[0].parent)
 
 
 def progress_bar(state: TrainState, training: ml_collections.ConfigDict, unit: str) -> tqdm:

@@ -18,8 +18,8 @@ from absl import flags
 
 import cli
 import evaluation
-from configs import ranges
-from configs.classes import describes_classifier, draws_by_class
+from storage import settings
+from storage.settings import describes_classifier, draws_by_class
 from utils import UserError, is_first
 
 FLAGS = flags.FLAGS
@@ -99,7 +99,7 @@ def main() -> None:
     cli.apply_flags(config, FIELDS)
     if FLAGS.folders:
         cli.refuse_flags(sorted(ALL_FLAGS - OF_FOLDERS), "--folders")
-        ranges.check(config)
+        settings.check(config)
         compare_folders(config, FLAGS.folders, metrics, FLAGS.backend)
         return
     require_asked(asked)
@@ -107,7 +107,7 @@ def main() -> None:
     cli.choose_sampler(config)
     if asked != ["read"]:  # what was calculated says what it is of
         config = described(config)
-    ranges.check(config)
+    settings.check(config)
     by_class = draws_by_class(config)
     require_kind(config, asked, by_class)
     if FLAGS.dry_run:
@@ -181,7 +181,7 @@ def refuse_unread(asked: Sequence[str]) -> None:
 def described(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """`config` with what the workdir's checkpoint says of its model, if it can be read here."""
     try:
-        from storage.trained import describe
+        from models.trained import describe
         from storage.workdir import Workdir
     except ImportError:  # TF-GAN's environment has no PyTorch
         return config

@@ -7,13 +7,13 @@ python run_lib_evaluation_cas.py --config configs/eval/cifar10/eval_cifar10_conf
 from absl import flags
 
 import cli
-from configs.classes import describes_cas
+from storage.settings import describes_cas
 from utils import UserError
 
 
 def main() -> None:
     import run_lib_cas
-    from storage.trained import describe
+    from models.trained import describe
     from storage.workdir import Workdir
 
     FLAGS = flags.FLAGS

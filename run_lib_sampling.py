@@ -9,8 +9,8 @@ others in divisions. Started by torchrun, the processes share the rounds out amo
 
 import itertools
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+import pathlib
+from collections.abc import Mapping, Sequence
 
 import torch
 from absl import flags
@@ -21,16 +21,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import cli
 import domains
 import sampling
-from configs import ranges
-from configs.classes import describes_classifier, draws_by_class, number_of_classes
+from domains import Images, Points
 from metrics.sample_sets import Part, parts_of
-from models.scores import InParts
+from models.scores import InParts, ScoreFunction
+from models.trained import checkpoint_paths, describe, load_for_sampling
 from samplers import rounds
 from samplers.progress import RoundProgress
 from samplers.rounds import Round
-from storage import descriptions
-from storage.files import remove_abandoned, save_npz, save_picture, stands, to_json
-from storage.trained import checkpoint_paths, describe, load_for_sampling
+from storage import descriptions, settings
+from storage.files import save_npz, save_picture, stands, to_json
+from storage.settings import describes_classifier, draws_by_class, number_of_classes
 from storage.workdir import Workdir
 from utils import UserError, get_device, is_first, log, log_to, rank_and_size
 
@@ -68,8 +68,7 @@ def sample(
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    ranges.check(config)
-    rounds.divisions(config.eval, division_idx)
+    settings.check(config)
     device, place = get_device(config.device), Workdir(workdir)
     place.check()
     drawn = load_for_sampling(config, place, device)
@@ -106,7 +105,7 @@ def sample(
             labels = torch.tensor([index], device=device)
             score = drawn.guidance(labels=labels, scale=config.sampling.scaling_factor)
         score = InParts(score, config.eval.microbatch)
-        draw_rounds(config, sampler, score, device, parts[index], list(own), guided, meta)
+        draw_rounds(config, sampler, score, parts[index].folder, list(own), guided, meta)
     log.info("The samples are in %s.", parts[0].folder.parent)
 
 
@@ -142,16 +141,19 @@ def parts_in_words(
 
 def draw_rounds(
     config: ConfigDict,
-    sampler: Callable,
-    score: Callable,
-    device: torch.device,
-    part: Part,
+    sampler: "sampling.Sampler",
+    score: ScoreFunction,
+    folder: pathlib.Path,
     own: Sequence[Round],
     guided: bool,
-    provenance: dict[str, Any],
+    provenance: Mapping[str, object],
 ) -> None:
-    """Draw the missing ones of the rounds `own` into ``{part.folder}/samples_{number}.npz``."""
-    domain, folder = domains.from_config(config.data), part.folder
+    """Draw the missing ones of the rounds `own` into ``{folder}/samples_{number}.npz``.
+
+    Raises:
+        UserError: samples are not finite, or were drawn with other settings.
+    """
+    domain, device = domains.from_config(config.data), get_device(config.device)
     advice = f"remove {folder.parent} to draw anew, or use another --workdir."
     bar = tqdm(
         total=sum(each.count for each in own),
@@ -159,42 +161,44 @@ def draw_rounds(
         desc=f"{folder.parent.name}/{folder.name}",
         disable=not is_first(),
     )
+    done = 0
     with bar, logging_redirect_tqdm([log]):
-        done = 0
         for each in own:
             path = folder / f"samples_{each.number}.npz"
-            picture = path.with_suffix(".png")
-            # One process may have been killed at the picture of a round that another has written.
-            remove_abandoned(picture)
             stream = sampler.stream(*streams(config.seed, each, guided))
             meta = dict(provenance, stream=stream[:-1], round=stream[-1])
-            shape = (each.count, *domain.stored_shape)
-            if not stands(path, meta, advice, samples=shape, nfe=()):
+            if not stands(path, meta, advice, samples=(each.count, *domain.stored_shape), nfe=()):
                 noise = sampler.noise(device, stream, each.count)
-                x, nfe = sampler(
-                    score,
-                    noise.randn((each.count, *domain.shape)),
-                    noise.randn_like,
-                    callback=RoundProgress(bar, done, each.count, sampler.steps),
-                )
-                if not x.isfinite().all():
-                    raise UserError(
-                        f"Round {each.number} of {folder} came out with NaN or infinite values; "
-                        "nothing was written. Look at the checkpoint, or lower config.sampling.snr."
-                    )
-                if (outside := domain.share_outside(x)) > 0.5:
-                    log.warning(
-                        "%s: %.0f %% of the values lie far outside the range of images, and are "
-                        "clipped to 0 or 255. Likely causes: too little training, another SDE or "
-                        "data.centered than in training, too few steps, or too strong a guidance.",
-                        path,
-                        100 * outside,
-                    )
+                latents = noise.randn((each.count, *domain.shape))
+                progress = RoundProgress(bar, done, each.count, sampler.steps)
+                x, nfe = sampler(score, latents, noise.randn_like, callback=progress)
+                check_values(x, domain, path)
                 samples = domain.to_stored(x)
-                save_picture(picture, domain.picture(samples))
+                save_picture(path.with_suffix(".png"), domain.picture(samples))
                 save_npz(path, samples=samples, nfe=nfe, meta=to_json(meta))
             done += each.count
             bar.update(done - bar.n)
+
+
+def check_values(x: torch.Tensor, domain: Images | Points, path: pathlib.Path) -> None:
+    """Warn of samples of which most values are clipped.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    if not x.isfinite().all():
+        raise UserError(
+            f"{path} came out with NaN or infinite values; nothing was written. Look at the "
+            "checkpoint, or lower config.sampling.snr."
+        )
+    if (outside := domain.share_outside(x)) > 0.5:
+        log.warning(
+            "%s: %.0f %% of the values lie far outside the range of images, and are clipped to 0 "
+            "or 255. Likely causes: too little training, another SDE or data.centered than in "
+            "training, too few steps, or too strong a guidance.",
+            path,
+            100 * outside,
+        )
 
 
 def streams(seed: int, each: Round, guided: bool) -> tuple[tuple, tuple]:
@@ -211,9 +215,9 @@ def main() -> None:
     cli.choose_sampler(config)
     if score_path:
         config.model.score_restore_path = score_path
-    if classifier_path and not describes_classifier(config):
-        raise UserError("--restore_classifier needs a configuration of a classifier.")
     if classifier_path:
+        if not describes_classifier(config):
+            raise UserError("--restore_classifier needs a configuration of a classifier.")
         config.model.classifier_restore_path = classifier_path
     paths = checkpoint_paths(config, Workdir(FLAGS.workdir))
     config = describe(config, paths, cli.typed_fields())
@@ -231,7 +235,9 @@ def main() -> None:
     if FLAGS.dry_run:
         import planning
 
-        planning.sample(config, FLAGS.workdir, classes, FLAGS.division_idx)
+        parts = parts_of(config, Workdir(FLAGS.workdir))
+        every = rounds_of(config, parts, classes, FLAGS.division_idx)
+        planning.sample(config, FLAGS.workdir, sum(each.count for each in every))
         return
     sample(config, FLAGS.workdir, classes, FLAGS.division_idx)
     if FLAGS.png:

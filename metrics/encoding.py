@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 import domains
-from configs.classes import draws_by_class
 from metrics import extractors, feature_classifier, sharing
 from metrics.sample_sets import find_samples, in_batches, mean_nfe, read_samples
 from storage.files import load_npz, save_npz, stands, to_json
+from storage.settings import draws_by_class
 from storage.workdir import Workdir, variant
 from utils import UserError, get_device, is_first, log, log_to, lookup, require_positive
 

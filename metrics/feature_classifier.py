@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from metrics.extractors import channels_first
-from storage.files import atomic_write, remove_abandoned
+from storage.files import atomic_write
 from utils import UserError
 
 if TYPE_CHECKING:  # torch need not be there
@@ -110,7 +110,6 @@ def _restore(network, training, cache, data, steps):
     """Load what the file `cache` holds of the same `data`; how many steps of it are done."""
     from storage import checkpoints
 
-    remove_abandoned(cache)  # a process may have been killed at what another had written
     if not cache.exists():
         return 0
     try:

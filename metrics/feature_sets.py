@@ -10,9 +10,9 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from configs.classes import draws_by_class
 from metrics.sample_sets import find, flags_of, parts_of, read_meta, rows_of
 from storage.files import load_npz
+from storage.settings import draws_by_class
 from storage.workdir import Workdir, variant
 from utils import UserError, require_positive, shares
 

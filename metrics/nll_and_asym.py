@@ -20,14 +20,13 @@ import datasets
 import domains
 import likelihood
 import sampling
-from configs import ranges
 from metrics import sharing
 from models import jacobian
+from models.trained import TrainedScore, load_score
 from samplers.progress import RoundProgress
-from storage import descriptions
+from storage import descriptions, settings
 from storage.files import atomic_write, load_npz, read_meta, save_npz, stands, to_json
 from storage.provenance import differences
-from storage.trained import TrainedScore, load_score
 from storage.workdir import Workdir, score_entry
 from utils import UserError, get_device, is_first, log, log_to, lookup
 
@@ -48,7 +47,7 @@ class TestRun:
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, workdir: str, use_ema: bool) -> "TestRun":
         """Check the settings, load the checkpoint and the test split, and open the workdir."""
-        ranges.check(config)
+        settings.check(config)
         device, place = get_device(config.device), Workdir(workdir)
         place.check()
         path = place.checkpoint(config.eval.checkpoint_idx)

@@ -17,10 +17,10 @@ import ml_collections
 import numpy as np
 
 import domains
-from configs.classes import draws_by_class, number_of_classes
 from storage import files
 from storage.files import load_npz, npz_header
 from storage.provenance import differences
+from storage.settings import draws_by_class, number_of_classes
 from storage.workdir import Workdir, variant
 from utils import UserError, require_positive, shares
 

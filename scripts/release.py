@@ -16,8 +16,8 @@ import torch
 from absl import flags
 
 import cli
+from models.trained import load_score
 from storage.files import atomic_write
-from storage.trained import load_score
 from storage.workdir import Workdir
 from utils import log
 

@@ -9,6 +9,7 @@ random generators too.
 """
 
 import _codecs
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,10 +26,10 @@ import ml_collections
 import numpy as np
 import torch
 
-from models.ema import EMA
+from storage.ema import EMA
 from storage.files import atomic_write
 from storage.provenance import code_version
-from utils import UserError, flatten
+from utils import UserError
 
 # The published optimisers hold their learning rate as a NumPy float64, pickled under either of
 # NumPy's two names for it. Beyond plain tensors nothing else is allowed.
@@ -61,12 +62,6 @@ class TrainState:
 
 def save(path: str | os.PathLike, state: TrainState, config: ml_collections.ConfigDict) -> None:
     """Write `state` to `path`, whole or not at all."""
-    with atomic_write(path) as file:
-        torch.save(content_of(state, config), file)
-
-
-def content_of(state: TrainState, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What a checkpoint of `state` holds, see the module's docstring."""
     content = {
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict(),
@@ -77,7 +72,10 @@ def content_of(state: TrainState, config: ml_collections.ConfigDict) -> dict[str
         "config": config.to_json(),
         "code": code_version(),
     }
-    return content if state.data is None else {**content, "data": state.data}
+    if state.data is not None:
+        content["data"] = state.data
+    with atomic_write(path) as file:
+        torch.save(content, file)
 
 
 def publish(path: pathlib.Path, name: pathlib.Path) -> None:
@@ -105,7 +103,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
         UserError: the file is missing, damaged, of another kind, or has no model.
     """
     content = _load(path, mmap=False)
-    if _is_archive(path):
+    if zipfile.is_zipfile(path):
         # PyTorch does not compare the archive's checksums. This takes 0.2 s for a GB.
         try:
             with zipfile.ZipFile(path) as archive:
@@ -129,30 +127,20 @@ def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
         UserError: the file is missing, damaged or of another kind.
     """
-    return config_of(_load(path, mmap=True), path)
+    return config_of(_load(path, mmap=zipfile.is_zipfile(path)))
 
 
-def config_of(content: dict[str, Any], path: str | os.PathLike) -> dict[str, Any] | None:
-    """The configuration in the `content` of the checkpoint at `path`; None where it has none.
-
-    Raises:
-        UserError: it is not a JSON object.
-    """
-    if "config" not in content:
-        return None
-    try:
+def config_of(content: dict[str, Any]) -> dict[str, Any] | None:
+    """The configuration in the `content` of a checkpoint; None where it has none of ours."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
         config = json.loads(content["config"])
-    except (TypeError, ValueError):
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds an unreadable 'config'; take another checkpoint.")
-    return config
+        return config if isinstance(config, dict) else None
+    return None
 
 
 def _load(path, mmap):
     """The dict in the file at `path`; with `mmap` its tensors are read when they are used."""
     try:
-        mmap = mmap and _is_archive(path)  # PyTorch before 1.6 wrote plain pickles
         with torch.serialization.safe_globals(NUMPY_FLOAT64):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
@@ -166,31 +154,21 @@ def _load(path, mmap):
     return content
 
 
-def _is_archive(path):
-    with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
 def _what_is_wrong(path, error):
     """The rest of a sentence about a file that `torch.load` refuses with `error`."""
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    if named:
+    if named := re.search(r"GLOBAL (\S+)", str(error)):
         return (
             f"holds a pickled Python object ({named[1]}), such as torch.save(model) writes; "
             "reading it could run code. Save model.state_dict() instead."
         )
     with open(path, "rb") as file:
-        start = file.read(2)
-    # A msgpack map with a string as its first key.
-    if len(start) == 2 and start[0] in (*range(0x81, 0x90), 0xDE, 0xDF) and start[1] != 0x02:
-        return (
-            "looks like a checkpoint of JAX/Flax (msgpack); expected one of PyTorch. The published "
-            "PyTorch code has its own files."
-        )
-    (reason, *_) = [line for line in str(error).splitlines() if line.strip()] or [""]
+        start = file.read(1)
+    if start and start[0] in (*range(0x81, 0x90), 0xDE, 0xDF):  # a map of msgpack
+        return "looks like a checkpoint of JAX/Flax (msgpack); expected one of PyTorch."
+    reason = str(error).strip().partition("\n")[0][:100]
     return (
         "is not a readable PyTorch checkpoint: it is truncated, damaged or of another format "
-        f"({reason[:100] or type(error).__name__})."
+        f"({reason or type(error).__name__})."
     )
 
 
@@ -219,63 +197,35 @@ def require_kind(content: dict[str, Any], path: str | os.PathLike, kind: str) ->
         raise UserError(f"{path} is the checkpoint of a {found}; expected a {kind}'s.")
 
 
-def load_model(
-    model: torch.nn.Module,
-    content: dict[str, Any],
-    path: str | os.PathLike,
-    config: ml_collections.ConfigDict | None = None,
-) -> None:
+def load_model(model: torch.nn.Module, content: dict[str, Any], path: str | os.PathLike) -> None:
     """Load the network's parameters and buffers by name.
-
-    Args:
-        config: what `model` was built from; a mismatch then names the fields that differ.
 
     Raises:
         UserError: the tensors' names, shapes or types differ, or a value is not finite.
     """
     theirs, ours = tensors_of(content), model.state_dict()
     for name in dict.fromkeys([*ours, *theirs]):
-        found, expected = _kind(theirs.get(name)), _kind(ours.get(name))
+        found, expected = _form(theirs.get(name)), _form(ours.get(name))
         if found != expected:
             raise UserError(
                 f"The checkpoint {path} does not fit the configuration: {name} is {found} in the "
                 f"file and {expected} in the configuration's network. The file holds "
                 f"{len(theirs)} tensors, the network {len(ours)}."
-                + _different_fields(content, path, config)
             )
     for name, tensor in theirs.items():
-        _require_finite(tensor, name, path)
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"The checkpoint {path} has NaN or infinite values in {name}; take an earlier one."
+            )
     model.load_state_dict(theirs)
 
 
-def _kind(tensor):
+def _form(tensor):
     """A tensor's shape and type in words."""
     if tensor is None:
         return "missing"
     numbers = "real" if tensor.is_floating_point() else "whole"
     return f"{tuple(tensor.shape)} of {numbers} numbers"
-
-
-def _different_fields(content, path, config):
-    """A sentence that names the network's fields in which the file's configuration differs."""
-    before = config_of(content, path)
-    if config is None or before is None:
-        return ""
-    before, now = flatten(before), flatten(json.loads(config.to_json()))
-    different = [
-        f"config.{name}={before[name]} (now {now[name]})"
-        for name in now
-        if name.startswith(("model.", "classifier.")) and not name.endswith("_path")
-        if name in before and before[name] != now[name]
-    ]
-    return f" It was trained with {', '.join(different)}." if different else ""
-
-
-def _require_finite(tensor, name, path):
-    if not tensor.isfinite().all():
-        raise UserError(
-            f"The checkpoint {path} has NaN or infinite values in {name}; take an earlier one."
-        )
 
 
 def load_ema(ema: EMA, content: dict[str, Any], path: str | os.PathLike) -> None:
@@ -294,17 +244,16 @@ def load_training(
     content: dict[str, Any],
     path: str | os.PathLike,
     step_if_absent: int = 0,
-    config: ml_collections.ConfigDict | None = None,
 ) -> None:
     """Continue from a checkpoint: model, EMA, optimiser moments, step and data position.
 
     The optimiser's settings stay the config's. A file without a step, as the published QC ones,
-    counts as having done `step_if_absent` updates. `config` is for messages, see `load_model`.
+    counts as having done `step_if_absent` updates.
 
     Raises:
         UserError: a part of the file does not fit.
     """
-    load_model(state.model, content, path, config)
+    load_model(state.model, content, path)
     load_ema(state.ema, content, path)
     if "optimizer" in content:
         _load_moments(state.optimizer, content["optimizer"], path)
@@ -343,7 +292,6 @@ def fingerprint(parameters: Iterable[torch.Tensor]) -> str:
 
 
 def _load_moments(optimizer, content, path):
-    own = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:
         count = sum(len(group["params"]) for group in content["param_groups"])
@@ -352,30 +300,21 @@ def _load_moments(optimizer, content, path):
                 f"The optimiser in {path} follows {count} parameters; the model has "
                 f"{len(parameters)}."
             )
+        state = {}
         for index, moments in content["state"].items():
-            expected = parameters[index].shape
-            for shape in (moments["exp_avg"].shape, moments["exp_avg_sq"].shape):
-                if shape != expected:
-                    raise UserError(
-                        f"The optimiser in {path} has parameter {index} of shape {tuple(shape)}; "
-                        f"the model has {tuple(expected)}."
-                    )
+            # Names read from a file are other objects than the same names in the code, and a pickle
+            # writes each object once: with the code's own, equal checkpoints have equal bytes.
+            state[index] = moments = {sys.intern(name): each for name, each in moments.items()}
             for name in ("exp_avg", "exp_avg_sq"):
-                _require_finite(moments[name], f"{name} of parameter {index}", path)
-            if not 0 <= float(moments["step"]) < 2**62:
-                raise TypeError
-    except UserError:
-        raise
-    except Exception:  # anything may lie where moments belong
+                if moments[name].shape != parameters[index].shape:
+                    raise UserError(
+                        f"The optimiser in {path} has parameter {index} of shape "
+                        f"{tuple(moments[name].shape)}; the model has "
+                        f"{tuple(parameters[index].shape)}."
+                    )
+                # A fused Adam wants them laid out as the parameter is, channels last or not.
+                moments[name] = torch.empty_like(parameters[index]).copy_(moments[name])
+    except (KeyError, IndexError, TypeError, AttributeError):
         raise UserError(f"The optimiser in {path} is not a state of Adam.") from None
-    # Names read from a file are other objects than the same names in the code, and a pickle writes
-    # each object once: with the code's own, equal checkpoints have equal bytes.
-    state = {
-        index: {sys.intern(name): value for name, value in moments.items()}
-        for index, moments in content["state"].items()
-    }
-    for index, moments in state.items():
-        # A fused Adam wants them laid out as the parameter is, channels last or not.
-        for name in ("exp_avg", "exp_avg_sq"):
-            moments[name] = torch.empty_like(parameters[index]).copy_(moments[name])
-    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

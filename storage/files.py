@@ -6,12 +6,12 @@ import glob
 import json
 import os
 import pathlib
+import time
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any
 
-import filelock
 import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
@@ -21,6 +21,8 @@ from utils import UserError, log
 
 if TYPE_CHECKING:  # pillow need not be there
     from PIL import Image
+
+ABANDONED = 3600  # seconds after the last write to a temporary file
 
 
 @contextlib.contextmanager
@@ -35,13 +37,13 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
-    temporary, file = _create_beside(path, mode.replace("w", "x"))
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
-        with file:
+        with open(temporary, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(temporary, path)
+        os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         # When a write of its own fails torch.save closes its archive, which fails in its turn.
@@ -52,52 +54,31 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         raise
 
 
-def _create_beside(path, mode):
-    """A new file beside `path`, locked and open, and its name."""
-    while True:
-        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-        file = open(temporary, mode)  # noqa: SIM115 (the caller closes it)
-        if lock(file, without_locks=True) and os.fstat(file.fileno()).st_nlink:
-            return temporary, file
-        file.close()  # another process takes it for abandoned, or has removed it already
-
-
 def remove_abandoned(path: pathlib.Path) -> None:
     """Remove what killed processes left of `path`; its size may be that of a checkpoint."""
     for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        # NFS locks only files that are open for writing.
-        with contextlib.suppress(OSError), open(other, "r+b") as file:
-            if lock(file):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > ABANDONED:
                 other.unlink()
 
 
-def lock(file: IO, without_locks: bool = False) -> bool:
-    """Lock an open file until it is closed or its process ends; whether nobody else has the lock.
-
-    `without_locks` is the answer of a file system that knows none.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return without_locks
-    return True
-
-
 @contextlib.contextmanager
-def turn(path: str | os.PathLike) -> Iterator[None]:
-    """Within the context this process alone has the lock `path`; others wait for their turn.
+def exclusive(path: str | os.PathLike, refusal: str | None = None) -> Iterator[None]:
+    """Within the context this process alone has the lock file `path`; others wait for it.
 
-    The system drops it when its holder dies. On a file system that knows no locks nobody waits.
+    The system releases it when its holder dies. On a file system without locks nobody waits.
+
+    Raises:
+        UserError: another process has it, and there is a `refusal`, a sentence that says so.
     """
-    lock = filelock.FileLock(path)
-    with contextlib.suppress(NotImplementedError):
-        lock.acquire()
-    try:
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+        except BlockingIOError:
+            raise UserError(refusal) from None
+        except OSError:
+            pass
         yield
-    finally:
-        lock.release()
 
 
 def save_npz(path: str | os.PathLike, **arrays: npt.ArrayLike) -> None:
@@ -169,8 +150,6 @@ def stands(path: str | os.PathLike, meta: dict, advice: str, **shapes: tuple[int
     Raises:
         UserError: the file is whole, but was made otherwise; ends with `advice`.
     """
-    # A process may have been killed at a file that another has written meanwhile.
-    remove_abandoned(pathlib.Path(path))
     if not pathlib.Path(path).exists():
         return False
     try:

@@ -5,13 +5,12 @@ import dataclasses
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
 
-from configs.classes import draws_by_class
-from storage.files import lock, save_json, turn
+from storage.files import exclusive, save_json
+from storage.settings import draws_by_class
 from utils import UserError, is_first
 
 
@@ -95,7 +94,7 @@ class Workdir:
         Processes that record at once wait for each other, and none loses another's.
         """
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
-        with turn(self.root / ".metrics.lock"):
+        with exclusive(self.root / ".metrics.lock"):
             save_json(self.metrics, {**self.recorded(), **results})
 
     def recorded(self) -> dict[str, Any]:
@@ -162,33 +161,30 @@ class Workdir:
         """The workdir of one CAS training, a run of its own inside this one."""
         return Workdir(str(self.root.absolute() / "checkpoints_cas" / name))
 
-    @contextlib.contextmanager
-    def sole_trainer(self) -> Iterator[None]:
-        """Hold the directory for one training run; the system lets go when its process dies.
+    def sole_trainer(self) -> contextlib.AbstractContextManager[None]:
+        """A context that holds the directory for one training run.
 
         Raises:
             UserError: another run has it.
         """
-        with open(self.root / ".training", "ab") as file:
-            if not lock(file, without_locks=True):
-                raise UserError(
-                    f"Another process is training in {self.root}; wait for it, or use another "
-                    "--workdir."
-                )
-            yield
+        return exclusive(
+            self.root / ".training",
+            f"Another process is training in {self.root}; wait for it, or use another --workdir.",
+        )
 
     def check(self) -> None:
-        """Raise a UserError if the directory cannot be made or written; leave nothing behind.
+        """Fail early if the directory cannot be made or written; leave nothing behind.
 
         Of several processes the first does this, and `create`, for all.
+
+        Raises:
+            UserError: it cannot be made or written.
         """
-        if not is_first():
-            return
         missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
         try:
             self.create()
         finally:
-            for path in missing:
+            for path in missing if is_first() else []:
                 with contextlib.suppress(OSError):
                     path.rmdir()
 

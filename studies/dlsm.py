@@ -19,8 +19,8 @@ from absl import flags
 import cli
 import models
 from configs.fashion_mnist import cfg
+from models.trained import load_score
 from storage.files import atomic_write, load_npz
-from storage.trained import load_score
 from storage.workdir import Workdir
 from studies import common
 from utils import require_positive

@@ -23,8 +23,8 @@ import datasets
 import domains
 import sampling
 from models.scores import ClassifierFreeScore, GuidedScore
+from models.trained import load_for_sampling
 from sde_lib import SDE, expand, perturb
-from storage.trained import load_for_sampling
 from storage.workdir import Workdir
 from studies import common
 from utils import get_device, require_positive

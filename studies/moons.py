@@ -26,9 +26,9 @@ import sde_lib
 from configs import points
 from metrics.prdc import precision_recall_density_coverage
 from models.scores import GuidedScore
+from models.trained import load_classifier, load_score
 from samplers import fast, grids
 from sde_lib import VESDE, expand, perturb
-from storage.trained import load_classifier, load_score
 from storage.workdir import Workdir
 from studies import common, oracle
 from training.classifier import ClassifierTraining

@@ -26,7 +26,7 @@ from configs import points
 from metrics.prdc import precision_recall_density_coverage
 from models import jacobian
 from models.scores import EnergyScore, Score
-from storage.trained import load_score
+from models.trained import load_score
 from storage.workdir import Workdir
 from studies import common, oracle
 

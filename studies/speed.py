@@ -34,8 +34,8 @@ from configs import common
 from metrics import prdc
 from models import jacobian
 from models.compute import freeze, prepare
-from models.ema import EMA
 from models.scores import Score
+from storage.ema import EMA
 from studies.common import ROOT, print_table
 from studies.metrics_parity import real_and_fake
 

@@ -13,8 +13,8 @@ from strangers import Calls
 import losses
 import models
 from configs import common
-from models.ema import EMA
 from storage import checkpoints
+from storage.ema import EMA
 from utils import UserError
 
 OFFICIAL = sorted(path.name for path in golden.DIRECTORY.glob("official_*.pth"))
@@ -114,8 +114,10 @@ def renamed(prefix):
     return {prefix + name.removeprefix("module."): content["model"][name] for name in names}
 
 
-@pytest.mark.parametrize("prefix", ["", "module.module.", "_orig_mod.", "module._orig_mod."])
-@pytest.mark.parametrize("layout", ["bare", "state_dict", "model"])
+@pytest.mark.parametrize(
+    ("prefix", "layout"),
+    [("", "bare"), ("module.module.", "state_dict"), ("module._orig_mod.", "model")],
+)
 def test_networks_of_other_codes_load(tmp_path, entry, prefix, layout):
     tensors = renamed(prefix)
     content = {"bare": tensors, "state_dict": {"state_dict": tensors, "epoch": 3}}
@@ -218,37 +220,14 @@ def test_what_does_not_fit_is_named(entry, place, value, named):
         assert text.format(name=name.removeprefix("module.")) in str(caught.value)
 
 
-def test_a_mismatch_names_fields_and_counts(tmp_path, entry):
-    """The file says which configuration it is of, and how it differs from the given one."""
-    config = common.qc("u_ncsn", "CIFAR10")
-    state = fresh_state(entry)
-    checkpoints.save(tmp_path / "a.pth", state, config)
-    count = len(state.model.state_dict())
-    other = ConfigDict(entry["config"])
-    other.model.nf *= 2
-    config.model.nf = 77
-    with pytest.raises(UserError) as caught:
-        checkpoints.load_model(
-            models.create_model(other), checkpoints.read(tmp_path / "a.pth"), "a.pth", config
-        )
-    assert "config.model.nf=128 (now 77)" in str(caught.value)
-    assert f"{count} tensors" in str(caught.value)
-
-
 def test_a_file_of_ours_says_how_it_was_made(tmp_path, entry, monkeypatch):
     config = common.qc("u_ncsn", "CIFAR10")
     checkpoints.save(tmp_path / "a.pth", fresh_state(entry), config)
     assert checkpoints.read_config(tmp_path / "a.pth")["model"]["nf"] == 128
     assert checkpoints.read_config(golden.DIRECTORY / OFFICIAL[0]) is None
-    torch.save({"model": {}, "config": "["}, tmp_path / "b.pth")
-    with pytest.raises(UserError, match="config"):
-        checkpoints.read_config(tmp_path / "b.pth")
-
-
-def test_a_file_without_a_step_is_not_step_0():
-    assert checkpoints.read_count({}, "step", "a.pth") is None
-    assert "without a step" in checkpoints.describe_step(None)
-    assert checkpoints.describe_step(3) == "step 3"
+    for foreign in ({"lr": 0.1}, "lr: 0.1", "[]"):
+        torch.save({"model": {}, "config": foreign}, tmp_path / "b.pth")
+        assert checkpoints.read_config(tmp_path / "b.pth") is None
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, entry):

@@ -1,21 +1,19 @@
 """Classifier training by the shared loop: files, warm-up, continuation, and what does not fit."""
 
-import random
 import shutil
 
 import numpy as np
 import pytest
 import tiny_classifier
 import torch
-from forks import kill_at
 from test_checkpoints import assert_equal
 
 import domains
 import losses
 from configs import common
 from datasets import Split
+from models.trained import load_classifier
 from storage import checkpoints
-from storage.trained import load_classifier
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining, accuracy
 from utils import UserError
@@ -116,15 +114,6 @@ def test_with_warm_up_the_rate_rises(cache, monkeypatch):
     assert rates == pytest.approx([0.5 * step / 1000 for step in range(8)])
 
 
-def test_sigkill_at_random_steps_changes_nothing(cache):
-    """Restarted after each of two kills, the run ends with the uninterrupted run's bytes."""
-    tiny_classifier.train(cache, "whole")
-    for step in sorted(random.sample(range(1, 8), 2)):
-        kill_at(step, tiny_classifier.train, cache, "killed")
-    tiny_classifier.train(cache, "killed")
-    assert_equal(newest("whole"), newest("killed"))
-
-
 def test_accuracy_visits_every_image():
     """Seven of ten images are recognised, in batches that do not divide ten."""
     images = np.zeros((10, 1, 2, 2), np.uint8)
@@ -205,10 +194,3 @@ def test_a_classifier_is_what_its_checkpoint_says(cache):
     config = tiny_classifier.config("guided", cache, classifier__classes=7, classifier__nf=4)
     _, _, found = load_classifier(config, Workdir("run").checkpoint(), torch.device("cpu"))
     assert (found.classifier.classes, found.classifier.nf) == (10, 8)
-
-
-def test_run_lib_returns_the_finished_job(cache):
-    first = tiny_classifier.train(cache, "run")
-    again = tiny_classifier.train(cache, "run")
-    assert_equal(dict(first.model.state_dict()), dict(again.model.state_dict()))
-    assert isinstance(again, ClassifierTraining)

@@ -2,25 +2,22 @@
 
 import ast
 import importlib.util
-import pathlib
 import re
 
 import golden
 import pytest
 import tiny
-import tiny_classifier
 import torch
 from commands import command, start
-from faults import brief_features
 from test_run_lib import cache  # noqa: F401 (a fixture)
 
 import models
+from storage import settings
 
 CONFIGS = sorted(
     path
     for path in (tiny.ROOT / "configs").rglob("*.py")
-    if path.name
-    not in ("__init__.py", "classes.py", "common.py", "points.py", "ranges.py", "study.py")
+    if path.name not in ("__init__.py", "common.py", "points.py", "study.py")
 )
 
 
@@ -31,6 +28,7 @@ def test_every_configuration_loads_and_is_short(path):
     spec.loader.exec_module(module)
     config = module.get_config()
     assert config.model.name in models.MODELS
+    settings.check(config)
     assert len(path.read_text().splitlines()) < 60
 
 
@@ -42,33 +40,10 @@ def test_help_imports_nothing_heavy():
     assert "torch" not in done.stderr
 
 
-def test_no_tensorflow_is_imported(tmp_path, cache):  # noqa: F811
-    """A stub that would leave a mark stands where TensorFlow would be found."""
-    for name in ("tensorflow", "tensorflow_gan", "tensorflow_hub"):
-        (tmp_path / "stubs" / name).mkdir(parents=True)
-        (tmp_path / "stubs" / name / "__init__.py").write_text(
-            f"open({str(tmp_path / 'mark')!r}, 'w').write('imported')\n"
-        )
-    environment = {"PYTHONPATH": str(tmp_path / "stubs")}
-    arguments = tiny.arguments(cache, training__snapshot_sampling=True)
-    for script in ("main.py", "run_lib_sampling.py"):
-        done = tiny.run(script, *arguments, "--workdir=run", cwd=tmp_path, env=environment)
-        assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "mark").exists()
-    assert (tmp_path / "results/run/eval_sampling/2/samples_0.npz").exists()
-
-
 def bad_config(tmp_path, text):
     path = tmp_path / "bad_config.py"
     path.write_text(text)
     return [f"--config={path}", "--workdir=run"]
-
-
-def truncated_checkpoint(tmp_path):
-    source = next(golden.DIRECTORY.glob("official_*.pth"))
-    path = tmp_path / "truncated.pth"
-    path.write_bytes(source.read_bytes()[:50000])
-    return path
 
 
 MISTAKES = {
@@ -80,25 +55,24 @@ MISTAKES = {
         lambda tmp, args: bad_config(tmp, "raise ValueError('boom')"),
         "ValueError: boom",
     ),
-    "config with bad syntax": (lambda tmp, args: bad_config(tmp, "def ("), "SyntaxError"),
     "config without get_config": (lambda tmp, args: bad_config(tmp, "x = 1"), "get_config"),
     "no workdir": (lambda tmp, args: args[:1], "--workdir"),
     "unknown flag": (lambda tmp, args: [*args, "--frobnicate"], "frobnicate"),
     "unknown field": (
         lambda tmp, args: [*args, "--config.model.num_scale=3"],
-        "no field config.model.num_scale. Did you mean config.model.num_scales?",
+        "num_scales",
     ),
     "unknown section": (
         lambda tmp, args: [*args, "--config.modl.nf", "3"],
-        "no field config.modl.nf. Did you mean config.model.nf?",
+        "no field modl",
     ),
     "field of another section": (
         lambda tmp, args: [*args, "--noconfig.model.continuous"],
-        "no field config.model.continuous. Did you mean config.training.continuous?",
+        "no field continuous",
     ),
     "field below a field": (
         lambda tmp, args: [*args, "--config.sed.x=1"],
-        "no field config.sed.x.",
+        "no field sed",
     ),
     "bad number": (lambda tmp, args: [*args, "--bs=many"], "--bs=many"),
     "batch size": (lambda tmp, args: [*args, "--bs=0"], "--bs is 0"),
@@ -106,23 +80,12 @@ MISTAKES = {
         lambda tmp, args: [*args, "--config.data.dataset=CIFAR"],
         "data.dataset is 'CIFAR'; expected one of: CIFAR10",
     ),
-    "model": (lambda tmp, args: [*args, "--config.model.name=unet"], "config.model.name is 'unet'"),
-    "sde": (lambda tmp, args: [*args, "--config.training.sde=edm"], "config.training.sde is 'edm'"),
-    "predictor": (
-        lambda tmp, args: [*args, "--config.sampling.predictor=heun"],
-        "config.sampling.predictor is 'heun'",
-    ),
     "sampler": (
         lambda tmp, args: [*args, "--config.sampling.method=ddim"],
         "config.sampling.method is 'ddim'",
     ),
     "cuda": (lambda tmp, args: [*args, "--config.device=cuda"], "use --config.device=cpu"),
     "device": (lambda tmp, args: [*args, "--config.device=abacus"], "config.device is 'abacus'"),
-    "missing checkpoint": (lambda tmp, args: [*args, "--restore=a.pth"], "a.pth does not exist"),
-    "truncated checkpoint": (
-        lambda tmp, args: [*args, f"--restore={truncated_checkpoint(tmp)}"],
-        "truncated",
-    ),
     "checkpoint of another shape": (
         lambda tmp, args: [*args, f"--restore={next(golden.DIRECTORY.glob('official_*.pth'))}"],
         "does not fit the configuration",
@@ -152,7 +115,6 @@ def test_a_mistake_gets_a_sentence_and_writes_nothing(tmp_path, mistake):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--division_idx=3"], "--division_idx is 3; with 1 divisions it goes from 0 to 0"),
         (["--bs=0"], "--bs is 0"),
         (["--num_divisions=-1"], "--num_divisions is -1"),
         ([], "checkpoint.pth does not exist"),
@@ -165,17 +127,7 @@ def test_a_mistake_in_sampling_gets_a_sentence_and_writes_nothing(tmp_path, more
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_published_size_is_configured():
-    names = {str(pathlib.Path(p).relative_to(tiny.ROOT / "configs")) for p in CONFIGS}
-    kinds, sets = ("u_ncsn", "c_ncsn", "qc_ncsn"), ("cifar10", "cifar100", "imagenet", "svhn")
-    for kind in kinds:
-        for data in sets:
-            assert f"{kind}/training/{data}_ncsnpp_deep_continuous.py" in names
-            assert f"{kind}/evaluation/eval_{data}_config.py" in names
-            assert f"{kind}/evaluation/eval_{data}_config_ode.py" in names
-    assert {"score/cifar10_score_configs.py", "score/cifar100_score_configs.py"} <= names
-
-
+@pytest.mark.slow
 def test_every_command_can_be_deterministic(tmp_path, cache):  # noqa: F811
     """--deterministic holds in training, sampling and evaluation."""
     mark = tmp_path / "mark"
@@ -188,29 +140,19 @@ def test_every_command_can_be_deterministic(tmp_path, cache):  # noqa: F811
             mark.write_text(f"{torch.are_deterministic_algorithms_enabled()}")
 
         torch.use_deterministic_algorithms = spy
-        brief_features()
 
-    loose = "--atol 0.5 --rtol 0.5"
     lines = [
         "main.py",
         "run_lib_sampling.py --num_samples 4 --num_divisions 1",
-        f"run_lib_evaluation_nll.py --calculate --bs 180 {loose}",
-        "run_lib_evaluation_asym.py --calculate --bs 180 --nl 1",
-        "run_lib_evaluation_fidis.py --encode",
+        "run_lib_evaluation_nll.py --calculate --bs 180 --atol 0.5 --rtol 0.5",
     ]
-    fields = {"training__n_iters": 1, "eval__num_samples": 4, "eval__num_divisions": 1}
     for line in lines:
-        extra = [*tiny.arguments(cache, **fields), "--workdir=run", "--deterministic"]
+        arguments = tiny.arguments(cache, training__n_iters=1)
+        extra = [*arguments, "--workdir=run", "--deterministic"]
         done = start(line, tmp_path, extra, prepare).wait()
         assert done.returncode == 0, done.stderr
         assert mark.read_text() == "True"
         mark.unlink()
-    fields = tiny_classifier.changes("cas", cache)
-    extra = [f"--config={tiny.ROOT}/configs/demo/digits_cas.py", "--workdir=run", "--deterministic"]
-    extra += [f"--config.{name}={value}" for name, value in fields.items()]
-    done = start("run_lib_evaluation_cas.py --setup real", tmp_path, extra, prepare).wait()
-    assert done.returncode == 0, done.stderr
-    assert mark.read_text() == "True"
 
 
 # ---------------------------------------------------------------- flags and fields
@@ -237,7 +179,6 @@ def test_the_last_of_two_overrides_counts(tmp_path, twice):
         ("main.py --bs -1", "--bs"),
         ("run_lib_sampling.py --steps 3", "--steps"),
         ("run_lib_sampling.py --sampler heun --num_scales 3", "--num_scales"),
-        ("run_lib_sampling.py --ode --num_scales 3", "--num_scales"),
         ("run_lib_sampling.py --scale 2", "--scale"),
         ("run_lib_sampling.py --mode full", "--mode"),
         ("run_lib_sampling.py --restore a.pth --checkpoint_idx 3", "--checkpoint_idx"),
@@ -248,7 +189,6 @@ def test_the_last_of_two_overrides_counts(tmp_path, twice):
         ("run_lib_evaluation.py --nfe --backend prdc", "--backend"),
         ("run_lib_evaluation.py --fidis --scale 2", "--scale"),
         ("run_lib_evaluation.py --metric nll --read --rtol 0.1", "--rtol"),
-        ("run_lib_evaluation.py --metric nll --read --total_repeat 2", "--total_repeat"),
         ("run_lib_evaluation.py --metric nll --calculate --nl 2", "--nl"),
         ("run_lib_evaluation.py --folders a b --fidis --ema", "--ema"),
     ],

@@ -16,12 +16,12 @@ import models
 import run_lib
 import sde_lib
 from models import compute, layers, resampling
-from models.ema import EMA
 from models.jacobian import vjp
 from models.scores import EnergyScore
+from models.trained import load_score
 from storage import checkpoints
 from storage.descriptions import identity
-from storage.trained import load_score
+from storage.ema import EMA
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
 from utils import UserError
@@ -38,7 +38,7 @@ def ten_losses(make_job, config):
     state = checkpoints.TrainState(job.model, EMA(parameters, 0.9), optimizer)
     batches = datasets.TrainBatches(job.splits()[0], config.training.batch_size, config.seed)
     world = distributed.World(job.objective)
-    values = [run_lib.training_step(state, job, batches, config, world) for _ in range(10)]
+    values = [run_lib.training_step(state, job, batches, world) for _ in range(10)]
     return torch.tensor([float(value["loss"]) for value in values])
 
 

@@ -20,14 +20,6 @@ def equal(a, b):
     return a == b
 
 
-def test_parts_come_together():
-    value = {"a": [torch.ones(2), (1, None)], 3: {"b": torch.zeros(1, dtype=torch.long), "c": 0.5}}
-    tensors = {}
-    structure = convert.split_tensors(value, "", tensors)
-    assert list(tensors) == ["a.0", "3.b"]
-    assert equal(convert.join_tensors(structure, tensors), value)
-
-
 @pytest.mark.parametrize("name", ["qc", "score_sde", "ours"])
 def test_there_and_back(tmp_path, monkeypatch, name):
     library = pytest.importorskip("safetensors.torch")
@@ -55,8 +47,3 @@ def test_a_file_of_another_make(tmp_path):
     with pytest.raises(UserError, match=r"x\.safetensors"):
         convert.convert(tmp_path / "x.safetensors", tmp_path / "y.pth")
     assert not (tmp_path / "y.pth").exists()
-
-
-def test_two_of_a_kind_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"\.safetensors"):
-        convert.convert(tmp_path / "a.pth", tmp_path / "b.pth")

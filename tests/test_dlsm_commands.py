@@ -40,7 +40,7 @@ def count_samples(root, classes):
     return counts
 
 
-@pytest.mark.parametrize("data", PAIRS)
+@pytest.mark.parametrize("data", ["cifar10", pytest.param("cifar100", marks=pytest.mark.slow)])
 def test_from_training_to_cas(tmp_path, data):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     classes, network = PAIRS[data]

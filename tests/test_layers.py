@@ -7,15 +7,16 @@ import tiny
 
 LAYERS = """utils
 cli configs distributed domains sde_lib
+storage
 models
-samplers storage
+samplers
 losses readers sampling
 datasets likelihood
 evaluation metrics
 training
 run_lib
 planning
-report run_lib_cas run_lib_evaluation run_lib_sampling sweeps
+report run_lib_cas run_lib_evaluation run_lib_sampling
 main run_lib_evaluation_asym run_lib_evaluation_cas run_lib_evaluation_fidis run_lib_evaluation_nll
 scripts studies"""
 LEVEL = {unit: level for level, line in enumerate(LAYERS.split("\n")) for unit in line.split()}

@@ -8,8 +8,8 @@ from gaussian import GaussianData
 
 import losses
 import sde_lib
-from models.ema import EMA
 from models.scores import Score
+from storage.ema import EMA
 from utils import UserError
 
 SDES = {"vp": sde_lib.VPSDE(), "subvp": sde_lib.SubVPSDE()}

@@ -1,12 +1,9 @@
 """Folders of one's own: noise levels as the paper chooses them, and a configuration that runs."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-import tiny
 from commands import TINY, command
 from PIL import Image
 
@@ -55,7 +52,6 @@ def test_the_configuration_runs(tmp_path, monkeypatch, capsys):
     assert "20×17 (6); channels: 3" in said
     assert "modelled: 3×16×16" in said
     assert "σ_max 27.7" in said
-    assert "for each image" in said
     assert len([line for line in path.read_text().splitlines() if line.strip()]) <= 7
     few = [field for field in TINY if "image_size" not in field]
     few += ["--config.training.n_iters=1", f"--config.data.cache={tmp_path}/cache", "--bs=2"]
@@ -75,14 +71,3 @@ def test_mistakes_get_a_sentence(tmp_path):
     (folder(tmp_path / "b") / "train" / "x.png").write_text("no")
     with pytest.raises(UserError, match=r"x\.png cannot be read"):
         images.describe(tmp_path / "b")
-
-
-def test_the_command(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.own_images"],
-        cwd=tiny.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    tiny.check_sentence(done, "Give one folder of images")

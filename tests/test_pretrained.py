@@ -10,7 +10,7 @@ import run_lib
 import sampling
 import sde_lib
 from configs.fashion_mnist import score as fashion_mnist
-from storage.trained import load_score
+from models.trained import load_score
 from storage.workdir import Workdir
 
 SHIPPED = tiny.ROOT / "pretrained/fashion_mnist.pth"

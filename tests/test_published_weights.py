@@ -9,8 +9,8 @@ import tiny
 import torch
 
 import models
-from models.ema import EMA
 from storage import checkpoints
+from storage.ema import EMA
 from utils import UserError
 
 PAGE = (tiny.ROOT / "docs/published_weights.md").read_text()

@@ -29,14 +29,14 @@ def ok(done):
     return done
 
 
-@pytest.mark.parametrize("data", SETS)
+@pytest.mark.parametrize(
+    "data", [SETS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in SETS[1:])]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_training_to_read(tmp_path, kind, data):
     regulariser = "--balancing_fac 0.0001 --slices 2" if kind == "qc_ncsn" else ""
-    # Random weights make an energy's flow so stiff below σ = 10 that it takes thousands of steps:
-    # one data set is enough for them.
-    stiff = kind == "c_ncsn" and data != "cifar10"
-    shape = ["--config.model.sigma_min=10.0"] if stiff else []
+    # Random weights make an energy's flow stiff below σ = 10: it would take thousands of steps.
+    shape = ["--config.model.sigma_min=10.0"] if kind == "c_ncsn" else []
     config = f"configs/{kind}/training/{data}_ncsnpp_deep_continuous.py"
     config_eval = f"--config {ROOT}/configs/{kind}/evaluation/eval_{data}_config"
     train = f"main.py --config {ROOT}/{config} {regulariser} --bs 2 --workdir W"
@@ -115,6 +115,7 @@ def test_a_calculation_does_only_what_is_missing(trained, metric, more, folder):
     assert ok(command(f"{line} --read", trained, UNTYPED)).stdout == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "file", "array"),
     [
@@ -181,22 +182,11 @@ def test_reading_takes_as_many_repeats_as_were_asked_for(trained):
     ("line", "said"),
     [
         ("run_lib_evaluation_nll.py {} --workdir none --read", "run first: python run_lib_eval"),
-        ("run_lib_evaluation_asym.py {} --workdir none --read", "run first: python run_lib_eval"),
-        ("run_lib_evaluation_nll.py {}", "give --calculate or --read"),
-        ("run_lib_evaluation_nll.py {} --read --rtol 0.1", "--rtol"),
-        ("run_lib_evaluation_nll.py {} --read --checkpoint_idx 1", "--checkpoint_idx"),
-        ("run_lib_evaluation_fidis.py {} --fidis --checkpoint_idx 1", "--checkpoint_idx"),
-        ("run_lib_evaluation_fidis.py {} --fidis --ema", "--ema"),
-        ("run_lib_sampling.py {} --ode --steps 3", "--steps"),
-        ("run_lib_evaluation.py {} --read", "--metric is missing"),
+        ("run_lib_evaluation_nll.py {}", "--calculate or --read"),
+        ("run_lib_evaluation.py {} --read", "--metric"),
         ("run_lib_evaluation_nll.py {} --calculate --workdir none", "does not exist"),
-        ("run_lib_evaluation_nll.py {} --calculate --bs 0", "--bs is 0"),
         ("run_lib_evaluation_asym.py {} --calculate --slices 0", "--slices is 0"),
-        ("run_lib_evaluation_asym.py {} --calculate --nl 0", "--nl is 0"),
-        (
-            "run_lib_evaluation_asym.py {} --calculate --config.loss.estimator=best",
-            "config.loss.estimator is 'best'; expected one of: paper, skew",
-        ),
+        ("run_lib_evaluation_asym.py {} --calculate --config.loss.estimator=best", "'best'"),
     ],
 )
 def test_mistakes_get_a_sentence(trained, line, said):

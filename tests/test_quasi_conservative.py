@@ -10,8 +10,8 @@ from test_losses import check_gradient_norms
 import losses
 import sde_lib
 from models import jacobian
-from models.ema import EMA
 from models.scores import EnergyScore, Score
+from storage.ema import EMA
 
 VE = sde_lib.VESDE()
 

@@ -41,8 +41,7 @@ def here(tmp_path_factory):
 
 def kept(name):
     """The step at which the run `name` goes on."""
-    content = run_lib.resuming.find(Workdir(name), None).content
-    return 0 if content is None else content["step"]
+    return run_lib.resuming.find(Workdir(name), None).content.get("step", 0)
 
 
 def assert_undisturbed(name):
@@ -78,7 +77,10 @@ PLACES = [
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize(("owner", "function"), PLACES)
+@pytest.mark.parametrize(
+    ("owner", "function"),
+    [PLACES[0], *(pytest.param(*place, marks=pytest.mark.slow) for place in PLACES[1:])],
+)
 def test_a_stopped_run_ends_with_the_bytes_of_an_undisturbed_one(here, owner, function, number):
     """A kill costs the steps since the last resume point, SIGTERM none."""
     name = f"{number}-{owner.__name__}-{function}"
@@ -146,19 +148,7 @@ def test_a_second_ctrl_c_leaves_at_once():
 # ---------------------------------------------------------------- what is written, what is taken
 
 
-def test_a_step_is_written_once(here, monkeypatch):
-    written = []
-    save = checkpoints.save
-    monkeypatch.setattr(
-        checkpoints,
-        "save",
-        lambda path, state, config: written.append(state.step) or save(path, state, config),
-    )
-    run_lib.train(tiny.config(here / "cache", **MORE), "once")
-    assert written == [3, 4, 6]
-
-
-def test_a_damaged_state_is_passed_over_for_an_older_one(here):
+def test_a_damaged_state_is_ignored_if_there_is_an_older_one(here):
     config = tiny.config(here / "cache", **{**MORE, "training__n_iters": 3})
     run_lib.train(config, "damaged")
     place = Workdir("damaged")
@@ -171,7 +161,7 @@ def test_a_damaged_state_is_passed_over_for_an_older_one(here):
     place.resume_point.unlink()
     older.rename(place.resume_point)
     run_lib.train(tiny.config(here / "cache", **MORE), "damaged")
-    assert "Passed over: " in (place.root / "stdout.txt").read_text()
+    assert "Ignored: " in (place.root / "stdout.txt").read_text()
     assert_equal(
         checkpoints.read(place.checkpoint()), checkpoints.read(Workdir("whole").checkpoint())
     )
@@ -193,12 +183,8 @@ def test_published_files_to_sample_from_are_no_state(here):
     [
         ("seed", 43),
         ("training.batch_size", 8),
-        ("training.likelihood_weighting", True),
         ("loss.balancing_fac", 0.5),
-        ("loss.estimator", "skew"),
         ("model.sigma_max", 4.0),
-        ("model.dropout", 0.0),
-        ("data.random_flip", True),
         ("training.snapshot_freq", 2),  # checkpoint_1.pth would be of two steps
     ],
 )
@@ -242,10 +228,3 @@ def test_validation_of_one_model_gives_one_number(here):
     values = re.findall(r"Step \d, test: loss (\S+)\.\n", text)
     assert len(values) == 6
     assert len(set(values)) == 1
-
-
-def test_stratified_times_miss_no_part():
-    torch.manual_seed(0)
-    u = run_lib.losses.stratified(torch.rand(64))
-    assert sorted((64 * u).long().tolist()) == list(range(64))
-    assert not torch.equal(u, u.sort().values)

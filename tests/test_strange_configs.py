@@ -1,7 +1,5 @@
 """Configurations and flags of any kind: a run that starts, or a sentence."""
 
-import importlib.util
-
 import commands
 import pytest
 import tiny
@@ -9,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from strangers import reads
-from test_cli import CONFIGS
 
 import run_lib
 import run_lib_sampling
-from configs import ranges
+from storage import settings
 
 DEFAULT = tiny.config("cache")
 FIELDS = ["seed"] + [
@@ -49,6 +46,7 @@ def start(config, workdir):
 fields = st.sampled_from([name for name in FIELDS if name not in LEFT_ALONE])
 
 
+@pytest.mark.slow
 @given(data=st.data(), field=fields)
 def test_any_value_of_any_field_starts_or_gets_a_sentence(tmp_path_factory, data, field):
     folder = tmp_path_factory.mktemp("run")
@@ -69,17 +67,9 @@ def test_any_value_of_any_field_starts_or_gets_a_sentence(tmp_path_factory, data
     reads(start, config, str(folder / "run"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_configuration_is_within_its_ranges(path):
-    spec = importlib.util.spec_from_file_location("some_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    ranges.check(module.get_config())
-
-
 def test_every_number_of_the_configurations_has_a_range():
     names = {f for f in FIELDS if isinstance(number_of(f), int | float | tuple)}
-    assert {f for f in names if not isinstance(number_of(f), bool)} - {*ranges.RANGES} == set()
+    assert {f for f in names if not isinstance(number_of(f), bool)} - {*settings.RANGES} == set()
 
 
 def number_of(field):
@@ -98,6 +88,7 @@ TEXTS = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(FLAGS, TEXTS), min_size=1, max_size=2))
 def test_any_flag_starts_or_gets_a_sentence(tmp_path_factory, given_flags):
     """Of the command itself, in a process of its own: one line, no traceback, no file."""

@@ -19,9 +19,9 @@ from configs.demo import digits_cfg
 from configs.fashion_mnist import qc as qc_config
 from evaluation import SAMPLE_METRICS
 from models import jacobian
+from models.trained import load_score
 from readers.idx import read_idx
 from storage.files import save_npz
-from storage.trained import load_score
 from storage.workdir import Workdir
 from studies import common, dlsm, qc, samplers, speed
 from utils import UserError

@@ -5,7 +5,6 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import ml_collections
 import numpy as np
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 
 import domains
 from datasets import Split
+from losses import Draws
 from models import compute
 from models.cas import create_cas_classifier
 from storage.files import save_json
@@ -27,18 +27,18 @@ class CrossEntropy:
 
     classifier: torch.nn.Module
 
-    def draw(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def draw(self, x: torch.Tensor) -> Draws:
         return {}
 
     def __call__(
-        self, x: torch.Tensor, labels: torch.Tensor, draws: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self, x: torch.Tensor, labels: torch.Tensor, draws: Draws
+    ) -> tuple[torch.Tensor, Draws]:
         loss = F.cross_entropy(self.classifier(x).float(), labels)
         return loss, {"loss": loss.detach()}
 
 
 class CASTraining:
-    """A classifier with cross-entropy on the images of `train_split`, tested on real ones.
+    """The `Job` of a classifier of the images of `train_split`, tested on real ones.
 
     `record` is the file that notes the images that the run was begun with.
 
@@ -60,14 +60,18 @@ class CASTraining:
         self.device = device
         self.domain = domains.images_of(config.data, "CAS")
         self.train_split, self.test_split = train_split, test_split
-        self.record = record
-        self.fingerprint = require_same_images(record, train_split)
+        self.record, self.fingerprint = record, fingerprint_of(train_split)
+        if record.exists() and json.loads(record.read_text()) != self.fingerprint:
+            raise UserError(
+                f"{record.parent} was trained on other images than those given now; remove it to "
+                "train anew, or use another --workdir."
+            )
         network = create_cas_classifier(config, test_split.classes)
         self.model = compute.prepare(network, config.compute, device)
         self.objective = CrossEntropy(self.model)
 
     def splits(self) -> tuple[Split, Split]:
-        """The training and the test images; from now on the run is theirs."""
+        """The training and the test images; the training ones are noted in `record`."""
         if is_first():
             save_json(self.record, self.fingerprint)
         return self.train_split, self.test_split
@@ -79,7 +83,7 @@ class CASTraining:
         split: Split,
         callback: Callable[[], object],
     ) -> dict[str, float]:
-        """The accuracy on the whole test `split`; `callback()` is called before each batch."""
+        """The accuracy on the whole test `split`."""
         size = self.config.training.batch_size
         right = accuracy(self.model, split, size, self.domain, self.device, callback)
         return {"accuracy": right}
@@ -88,22 +92,8 @@ class CASTraining:
         """None: it draws no samples."""
 
 
-def require_same_images(record: pathlib.Path, split: Split) -> dict[str, Any]:
-    """Refuse to continue a CAS run on other images than it began with; returns their fingerprint.
-
-    Raises:
-        UserError: `record` names other images than `split`.
-    """
+def fingerprint_of(split: Split) -> dict[str, object]:
+    """How many images a split has, and the SHA-256 hash of its images and labels."""
     digest = hashlib.sha256(np.ascontiguousarray(split.images))
     digest.update(np.ascontiguousarray(split.labels))
-    fingerprint = {"images": len(split), "sha256": digest.hexdigest()}
-    try:
-        known = json.loads(record.read_text()) if record.exists() else fingerprint
-    except ValueError:
-        known = None
-    if known != fingerprint:
-        raise UserError(
-            f"{record.parent} was trained on other images than those given now; remove it to "
-            "train anew, or use another --workdir."
-        )
-    return fingerprint
+    return {"images": len(split), "sha256": digest.hexdigest()}

@@ -17,13 +17,13 @@ import sampling
 import sde_lib
 from models import compute
 from models.scores import GuidedScore
+from models.trained import load_score
 from samplers.deterministic import no_callback
-from storage.trained import load_score
 from training.score import validation_means
 
 
 class ClassifierTraining:
-    """A noise-conditioned classifier with the objective of ``config.model.loss_type``.
+    """The `Job` of a noise-conditioned classifier, with the loss ``config.model.loss_type``.
 
     The score model is the one of ``config.model.score_restore_path``, with averaged weights.
 
@@ -47,11 +47,6 @@ class ClassifierTraining:
         self.objective = losses.classifier_objective(config, self.model, self.score, self.sde)
 
     def splits(self) -> tuple[datasets.Split, datasets.Split | None]:
-        """The training and the test data; None for a test split that the set has not.
-
-        Raises:
-            UserError: the data have another number of classes than the classifier.
-        """
         classes = self.config.classifier.classes
         return datasets.load_both(self.config.data, classes, "config.classifier.classes")
 
@@ -63,20 +58,15 @@ class ClassifierTraining:
         split: datasets.Split,
         callback: Callable[[], object],
     ) -> dict[str, torch.Tensor | float]:
-        """The objective's values on a fixed batch; the accuracy on the whole test `split`.
+        """The objective's values of the batch, and the accuracy on the whole test `split`."""
 
-        `callback()` is called before each batch.
-        """
-        values = validation_means(self, self.values, images, labels, callback)
+        def values(*batch):
+            return self.objective(*batch)[1]
+
+        means = validation_means(self, values, images, labels, callback)
         size = self.config.training.batch_size
         right = accuracy(self.logits, split, size, self.domain, self.device, callback)
-        return dict(values, accuracy=right)
-
-    def values(
-        self, x: torch.Tensor, labels: torch.Tensor, draws: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        """What the objective reports."""
-        return self.objective(x, labels, draws)[1]
+        return dict(means, accuracy=right)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes) of images x (B, C, H, W) perturbed to the smallest time."""
@@ -84,10 +74,7 @@ class ClassifierTraining:
         return self.model(*sde_lib.perturb(self.sde, x, t, torch.randn_like(x)))
 
     def pictures(self, step: int, callback: Callable[[], object]) -> tuple[np.ndarray, int]:
-        """Guided samples as they are stored, a row for each class, and the rows' length.
-
-        `callback()` is called after each step of the sampler.
-        """
+        """Guided samples, a row for each class."""
         noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
         classes = self.config.classifier.classes
         columns = max(1, self.config.sampling.batch_size // classes)
@@ -102,7 +89,7 @@ class ClassifierTraining:
 
 @torch.no_grad()
 def accuracy(
-    logits: Callable,
+    logits: Callable[[torch.Tensor], torch.Tensor],
     split: datasets.Split,
     batch_size: int,
     domain: domains.Images | domains.Points,

@@ -7,7 +7,7 @@ import dataclasses
 
 import torch
 
-from losses import DSM, Draws
+from losses import DSM, Draws, ScoreObjective
 from models.labels import NO_LABEL
 
 DRAW = "label"
@@ -15,7 +15,7 @@ DRAW = "label"
 
 @dataclasses.dataclass(frozen=True)
 class LabelDropout:
-    """The objective of a score, given the images' labels; with `probability` an image has none.
+    """The objective of a score conditioned on labels, each dropped with `probability`.
 
     Args:
         objective: DSM or one of its kind, whose score is of a network that takes labels.
@@ -29,14 +29,11 @@ class LabelDropout:
         """The objective's draws, and uniform ones (B,) that say which labels are dropped."""
         return {**self.objective.draw(x), DRAW: torch.rand(len(x), device=x.device)}
 
-    def kept(self, labels: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """The labels (B,), `NO_LABEL` where they are dropped."""
-        return torch.where(draws[DRAW] < self.probability, NO_LABEL, labels)
-
-    def conditioned_on(self, labels: torch.Tensor, draws: Draws) -> tuple[DSM, Draws]:
+    def conditioned_on(self, labels: torch.Tensor, draws: Draws) -> tuple[ScoreObjective, Draws]:
         """The objective of the score of the labels that are kept, and its own draws."""
-        score = self.objective.score.conditioned_on(self.kept(labels, draws))
+        kept = torch.where(draws[DRAW] < self.probability, NO_LABEL, labels)
         rest = {name: draw for name, draw in draws.items() if name != DRAW}
+        score = self.objective.score.conditioned_on(kept)
         return dataclasses.replace(self.objective, score=score), rest
 
     def __call__(
@@ -46,6 +43,5 @@ class LabelDropout:
         return objective(x, labels, draws)
 
     def evaluate(self, x: torch.Tensor, labels: torch.Tensor, draws: Draws) -> Draws:
-        """What the objective reports of a batch, for validation; nothing is differentiated."""
         objective, draws = self.conditioned_on(labels, draws)
         return objective.evaluate(x, labels, draws)

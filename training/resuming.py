@@ -37,7 +37,7 @@ def _is_fixed(field, before, step):
 
 
 def require_same_run(
-    before: dict[str, Any] | None,
+    before: dict[str, Any],
     config: ml_collections.ConfigDict,
     path: str | os.PathLike,
     step: int,
@@ -45,7 +45,7 @@ def require_same_run(
     """Refuse to continue the state at `path` under a `config` that means another run.
 
     Args:
-        before: the configuration in the state; None in a file of the published code.
+        before: the configuration in the state; empty in a file of the published code.
         step: that the state has reached.
 
     Returns:
@@ -54,7 +54,7 @@ def require_same_run(
     Raises:
         UserError: a field that gives the steps their meaning differs; names it.
     """
-    before, now = flatten(before or {}), flatten(json.loads(config.to_json()))
+    before, now = flatten(before), flatten(json.loads(config.to_json()))
     changed = [name for name in now if name in before and before[name] != now[name]]
     fixed = [name for name in changed if _is_fixed(name, before[name], step)]
     if fixed:
@@ -68,20 +68,6 @@ def require_same_run(
     return [f"From here on: {differences}."] if changed else []
 
 
-def required_data(
-    content: dict[str, Any], config: ml_collections.ConfigDict
-) -> dict[str, Any] | None:
-    """What the data must have in common with those of a checkpoint whose weights begin a run.
-
-    That is the class names, where the network takes labels. None where the file has no data.
-    """
-    data = content.get("data")
-    if not isinstance(data, dict):
-        return data
-    kept = ("classes",) if config.model.get("num_classes") else ()
-    return {name: data[name] for name in kept if name in data}
-
-
 @dataclasses.dataclass(frozen=True)
 class Start:
     """Where a training begins.
@@ -89,18 +75,13 @@ class Start:
     Attributes:
         path, content: the checkpoint, both None for new weights.
         own: whether the checkpoint is one of the run's own, which then continues.
-        notes: sentences about what was passed over.
+        notes: sentences about what was ignored.
     """
 
     path: str | os.PathLike | None = None
-    content: dict[str, Any] | None = None
+    content: dict[str, Any] = dataclasses.field(default_factory=dict)
     own: bool = False
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-    @property
-    def before(self) -> dict[str, Any] | None:
-        """The configuration in the checkpoint; None: there is none."""
-        return None if self.content is None else checkpoints.config_of(self.content, self.path)
+    notes: tuple[str, ...] = ()
 
     def described(
         self, config: ml_collections.ConfigDict, typed: Collection[str]
@@ -113,8 +94,9 @@ class Start:
             UserError: the checkpoint is of another kind, or contradicts a field that was `typed`.
         """
         keep = () if self.own else descriptions.OF_A_TRAINING
-        descriptions.refuse_typed(config, typed, self.before, self.path, keep)
-        return descriptions.adopt(config, self.before, self.path, keep)
+        before = checkpoints.config_of(self.content)
+        descriptions.refuse_typed(config, typed, before, self.path, keep)
+        return descriptions.adopt(config, before, self.path, keep)
 
     def load(self, state: TrainState, config: ml_collections.ConfigDict) -> list[str]:
         """Fill `state`; says in sentences, a list, from where.
@@ -123,43 +105,46 @@ class Start:
             UserError: the checkpoint does not fit, is that of another run, or is not before
                 ``config.training.n_iters``.
         """
-        if self.content is None:
+        if self.path is None:
             return ["Starting from new weights."]
+        before = checkpoints.config_of(self.content) or {}
         if self.own:
             step = checkpoints.read_count(self.content, "step", self.path, 0)
-            notes = self.notes + require_same_run(self.before, config, self.path, step)
-            checkpoints.load_training(state, self.content, self.path, 0, config)
-            return [*notes, f"Continuing from {self.path} at step {state.step}."]
-        training = config.training
-        checkpoints.load_training(state, self.content, self.path, training.init_step, config)
-        state.data = required_data(self.content, config)
+            changes = require_same_run(before, config, self.path, step)
+            checkpoints.load_training(state, self.content, self.path)
+            return [*self.notes, *changes, f"Continuing from {self.path} at step {state.step}."]
+        init_step, n_iters = config.training.init_step, config.training.n_iters
+        checkpoints.load_training(state, self.content, self.path, init_step)
+        if isinstance(state.data, dict):
+            # Weights may begin a run on other data; the order of classes is in those of labels.
+            kept = ("classes",) if config.model.get("num_classes") else ()
+            state.data = {name: state.data[name] for name in kept if name in state.data}
         known = "step" in self.content
         counted = "" if known else ", since it does not say one (config.training.init_step)"
-        if state.step >= training.n_iters:
+        if state.step >= n_iters:
             raise UserError(
                 f"{self.path} counts as step {state.step}{counted}, and training ends at "
-                f"config.training.n_iters, {training.n_iters}: nothing would be trained. Ask for "
-                "more steps with --config.training.n_iters."
+                f"config.training.n_iters, {n_iters}: nothing would be trained. Ask for more "
+                "steps with --config.training.n_iters."
             )
-        notes = [f"Restored {self.path} at step {state.step}{counted}."]
-        model = (self.before or {}).get("model", {})
-        if model.get("energy", config.model.energy) != config.model.energy:
+        energy = before.get("model", {}).get("energy", config.model.energy)
+        if energy != config.model.energy:
             kinds = {True: "a constrained model, an energy", False: "a score model"}
             log.warning(
                 "%s is %s, and this configuration trains %s: its output means something else, and "
                 "training has to learn it anew.",
                 self.path,
-                kinds[model["energy"]],
+                kinds[energy],
                 kinds[config.model.energy],
             )
-        return notes
+        return [f"Restored {self.path} at step {state.step}{counted}."]
 
 
 def find(place: Workdir, restore: str | os.PathLike | None) -> Start:
     """Where a run in `place` goes on: its newest whole state, else `restore`, else new weights.
 
-    The newest state is the resume point, or the last snapshot where that is newer. A file that is
-    damaged is passed over for another that is not.
+    The newest state is the resume point, or the last snapshot where that is newer. A damaged file
+    is ignored if there is another.
 
     Raises:
         UserError: there are such files, and none can be read.
@@ -179,9 +164,9 @@ def find(place: Workdir, restore: str | os.PathLike | None) -> Start:
             faults.append(str(error))
     if states:
         _, path, content = max(states, key=lambda state: state[0])
-        notes = [f"Passed over: {error}" for error in faults]
-        notes += [f"--restore {restore} is passed over: the run has begun."] if restore else []
-        return Start(path, content, True, notes)
+        notes = [f"Ignored: {error}" for error in faults]
+        notes += [f"--restore {restore} is ignored: the run has begun."] if restore else []
+        return Start(path, content, True, tuple(notes))
     if faults:
         raise UserError(faults[0])
     return Start() if restore is None else Start(restore, checkpoints.read(restore))

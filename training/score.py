@@ -1,7 +1,7 @@
 """Training a score network by `run_lib.train`."""
 
+import collections
 from collections.abc import Callable
-from typing import Any
 
 import ml_collections
 import numpy as np
@@ -13,12 +13,14 @@ import losses
 import models
 import sampling
 import sde_lib
+from losses import Draws
 from models import compute
+from training.job import Job
 from training.labels import LabelDropout
 
 
 class ScoreTraining:
-    """A score network with its denoising score matching objective.
+    """The `Job` of a score network with its denoising score matching objective.
 
     Raises:
         UserError: the configuration names an unknown network, SDE or sampler.
@@ -38,11 +40,6 @@ class ScoreTraining:
             self.objective = LabelDropout(self.objective, config.training.label_dropout)
 
     def splits(self) -> tuple[datasets.Split, datasets.Split | None]:
-        """The training and the test data; None for a test split that the set has not.
-
-        Raises:
-            UserError: the network takes labels of another number of classes.
-        """
         classes = self.config.model.get("num_classes")
         return datasets.load_both(self.config.data, classes, "config.model.num_classes")
 
@@ -54,17 +51,10 @@ class ScoreTraining:
         split: datasets.Split,
         callback: Callable[[], object],
     ) -> dict[str, torch.Tensor]:
-        """The DSM loss of a fixed batch of the test `split`, at stratified times.
-
-        `callback()` is called before each part of the batch.
-        """
+        """The DSM loss of the batch, at stratified times."""
         return validation_means(self, self.objective.evaluate, images, labels, callback)
 
     def pictures(self, step: int, callback: Callable[[], object]) -> tuple[np.ndarray, None]:
-        """Samples as they are stored, and the columns of their grid.
-
-        `callback()` is called after each step of the sampler.
-        """
         noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
         shape = (self.config.sampling.batch_size, *self.domain.shape)
         x, _ = self.sampler(self.score, noise.randn(shape), noise.randn_like, callback)
@@ -72,24 +62,24 @@ class ScoreTraining:
 
 
 def validation_means(
-    job: Any,
-    evaluate: Callable,
+    job: Job,
+    evaluate: Callable[[torch.Tensor, torch.Tensor, Draws], Draws],
     images: torch.Tensor,
     labels: torch.Tensor,
     callback: Callable[[], object],
 ) -> dict[str, torch.Tensor]:
-    """Means of ``evaluate(x, labels, draws)``, a dict, over stored images, at stratified times.
+    """Means of ``evaluate(x, labels, draws)`` over stored images, at stratified times.
 
     `callback()` is called before each part of the images.
     """
-    config = job.config
+    training = job.config.training
     x = job.domain.to_model(images.to(job.device), train=False)
     draws = job.objective.draw(x)
     draws["u"] = losses.stratified(draws["u"])
-    size = config.training.microbatch or config.training.batch_size
-    means = {}
+    means = collections.Counter()
+    size = training.microbatch or training.batch_size
     for share, part in losses.parts_of(x, labels.to(job.device), draws, size):
         callback()
         for name, value in evaluate(*part).items():
-            means[name] = means.get(name, 0) + share * value
-    return means
+            means[name] += share * value
+    return dict(means)

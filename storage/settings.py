@@ -1,12 +1,14 @@
-"""What the numbers of a configuration may be, in one table: a mistake costs a sentence, not a run.
+"""What a configuration means: the ranges of its numbers, and which kind of model it describes.
 
-Names and choices are checked where they are looked up; types by ml_collections. The upper ends
-are far beyond any use: they stop a slip of the keyboard from filling the memory.
+Names and choices are checked where they are looked up; types by ml_collections. The upper ends of
+ranges are far beyond any use: they prevent a typing error from filling the memory.
 """
 
 import math
 
-from utils import UserError
+import ml_collections
+
+from utils import UserError, require_positive
 
 
 def _whole(least, most):
@@ -130,7 +132,7 @@ RANGES = {
 }
 
 
-def check(config):
+def check(config: ml_collections.ConfigDict) -> None:
     """Raise a UserError for the first number of `config` that is out of its range."""
     for name, (fits, text) in RANGES.items():
         section, _, field = name.rpartition(".")
@@ -146,3 +148,29 @@ def check(config):
                 f"config.{section}.{low} is {config[section][low]}; expected less than {high}, "
                 f"{config[section][high]}."
             )
+
+
+def describes_classifier(config: ml_collections.ConfigDict) -> bool:
+    """Whether a configuration is DLSM's, of a score model guided by a classifier, and not QC's."""
+    return "classifier" in config
+
+
+def describes_cas(config: ml_collections.ConfigDict) -> bool:
+    """Whether a configuration is of a classification accuracy score."""
+    return "cas" in config
+
+
+def draws_by_class(config: ml_collections.ConfigDict) -> bool:
+    """Whether samples are drawn class by class: by a classifier, or a class-conditional score."""
+    return describes_classifier(config) or bool(config.model.get("num_classes"))
+
+
+def number_of_classes(config: ml_collections.ConfigDict) -> int:
+    """How many classes the classifier tells apart, or else the class-conditional score.
+
+    Raises:
+        UserError: none.
+    """
+    if describes_classifier(config):
+        return require_positive(config.classifier.classes, "config.classifier.classes")
+    return require_positive(config.model.get("num_classes"), "config.model.num_classes")

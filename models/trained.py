@@ -14,12 +14,12 @@ import torch
 
 import models
 import sde_lib
-from configs.classes import describes_classifier
 from models import compute
-from models.ema import EMA
 from models.scores import ClassifierFreeScore, EnergyScore, GuidedScore, Score
 from sde_lib import SDE
 from storage import checkpoints, descriptions
+from storage.ema import EMA
+from storage.settings import describes_classifier
 from storage.workdir import Workdir
 from utils import UserError
 
@@ -76,10 +76,10 @@ def load_score(
     """
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "score model")
-    config = descriptions.adopt(config, checkpoints.config_of(content, path), path)
+    config = descriptions.adopt(config, checkpoints.config_of(content), path)
     sde = sde_lib.from_config(config)
     network = models.create_model(config)
-    checkpoints.load_model(network, content, path, config)
+    checkpoints.load_model(network, content, path)
     if use_ema:
         ema = EMA(network.parameters(), config.model.ema_rate)
         checkpoints.load_ema(ema, content, path)
@@ -105,7 +105,7 @@ def load_classifier(
     """
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "classifier")
-    before = checkpoints.config_of(content, path)
+    before = checkpoints.config_of(content)
     theirs = descriptions.described(before)
     for name in ("data.centered", "data.image_size", "data.num_channels"):
         section, _, field = name.partition(".")
@@ -117,7 +117,7 @@ def load_classifier(
     of_the_score = [name for name in theirs if name.startswith("model.")]
     config = descriptions.adopt(config, before, path, keep=of_the_score)
     network = models.create_classifier(config)
-    checkpoints.load_model(network, content, path, config)
+    checkpoints.load_model(network, content, path)
     loaded = _loaded_from(content, path, network.state_dict().values(), False)
     return compute.freeze(network, config.compute, device), loaded, config
 

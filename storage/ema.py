@@ -56,6 +56,7 @@ class EMA:
             "shadow_params": self.shadow,
         }
 
+    @torch.no_grad()
     def load_state_dict(self, state: object) -> None:
         """Take the averages of a file; the decay stays the config's.
 
@@ -63,29 +64,18 @@ class EMA:
             UserError: their number or shapes are not those of the parameters, or one is not finite.
         """
         try:
-            theirs = [
-                tuple(s.shape) if s.is_floating_point() else None for s in state["shadow_params"]
-            ]
-            num_updates = int(state["num_updates"])
-            if not 0 <= num_updates < 2**62:
-                raise ValueError
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError):
-            raise UserError(
-                "The checkpoint's EMA is not {decay, num_updates, shadow_params}."
-            ) from None
-        ours = [tuple(s.shape) for s in self.shadow]
-        if theirs != ours:
-            where = next((i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b), None)
-            difference = (
-                f"{len(theirs)} arrays where the model has {len(ours)}"
-                if where is None
-                else f"array {where} of shape {theirs[where]} where the model has {ours[where]}"
-            )
-            raise UserError(f"The checkpoint's EMA does not fit the model: {difference}.")
-        for index, value in enumerate(state["shadow_params"]):
-            if not value.isfinite().all():
-                raise UserError(f"The checkpoint's EMA has NaN or infinite values in {index}.")
+            shadow, num_updates = list(state["shadow_params"]), int(state["num_updates"])
+        except (KeyError, TypeError, ValueError):
+            raise UserError("its EMA is not {decay, num_updates, shadow_params}.") from None
+        if len(shadow) != len(self.shadow):
+            raise UserError(f"its EMA has {len(shadow)} arrays, the model {len(self.shadow)}.")
+        for index, (ours, theirs) in enumerate(zip(self.shadow, shadow)):
+            if theirs.shape != ours.shape:
+                raise UserError(
+                    f"array {index} of its EMA has the shape {tuple(theirs.shape)}, the model's "
+                    f"has {tuple(ours.shape)}."
+                )
+            if not theirs.isfinite().all():
+                raise UserError(f"array {index} of its EMA has NaN or infinite values.")
         self.num_updates = num_updates
-        with torch.no_grad():
-            for shadow, value in zip(self.shadow, state["shadow_params"]):
-                shadow.copy_(value)
+        torch._foreach_copy_(self.shadow, shadow)

@@ -8,7 +8,7 @@ formats that training takes, and read as `readers.folder` reads them.
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -47,8 +47,8 @@ def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
 
 def image_batches(
     paths: Sequence[pathlib.Path], batch_size: int, channels: int
-) -> Iterator[extractors.LazyBatch]:
-    """Yield batches of the images, uint8 (n, H, W, channels), which are read when they are needed.
+) -> list[extractors.Batch]:
+    """Batches of the images, uint8 (n, H, W, channels), which are read when they are needed.
 
     Raises:
         UserError: there is no picture of so many channels; and when a batch is read, a file is no
@@ -57,9 +57,11 @@ def image_batches(
     from readers.folder import MODES, ImageReader
 
     reader = ImageReader(lookup(MODES, channels, "config.data.num_channels"))
-    for start in range(0, len(paths), batch_size):
-        part = paths[start : start + batch_size]
-        yield extractors.LazyBatch(len(part), functools.partial(_read, reader, paths[0], part))
+    parts = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    return [
+        extractors.Batch(len(part), functools.partial(_read, reader, paths[0], part))
+        for part in parts
+    ]
 
 
 def _read(reader, first, paths):
@@ -93,7 +95,7 @@ def open_folders(
 
 def _encode(config, extractor, folder, paths):
     batches = image_batches(paths, config.eval.batch_size, config.data.num_channels)
-    pool, logits = extractors.extract_together(extractor, batches, len(paths))
+    pool, logits = extractors.extract(extractor, batches, config.eval.microbatch, together=True)
     origin = {"folder": str(folder)}
     return FeatureSet(pool, logits, None, (extractor.name,), origin, pathlib.Path(folder))
 

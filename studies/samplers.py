@@ -19,7 +19,6 @@ import datasets
 import domains
 import sampling
 from metrics import encoding, extractors, frechet, prdc
-from metrics.sample_sets import in_batches
 from samplers import fast
 from samplers.rounds import split_rounds
 from scripts.recognise import flatten, recogniser, share_of_sure
@@ -86,8 +85,9 @@ class Judge:
 
     def features(self, images):
         """Pooled features (N, D)."""
-        batches = in_batches([images], self.config.eval.batch_size)
-        return extractors.extract(self.extractor, batches, len(images))[0]
+        settings = self.config.eval
+        batches = extractors.batches_of(images, settings.batch_size)
+        return extractors.extract(self.extractor, batches, settings.microbatch)[0]
 
     def __call__(self, samples):
         pool = self.features(samples)

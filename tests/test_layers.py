@@ -11,7 +11,8 @@ models
 samplers storage
 losses readers sampling
 datasets likelihood
-evaluation metrics
+metrics
+evaluation
 training
 run_lib
 planning

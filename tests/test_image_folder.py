@@ -57,8 +57,9 @@ def test_folder_crops_and_resizes(tmp_path):
     np.testing.assert_allclose(image[:, 3], 200, atol=15)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("1", 3), ("L", 3), ("P", 1), ("RGB", 1), ("RGBA", 3), ("CMYK", 3)]
+)
 def test_folder_converts(tmp_path, mode, channels):
     original = Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode)
     path = tmp_path / "raw" / "train" / "a" / "x.tiff"
@@ -106,8 +107,7 @@ def transparent(mode):
     return palette
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize(("mode", "channels"), [("RGBA", 3), ("LA", 1), ("P", 3)])
 def test_folder_transparency_is_over_white(tmp_path, mode, channels, caplog, monkeypatch):
     monkeypatch.setattr(folder.log, "propagate", True)  # to where caplog listens
     directory = tmp_path / "raw" / "train" / "a"
@@ -169,9 +169,9 @@ def renamed_image(train):
 
 
 CHANGES = {
-    renamed: "a is now z",
-    added_class: "added classes: aa",
-    removed_class: "removed classes: a",
+    renamed: "gone: a; that are new: z",
+    added_class: "new: aa",
+    removed_class: "gone: a",
     added_image: "a 2 (now 3)",
     renamed_image: "names or sizes",
 }
@@ -200,8 +200,6 @@ def test_classes_in_another_order_are_other_data():
     now = {"dataset": "folder", "classes": ["0", "2", "10"], "counts": [1, 1, 1], "hash": "x"}
     with pytest.raises(UserError, match=r"order of classes: 0, 10, 2 \(now 0, 2, 10\)"):
         datasets.require_same_data(now, {"classes": ["0", "10", "2"]}, "a.pth")
-    with pytest.raises(UserError, match="does not say which data"):
-        datasets.require_same_data(now, {"classes": 3}, "a.pth")
     datasets.require_same_data(now, None, "an old one.pth")
 
 
@@ -225,22 +223,8 @@ def test_a_run_refuses_other_data(tmp_path, tree, monkeypatch):
     # Its weights may begin another run, unless classes have other names.
     labelled_run(tmp_path, "second", path, training__n_iters=4)
     renamed(tree / "train")
-    with pytest.raises(UserError, match="a is now z"):
+    with pytest.raises(UserError, match="gone: a"):
         labelled_run(tmp_path, "third", path, training__n_iters=4)
-
-
-def test_folder_at_another_place_is_another_set(tmp_path, tree):
-    first = datasets.load(config(tmp_path, "folder", 8, 3), "train")
-    os.rename(tree, tmp_path / "other")
-    save(tree / "train" / "a" / "2.png", random_images(8, 8, 3, seed=5))
-    second = datasets.load(config(tmp_path, "folder", 8, 3, tmp_path / "other"), "train")
-    np.testing.assert_array_equal(first.images, second.images)
-    assert len(datasets.load(config(tmp_path, "folder", 8, 3), "train")) == 1
-
-
-def test_folder_links_within_are_followed(tmp_path, tree):
-    (tree / "train" / "a" / "link.png").symlink_to(tree / "train" / "b" / "x.png")
-    assert len(datasets.load(config(tmp_path, "folder", 8, 3), "train")) == 4
 
 
 def test_folder_links_out_are_followed(tmp_path, tree):
@@ -255,15 +239,13 @@ def test_folder_links_out_are_followed(tmp_path, tree):
     np.testing.assert_array_equal(train.images[2], train.images[4])
 
 
+def test_a_test_split_without_images(tmp_path, tree):
+    (tree / "test" / "b" / "y.png").unlink()
+    refused(config(tmp_path, "folder", 8, 3), "test", tree / "test", "no images")
+
+
 def circle(tree):
     (tree / "train" / "c").symlink_to("..")
-
-
-def larger_circle(tree):
-    """The split lies elsewhere, and a class of it leads back to the root."""
-    os.rename(tree / "train", tree.parent / "elsewhere")
-    (tree / "train").symlink_to(tree.parent / "elsewhere")
-    (tree.parent / "elsewhere" / "c").symlink_to(tree)
 
 
 def broken_link(tree):
@@ -312,15 +294,10 @@ def bomb(tree):
     claim_size(tree / "train" / "a" / "bomb.png", 11_000, 11_000)  # PIL alone would only warn
 
 
-def larger_bomb(tree):
-    claim_size(tree / "train" / "a" / "bomb.png", 2**30, 2**30)
-
-
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
         (circle, ["train/c", "a folder that it lies in"]),
-        (larger_circle, ["train/c", "a folder that it lies in"]),
         (broken_link, ["link.png", "no file"]),
         (image_beside_classes, ["train/x.png", "train/<class>/<image>"]),
         (directory_among_images, ["train/a/more", "no file"]),
@@ -330,23 +307,12 @@ def larger_bomb(tree):
         (postscript, ["x.eps", "cannot identify"]),
         (deep_image, ["deep.png", "more than 8 bits"]),
         (bomb, ["bomb.png", "11000×11000", "too many"]),
-        (larger_bomb, ["bomb.png", "decompression bomb"]),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_folder_malformed(tmp_path, tree, spoil, parts):
     spoil(tree)
     refused(config(tmp_path, "folder", 8, 3), "train", tree, *parts)
-
-
-def test_folder_without_images(tmp_path, tree):
-    data = config(tmp_path, "folder", 8, 3)
-    (tree / "test" / "b" / "y.png").unlink()
-    refused(data, "test", tree / "test", "holds no images")
-    (tree / "test" / "b").rmdir()
-    refused(data, "test", tree / "test", "holds no images")
-    (tree / "test").rmdir()
-    refused(data, "test", tree / "test", "is no directory", "train/<class>/<image>", "data.root")
 
 
 def test_folder_class_only_in_test(tmp_path, tree):

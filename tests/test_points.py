@@ -101,13 +101,6 @@ def test_spirals_turn_three_halves(here):
     assert np.linalg.norm(x, axis=1).max() < 3 * np.pi + 1
 
 
-def test_a_damaged_cache_of_points_is_built_again(here):
-    expected = np.array(load("gaussian_8").images)
-    (path,) = here.glob("data/cache/*/images.bin")
-    path.write_bytes(path.read_bytes()[:-4])
-    assert np.array_equal(load("gaussian_8").images, expected)
-
-
 def test_points_need_a_configuration_of_points(here):
     config = points.base("digits", 10)
     with pytest.raises(UserError, match="describes points, but digits holds arrays of shape"):
@@ -152,7 +145,7 @@ def test_image_networks_refuse_points_and_the_reverse():
 # ---------------------------------------------------------------- the commands
 
 
-@pytest.mark.parametrize("kind", ["usbm", "qcsbm", "csbm"])
+@pytest.mark.parametrize("kind", ["usbm", pytest.param("qcsbm", marks=pytest.mark.slow), "csbm"])
 def test_points_go_all_the_way(here, kind, capsys):
     config = tiny(kind)
     run_lib.train(config, "run")

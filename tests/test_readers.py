@@ -22,15 +22,14 @@ from readers import common
 # ---------------------------------------------------------------- tfds
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize(
-    ("dataset", "name", "size", "channels", "classes"),
+    ("dataset", "name", "size", "channels", "classes", "split"),
     [
-        ("CIFAR10", "cifar10", 32, 3, 10),
-        ("CIFAR100", "cifar100", 32, 3, 100),
-        ("SVHN", "svhn_cropped", 32, 3, 10),
-        ("MNIST", "mnist", 28, 1, 10),
-        ("FashionMNIST", "fashion_mnist", 28, 1, 10),
+        ("CIFAR10", "cifar10", 32, 3, 10, "train"),
+        ("CIFAR100", "cifar100", 32, 3, 100, "test"),
+        ("SVHN", "svhn_cropped", 32, 3, 10, "train"),
+        ("MNIST", "mnist", 28, 1, 10, "test"),
+        ("FashionMNIST", "fashion_mnist", 28, 1, 10, "train"),
     ],
 )
 def test_tfds_mocked(tmp_path, dataset, name, size, channels, classes, split, monkeypatch):
@@ -85,6 +84,7 @@ def check_preparation(root):
     assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow"]
 
 
+@pytest.mark.slow
 def test_tfds_prepares_without_tensorflow(tmp_path):
     """From the publishers' archives to images, beside a TensorFlow that must not be imported."""
     stub, witness = tmp_path / "stub" / "tensorflow", tmp_path / "imported"
@@ -141,9 +141,9 @@ def write_idx(directory, suffix="", test_count=4):
     return splits
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize(
-    ("dataset", "name"), [("MNIST", "mnist"), ("FashionMNIST", "fashion_mnist")]
+    ("dataset", "name", "suffix"),
+    [("MNIST", "mnist", ""), ("FashionMNIST", "fashion_mnist", ".gz")],
 )
 def test_idx(tmp_path, dataset, name, suffix):
     written = write_idx(tmp_path / "raw" / name, suffix)
@@ -152,14 +152,6 @@ def test_idx(tmp_path, dataset, name, suffix):
         np.testing.assert_array_equal(loaded.images, images[:, None])
         np.testing.assert_array_equal(loaded.labels, labels)
         assert loaded.classes == 10
-
-
-def test_idx_changed_files_are_read_anew(tmp_path):
-    data = config(tmp_path, "MNIST", 28, 1)
-    write_idx(tmp_path / "raw" / "mnist", test_count=4)
-    assert len(datasets.load(data, "test")) == 4
-    write_idx(tmp_path / "raw" / "mnist", test_count=5)
-    assert len(datasets.load(data, "test")) == 5
 
 
 def test_idx_incomplete(tmp_path):
@@ -287,7 +279,7 @@ def test_imagenet_ways_to_pickle(tmp_path, write):
     np.testing.assert_array_equal(loaded.labels, [0, 999])
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("protocol", [0, 5])
 def test_pickle_that_runs_code_is_refused(tmp_path, protocol):
     witness = tmp_path / "it ran"
     content = pickle.dumps({"data": Calls(os.mkdir, str(witness))}, protocol=protocol)
@@ -299,9 +291,7 @@ def test_pickle_that_runs_code_is_refused(tmp_path, protocol):
     assert not witness.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["builtins eval", "numpy load", "numpy.core.multiarray fromfile", "_codecs decode"]
-)
+@pytest.mark.parametrize("name", ["builtins eval", "numpy load"])
 def test_other_names_in_pickles_are_refused(tmp_path, name):
     content = f"c{name}\n(S'x'\ntR.".replace(" ", "\n").encode()
     refused(imagenet_file(tmp_path, content), "test", "val_data", name.replace(" ", "."))

@@ -268,7 +268,7 @@ def evaluate(
         facts["test data"] = datasets.require_raw(config.data, "test")
     elif "read" in asked:
         path = place.nll(0, ema) if metric == "nll" else place.asym(0, ema=ema)
-        nll_and_asym.open_first(path, nll_and_asym.command_for(metric, workdir, ema))
+        nll_and_asym.open_result(path, nll_and_asym.command_for(metric, workdir, ema))
     encoded = {"encode", "encode_dataset", "stat", "latent"} & {*asked}
     measured = [name for name in asked if name not in {"calculate", "read", "nfe"} | encoded]
     if {"encode_dataset", "stat"} & encoded:

@@ -26,7 +26,7 @@ from unittest import mock
 import numpy as np
 from tqdm import tqdm
 
-from metrics import sharing
+from metrics import oracles, sharing
 from utils import UserError, is_first, rank_and_size
 
 if TYPE_CHECKING:  # torch need not be there
@@ -299,13 +299,7 @@ class TFHubFeatures:
     pool_width, logit_width = 2048, 1008
 
     def __init__(self, module: str = TFHUB_INCEPTION) -> None:
-        try:
-            import tensorflow_hub
-        except ImportError as error:
-            raise UserError(
-                f"TensorFlow Hub does not import here ({error}); it needs an environment of its "
-                "own, with Python 3.10 or 3.11 and requirements-tfgan.txt."
-            ) from None
+        tensorflow_hub = oracles.load("tensorflow_hub", "TensorFlow Hub")
         try:
             self.module = tensorflow_hub.load(module)
         except (OSError, ValueError) as error:

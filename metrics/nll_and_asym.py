@@ -148,10 +148,10 @@ def read_nll(workdir: str, use_ema: bool = False) -> dict[str, Any]:
     place = Workdir(workdir)
     command = command_for("nll", workdir, use_ema)
     first_path = place.nll(0, use_ema)
-    first, meta = open_first(first_path, command, "bpd", "nfe")
+    first, meta = open_result(first_path, command, "bpd", "nfe")
     kind = lookup(domains.KINDS, meta.get("domain", "images"), f"The domain in {first_path}")
     files = [first] + [
-        read_same(place.nll(batch, use_ema), meta, command, "bpd", "nfe")
+        open_result(place.nll(batch, use_ema), command, "bpd", "nfe", same_as=meta)[0]
         for batch in range(1, math.ceil(meta["images"] / meta["batch_size"]))
     ]
     bits = np.concatenate([file["bpd"] for file in files], dtype=np.float64)
@@ -264,11 +264,11 @@ def read_asym(workdir: str, use_ema: bool = False, repeats: int | None = None) -
     place = Workdir(workdir)
     command = command_for("asym", workdir, use_ema)
     names = ("asym", "nasym")
-    first, meta = open_first(place.asym(0, ema=use_ema), command, *names, "times")
+    first, meta = open_result(place.asym(0, ema=use_ema), command, *names, "times")
     files = [first]
     while (len(files) < repeats) if repeats else place.asym(len(files), ema=use_ema).exists():
         path = place.asym(len(files), ema=use_ema)
-        files.append(read_same(path, meta, command, *names))
+        files.append(open_result(path, command, *names, same_as=meta)[0])
     asym, nasym = (
         np.mean([file[name] for file in files], axis=0, dtype=np.float64) for name in names
     )
@@ -322,30 +322,21 @@ def described(meta: dict[str, Any]) -> str:
     return f"{data} ({kind}{where})"
 
 
-def open_first(
-    path: pathlib.Path, command: str, *names: str
+def open_result(
+    path: pathlib.Path, command: str, *names: str, same_as: dict[str, Any] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the meta of the first file.
+    """The arrays and the meta of a file, made with the meta `same_as` if one is given.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it is missing or damaged, or was made otherwise.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; run first: python {command} --config …")
     arrays = load_npz(path, "meta", *names)
-    return arrays, read_meta(path, arrays["meta"])
-
-
-def read_same(
-    path: pathlib.Path, meta: dict[str, Any], command: str, *names: str
-) -> dict[str, np.ndarray]:
-    """The arrays of a further file, made as the first one was."""
-    if not path.exists():
-        raise UserError(f"{path} is missing; finish with: python {command} --config …")
-    arrays, other = open_first(path, command, *names)
-    if changed := differences(other, meta):
+    meta = read_meta(path, arrays["meta"])
+    if changed := differences(meta, meta if same_as is None else same_as):
         raise UserError(
             f"{path} was made otherwise than its neighbours: {', '.join(changed)}. Remove "
             f"{path.parent} and run: python {command} --config …"
         )
-    return arrays
+    return arrays, meta

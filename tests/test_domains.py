@@ -57,15 +57,6 @@ def test_dequantization():
     assert torch.equal(centered.to_model(images, train=True), 2 * x - 1)
 
 
-@pytest.mark.parametrize(("centered", "low"), [(False, 0), (True, -1)])
-def test_scaler_and_its_inverse(centered, low):
-    data = domain(centered=centered)
-    x = torch.linspace(0, 1, 11)
-    scaled = data.scaler(x)
-    assert (scaled.min(), scaled.max()) == (low, 1)
-    torch.testing.assert_close(data.inverse_scaler(scaled), x)
-
-
 def test_stored_images_are_clipped_and_truncated():
     x = torch.tensor([-3.0, 0.0, 0.9 / 255, 1.5 / 255, 254.9 / 255, 1.0, 7.0, 0.5])
     images = domain().to_stored(x.reshape(2, 1, 2, 2))

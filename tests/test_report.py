@@ -137,14 +137,6 @@ def test_a_workdir_that_holds_nothing(tmp_path, monkeypatch):
     assert page.images == []
 
 
-def test_likelihoods_of_points_are_in_nats(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name, value in (("a", 1.5), ("b", 1.25)):
-        Workdir(name).record(nll={"nats": value, "nfe": 40.0, "settings": {}})
-    text = " ".join(" ".join(write(["a", "b"]).words).split())
-    assert "NLL, nats ↓ 1.5 1.25 NFE 40 40" in text
-
-
 def test_curves_of_batches_and_of_the_test_share_axes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with contextlib.closing(ScalarWriter(Workdir("run").tensorboard, 0)) as writer:
@@ -168,16 +160,6 @@ def test_names_cannot_break_the_page(full):
     assert "<script" not in page
     assert "<b>" not in page
     assert "&lt;b&gt;&amp;$x_1$" in page
-
-
-def test_samples_of_training_where_no_others_are_drawn(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for step in (500, 1000):
-        path = Workdir("run").snapshot_samples(step) / "sample.png"
-        path.parent.mkdir(parents=True)
-        Image.new("L", (step // 100, 5)).save(path)
-    page = write(["run"])
-    assert page.alternatives == ["Samples during training, step 1000, run"]
 
 
 def test_curves_of_a_run_that_was_continued(tmp_path, monkeypatch):

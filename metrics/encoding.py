@@ -104,11 +104,10 @@ def training_split(data: ml_collections.ConfigDict) -> "datasets.Split":
     """
     try:
         import datasets
-    except ImportError as error:
+    except ImportError as error:  # TF-GAN's environment
         raise UserError(
-            f"Data sets cannot be read in this environment ({error}). Install torch, filelock, "
-            "pillow and tensorflow-datasets in it, or give features that stand with "
-            "--dataset_stat."
+            f"Data sets cannot be read in this environment ({error}); give features that stand "
+            "with --dataset_stat."
         ) from None
     return datasets.load(data, "train")
 

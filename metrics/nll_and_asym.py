@@ -20,7 +20,6 @@ import datasets
 import domains
 import likelihood
 import sampling
-from configs import ranges
 from metrics import sharing
 from models import jacobian
 from samplers.progress import RoundProgress
@@ -48,7 +47,6 @@ class TestRun:
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, workdir: str, use_ema: bool) -> "TestRun":
         """Check the settings, load the checkpoint and the test split, and open the workdir."""
-        ranges.check(config)
         device, place = get_device(config.device), Workdir(workdir)
         place.check()
         path = place.checkpoint(config.eval.checkpoint_idx)

@@ -6,18 +6,15 @@ uint8 (N, C, H, W) and points float32 (N, D) until their domain's `to_model` tur
 model's range, on whatever device the batch is on.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import math
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
-import filelock
 import ml_collections
 import numpy as np
 import torch
@@ -32,7 +29,7 @@ from readers.idx import idx_or_tfds
 from readers.imagenet32 import imagenet32
 from readers.points import checkerboard, gaussian_8, moons, points, spiral_2
 from readers.tfds import tfds
-from storage.files import atomic_write
+from storage.files import atomic_write, turn
 from utils import UserError, log, lookup, random_stream, require_positive
 
 # The name in `config.data.dataset` -> its reader. A new data set is added here.
@@ -95,24 +92,35 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
     """
     if split not in ("train", "test"):
         raise UserError(f"The split is {split!r}; expected train or test.")
-    reader = lookup(DATASETS, data.dataset, "data.dataset")
-    try:
-        source = reader(data, split)
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from None
-    domains.from_config(data).require_shape(source.shape, data.dataset)
+    source = _source(data, split)
     key = _hash(str(source.shape), *source.identity)
     place = pathlib.Path(data.cache) / f"{data.dataset}-{split}-{key}"
-    cached = _open(place, source)
-    if cached is None:
-        with _sole_builder(place.parent, data.dataset):
-            cached = _open(place, source)  # another process may have built it meanwhile
-            if cached is None:
-                _build(place, source, data.dataset, split)
-                cached = _open(place, source)
+    if (cached := _open(place, source)) is None:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with turn(place.parent / f".{data.dataset}.lock"):
+                # Another process may have built it meanwhile.
+                if (cached := _open(place, source)) is None:
+                    _build(place, source, data.dataset, split)
+                    cached = _open(place, source)
+        except OSError as error:
+            raise UserError(
+                f"The cache {place.parent} cannot be written ({error.strerror}); make room there "
+                "or name another directory with --config.data.cache."
+            ) from None
     names = source.class_names or CLASS_NAMES.get(data.dataset, ())
     identity = _identity(data.dataset, names, cached, source.files)
     return dataclasses.replace(cached, class_names=names, identity=identity)
+
+
+def _source(data, split):
+    """The `Source` of a split, if it is of the shape that the configuration describes."""
+    try:
+        source = lookup(DATASETS, data.dataset, "data.dataset")(data, split)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from None
+    domains.from_config(data).require_shape(source.shape, data.dataset)
+    return source
 
 
 def require_raw(data: ml_collections.ConfigDict, split: str) -> str:
@@ -121,9 +129,7 @@ def require_raw(data: ml_collections.ConfigDict, split: str) -> str:
     Raises:
         UserError: as `load`; what is still to be downloaded is not missing.
     """
-    source = lookup(DATASETS, data.dataset, "data.dataset")(data, split)
-    domain = domains.from_config(data)
-    domain.require_shape(source.shape, data.dataset)
+    source, domain = _source(data, split), domains.from_config(data)
     count = "" if source.count is None else f"{source.count} "
     return (
         f"{data.dataset}, {count}{domain.noun} of shape {domain.shape} in {source.classes} classes"
@@ -160,39 +166,13 @@ def _open(place, source):
     if not place.exists():
         return None
     try:
-        # Mapped, so that a damaged header asks for no memory.
-        labels = np.array(np.load(place / "labels.npy", mmap_mode="r", allow_pickle=False))
-        within = labels.dtype == np.int64 and labels.ndim == 1 and len(labels) > 0
-        if not within or labels.min() < 0 or labels.max() >= source.classes:
-            raise ValueError(f"its labels are not whole numbers below {source.classes}")
-        size = (place / "images.bin").stat().st_size
+        labels = np.load(place / "labels.npy", allow_pickle=False)
         shape = len(labels), *source.shape
-        if size != math.prod(shape) * source.dtype.itemsize:
-            raise ValueError(f"{len(labels)} images cannot have {size} bytes")
-        images = np.memmap(place / "images.bin", source.dtype, "r", shape=shape)
+        images = np.memmap(place / "images.bin", source.dtype, "r")
+        return Split(images.reshape(shape), labels, source.classes)
     except (OSError, EOFError, ValueError) as error:
         log.warning("The cache %s is damaged (%s); it will be built again.", place, error)
         return None
-    return Split(images, labels, source.classes)
-
-
-@contextlib.contextmanager
-def _sole_builder(cache, dataset):
-    """Hold the lock of a data set; the system drops it when its holder dies, however it dies."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(cache / f".{dataset}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            log.info("Waiting for another process that prepares %s in %s.", dataset, cache)
-            lock.acquire()
-    except OSError as error:
-        raise _unwritable(cache, error) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _build(place, source, dataset, split):
@@ -220,18 +200,9 @@ def _build(place, source, dataset, split):
             np.save(file, labels)
         shutil.rmtree(place, ignore_errors=True)  # a damaged one
         temporary.rename(place)
-    except OSError as error:
-        raise _unwritable(place.parent, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     log.info("Prepared %s: %d images, %d classes.", name, len(labels), source.classes)
-
-
-def _unwritable(cache, error):
-    return UserError(
-        f"The cache {cache} cannot be written ({error.strerror}); make room there or name another "
-        "directory with --config.data.cache."
-    )
 
 
 # ---------------------------------------------------------------- which data
@@ -271,41 +242,34 @@ def require_same_data(
                 ", ".join(now["classes"][:3]),
             )
         return
-    try:
-        changes = _changes(now, before)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{where} does not say which data it was trained on.") from None
+    changes = _changes(now, before)
     if changes:
         raise UserError(
-            f"{where} was trained on other data: {'; '.join(changes)}. Restore them, or begin "
-            "another run with another --workdir."
+            f"{where} was trained on other data: {changes}. Restore them, or begin another run "
+            "with another --workdir."
         )
 
 
 def _changes(now, before):
-    """In words, a list: how `now` differs from the fields of `before`."""
+    """In words how `now` differs from the fields of `before`; empty if it does not."""
     if all(now[field] == value for field, value in before.items()):
-        return []
+        return ""
     if now["dataset"] != before.get("dataset", now["dataset"]):
-        return [f"it was {before['dataset']}, now {now['dataset']}"]
+        return f"it was {before['dataset']}, now {now['dataset']}"
     old, new = before["classes"], now["classes"]
-    gone = [name for name in old if name not in new]
-    added = [name for name in new if name not in old]
-    if gone and len(gone) == len(added):
-        return [f"renamed classes: {_some(f'{a} is now {b}' for a, b in zip(gone, added))}"]
-    if gone or added:
-        named = {"removed": gone, "added": added}
-        return [f"{what} classes: {_some(names)}" for what, names in named.items() if names]
     if old != new:
-        return [f"the order of classes: {_some(old)} (now {_some(new)})"]
+        gone = [name for name in old if name not in new]
+        added = [name for name in new if name not in old]
+        if gone or added:
+            return f"classes that are gone: {_some(gone)}; that are new: {_some(added)}"
+        return f"the order of classes: {_some(old)} (now {_some(new)})"
     counts = enumerate(zip(before["counts"], now["counts"], strict=True))
     changed = [f"{old[k] if old else k} {n} (now {m})" for k, (n, m) in counts if n != m]
-    return [f"images of classes: {_some(changed)}" if changed else "names or sizes of its files"]
+    return f"images of classes: {_some(changed)}" if changed else "names or sizes of its files"
 
 
 def _some(words):
-    words = list(words)
-    return ", ".join(words[:5]) + (", …" if len(words) > 5 else "")
+    return ", ".join([*words[:5], *["…"][: len(words) - 5]]) or "none"
 
 
 # ---------------------------------------------------------------- batches

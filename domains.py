@@ -21,8 +21,26 @@ if TYPE_CHECKING:  # none of them need be there
     from PIL import Image
 
 
+class Domain:
+    """What `Images` and `Points` share."""
+
+    def require_shape(self, shape: tuple[int, ...], dataset: str) -> None:
+        """Raise a UserError if the images or points of `dataset` have another `shape`."""
+        if len(shape) != len(self.shape):
+            raise UserError(
+                f"The configuration describes {self.noun}, but {dataset} holds arrays of shape "
+                f"{shape}; take a configuration that was made for this data set."
+            )
+        if shape != self.shape:
+            given = " and ".join(f"data.{n} is {v}" for n, v in zip(self.fields, self.shape))
+            wanted = " and ".join(f"data.{n} to {v}" for n, v in zip(self.fields, shape))
+            raise UserError(
+                f"{given}, but the {self.noun} of {dataset} have the shape {shape}; set {wanted}."
+            )
+
+
 @dataclasses.dataclass(frozen=True)
-class Images:
+class Images(Domain):
     """8-bit images, stored as uint8 (N, C, H, W) in data sets and (N, H, W, C) as samples.
 
     Args:
@@ -40,7 +58,7 @@ class Images:
     uniform_dequantization: bool = False
 
     dtype = np.dtype(np.uint8)
-    noun, unit = "images", "img"
+    noun, unit, fields = "images", "img", ("num_channels", "image_size", "image_width")
     likelihood_name, likelihood_unit = "bits_per_dim", "bits/dim"
     # What a file's `meta` says of the domain: files are of images where they say nothing.
     identity: ClassVar = {}
@@ -54,21 +72,6 @@ class Images:
     def stored_shape(self) -> tuple[int, int, int]:
         """Of one sample, as it is stored."""
         return self.height, self.width, self.channels
-
-    def require_shape(self, shape: tuple[int, ...], dataset: str) -> None:
-        """Raise a UserError if the images of `dataset` have another `shape`."""
-        if shape == self.shape:
-            return
-        _require_rank(shape, 3, dataset, "images", "data.dimensions")
-        channels, height, width = shape
-        square = self.height == self.width and height == width
-        names = ["num_channels", "image_size", *([] if square else ["image_width"])]
-        given = " and ".join(f"data.{name} is {value}" for name, value in zip(names, self.shape))
-        wanted = " and ".join(f"data.{name} to {value}" for name, value in zip(names, shape))
-        raise UserError(
-            f"{given}, but the images of {dataset} have {channels} channels and {height}×{width} "
-            f"pixels; set {wanted}."
-        )
 
     def to_model(self, images: "torch.Tensor", *, train: bool) -> "torch.Tensor":
         """A batch in the model's range, on the device of `images`.
@@ -137,13 +140,13 @@ class Images:
 
 
 @dataclasses.dataclass(frozen=True)
-class Points:
+class Points(Domain):
     """Points of D = `dimensions`, float32 (N, D) wherever they are."""
 
     dimensions: int
 
     dtype = np.dtype(np.float32)
-    noun, unit = "points", "pt"
+    noun, unit, fields = "points", "pt", ("dimensions",)
     likelihood_name = likelihood_unit = "nats"
     identity: ClassVar = {"domain": "points"}
 
@@ -153,16 +156,6 @@ class Points:
         return (self.dimensions,)
 
     stored_shape = shape
-
-    def require_shape(self, shape: tuple[int, ...], dataset: str) -> None:
-        """Raise a UserError if the points of `dataset` have another `shape`."""
-        if shape == self.shape:
-            return
-        _require_rank(shape, 1, dataset, "points", "data.num_channels and data.image_size")
-        raise UserError(
-            f"data.dimensions is {self.dimensions}, but the points of {dataset} have {shape[0]} "
-            f"dimensions; set data.dimensions to {shape[0]}."
-        )
 
     def to_model(self, points: "torch.Tensor", *, train: bool) -> "torch.Tensor":
         """The points (B, D) themselves."""
@@ -206,14 +199,6 @@ KINDS = {"images": Images, "points": Points}
 def dequantise(x: "torch.Tensor", noise: "torch.Tensor") -> "torch.Tensor":
     """(u + 255x)/256 for 8-bit images x in [0, 1] and uniform noise u."""
     return (noise + 255 * x) / 256
-
-
-def _require_rank(shape, rank, dataset, noun, instead):
-    if len(shape) != rank:
-        raise UserError(
-            f"The configuration describes {noun}, but {dataset} holds arrays of shape {shape}; "
-            f"take a configuration that was made for this data set, with {instead}."
-        )
 
 
 # ---------------------------------------------------------------- pictures

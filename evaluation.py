@@ -1,21 +1,28 @@
-"""The table of metrics: what flags, commands, printed tables and the report know of them.
+"""The table of metrics, and metrics of samples: computed, printed, recorded.
 
 A metric of samples compares features of generated images with those of real ones; adding one is an
 entry of SAMPLE_METRICS and a function on (N, D) arrays in `metrics`. A metric of a score is taken
 of a model itself, over the test split. Every metric gives a few named numbers, its quantities.
 
-What takes PyTorch is imported where it is used: the environment of ``requirements-tfgan.txt``
-has none.
+PyTorch is imported where it is used: the environment of ``requirements-tfgan.txt`` has none.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
+from tqdm import tqdm
 
 from metrics import frechet, inception_score, kid, prdc
-from utils import get_device
+from metrics.feature_sets import FeatureSet
+from metrics.sample_sets import find_samples, mean_nfe
+from storage.files import atomic_write
+from storage.workdir import Workdir, variant
+from utils import UserError, get_device, log, log_to, lookup
 
 OURS = "ours"  # the back end of a metric that the others, oracles, are there to test
 
@@ -49,8 +56,8 @@ class SampleMetric:
         help: what the flag says of itself.
         quantities: what it gives.
         needs: the arrays that it takes, in order: which set, and which of its features.
-        backends: who computes it, by the name that --backend takes: ``f(config, *arrays)``, which
-            returns a dict of floats, and in it what it took instead of one of its settings.
+        backends: who computes it, by the name that --backend takes: ``f(*arrays, config=config)``,
+            which returns a dict of floats, and in it what it took instead of one of its settings.
         settings: the fields of ``config.eval`` that the numbers depend on.
         usual_samples: of how many samples published numbers are, where fewer give others.
     """
@@ -65,25 +72,15 @@ class SampleMetric:
     usual_samples: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class ScoreMetric:
-    """A metric of a score model over the test split.
-
-    Attributes:
-        name: what --metric calls it, and its key in ``metrics.json``.
-        quantities: what it gives.
-    """
-
-    name: str
-    quantities: tuple[Quantity, ...]
+# ---------------------------------------------------------------- the table
 
 
-# ---------------------------------------------------------------- back ends
-
-Arrays = np.ndarray  # or memory maps, or torch tensors
-
-
-def fid_and_is(real: Arrays, fake: Arrays, fake_logits: Arrays) -> dict[str, float]:
+def fid_and_is(
+    real: np.ndarray,
+    fake: np.ndarray,
+    fake_logits: np.ndarray,
+    config: ml_collections.ConfigDict | None = None,
+) -> dict[str, float]:
     """FID of pooled features (N, D), (M, D) and Inception score of logits (M, K).
 
     Features without logits (K = 0) have no score.
@@ -94,42 +91,18 @@ def fid_and_is(real: Arrays, fake: Arrays, fake_logits: Arrays) -> dict[str, flo
     return values
 
 
-def tfgan_fid_and_is(real: Arrays, fake: Arrays, fake_logits: Arrays) -> dict[str, float]:
+def tfgan_fid_and_is(
+    real: np.ndarray,
+    fake: np.ndarray,
+    fake_logits: np.ndarray,
+    config: ml_collections.ConfigDict | None = None,
+) -> dict[str, float]:
     """What `fid_and_is` returns, computed by TF-GAN."""
     return {
         "fid": frechet.tfgan_frechet_distance(real, fake),
         "is": inception_score.tfgan_inception_score(fake_logits),
     }
 
-
-def _fidis(config: ml_collections.ConfigDict, *arrays: Arrays) -> dict[str, float]:
-    return fid_and_is(*arrays)
-
-
-def _tfgan_fidis(config: ml_collections.ConfigDict, *arrays: Arrays) -> dict[str, float]:
-    return tfgan_fid_and_is(*arrays)
-
-
-def _prdc(config: ml_collections.ConfigDict, *arrays: Arrays) -> dict[str, float]:
-    settings, device = config.eval, get_device(config.device)
-    return prdc.precision_recall_density_coverage(
-        *arrays, nearest_k=settings.nearest_k, block_bytes=settings.block_bytes, device=device
-    )
-
-
-def _prdc_package(config: ml_collections.ConfigDict, *arrays: Arrays) -> dict[str, float]:
-    return prdc.prdc_package(*arrays, nearest_k=config.eval.nearest_k)
-
-
-def _kid(config: ml_collections.ConfigDict, *arrays: Arrays) -> dict[str, float]:
-    return kid.kernel_inception_distance(*arrays, subset_size=config.eval.kid_subset_size)
-
-
-def _torch_fidelity_kid(config: ml_collections.ConfigDict, *arrays: Arrays) -> dict[str, float]:
-    return kid.torch_fidelity_kid(*arrays, subset_size=config.eval.kid_subset_size)
-
-
-# ---------------------------------------------------------------- the table
 
 REAL, GENERATED = ("real", "pool"), ("generated", "pool")
 LOGITS = ("generated", "logits")
@@ -141,7 +114,7 @@ SAMPLE_METRICS = (
         help="FID and Inception score.",
         quantities=(Quantity("fid", "FID", "↓"), Quantity("is", "Inception score", "↑")),
         needs=(REAL, GENERATED, LOGITS),
-        backends={OURS: _fidis, "tfgan": _tfgan_fidis},
+        backends={OURS: fid_and_is, "tfgan": tfgan_fid_and_is},
         usual_samples=50_000,
     ),
     SampleMetric(
@@ -153,7 +126,14 @@ SAMPLE_METRICS = (
             Quantity("kid_std", "standard deviation of the KID"),
         ),
         needs=(REAL, GENERATED),
-        backends={OURS: _kid, "torch-fidelity": _torch_fidelity_kid},
+        backends={
+            OURS: lambda *sets, config: kid.kernel_inception_distance(
+                *sets, config.eval.kid_subset_size
+            ),
+            "torch-fidelity": lambda *sets, config: kid.torch_fidelity_kid(
+                *sets, config.eval.kid_subset_size
+            ),
+        },
         settings=("kid_subset_size",),
     ),
     SampleMetric(
@@ -164,28 +144,27 @@ SAMPLE_METRICS = (
             Quantity(name, name, "↑") for name in ("precision", "recall", "density", "coverage")
         ),
         needs=(REAL, GENERATED),
-        backends={OURS: _prdc, "prdc": _prdc_package},
+        backends={
+            OURS: lambda *sets, config: prdc.precision_recall_density_coverage(
+                *sets, config.eval.nearest_k, config.eval.block_bytes, get_device(config.device)
+            ),
+            "prdc": lambda *sets, config: prdc.prdc_package(*sets, config.eval.nearest_k),
+        },
         settings=("nearest_k",),
     ),
 )
 
-# What the samplers count while they draw, and what the likelihood's ODE takes.
-NFE = Quantity("nfe", "NFE")
+NFE = Quantity("nfe", "NFE")  # evaluations of a sampler, or of the likelihood's ODE
 
+# What --metric calls a metric of a score model over the test split, and its quantities.
 SCORE_METRICS = {
-    "nll": ScoreMetric(
-        name="nll",
-        quantities=(
-            Quantity("bits_per_dim", "NLL, bits/dim", "↓"),
-            Quantity("nats", "NLL, nats", "↓"),
-            Quantity("standard_error", "standard error of the NLL"),
-            NFE,
-        ),
+    "nll": (
+        Quantity("bits_per_dim", "NLL, bits/dim", "↓"),
+        Quantity("nats", "NLL, nats", "↓"),
+        Quantity("standard_error", "standard error of the NLL"),
+        NFE,
     ),
-    "asym": ScoreMetric(
-        name="asym",
-        quantities=(Quantity("asym", "Asym", "↓"), Quantity("nasym", "NAsym", "↓")),
-    ),
+    "asym": (Quantity("asym", "Asym", "↓"), Quantity("nasym", "NAsym", "↓")),
 }
 
 ACCURACY = Quantity("accuracy", "accuracy", "↑")  # the classification accuracy score's
@@ -193,9 +172,223 @@ ACCURACY = Quantity("accuracy", "accuracy", "↑")  # the classification accurac
 BACKENDS = tuple(dict.fromkeys(name for metric in SAMPLE_METRICS for name in metric.backends))
 LABELS = {
     quantity.name: quantity.title
-    for quantity in (
-        *(quantity for metric in SAMPLE_METRICS for quantity in metric.quantities),
-        *(quantity for metric in SCORE_METRICS.values() for quantity in metric.quantities),
-        ACCURACY,
+    for quantity in itertools.chain(
+        *(metric.quantities for metric in SAMPLE_METRICS), *SCORE_METRICS.values(), [ACCURACY]
     )
 }
+
+
+# ---------------------------------------------------------------- metrics of samples
+
+
+def measure(
+    metrics: Sequence[SampleMetric],
+    config: ml_collections.ConfigDict,
+    real: FeatureSet,
+    generated: FeatureSet,
+    backend: str = OURS,
+    mode: str = "full",
+    place: Workdir | None = None,
+) -> None:
+    """Print metrics of samples, and record them in the workdir `place`.
+
+    Args:
+        backend: who computes them.
+        mode: "full": over all samples; "class": for every class, and the means over them.
+        place: the run of the samples; None: they are of none, and nothing is recorded.
+
+    Raises:
+        UserError: a metric cannot be taken; the others are taken all the same.
+    """
+    faults = []
+    for metric in metrics:
+        try:
+            compute = lookup(metric.backends, backend, f"--backend of --{metric.flag}")
+            compute = functools.partial(compute, config=config)
+            settings = settings_of(metric, config, real, generated, backend)
+            sets = {"real": real, "generated": generated}
+            arrays = [getattr(sets[which], name) for which, name in metric.needs]
+            if mode == "full":
+                rows = {"all": compute(*arrays)}
+            else:
+                sizes = [sets[which].sizes for which, _ in metric.needs]
+                rows = classwise(compute, arrays, sizes)
+                settings["classes"] = len(sizes[0])
+            report(metric, rows, settings, mode, place, variant(config))
+        except UserError as error:
+            faults.append(f"--{metric.flag}: {error}")
+    if faults:
+        raise UserError(" ".join(faults))
+
+
+def settings_of(
+    metric: SampleMetric,
+    config: ml_collections.ConfigDict,
+    real: FeatureSet,
+    generated: FeatureSet,
+    backend: str,
+) -> dict[str, Any]:
+    """What numbers of these sets are numbers of: their settings in ``metrics.json``.
+
+    Raises:
+        UserError: the sets are of different feature extractors.
+    """
+    common = [name for name in generated.extractors if name in real.extractors]
+    if not common:
+        raise UserError(
+            f"{generated.source} holds features of {' or '.join(generated.extractors)}, "
+            f"{real.source} those of {' or '.join(real.extractors)}; only features of one network "
+            "compare. Encode one of them again."
+        )
+    return {
+        "backend": backend,
+        **{name: config.eval[name] for name in metric.settings},
+        "features": common[0],
+        "generated": len(generated.pool),
+        "real": len(real.pool),
+        "real_features": str(real.source),
+        "samples": generated.origin,
+    }
+
+
+def classwise(
+    compute: Callable[..., dict[str, float]],
+    arrays: Sequence[np.ndarray],
+    sizes: Sequence[Sequence[int]],
+) -> dict[str, dict[str, float]]:
+    """A metric class by class, and the means over classes: the papers' CW metrics.
+
+    Args:
+        compute: takes one class's rows of each array.
+        arrays: features (N, D) that lie class after class.
+        sizes: for each array the number of rows of each class.
+
+    Raises:
+        UserError: the arrays have unequal numbers of classes, or `compute` refuses a class.
+    """
+    if len({len(each) for each in sizes}) != 1:
+        counts = ", ".join(str(len(each)) for each in sizes)
+        raise UserError(f"The sets hold {counts} classes; class-wise metrics need equal numbers.")
+    parts = [
+        np.split(array, np.cumsum(each)[:-1]) for array, each in zip(arrays, sizes, strict=True)
+    ]
+    rows = {}
+    classes = list(zip(*parts, strict=True))
+    for label, sets in enumerate(tqdm(classes, desc="classes", unit="class", delay=1)):
+        try:
+            rows[str(label)] = compute(*sets)
+        except UserError as error:
+            raise UserError(f"Class {label}: {error}") from None
+    means = {name: float(np.mean([row[name] for row in rows.values()])) for name in rows["0"]}
+    return {**rows, "mean": means}
+
+
+def report(
+    metric: SampleMetric,
+    rows: dict[str, dict[str, float]],
+    settings: dict[str, Any],
+    mode: str,
+    place: Workdir | None,
+    kind: str,
+) -> None:
+    """Print `rows` of a metric, and record the last one in the workdir `place`.
+
+    Args:
+        rows: the values of all samples, or of each class and their means.
+        settings: what they are numbers of.
+        kind: the variant of the samples, see `storage.workdir.variant`.
+    """
+    values = list(rows.values())[-1]
+    settle(settings, values)
+    text = table(settings, "class" if mode == "class" else "", rows, metric.quantities)
+    print(text)
+    if place is not None:
+        if mode == "class":
+            path = place.classwise(metric.name, kind)
+            with atomic_write(path, "w") as file:
+                file.write(text + "\n")
+            print(f"Written to {path}.")
+        entry = metric.name + ("_class" if mode == "class" else "") + kind
+        place.record(**{entry: {**values, "settings": settings}})
+    if mode == "full" and settings["generated"] < metric.usual_samples:
+        log_to(place and place.log_file)
+        log.warning(
+            "--%s of %d samples: published numbers are of %d, and those of fewer are biased. "
+            "Compare numbers of equal counts only.",
+            metric.flag,
+            settings["generated"],
+            metric.usual_samples,
+        )
+
+
+def settle(settings: dict[str, Any], values: dict[str, float]) -> None:
+    """Move to `settings` what a metric had to take instead of them, from its `values`; log it."""
+    for name in settings.keys() & values.keys():
+        used = values.pop(name)
+        if used != settings[name]:
+            log.warning(
+                "config.eval.%s is %s, more than these sets allow; %s was taken. Compare with "
+                "numbers of the same %s only.",
+                name,
+                settings[name],
+                used,
+                name,
+            )
+        settings[name] = used
+
+
+def table(
+    settings: dict[str, Any],
+    header: str,
+    rows: dict[str, dict[str, float]],
+    quantities: Sequence[Quantity],
+) -> str:
+    """Lines of text: as comments what the numbers are of, then a row for each of `rows`."""
+    values = list(rows.values())
+    names = [quantity.name for quantity in quantities if quantity.name in values[0]]
+    cells = [[header, *names]]
+    cells += [[label, *(f"{row[name]:.6g}" for name in names)] for label, row in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        f"# features {settings['features']}",
+        f"# {settings['generated']} samples{describe(settings['samples'])}, "
+        f"{settings['real']} real images",
+    ]
+    lines += ["  ".join(cell.rjust(w) for cell, w in zip(row, widths)).rstrip() for row in cells]
+    return "\n".join(lines)
+
+
+def describe(origin: dict[str, Any]) -> str:
+    """What made samples, in a few words."""
+    words = []
+    if "ema" in origin:
+        words.append("EMA weights" if origin["ema"] else "raw weights")
+    if "checkpoint" in origin:
+        words.append(origin["checkpoint"])
+    for name in origin:
+        if name.endswith("step") or name in ("seed", "folder"):
+            value = "none" if origin[name] is None else origin[name]
+            words.append(f"{name.replace('_', ' ')} {value}")
+    if "sampling" in origin:
+        sampling = origin["sampling"]
+        words.append(f"sampler {sampling['method']}")
+        words += [f"scale {sampling['scaling_factor']:g}"] if "scaling_factor" in sampling else []
+    words += [f"NFE {origin['nfe']:g}"] if "nfe" in origin else []
+    return f" ({', '.join(words)})" if words else ""
+
+
+def nfe(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Print and record the mean number of function evaluations of the run's samples.
+
+    Raises:
+        UserError: samples are missing, or a file does not hold its number.
+    """
+    place = Workdir(workdir)
+    rounds = list(itertools.chain.from_iterable(find_samples(config, place)))
+    mean, total = mean_nfe(rounds), sum(item.rows for item in rounds)
+    if mean is None:
+        path = next(item.path for item in rounds if item.nfe is None)
+        raise UserError(f"{path} does not hold the NFE of its samples.")
+    settings = {"generated": total, "samples": rounds[0].origin}
+    place.record(**{f"nfe{variant(config)}": {"nfe": mean, "settings": settings}})
+    print(f"Mean NFE {mean:.1f} over {total} samples{describe(rounds[0].origin)}")

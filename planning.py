@@ -246,7 +246,7 @@ def evaluate(
         facts["test data"] = datasets.require_raw(config.data, "test")
     elif "read" in asked:
         path = place.nll(0, ema) if metric == "nll" else place.asym(0, ema=ema)
-        nll_and_asym.open_first(path, nll_and_asym.command_for(metric, workdir, ema))
+        nll_and_asym.open_result(path, nll_and_asym.command_for(metric, workdir, ema))
     if {"encode_dataset", "stat"} & {*asked}:
         facts["training data"] = datasets.require_raw(config.data, "train")
     if {"encode", "latent", "nfe"} & {*asked}:

@@ -12,17 +12,15 @@ import io
 import itertools
 import logging
 import pathlib
-import re
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 
 import cli
 import domains
+from evaluation import LABELS, SAMPLE_METRICS
 from metrics.sample_sets import numbered_rounds
-from metrics.summary import metric_groups
 from storage.files import atomic_write, load_npz
 from storage.workdir import Workdir
 from utils import UserError, flatten, log
@@ -30,8 +28,16 @@ from utils import UserError, flatten, log
 TEMPLATES = pathlib.Path(__file__).parent / "scripts"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
 COLUMNS, ROWS = 8, 8  # of a sample grid
-NAME = 28  # characters of a run's name that fit above a column
 CLASSES = 100  # rows of a grid with a row per class
+# How an entry of metrics.json begins -> what it is about, with a place for the sampler.
+GROUPS = {
+    **dict.fromkeys(["nfe", *(metric.name for metric in SAMPLE_METRICS)], "{} samples"),
+    "nll_ema": "Likelihood of the EMA weights",
+    "nll": "Likelihood",
+    "asym_ema": "Asymmetry of the EMA weights",
+    "asym": "Asymmetry",
+    "cas_": "Classification accuracy score",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,14 @@ class Picture:
 
     title: str
     uri: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A number in the table of metrics, and whether it is the best of its row."""
+
+    text: str
+    best: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +67,6 @@ class Run:
         asymmetry: of the raw weights (False) and of the averaged ones (True) `times`, `asym` and
             `nasym` (levels,), where they are calculated.
         samples: grids of samples.
-        figures: those of the experiments.
     """
 
     name: str
@@ -62,47 +75,15 @@ class Run:
     curves: dict
     asymmetry: dict
     samples: list[Picture]
-    figures: list[Picture]
 
 
 # ---------------------------------------------------------------- what a workdir holds
 
 
 def short_names(workdirs: Sequence[str]) -> list[str]:
-    """A short name for each workdir, no two the same: its last part, or more where two agree.
-
-    Of long ones there is what tells them apart.
-    """
-    parts = [pathlib.PurePath(name).parts for name in workdirs]
-    depth = 1
-    while depth < max(map(len, parts)) and len({p[-depth:] for p in parts}) < len(parts):
-        depth += 1
-    names = ["/".join(part[-depth:]) for part in parts]
-    if len(names) > 1 and max(map(len, names)) > NAME:
-        names = without_common_words(names)
-    result = []
-    for name in names:
-        name = name if len(name) <= NAME else f"{name[: NAME // 3]}…{name[1 + NAME // 3 - NAME :]}"
-        result.append(name if name not in result else f"{name} ({len(result) + 1})")
-    return result
-
-
-def without_common_words(names: Sequence[str]) -> list[str]:
-    """The names without the words that all begin or end with; of each at least one is left.
-
-    Words are parted by "_" and "/". Where nothing would be left of a name, all stay as they are.
-    """
-    words = [re.split(r"[_/]", name) for name in names]
-    spare = min(map(len, words)) - 1
-    first = _common([each[:spare] for each in words])
-    last = _common([each[::-1][: spare - first] for each in words])
-    short = ["_".join(each[first : len(each) - last]) for each in words]
-    return short if all(short) else list(names)
-
-
-def _common(rows):
-    """How many of their first elements the lists `rows` have in common."""
-    return sum(1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*rows)))
+    """The last part of each workdir's name; the whole names where two of those agree."""
+    names = [pathlib.PurePath(name).name for name in workdirs]
+    return names if len(set(names)) == len(names) else list(workdirs)
 
 
 def open_run(workdir: str, name: str) -> Run:
@@ -121,7 +102,6 @@ def open_run(workdir: str, name: str) -> Run:
         read_curves(place.tensorboard),
         read_asymmetry(place),
         sample_pictures(place),
-        [Picture(path.stem, data_uri(path.read_bytes())) for path in place.figures()],
     )
 
 
@@ -154,21 +134,25 @@ def read_asymmetry(place: Workdir) -> dict[bool, dict[str, np.ndarray]]:
     return found
 
 
+def sampler_of(variant: str) -> str:
+    """What the report calls the sampler of a variant, see `storage.workdir.variant`."""
+    return {"": "PC", "_ode": "ODE"}.get(variant, variant.removeprefix("_").replace("_", " "))
+
+
 def sample_pictures(place: Workdir) -> list[Picture]:
     """Grids of the samples drawn for evaluation, else of the last ones drawn in training."""
     pictures = []
     for variant in place.variants():
-        sampler = {"": "PC", "_ode": "ODE"}.get(
-            variant, variant.removeprefix("_").replace("_", " ")
-        )
+        sampler = sampler_of(variant)
         images = first_images(place.division(0, variant).parent, COLUMNS * ROWS)
         if images:
             grid = np.concatenate(list(images.values()))[: COLUMNS * ROWS]
             pictures.append(grid_picture(f"{sampler} samples", grid))
         classes = first_images(place.class_samples(0, variant).parent, COLUMNS)
         if classes:
-            title = f"{sampler} samples by class, a row for each of {labels(classes)}"
-            rows = [padded(images) for images in list(classes.values())[:CLASSES]]
+            shown = list(classes)[:CLASSES]
+            title = f"{sampler} samples, a row for each class from {shown[0]} to {shown[-1]}"
+            rows = [padded(classes[label]) for label in shown]
             pictures.append(grid_picture(title, np.concatenate(rows)))
     snapshots = sorted(
         place.snapshot_samples(0).parent.glob("iter_*/sample.png"),
@@ -194,13 +178,6 @@ def first_images(folder: pathlib.Path, count: int) -> dict[int, np.ndarray]:
         if arrays:
             result[int(part.name)] = np.concatenate(arrays)
     return result
-
-
-def labels(classes: Collection[int]) -> str:
-    """The labels of the classes that are shown, in words."""
-    shown = list(classes)[:CLASSES]
-    rest = f" (of {len(classes)} classes)" if len(classes) > CLASSES else ""
-    return f"{', '.join(map(str, shown))}{rest}" if len(shown) <= 10 else f"{len(shown)}{rest}"
 
 
 def padded(images: np.ndarray) -> np.ndarray:
@@ -307,12 +284,45 @@ def _positive(lines):
     return all((y > 0).all() for _, _, y, _ in lines)
 
 
-# ---------------------------------------------------------------- settings
+# ---------------------------------------------------------------- the table
 
 
-def settings_of(run: Run) -> dict[str, dict[str, Any]]:
-    """What made each recorded number."""
-    return {entry: content.get("settings", {}) for entry, content in run.metrics.items()}
+def metric_groups(runs: Sequence[Run]) -> dict[str, dict[str, list[Cell]]]:
+    """The recorded values in groups, a title with rows: what a value is, and each run's `Cell`."""
+    groups = {}
+    for column, run in enumerate(runs):
+        for entry, content in run.metrics.items():
+            features = content.get("settings", {}).get("features")
+            title = group_of(entry) + (f", features {features}" if features else "")
+            rows = groups.setdefault(title, {})
+            for name in [*LABELS, *sorted(content.keys() - LABELS)]:
+                if isinstance(content.get(name), float):
+                    label = LABELS.get(name, name)
+                    if entry.startswith("cas_"):  # what the classifier was trained on
+                        label = f"{entry.removeprefix('cas_')}, {label}"
+                    rows.setdefault(label, [None] * len(runs))[column] = content[name]
+    return {
+        title: {label: cells(label, row) for label, row in rows.items()}
+        for title, rows in sorted(groups.items())
+    }
+
+
+def group_of(entry: str) -> str:
+    """What the numbers of an entry of ``metrics.json`` are about."""
+    for name, title in GROUPS.items():
+        if entry.startswith(name):
+            variant = entry.removeprefix(name)
+            by_class = ", mean over classes" if variant.startswith("_class") else ""
+            return title.format(sampler_of(variant.removeprefix("_class"))) + by_class
+    return entry
+
+
+def cells(label: str, row: Sequence[float | None]) -> list[Cell]:
+    """The `Cell`s of a row; of different numbers the best is marked, where one way is better."""
+    numbers = [value for value in row if value is not None]
+    best = {"↓": min, "↑": max}.get(label[-1])
+    winner = best(numbers) if best and len(set(numbers)) > 1 else None
+    return [Cell("–") if value is None else Cell(f"{value:.5g}", value == winner) for value in row]
 
 
 # ---------------------------------------------------------------- the page
@@ -340,8 +350,15 @@ def report(workdirs: Sequence[str]) -> pathlib.Path:
         runs=runs,
         measured=measured,
         drawn=[run for run in runs if run.samples],
-        groups=metric_groups([run.metrics for run in measured]),
-        settings={run.name: sorted(flatten(settings_of(run)).items()) for run in runs},
+        groups=metric_groups(measured),
+        settings={
+            run.name: sorted(
+                flatten(
+                    {name: each.get("settings", {}) for name, each in run.metrics.items()}
+                ).items()
+            )
+            for run in runs
+        },
         curves=curve_pictures(runs),
         asymmetries=asymmetry_pictures(runs),
     )

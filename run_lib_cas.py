@@ -90,6 +90,8 @@ def source(
 ) -> tuple[str, pathlib.Path | None]:
     """The name of the CAS run and the folder of its samples, None for real images.
 
+    The samples of a set-up lie in the published place, else in ``eval_samples``.
+
     Raises:
         UserError: neither `setup` nor `samples` is given, or the folder does not exist.
     """
@@ -99,7 +101,12 @@ def source(
         if samples is not None:
             raise UserError("--setup real trains on real images; it takes no --samples.")
         return REAL, None
-    places = [pathlib.Path(samples)] if samples is not None else published_places(config, setup)
+    run = f"classifier_{config.data.dataset.lower()}_{{}}_{config.classifier.model}"
+    own, base = (Workdir(run.format(name)).root for name in (setup, "base"))
+    places = [own / "sample", own / "eval_samples"]
+    if setup == "scale":  # drawn with --scale 10, there or in the workdir of the base classifier
+        places += [root / "eval_samples_scale10" for root in (own, base)]
+    places = places if samples is None else [pathlib.Path(samples)]
     for folder in places:
         if folder.is_dir():
             return setup or "samples", folder
@@ -109,47 +116,31 @@ def source(
     )
 
 
-def published_places(config: ml_collections.ConfigDict, setup: str) -> list[pathlib.Path]:
-    """Where the samples of a set-up may lie, the published place first."""
-    run = f"classifier_{config.data.dataset.lower()}_{{}}_{config.classifier.model}"
-    own = Workdir(run.format(setup)).root
-    places = [own / "sample", own / "eval_samples"]
-    if setup == "scale":  # drawn with --scale 10, there or in the workdir of the base classifier
-        base = Workdir(run.format("base")).root
-        places += [root / "eval_samples_scale10" for root in (own, base)]
-    return places
-
-
 def read_samples(
     config: ml_collections.ConfigDict, folder: pathlib.Path, classes: int
 ) -> datasets.Split:
     """The first ``config.eval.num_samples_all`` / classes samples of each class, as a `Split`.
 
     Raises:
-        UserError: a class has too few (which, and how many), or an image has another shape.
+        UserError: a class has too few, or an image has another shape.
     """
     total = require_positive(config.eval.num_samples_all, "config.eval.num_samples_all")
-    images, labels, short = [], [], []
-    for label, expected in enumerate(shares(total, classes)):
-        found = 0
+    images, counts = [], shares(total, classes)
+    for label, missing in enumerate(counts):
         for _, path in numbered_rounds(folder / str(label)):
-            if found == expected:
-                break
             batch = load_npz(path, "samples")["samples"]
             check_images(batch.dtype, batch.shape, path, config.data)
-            batch = batch[: expected - found]
-            images.append(batch.transpose(0, 3, 1, 2))
-            found += len(batch)
-        labels += [label] * found
-        if found < expected:
-            short.append(f"class {label} ({found} of {expected})")
-    if short:
-        more = f" and {len(short) - 10} classes more" if len(short) > 10 else ""
-        raise UserError(
-            f"{folder} lacks samples: {', '.join(short[:10])}{more}. Draw them with "
-            "run_lib_sampling.py, or ask for fewer with --config.eval.num_samples_all."
-        )
-    return datasets.Split(np.concatenate(images), np.array(labels), classes)
+            images.append(batch[:missing].transpose(0, 3, 1, 2))
+            missing -= len(images[-1])
+            if not missing:
+                break
+        if missing:
+            raise UserError(
+                f"{folder} lacks {missing} of the {counts[label]} samples of class {label}. Draw "
+                "them with run_lib_sampling.py, or ask for fewer with "
+                "--config.eval.num_samples_all."
+            )
+    return datasets.Split(np.concatenate(images), np.repeat(np.arange(classes), counts), classes)
 
 
 def report(place: Workdir, name: str, right: float, settings: dict[str, Any]) -> None:

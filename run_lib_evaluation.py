@@ -11,15 +11,17 @@ and --encode_dataset. The first alone reads, measures, prints and records.
 
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import ml_collections
 from absl import flags
 
 import cli
 import evaluation
+from metrics import encoding, feature_sets, image_folders
 from storage import settings
 from storage.settings import describes_classifier, draws_by_class
+from storage.workdir import Workdir
 from utils import UserError, is_first
 
 FLAGS = flags.FLAGS
@@ -93,41 +95,32 @@ def launch() -> None:
 
 def main() -> None:
     """Do what the flags ask for, in the order in which results depend on each other."""
-    config = FLAGS.config
+    config, workdir = FLAGS.config, FLAGS.workdir
     asked = [name for name in READS if FLAGS[name].value]
-    metrics = [m for m in evaluation.SAMPLE_METRICS if m.flag in asked]
+    metrics = [metric for metric in evaluation.SAMPLE_METRICS if metric.flag in asked]
     cli.apply_flags(config, FIELDS)
     if FLAGS.folders:
-        cli.refuse_flags(sorted(ALL_FLAGS - OF_FOLDERS), "--folders")
-        settings.check(config)
-        compare_folders(config, FLAGS.folders, metrics, FLAGS.backend)
+        compare_folders(config, metrics)
         return
     require_asked(asked)
-    refuse_unread(asked)
     cli.choose_sampler(config)
     if asked != ["read"]:  # what was calculated says what it is of
         config = described(config)
     settings.check(config)
-    by_class = draws_by_class(config)
-    require_kind(config, asked, by_class)
+    require_kind(config, asked)
     if FLAGS.dry_run:
         import planning
 
-        planning.evaluate(config, FLAGS.workdir, asked, FLAGS.metric, FLAGS.ema, FLAGS.dataset_stat)
+        planning.evaluate(config, workdir, asked, FLAGS.metric, FLAGS.ema, FLAGS.dataset_stat)
         return
-    workdir = FLAGS.workdir
     if "calculate" in asked:
         from metrics import nll_and_asym
 
         calculate = {"nll": nll_and_asym.calculate_nll, "asym": nll_and_asym.calculate_asym}
         calculate[FLAGS.metric](config, workdir, FLAGS.ema)
     if {"stat", "encode_dataset"} & {*asked}:
-        from metrics import encoding
-
         encoding.encode_dataset(config, workdir)
     if {"latent", "encode"} & {*asked}:
-        from metrics import encoding
-
         encoding.encode_samples(config, workdir)
     if not is_first():
         return
@@ -139,24 +132,34 @@ def main() -> None:
         else:
             nll_and_asym.read_asym(workdir, FLAGS.ema, FLAGS.total_repeat)
     if metrics:
-        options = FLAGS.mode, FLAGS.backend, FLAGS.dataset_stat
-        measure_samples(config, workdir, metrics, *options)
+        sets = feature_sets.open_sets(config, workdir, FLAGS.dataset_stat)
+        place = Workdir(workdir)
+        evaluation.measure(metrics, config, *sets, FLAGS.backend, FLAGS.mode, place)
     if "nfe" in asked:
-        from metrics import measuring
-
-        measuring.nfe(config, workdir)
+        evaluation.nfe(config, workdir)
 
 
-ALL_FLAGS = {
-    *FIELDS,
-    *READS,
-    *("metric", "ema", "mode", "backend", "dataset_stat", "dry_run", "workdir"),
-    *CHOICE_OF_SAMPLES,
-}
+def compare_folders(
+    config: ml_collections.ConfigDict, metrics: Sequence[evaluation.SampleMetric]
+) -> None:
+    """Metrics of two folders of images that belong to no run."""
+    others = {*FIELDS, *READS, *MEASURE, "metric", "ema", "dry_run", "workdir"} - OF_FOLDERS
+    cli.refuse_flags(sorted(others), "--folders")
+    settings.check(config)
+    if len(FLAGS.folders) != 2:
+        raise UserError(
+            f"--folders A B takes two folders, the samples and the real images; given: "
+            f"{', '.join(FLAGS.folders)}."
+        )
+    if not metrics:
+        raise UserError(f"Nothing was asked for; give {', '.join(f'--{f}' for f in METRIC_FLAGS)}.")
+    sets = image_folders.open_folders(config, *FLAGS.folders)
+    if is_first():
+        evaluation.measure(metrics, config, *sets, FLAGS.backend)
 
 
 def require_asked(asked: Sequence[str]) -> None:
-    """Raise a UserError if nothing was asked for, or not which metric of a score."""
+    """Raise a UserError if nothing was asked for, or a flag was given that nothing of it reads."""
     if not asked:
         flags_of_samples = [f"--{name}" for name in READS if name not in ("calculate", "read")]
         raise UserError(
@@ -166,15 +169,11 @@ def require_asked(asked: Sequence[str]) -> None:
     if {"calculate", "read"} & {*asked} and FLAGS.metric is None:
         choices = ", ".join(evaluation.SCORE_METRICS)
         raise UserError(f"--metric is missing; expected one of: {choices}.")
-
-
-def refuse_unread(asked: Sequence[str]) -> None:
-    """Raise a UserError if a flag was given that nothing of what was asked for reads."""
     read = set()
     for name in asked:
         reads = READS[name]
         read |= reads[FLAGS.metric] if isinstance(reads, dict) else reads
-    unread = {name for reads in (NLL, ASYM, ENCODE, MEASURE) for name in reads} - read
+    unread = {*NLL, *ASYM, *ENCODE, *MEASURE} - read
     cli.refuse_flags(sorted(unread), " ".join(f"--{name}" for name in asked))
 
 
@@ -182,7 +181,6 @@ def described(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """`config` with what the workdir's checkpoint says of its model, if it can be read here."""
     try:
         from models.trained import describe
-        from storage.workdir import Workdir
     except ImportError:  # TF-GAN's environment has no PyTorch
         return config
     kind = "classifier" if describes_classifier(config) else "score model"
@@ -190,13 +188,14 @@ def described(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return describe(config, [(kind, path)], cli.typed_fields())
 
 
-def require_kind(config: ml_collections.ConfigDict, asked: Sequence[str], by_class: bool) -> None:
+def require_kind(config: ml_collections.ConfigDict, asked: Sequence[str]) -> None:
     """Raise a UserError unless what is asked for is of the model that `config` describes."""
     if describes_classifier(config) and {"calculate", "read"} & {*asked}:
         raise UserError(
             "NLL and asymmetry are those of a score model, and this configuration describes a "
             "classifier; give the score model's configuration and workdir."
         )
+    by_class = draws_by_class(config)
     wrong = {"encode", "encode_dataset"} if by_class else {"stat", "latent"}
     if wrong & {*asked} or (by_class and FLAGS.dataset_stat):
         raise UserError(
@@ -204,66 +203,9 @@ def require_kind(config: ml_collections.ConfigDict, asked: Sequence[str], by_cla
             f"and --latent for samples with classes; those of this model have "
             f"{'classes' if by_class else 'none'}."
         )
-    if FLAGS.mode == "class" and not by_class:
-        raise UserError("--mode class needs samples with classes; those of this model have none.")
-    if not by_class and FLAGS.scale is not None:
-        raise UserError("--scale needs samples with classes; those of this model have none.")
-
-
-def measure_samples(
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    metrics: Sequence[evaluation.SampleMetric],
-    mode: str = "full",
-    backend: str = evaluation.OURS,
-    dataset_stat: str | None = None,
-) -> None:
-    """Print and record metrics of the samples of a run."""
-    from metrics import feature_sets, measuring
-
-    real, generated = feature_sets.open_sets(config, workdir, dataset_stat)
-    take_each(
-        metrics,
-        lambda metric: measuring.measure(metric, config, workdir, real, generated, mode, backend),
-    )
-
-
-def compare_folders(
-    config: ml_collections.ConfigDict,
-    folders: Sequence[str],
-    metrics: Sequence[evaluation.SampleMetric],
-    backend: str,
-) -> None:
-    """Metrics of two folders of images that belong to no run."""
-    from metrics import image_folders, measuring
-
-    if len(folders) != 2:
-        raise UserError(
-            f"--folders A B takes two folders, the samples and the real images; given: "
-            f"{', '.join(folders)}."
-        )
-    if not metrics:
-        raise UserError(f"Nothing was asked for; give {', '.join(f'--{f}' for f in METRIC_FLAGS)}.")
-    real, generated = image_folders.open_folders(config, *folders)
-    if is_first():
-        take_each(
-            metrics,
-            lambda metric: measuring.print_metric(metric, config, real, generated, backend),
-        )
-
-
-def take_each(
-    metrics: Sequence[evaluation.SampleMetric], take: Callable[[evaluation.SampleMetric], object]
-) -> None:
-    """Take every metric that can be taken; raise the first UserError of the others at the end."""
-    faults = []
-    for metric in metrics:
-        try:
-            take(metric)
-        except UserError as error:
-            faults.append(f"--{metric.flag}: {error}")
-    if faults:
-        raise UserError(" ".join(faults))
+    for flag, given in (("mode class", FLAGS.mode == "class"), ("scale", FLAGS.scale is not None)):
+        if given and not by_class:
+            raise UserError(f"--{flag} needs samples with classes; those of this model have none.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """The published name of `run_lib_evaluation.py --metric nll`."""
 
-import cli
 import run_lib_evaluation
 
 if __name__ == "__main__":
     run_lib_evaluation.define_flags(metric="nll")
-    cli.launch(run_lib_evaluation.main)
+    run_lib_evaluation.launch()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import domains
 from metrics import extractors, feature_classifier, sharing
-from metrics.sample_sets import find_samples, in_batches, mean_nfe, read_samples
+from metrics.sample_sets import find_samples, mean_nfe
 from storage.files import load_npz, save_npz, stands, to_json
 from storage.settings import draws_by_class
 from storage.workdir import Workdir, variant
@@ -31,21 +31,8 @@ if TYPE_CHECKING:  # torch need not be there
 # ---------------------------------------------------------------- feature extractors
 
 
-def inception(config: ml_collections.ConfigDict) -> extractors.InceptionFeatures:
-    return extractors.InceptionFeatures(
-        get_device(config.device), config.eval.inception_weights, config.eval.trust_weights
-    )
-
-
-def tfhub(config: ml_collections.ConfigDict) -> extractors.TFHubFeatures:
-    return extractors.TFHubFeatures()
-
-
-def dinov2(config: ml_collections.ConfigDict) -> extractors.DINOv2Features:
-    return extractors.DINOv2Features(get_device(config.device), config.eval.dinov2_weights)
-
-
 def classifier(config: ml_collections.ConfigDict) -> feature_classifier.ClassifierFeatures:
+    """Features of a classifier of ``config.data``, which is trained at its first use."""
     data = config.data
     if not data.dataset:
         raise UserError(
@@ -65,20 +52,28 @@ def classifier_cache(data: ml_collections.ConfigDict) -> pathlib.Path:
     return pathlib.Path(data.cache) / f"{data.dataset}-features.pth"
 
 
-EXTRACTORS = {"inception": inception, "tfhub": tfhub, "dinov2": dinov2, "classifier": classifier}
+# What config.eval.features names -> a function of the configuration.
+EXTRACTORS = {
+    "inception": lambda config: extractors.InceptionFeatures(
+        get_device(config.device), config.eval.inception_weights, config.eval.trust_weights
+    ),
+    "tfhub": lambda config: extractors.TFHubFeatures(),
+    "dinov2": lambda config: extractors.DINOv2Features(
+        get_device(config.device), config.eval.dinov2_weights
+    ),
+    "classifier": classifier,
+}
 
 
-def open_extractor(config: ml_collections.ConfigDict) -> extractors.InParts:
-    """The feature extractor of ``config.eval.features``.
+def open_extractor(config: ml_collections.ConfigDict) -> extractors.Extractor:
+    """The feature extractor of ``config.eval.features``, see `extractors`.
 
     Raises:
         UserError: there is no such extractor, or it cannot be had.
     """
-    make = lookup(EXTRACTORS, config.eval.features, "config.eval.features")
-    domains.images_of(config.data, f"The feature network {config.eval.features}")
-    require_positive(config.eval.batch_size, "config.eval.batch_size")
+    require_extractor(config)
     with sharing.first_ahead():  # what it downloads or trains, the others find
-        return extractors.InParts(make(config), config.eval.microbatch)
+        return EXTRACTORS[config.eval.features](config)
 
 
 def require_extractor(config: ml_collections.ConfigDict) -> str:
@@ -90,6 +85,7 @@ def require_extractor(config: ml_collections.ConfigDict) -> str:
     name, evaluation = config.eval.features, config.eval
     lookup(EXTRACTORS, name, "config.eval.features")
     domains.images_of(config.data, f"The feature network {name}")
+    require_positive(evaluation.batch_size, "config.eval.batch_size")
     for field in ("inception_weights", "dinov2_weights"):
         path = evaluation[field]
         if field.startswith(name) and path and not pathlib.Path(path).is_file():
@@ -108,11 +104,10 @@ def training_split(data: ml_collections.ConfigDict) -> "datasets.Split":
     """
     try:
         import datasets
-    except ImportError as error:
+    except ImportError as error:  # TF-GAN's environment
         raise UserError(
-            f"Data sets cannot be read in this environment ({error}). Install torch, filelock, "
-            "pillow and tensorflow-datasets in it, or give features that stand with "
-            "--dataset_stat."
+            f"Data sets cannot be read in this environment ({error}); give features that stand "
+            "with --dataset_stat."
         ) from None
     return datasets.load(data, "train")
 
@@ -147,17 +142,20 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
     if by_class:
         size = np.bincount(split.labels, minlength=split.classes)
         images = images[np.argsort(split.labels, kind="stable")]
-        arrays = {"batch": None, "size": size, "start": np.cumsum(size) - size}
-    images = images.transpose(0, 2, 3, 1)
-    if by_class:
-        arrays["batch"] = images
+        arrays = {
+            "batch": images.transpose(0, 2, 3, 1),
+            "size": size,
+            "start": np.cumsum(size) - size,
+        }
+    batches = extractors.batches_of(images.transpose(0, 2, 3, 1), config.eval.batch_size)
     meta = {
         "features": extractor.name,
         "count": len(images),
         "samples": {"dataset": config.data.dataset, "split": "train"},
     }
-    batches = in_batches([images], config.eval.batch_size)
-    _encode(path, extractor, batches, len(images), meta, **arrays)
+    sharing.wait(**meta)
+    if _write(config, path, extractor, batches, meta, **arrays):
+        log.info("Wrote the features of %d images, %s, to %s.", len(images), extractor.name, path)
 
 
 def encode_samples(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -178,53 +176,39 @@ def encode_samples(config: ml_collections.ConfigDict, workdir: str) -> None:
     origin = dict(rounds[0].origin)
     if (nfe := mean_nfe(rounds)) is not None:
         origin["nfe"] = nfe
-    meta = {"features": extractor.name, "samples": origin}
-    if draws_by_class(config):
-        _encode_files(config, place, extractor, parts, meta)
-        return
-    count = sum(item.rows for item in rounds)
-    batches = in_batches(read_samples(rounds), config.eval.batch_size)
-    path = place.generated_stat(variant(config))
-    _encode(path, extractor, batches, count, dict(meta, count=count))
+    meta, count = {"features": extractor.name, "samples": origin}, sum(r.rows for r in rounds)
+    sharing.wait(**meta)
+    if not draws_by_class(config):
+        path = place.generated_stat(variant(config))
+        written = _write(config, path, extractor, rounds, dict(meta, count=count))
+    else:
+        path, written = place.latents(0, variant(config)).parent, True
+        every = [(label, item) for label, part in enumerate(parts) for item in part]
+        for label, item in tqdm(sharing.own(every), desc="latents", disable=not is_first()):
+            file = path / str(label) / f"samples_{item.number}_latent.npz"
+            _write(config, file, extractor, [item], meta, together=False)
+        sharing.wait()
+    if written:
+        log.info("Wrote the features of %d samples, %s, to %s.", count, extractor.name, path)
 
 
-def _encode(path, extractor, batches, count, meta, **more):
-    """Write the features of the images in `batches`, with the arrays in `more` beside them.
+def _write(config, path, extractor, batches, meta, together=True, **more):
+    """Write the features of `batches`, with the arrays in `more` beside them; False: they stand.
 
-    The processes that torchrun started take batches in turn, and the first writes.
+    `together` the processes that torchrun started take batches in turn, and the first writes one
+    file; else each writes a file of its own.
     """
+    count, logits = sum(batch.rows for batch in batches), "logit" if together else "logits"
     shapes = {name: np.shape(array) for name, array in more.items()}
-    shapes["pool_3"] = (count, extractor.pool_width)
-    shapes["logit"] = (count, extractor.logit_width)
-    sharing.wait(**meta)
-    if sharing.first_decides(stands, path, meta, "remove it to encode anew.", **shapes):
-        log.info("%s stands.", path)
-        return
-    pool, logit = extractors.extract_together(extractor, batches, count)
-    if is_first():
-        save_npz(path, **more, pool_3=pool, logit=logit, meta=to_json(meta))
-        log.info("Wrote the features of %d images, %s, to %s.", count, extractor.name, path)
-    sharing.wait()  # until the file is there
-
-
-def _encode_files(config, place, extractor, parts, meta):
-    """Write a file of features for each file of samples; processes take files in turn."""
-    folder = place.latents(0, variant(config)).parent
-    every = [(label, item) for label, rounds in enumerate(parts) for item in rounds]
-    own, total = sharing.own(every), sum(item.rows for _, item in every)
-    sharing.wait(**meta)
-    count = sum(item.rows for _, item in own)
-    with tqdm(total=count, unit="img", desc="latents", disable=not is_first()) as bar:
-        for label, item in own:
-            path = folder / str(label) / f"samples_{item.number}_latent.npz"
-            shapes = {
-                "pool_3": (item.rows, extractor.pool_width),
-                "logits": (item.rows, extractor.logit_width),
-            }
-            if not stands(path, meta, f"remove {folder} to encode anew.", **shapes):
-                batches = in_batches(read_samples([item]), config.eval.batch_size)
-                pool, logits = extractors.extract(extractor, batches, item.rows)
-                save_npz(path, pool_3=pool, logits=logits, meta=to_json(meta))
-            bar.update(item.rows)
-    sharing.wait()
-    log.info("Wrote the features of %d samples, %s, to %s.", total, extractor.name, folder)
+    shapes |= {"pool_3": (count, extractor.pool_width), logits: (count, extractor.logit_width)}
+    place = path if together else path.parent.parent
+    if stands(path, meta, f"remove {place} to encode anew.", **shapes):
+        if together:
+            log.info("%s stands.", path)
+        return False
+    pool, logit = extractors.extract(extractor, batches, config.eval.microbatch, together)
+    if is_first() or not together:
+        save_npz(path, **more, pool_3=pool, **{logits: logit}, meta=to_json(meta))
+    if together:
+        sharing.wait()  # until the file is there
+    return True

@@ -1,9 +1,8 @@
 """From uint8 images to the pooled features and logits that the metrics of evaluation.py compare.
 
-A feature extractor is anything with `name`, `pool_width`, `logit_width` and a call that turns
-uint8 images (n, H, W, C) into float32 arrays (n, pool_width) and (n, logit_width). `extract`
-streams any number of batches through one. The name says exactly whose features these are; numbers
-are comparable where their names are equal, and it belongs beside every one of them.
+`extract` streams any number of batches through an `Extractor`. The extractor's name says exactly
+whose features these are; numbers are comparable where their names are equal, and it belongs beside
+every one of them.
 
 * `InceptionFeatures`: the FID Inception network of December 2015, torch-fidelity's PyTorch port.
 * `TFHubFeatures`: the same network as TF-GAN runs it, a TF-Hub module.
@@ -14,20 +13,20 @@ are comparable where their names are equal, and it belongs beside every one of t
 torch and TensorFlow are imported where they are used, so that each can be missing.
 """
 
-import dataclasses
+import functools
 import hashlib
 import io
 import os
 import pathlib
 import pickle
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from unittest import mock
 
 import numpy as np
 from tqdm import tqdm
 
-from metrics import sharing
+from metrics import oracles, sharing
 from utils import UserError, is_first, rank_and_size
 
 if TYPE_CHECKING:  # torch need not be there
@@ -38,36 +37,50 @@ INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 TFHUB_INCEPTION = "https://tfhub.dev/tensorflow/tfgan/eval/inception/1"
 
 
-class LazyBatch(NamedTuple):
-    """A batch of `rows` images that are read when ``read()`` is called, uint8 (rows, H, W, C)."""
+class Extractor(Protocol):
+    """Turns uint8 images (n, H, W, C) into float32 (n, pool_width) and (n, logit_width)."""
+
+    name: str
+    pool_width: int
+    logit_width: int
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Batch(NamedTuple):
+    """A number of images, which ``read()`` returns: uint8 (rows, H, W, C)."""
 
     rows: int
     read: Callable[[], np.ndarray]
 
 
+def batches_of(images: np.ndarray, size: int) -> list[Batch]:
+    """`images` in batches of at most `size`."""
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
+    return [Batch(len(part), functools.partial(np.asarray, part)) for part in parts]
+
+
 def extract(
-    extractor: Any, batches: Iterable[np.ndarray | LazyBatch], count: int, together: bool = False
+    extractor: Extractor, batches: Sequence[Batch], rows: int, together: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Stream uint8 image batches through `extractor` into arrays made once.
+    """Stream images through `extractor` into arrays made once.
 
     Args:
-        extractor: a feature extractor, see above.
-        batches: yields uint8 arrays (n, H, W, C), or what reads them; nothing of a batch is kept.
-        count: the number of images that the batches hold together.
-        together: see `extract_together`.
+        batches: each a `Batch`, or a `sample_sets.Round`; nothing of one is kept.
+        rows: the most images that the extractor is given at a time, to bound its memory.
+        together: the processes that torchrun started take a batch each in turn. The first has the
+            rows of all in the end, the others theirs.
 
     Returns:
-        Pooled features (count, pool_width) and logits (count, logit_width), float32.
-
-    Raises:
-        UserError: the batches hold more or fewer images than `count`, or something else.
+        Pooled features (N, pool_width) and logits (N, logit_width), float32.
     """
     rank, size = rank_and_size() if together else (0, 1)
-    pool = np.empty((count, extractor.pool_width), dtype=np.float32)
-    logits = np.empty((count, extractor.logit_width), dtype=np.float32)
-    parts, done = [], 0
+    ends = np.cumsum([batch.rows for batch in batches]).tolist()
+    pool = np.empty((ends[-1], extractor.pool_width), dtype=np.float32)
+    logits = np.empty((ends[-1], extractor.logit_width), dtype=np.float32)
+    parts = [slice(end - batch.rows, end) for batch, end in zip(batches, ends, strict=True)]
     bar = tqdm(
-        total=count,
+        total=ends[-1],
         desc=f"features {extractor.name}",
         unit="img",
         leave=None,
@@ -75,54 +88,16 @@ def extract(
         disable=not is_first(),
     )
     with bar:
-        for number, batch in enumerate(batches):
-            lazy = isinstance(batch, LazyBatch)
-            end = done + (batch.rows if lazy else len(batch))
-            if end > count:
-                raise UserError(f"Expected {count} images, but the batches hold more.")
+        for number, (batch, part) in enumerate(zip(batches, parts, strict=True)):
             if number % size == rank:
-                images = batch.read() if lazy else batch
-                if images.dtype != np.uint8 or images.ndim != 4:
-                    raise UserError(
-                        f"A batch is of {images.dtype} and shape {images.shape}; expected uint8 "
-                        "images (n, height, width, channels)."
-                    )
-                pool[done:end], logits[done:end] = extractor(images)
-            parts.append(slice(done, end))
-            bar.update(end - done)
-            done = end
-    if done < count:
-        raise UserError(f"Expected {count} images, but the batches hold only {done}.")
+                images = batch.read()
+                pieces = np.array_split(images, -(-len(images) // rows))
+                pieces = zip(*map(extractor, pieces), strict=True)
+                pool[part], logits[part] = map(np.concatenate, pieces)
+            bar.update(batch.rows)
     if together:
         sharing.collect((pool, logits), parts)
     return pool, logits
-
-
-def extract_together(
-    extractor: Any, batches: Iterable[np.ndarray | LazyBatch], count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `extract`, by the processes that torchrun started, a batch each in turn.
-
-    All of them are given all batches, and read their own. The first has the rows of all in the end,
-    the others theirs.
-    """
-    return extract(extractor, batches, count, together=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class InParts:
-    """A feature extractor that is given at most `rows` images at a time, to bound its memory."""
-
-    extractor: object
-    rows: int
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.extractor, name)
-
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = np.array_split(images, -(-len(images) // self.rows))
-        pool, logits = zip(*map(self.extractor, parts))
-        return np.concatenate(pool), np.concatenate(logits)
 
 
 def in_colour(images: np.ndarray) -> np.ndarray:
@@ -324,13 +299,7 @@ class TFHubFeatures:
     pool_width, logit_width = 2048, 1008
 
     def __init__(self, module: str = TFHUB_INCEPTION) -> None:
-        try:
-            import tensorflow_hub
-        except ImportError as error:
-            raise UserError(
-                f"TensorFlow Hub does not import here ({error}); it needs an environment of its "
-                "own, with Python 3.10 or 3.11 and requirements-tfgan.txt."
-            ) from None
+        tensorflow_hub = oracles.load("tensorflow_hub", "TensorFlow Hub")
         try:
             self.module = tensorflow_hub.load(module)
         except (OSError, ValueError) as error:

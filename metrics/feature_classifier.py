@@ -66,8 +66,8 @@ def train_small_classifier(
     """Train the small classifier with Adam on uint8 images (N, H, W, C) and labels (N,).
 
     Equal data give equal weights on one machine; another machine's rounding may differ. Every
-    SAVE_EVERY steps the state is written to `cache`, and the weights in the end: what it holds of
-    the same images and labels is not trained again.
+    SAVE_EVERY steps, and in the end, the state is written to `cache`: training on the same images
+    and labels continues from there.
 
     Raises:
         UserError: `cache` exists and is not such a file.
@@ -79,13 +79,11 @@ def train_small_classifier(
         network = _small_classifier(images.shape[-1], int(labels.max()) + 1).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    training = {"optimizer": optimizer, "schedule": schedule}
+    parts = {"model": network, "optimizer": optimizer, "schedule": schedule}
     data = _digest([images, labels]) if cache else None
-    done = _restore(network, training, cache, data, steps) if cache else 0
-    if done == steps:
-        return network.eval()
+    done = _restore(parts, cache, data, steps) if cache else 0
     rng = np.random.default_rng(0)
-    for step in tqdm(range(steps), desc="training the feature classifier", unit="step"):
+    for step in tqdm(range(steps if done < steps else 0), desc="feature classifier", unit="step"):
         index = rng.integers(len(images), size=batch_size)
         if step < done:
             continue
@@ -96,32 +94,26 @@ def train_small_classifier(
         optimizer.step()
         schedule.step()
         if cache and (step + 1 == steps or (step + 1) % SAVE_EVERY == 0):
-            state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-            content = {"data": data, "model": state}
-            if step + 1 < steps:
-                content |= {name: part.state_dict() for name, part in training.items()}
-                content["step"] = step + 1
+            content = {name: part.state_dict() for name, part in parts.items()}
             with atomic_write(cache) as file:
-                torch.save(content, file)
+                torch.save({"data": data, "step": step + 1, **content}, file)
     return network.eval()
 
 
-def _restore(network, training, cache, data, steps):
+def _restore(parts, cache, data, steps):
     """Load what the file `cache` holds of the same `data`; how many steps of it are done."""
-    from storage import checkpoints
+    import torch
 
     if not cache.exists():
         return 0
     try:
-        stored = checkpoints.read(cache)
-        if stored["data"] != data:
+        state = torch.load(cache, map_location="cpu", weights_only=True)
+        if state["data"] != data:
             return 0
-        checkpoints.load_model(network, stored, cache)
-        if "step" in stored:
-            for name, part in training.items():
-                part.load_state_dict(stored[name])
-        return stored.get("step", steps)
-    except (UserError, KeyError, ValueError) as error:
+        for name in parts.keys() & state.keys():  # older files end with the weights alone
+            parts[name].load_state_dict(state[name])
+        return state.get("step", steps)
+    except Exception as error:  # a damaged file can fail anywhere
         raise UserError(
             f"{cache} does not hold a feature classifier ({error}); delete it, and it is made "
             "again."

@@ -10,7 +10,7 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from metrics.sample_sets import find, flags_of, parts_of, read_meta, rows_of
+from metrics.sample_sets import find, flags_of, parts_of, read_meta
 from storage.files import load_npz
 from storage.settings import draws_by_class
 from storage.workdir import Workdir, variant
@@ -55,55 +55,49 @@ def open_sets(
         UserError: one is not there; says which command makes it.
     """
     place = Workdir(workdir)
+    script = "run_lib_evaluation.py" if draws_by_class(config) else "run_lib_evaluation_fidis.py"
+    command = f"run first: python {script} --workdir {workdir}{flags_of(config)}"
     if draws_by_class(config):
-        return _open_class_stat(place, workdir), _open_latents(config, workdir)
-    command = _command(config, workdir)
-    generated = place.generated_stat(variant(config))
-    if not generated.exists():
-        raise UserError(
-            f"{generated} does not exist; run first: python {command} --encode --config …"
-        )
-    real = find_real(config, workdir, dataset_stat)
-    return _open_set(real), _open_set(generated, "logit")
-
-
-def _command(config, workdir):
-    return f"run_lib_evaluation_fidis.py --workdir {workdir}{flags_of(config)}"
-
-
-def find_real(
-    config: ml_collections.ConfigDict, workdir: str, dataset_stat: str | os.PathLike | None = None
-) -> pathlib.Path:
-    """The file of the real images' features, see `open_sets`.
-
-    Raises:
-        UserError: there is none; says which command makes it.
-    """
+        real = _first_that_exists([place.class_stat], f"{command} --stat --config …")
+        return _open(real, "size"), _open_latents(config, place, f"{command} --latent --config …")
+    path = place.generated_stat(variant(config))
+    generated = _first_that_exists([path], f"{command} --encode --config …")
     if dataset_stat is not None:
-        return pathlib.Path(dataset_stat)
-    place = Workdir(workdir)
-    published = pathlib.Path("results") / f"{config.data.dataset.lower()}_stats.npz"
-    own = place.dataset_stat(variant(config))
-    places = [own, *place.dataset_stats(), published]
-    real = next((path for path in places if path.exists()), None)
-    if real is None:
-        raise UserError(
-            f"There are no features of real images in {', '.join(map(str, places))}; run "
-            f"first: python {_command(config, workdir)} --encode_dataset --config … (or name a "
-            "file with --dataset_stat)"
-        )
-    return real
+        real = pathlib.Path(dataset_stat)
+    else:
+        published = pathlib.Path("results") / f"{config.data.dataset.lower()}_stats.npz"
+        own = [place.dataset_stat(variant(config)), *place.dataset_stats()]
+        advice = f"{command} --encode_dataset --config … (or name a file with --dataset_stat)"
+        real = _first_that_exists([*own, published], advice)
+    return _open(real), _open(generated, "logit")
 
 
-def _open_set(path, *more):
+def _first_that_exists(paths, advice):
+    for path in paths:
+        if path.exists():
+            return path
+    raise UserError(f"There are no features in {' or '.join(map(str, paths))}; {advice}")
+
+
+def _open(path, *more):
+    """The set in the file at `path`, with the arrays in `more`: its logits, or sizes of classes."""
     content = load_npz(path, "pool_3", *more, optional=("meta",))
-    return FeatureSet(
-        rows_of(content, "pool_3", path),
-        rows_of(content, "logit", path),
-        None,
-        *_claims(read_meta(content, path), path),
-        source=path,
-    )
+    pool, size = _rows_of(content, "pool_3", path), content.get("size")
+    if size is not None and (size.dtype.kind not in "iu" or size.sum() != len(pool)):
+        raise UserError(f"{path} does not hold the number of images of each class.")
+    logits = _rows_of(content, "logit", path) if "logit" in content else None
+    sizes = None if size is None else size.tolist()
+    return FeatureSet(pool, logits, sizes, *_claims(read_meta(content, path), path), source=path)
+
+
+def _rows_of(content, name, path):
+    array = content[name]
+    if array.ndim != 2 or array.dtype.kind not in "iuf":
+        raise UserError(
+            f"{path} holds {name} of {array.dtype} and shape {array.shape}; expected a row of "
+            "numbers for each image."
+        )
+    return array
 
 
 def _claims(meta, path):
@@ -115,27 +109,8 @@ def _claims(meta, path):
     return (meta["features"],), meta["samples"]
 
 
-def _open_class_stat(place, workdir):
-    if not place.class_stat.exists():
-        raise UserError(
-            f"{place.class_stat} does not exist; run first: python run_lib_evaluation.py "
-            f"--workdir {workdir} --stat --config …"
-        )
-    content = load_npz(place.class_stat, "size", "pool_3", optional=("meta",))
-    size = content["size"]
-    if size.ndim != 1 or size.dtype.kind not in "iu" or len(size) == 0 or size.min() < 0:
-        raise UserError(f"{place.class_stat} does not hold the number of images of each class.")
-    return FeatureSet(
-        rows_of(content, "pool_3", place.class_stat),
-        None,
-        size.tolist(),
-        *_claims(read_meta(content, place.class_stat), place.class_stat),
-        source=place.class_stat,
-    )
-
-
-def _open_latents(config, workdir):
-    place = Workdir(workdir)
+def _open_latents(config, place, advice):
+    """The set in the files of every class's samples."""
     parts = parts_of(config, place, place.latents)
     total = require_positive(config.eval.num_samples_all, "config.eval.num_samples_all")
     sizes = shares(total, len(parts))
@@ -146,36 +121,20 @@ def _open_latents(config, workdir):
                 f"{config.eval.num_samples} samples (config.eval.num_samples) that class has "
                 f"{part.expected}; ask for fewer."
             )
-    flags = f"--latent{flags_of(config)}"
-    command = f"python run_lib_evaluation.py --workdir {workdir} {flags} --config …"
-    classes = find(parts, "pool_3", f"Run first: {command}")
+    pools, logits = [], []
+    classes = find(parts, "pool_3", advice)
     first = classes[0][0]
-    widths = {name: array.shape[1] for name, array in _latents(first.path).items()}
-    pool, logits = (np.empty((total, width), np.float32) for width in widths.values())
-    done = 0
     for rounds, size in zip(classes, sizes, strict=True):
-        end = done + size
         for item in rounds:
-            content = _latents(item.path)
-            for name, width in widths.items():
-                if content[name].shape != (item.rows, width):
-                    raise UserError(
-                        f"{item.path} holds {name} of shape {content[name].shape}; expected "
-                        f"{(item.rows, width)}, as in {first.path}."
-                    )
-            rows = min(end - done, item.rows)
-            pool[done : done + rows] = content["pool_3"][:rows]
-            logits[done : done + rows] = content["logits"][:rows]
-            done += rows
+            content = load_npz(item.path, "pool_3", "logits")
+            rows = max(0, min(size, item.rows))
+            size -= rows
+            pools.append(_rows_of(content, "pool_3", item.path)[:rows])
+            logits.append(_rows_of(content, "logits", item.path)[:rows])
+    try:
+        pool, logits = np.concatenate(pools), np.concatenate(logits)
+    except ValueError as error:
+        folder = parts[0].folder.parent
+        raise UserError(f"The files in {folder} do not fit together ({error}).") from None
     claims = _claims(first.origin, first.path)
     return FeatureSet(pool, logits, sizes, *claims, source=parts[0].folder.parent)
-
-
-def _latents(path):
-    """`pool_3` (n, D) and `logits` (n, K) of a file of samples.
-
-    Raises:
-        UserError: one is not there or no matrix of numbers.
-    """
-    content = load_npz(path, "pool_3", "logits")
-    return {name: rows_of(content, name, path) for name in content}

@@ -87,6 +87,6 @@ def tfgan_frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     Raises:
         UserError: TF-GAN is not installed in this environment, or what `frechet_distance` raises.
     """
-    tfgan = oracles.tfgan()
+    tfgan = oracles.load("tensorflow_gan", "TF-GAN")
     real, fake = checked_sets(real, fake, at_least=2)
     return float(tfgan.eval.frechet_classifier_distance_from_activations(real, fake))

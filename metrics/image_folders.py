@@ -8,7 +8,7 @@ formats that training takes, and read as `readers.folder` reads them.
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -47,8 +47,8 @@ def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
 
 def image_batches(
     paths: Sequence[pathlib.Path], batch_size: int, channels: int
-) -> Iterator[extractors.LazyBatch]:
-    """Yield batches of the images, uint8 (n, H, W, channels), which are read when they are needed.
+) -> list[extractors.Batch]:
+    """Batches of the images, uint8 (n, H, W, channels), which are read when they are needed.
 
     Raises:
         UserError: there is no picture of so many channels; and when a batch is read, a file is no
@@ -57,9 +57,11 @@ def image_batches(
     from readers.folder import MODES, ImageReader
 
     reader = ImageReader(lookup(MODES, channels, "config.data.num_channels"))
-    for start in range(0, len(paths), batch_size):
-        part = paths[start : start + batch_size]
-        yield extractors.LazyBatch(len(part), functools.partial(_read, reader, paths[0], part))
+    parts = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    return [
+        extractors.Batch(len(part), functools.partial(_read, reader, paths[0], part))
+        for part in parts
+    ]
 
 
 def _read(reader, first, paths):
@@ -93,31 +95,28 @@ def open_folders(
 
 def _encode(config, extractor, folder, paths):
     batches = image_batches(paths, config.eval.batch_size, config.data.num_channels)
-    pool, logits = extractors.extract_together(extractor, batches, len(paths))
+    pool, logits = extractors.extract(extractor, batches, config.eval.microbatch, together=True)
     origin = {"folder": str(folder)}
     return FeatureSet(pool, logits, None, (extractor.name,), origin, pathlib.Path(folder))
-
-
-def png_folder(folder: pathlib.Path) -> pathlib.Path:
-    """Where the samples in ``folder/{part}`` lie as PNG files."""
-    return folder.with_name(f"{folder.name}_png")
 
 
 def write_samples(folder: pathlib.Path) -> pathlib.Path:
     """Write the samples in ``folder/{part}/samples_{round}.npz`` as PNG files into one folder.
 
-    That is `png_folder`, the names in the order of the samples. Files that are newer than
-    their samples stand; those of samples that are no longer there go. Returns the folder.
+    That is ``{folder}_png``, which is returned, the names in the order of the samples.
 
     Raises:
         UserError: a file of samples holds no uint8 images (n, H, W, 1 or 3).
     """
-    target = png_folder(folder)
+    from PIL import Image
+
+    target = folder.with_name(f"{folder.name}_png")
     target.mkdir(parents=True, exist_ok=True)
+    for name in target.glob(f"{PNG_NAME}.png"):
+        name.unlink()
     places = folder.iterdir() if folder.exists() else ()  # no sample may have been asked for
     parts = sorted((int(path.name), path) for path in places if path.name.isdecimal())
     rounds = [(part, *found) for part, path in parts for found in numbered_rounds(path)]
-    written = set()
     for part, number, path in tqdm(rounds, desc="PNG files", unit="file", disable=not is_first()):
         images = load_npz(path, "samples")["samples"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -125,25 +124,7 @@ def write_samples(folder: pathlib.Path) -> pathlib.Path:
                 f"{path} holds {images.dtype} of shape {images.shape}; PNG files are written of "
                 "uint8 images (n, height, width, 1 or 3)."
             )
-        made = path.stat().st_mtime_ns
         for index, image in enumerate(images):
-            name = target / f"{part:04}_{number:05}_{index:05}.png"
-            written.add(name)
-            if not name.exists() or name.stat().st_mtime_ns < made:
-                _write_png(name, image)
-    for name in {*target.glob(f"{PNG_NAME}.png")} - written:
-        name.unlink()
+            image = image[..., 0] if image.shape[-1] == 1 else image
+            Image.fromarray(image).save(target / f"{part:04}_{number:05}_{index:05}.png")
     return target
-
-
-def _write_png(path, image):
-    """Write an image (H, W, 1 or 3), whole or not at all.
-
-    Not by `atomic_write`, which waits for the disk and looks for what others left: of tens of
-    thousands of small files in one folder that would take hours.
-    """
-    from PIL import Image
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(temporary, format="PNG")
-    os.replace(temporary, path)

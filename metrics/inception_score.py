@@ -35,4 +35,5 @@ def tfgan_inception_score(logits: np.ndarray) -> float:
     Raises:
         UserError: TF-GAN is not installed in this environment.
     """
-    return float(oracles.tfgan().eval.classifier_score_from_logits(logits))
+    tfgan = oracles.load("tensorflow_gan", "TF-GAN")
+    return float(tfgan.eval.classifier_score_from_logits(logits))

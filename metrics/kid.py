@@ -11,6 +11,7 @@ their random numbers are torch-fidelity's.
 import numpy as np
 from tqdm import tqdm
 
+from metrics import oracles
 from metrics.feature_arrays import checked_sets
 from utils import UserError
 
@@ -80,13 +81,9 @@ def torch_fidelity_kid(
     Raises:
         UserError: the package is not installed, or what that function raises.
     """
-    try:
-        import torch
-        from torch_fidelity import metric_kid
-    except ImportError:
-        raise UserError(
-            "The package torch-fidelity is not installed; pip install torch-fidelity."
-        ) from None
+    metric_kid = oracles.load("torch_fidelity.metric_kid", "torch-fidelity")
+    import torch
+
     real, fake, subset_size = _checked_sets(real, fake, subset_size)
     values = metric_kid.kid_features_to_metric(
         *(torch.from_numpy(np.array(features)) for features in (fake, real)),

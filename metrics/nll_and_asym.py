@@ -24,7 +24,7 @@ from metrics import sharing
 from models import jacobian
 from models.trained import TrainedScore, load_score
 from samplers.progress import RoundProgress
-from storage import descriptions, settings
+from storage import descriptions
 from storage.files import atomic_write, load_npz, read_meta, save_npz, stands, to_json
 from storage.provenance import differences
 from storage.workdir import Workdir, score_entry
@@ -47,7 +47,6 @@ class TestRun:
     @classmethod
     def open(cls, config: ml_collections.ConfigDict, workdir: str, use_ema: bool) -> "TestRun":
         """Check the settings, load the checkpoint and the test split, and open the workdir."""
-        settings.check(config)
         device, place = get_device(config.device), Workdir(workdir)
         place.check()
         path = place.checkpoint(config.eval.checkpoint_idx)
@@ -147,23 +146,13 @@ def read_nll(workdir: str, use_ema: bool = False) -> dict[str, Any]:
     place = Workdir(workdir)
     command = command_for("nll", workdir, use_ema)
     first_path = place.nll(0, use_ema)
-    first, meta = open_first(first_path, command, "bpd", "nfe")
-    try:
-        count = math.ceil(meta["images"] / meta["batch_size"])
-    except (KeyError, TypeError, ZeroDivisionError):
-        raise UserError(f"{first_path} does not say of how many images it is.") from None
+    first, meta = open_result(first_path, command, "bpd", "nfe")
     kind = lookup(domains.KINDS, meta.get("domain", "images"), f"The domain in {first_path}")
     files = [first] + [
-        read_same(place.nll(batch, use_ema), meta, command, "bpd", "nfe")
-        for batch in range(1, count)
+        open_result(place.nll(batch, use_ema), command, "bpd", "nfe", same_as=meta)[0]
+        for batch in range(1, math.ceil(meta["images"] / meta["batch_size"]))
     ]
-    bits = np.concatenate([file["bpd"].ravel() for file in files], dtype=np.float64)
-    single = all(file["nfe"].size == 1 for file in files)
-    if not (single and len(bits) == meta["images"] and np.isfinite(bits.std())):
-        raise UserError(
-            f"{first_path.parent} does not hold {kind.likelihood_unit} of {meta['images']} "
-            f"{kind.noun}; remove it and run: python {command} --config …"
-        )
+    bits = np.concatenate([file["bpd"] for file in files], dtype=np.float64)
     result = {
         kind.likelihood_name: float(bits.mean()),
         "standard_error": float(bits.std() / math.sqrt(len(bits))),
@@ -201,7 +190,7 @@ def calculate_asym(config: ml_collections.ConfigDict, workdir: str, use_ema: boo
     sharing.wait(**meta)
     with progress_bar(sum(run.size(batch) for _, batch in own) * levels, "Asym") as bar:
         for repeat, batch in own:
-            path = run.place.asym(repeat, batch, run.trained.loaded.ema)
+            path = run.place.asym(repeat, batch, use_ema)
             shape = (levels, run.size(batch))
             if not stands(path, meta, advice, asym=shape, nasym=shape):
                 values = _asym_of_batch(run, times, slices, estimator, repeat, batch, bar)
@@ -212,26 +201,15 @@ def calculate_asym(config: ml_collections.ConfigDict, workdir: str, use_ema: boo
     sharing.wait()
     if is_first():
         for repeat in range(repeats):
-            _save_means(run, times, repeat, meta)
+            paths = [run.place.asym(repeat, batch, use_ema) for batch in range(run.batches)]
+            files = [load_npz(path, "asym", "nasym") for path in paths]
+            means = {
+                name: np.concatenate([file[name] for file in files], axis=1).mean(axis=1)
+                for name in ("asym", "nasym")
+            }
+            path = run.place.asym(repeat, ema=use_ema)
+            save_npz(path, **means, times=times.numpy(), meta=to_json(meta))
     log.info("Wrote %d repeats to %s.", repeats, run.place.asym(0, ema=use_ema).parent)
-
-
-def _save_means(run, times, repeat, meta):
-    """Put the batches of a repeat together."""
-    files = [
-        load_npz(run.place.asym(repeat, batch, run.trained.loaded.ema), "asym", "nasym")
-        for batch in range(run.batches)
-    ]
-    means = {
-        name: np.concatenate([file[name] for file in files], axis=1).mean(axis=1)
-        for name in ("asym", "nasym")
-    }
-    save_npz(
-        run.place.asym(repeat, ema=run.trained.loaded.ema),
-        **means,
-        times=times.numpy(),
-        meta=to_json(meta),
-    )
 
 
 def progress_bar(images: int, name: str) -> tqdm:
@@ -284,20 +262,13 @@ def read_asym(workdir: str, use_ema: bool = False, repeats: int | None = None) -
     place = Workdir(workdir)
     command = command_for("asym", workdir, use_ema)
     names = ("asym", "nasym")
-    first, meta = open_first(place.asym(0, ema=use_ema), command, *names, "times")
+    first, meta = open_result(place.asym(0, ema=use_ema), command, *names, "times")
     files = [first]
     while (len(files) < repeats) if repeats else place.asym(len(files), ema=use_ema).exists():
         path = place.asym(len(files), ema=use_ema)
-        files.append(read_same(path, meta, command, *names))
-    levels = first["times"].shape
-    if len(levels) != 1 or any(f[n].shape != levels for f in files for n in ("asym", "nasym")):
-        raise UserError(
-            f"{place.asym(0, ema=use_ema).parent} does not hold a mean for each of the noise "
-            f"levels; remove it and run: python {command} --config …"
-        )
+        files.append(open_result(path, command, *names, same_as=meta)[0])
     asym, nasym = (
-        np.mean([file[name] for file in files], axis=0, dtype=np.float64)
-        for name in ("asym", "nasym")
+        np.mean([file[name] for file in files], axis=0, dtype=np.float64) for name in names
     )
     result = {
         "asym": float(asym.mean()),
@@ -349,36 +320,21 @@ def described(meta: dict[str, Any]) -> str:
     return f"{data} ({kind}{where})"
 
 
-def open_first(
-    path: pathlib.Path, command: str, *names: str
+def open_result(
+    path: pathlib.Path, command: str, *names: str, same_as: dict[str, Any] | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the meta of the first file.
+    """The arrays and the meta of a file, made with the meta `same_as` if one is given.
 
     Raises:
-        UserError: it is missing, or its arrays are not those of this command.
+        UserError: it is missing or damaged, or was made otherwise.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; run first: python {command} --config …")
     arrays = load_npz(path, "meta", *names)
-    for name in names:
-        if arrays[name].dtype.kind not in "iuf":
-            raise UserError(
-                f"{path} holds {name} of {arrays[name].dtype}, no numbers; remove {path.parent} "
-                f"and run: python {command} --config …"
-            )
-    return arrays, read_meta(path, arrays["meta"])
-
-
-def read_same(
-    path: pathlib.Path, meta: dict[str, Any], command: str, *names: str
-) -> dict[str, np.ndarray]:
-    """The arrays of a further file, made as the first one was."""
-    if not path.exists():
-        raise UserError(f"{path} is missing; finish with: python {command} --config …")
-    arrays, other = open_first(path, command, *names)
-    if changed := differences(other, meta):
+    meta = read_meta(path, arrays["meta"])
+    if changed := differences(meta, meta if same_as is None else same_as):
         raise UserError(
             f"{path} was made otherwise than its neighbours: {', '.join(changed)}. Remove "
             f"{path.parent} and run: python {command} --config …"
         )
-    return arrays
+    return arrays, meta

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metrics import oracles
 from metrics.feature_arrays import checked_sets
-from utils import UserError, require_positive
+from utils import require_positive
 
 if TYPE_CHECKING:  # torch need not be there
     import torch
@@ -67,12 +68,9 @@ def prdc_package(real: np.ndarray, fake: np.ndarray, nearest_k: int = 3) -> dict
     Raises:
         UserError: the package is not installed, or what that function raises.
     """
-    try:
-        import prdc
-    except ImportError:
-        raise UserError("The package prdc is not installed; pip install prdc.") from None
+    package = oracles.load("prdc", "prdc")
     require_positive(nearest_k, "nearest_k")
     real, fake = checked_sets(real, fake, at_least=nearest_k + 1)
     with contextlib.redirect_stdout(sys.stderr):  # it prints
-        values = prdc.compute_prdc(real, fake, nearest_k)
+        values = package.compute_prdc(real, fake, nearest_k)
     return {name: float(value) for name, value in values.items()}

@@ -6,11 +6,9 @@ with stands in their `meta`; files of the published code carry none.
 """
 
 import dataclasses
-import functools
-import math
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
@@ -44,9 +42,18 @@ class Round:
 
     path: pathlib.Path
     number: int
-    rows: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
     origin: dict
-    nfe: float | None = None
+    nfe: float | None
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0]
+
+    def read(self) -> np.ndarray:
+        """The samples."""
+        return load_npz(self.path, "samples")["samples"]
 
 
 def numbered_rounds(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
@@ -55,23 +62,21 @@ def numbered_rounds(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def look_at_round(number: int, path: pathlib.Path, array: str) -> tuple[Round, tuple]:
-    """A round, and the type and shape of its rows, none of which are read.
+def look_at_round(number: int, path: pathlib.Path, array: str) -> Round:
+    """A round; of the rows `array` only the header is read.
 
     Raises:
-        UserError: the file is damaged, lacks the array, or it has no rows.
+        UserError: the file is damaged or lacks the array.
     """
     dtype, shape = npz_header(path, array)
-    if not shape:
-        raise UserError(f"{path} holds a single number as {array}; expected rows of it.")
     content = load_npz(path, optional=("meta", "nfe"))
+    nfe = content.get("nfe", np.array(np.nan))
+    if not shape or nfe.size != 1 or nfe.dtype.kind not in "iuf":
+        raise UserError(f"{path} does not hold rows of {array}, or no single number as nfe.")
+    nfe = float(nfe.item()) if "nfe" in content else None
     meta = read_meta(content, path)
     origin = {name: meta[name] for name in meta if name not in PER_FILE}
-    nfe = content.get("nfe")
-    if nfe is not None and (nfe.size != 1 or nfe.dtype.kind not in "iuf"):
-        raise UserError(f"{path} holds nfe of {nfe.dtype} and shape {nfe.shape}, no number.")
-    nfe = None if nfe is None else float(nfe.item())
-    return Round(path, number, shape[0], origin, nfe), (dtype, shape)
+    return Round(path, number, dtype, shape, origin, nfe)
 
 
 def read_meta(content: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, Any]:
@@ -83,82 +88,47 @@ def read_meta(content: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, A
     return files.read_meta(path, content["meta"]) if "meta" in content else {}
 
 
-def find(
-    parts: Sequence[Part],
-    array: str,
-    advice: str,
-    check: Callable[[np.dtype, tuple, pathlib.Path], object] | None = None,
-) -> list[list[Round]]:
-    """The rounds of each of `parts`, complete and of one origin.
+def find(parts: Sequence[Part], array: str, advice: str) -> list[list[Round]]:
+    """The rounds of each of `parts`, complete and of one origin: a list for each.
 
     Args:
         array: the name of the rows in each file.
         advice: a sentence about what to do when something is missing.
-        check: called with the type, shape and path of each file's rows; raises a UserError if they
-            do not fit.
-
-    Returns:
-        A list with one list of `Round` per part.
 
     Raises:
         UserError: parts or rounds are missing, there are more than asked for, or files of
             different origin; names them.
     """
-    found = []
-    for part in parts:
-        rounds = []
-        for number, path in numbered_rounds(part.folder):
-            item, kind = look_at_round(number, path, array)
-            if check is not None:
-                check(*kind, path)
-            rounds.append(item)
-        found.append(rounds)
-    folder = parts[0].folder.parent
-    faults = [fault for fault in map(_fault, parts, found) if fault]
-    known = {part.folder.name for part in parts}
-    faults += [
-        f"{folder / name} was not asked for"
-        for name in sorted(path.name for path in folder.glob("*") if path.is_dir())
-        if name not in known
+    found = [
+        [look_at_round(number, path, array) for number, path in numbered_rounds(part.folder)]
+        for part in parts
     ]
+    folder = parts[0].folder.parent
+    faults = []
+    for part, rounds in zip(parts, found, strict=True):
+        rows = sum(item.rows for item in rounds)
+        if rows != part.expected:
+            faults.append(f"{part.name} has {rows} of {part.expected}")
+    known = {part.folder.name for part in parts}
+    others = sorted(path for path in folder.glob("*") if path.is_dir() and path.name not in known)
+    faults += [f"{path} was not asked for" for path in others]
     if faults:
+        raise UserError(f"{folder} does not hold what was asked for: {_some(faults)}. {advice}")
+    rounds = [item for part in found for item in part]
+    changed = {item.path: differences(item.origin, rounds[0].origin) for item in rounds}
+    others = [str(path) for path, names in changed.items() if names]
+    if others:
+        fields = sorted({name for names in changed.values() for name in names})
         raise UserError(
-            f"{folder} does not hold what was asked for: {_some(faults, '; ')}. {advice}"
+            f"{_some(others)} and {rounds[0].path} were made otherwise: {', '.join(fields)}. "
+            f"They do not mix: remove one kind. {advice}"
         )
-    _require_one_origin([item for rounds in found for item in rounds], advice)
     return found
 
 
-def _fault(part, rounds):
-    """What is wrong with the number of a part's rows, in words; None if nothing."""
-    rows = sum(item.rows for item in rounds)
-    if rows == part.expected:
-        return None
-    if not rounds:
-        return f"{part.name} is missing"
-    # All but the last round are of one size, so that the largest tells how many there should be.
-    numbers = {item.number for item in rounds}
-    count = math.ceil(part.expected / max(1, *(item.rows for item in rounds)))
-    absent = [str(number) for number in range(count) if number not in numbers]
-    detail = f", round {_some(absent, ', ')} missing" if absent else ""
-    return f"{part.name} has {rows} of {part.expected}{detail}"
-
-
-def _require_one_origin(rounds, advice):
-    first = rounds[0]
-    changed = [differences(item.origin, first.origin) for item in rounds]
-    others = [item for item, names in zip(rounds, changed) if names]
-    if others:
-        fields = sorted({name for names in changed for name in names})
-        raise UserError(
-            f"{_some([str(item.path) for item in others], ', ')} and {first.path} were made "
-            f"otherwise: {', '.join(fields)}. They do not mix: remove one kind. {advice}"
-        )
-
-
-def _some(items, separator):
-    more = f"{separator}and {len(items) - NAMED} more" if len(items) > NAMED else ""
-    return separator.join(items[:NAMED]) + more
+def _some(items):
+    more = [f"and {len(items) - NAMED} more"] if len(items) > NAMED else []
+    return "; ".join([*items[:NAMED], *more])
 
 
 def check_images(
@@ -182,28 +152,6 @@ def mean_nfe(rounds: Sequence[Round]) -> float | None:
     if any(item.nfe is None for item in rounds):
         return None
     return sum(item.rows * item.nfe for item in rounds) / sum(item.rows for item in rounds)
-
-
-def rows_of(content: dict[str, np.ndarray], name: str, path: pathlib.Path) -> np.ndarray | None:
-    """The features `name` of a file's arrays: numbers (n, D), or None where they are optional.
-
-    Raises:
-        UserError: something else; names the file.
-    """
-    array = content.get(name)
-    if array is not None and (array.ndim != 2 or array.dtype.kind not in "iuf"):
-        raise UserError(
-            f"{path} holds {name} of {array.dtype} and shape {array.shape}; expected a row of "
-            "numbers for each image."
-        )
-    return array
-
-
-def in_batches(arrays: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Yield each of `arrays` in pieces of at most `size` rows."""
-    for array in arrays:
-        for start in range(0, len(array), size):
-            yield array[start : start + size]
 
 
 # ---------------------------------------------------------------- what a configuration asks for
@@ -249,16 +197,13 @@ def find_samples(config: ml_collections.ConfigDict, place: Workdir) -> list[list
     Raises:
         UserError: they are not.
     """
-    return find(
+    found = find(
         parts_of(config, place),
         "samples",
         f"Draw what is missing with run_lib_sampling.py{flags_of(config)}, or say what there is "
         "with --config.eval.num_samples and --config.eval.num_divisions.",
-        check=functools.partial(check_images, data=config.data),
     )
-
-
-def read_samples(rounds: Iterable[Round]) -> Iterator[np.ndarray]:
-    """Yield the images of each round."""
-    for item in rounds:
-        yield load_npz(item.path, "samples")["samples"]
+    for rounds in found:
+        for item in rounds:
+            check_images(item.dtype, item.shape, item.path, config.data)
+    return found

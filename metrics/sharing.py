@@ -5,21 +5,16 @@ would see in one process. Files of a batch each process writes itself. What beco
 first writes, when the others have come so far (`wait`) or have sent it their rows (`collect`);
 numbers it computes and prints alone.
 
-They meet over Gloo, on the CPU. Without torchrun nothing here imports PyTorch, which TF-GAN's
-environment lacks.
+The processes are joined by Gloo, on the CPU. Without torchrun nothing here imports PyTorch, which
+TF-GAN's environment lacks.
 """
 
 import contextlib
-import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from utils import UserError, is_first, rank_and_size
-
-_meetings = itertools.count()
 
 
 def own(items: Sequence) -> Sequence:
@@ -38,7 +33,7 @@ def wait(**agreed: object) -> None:
     if size > 1:
         from distributed import require_agreement
 
-        with _meeting():
+        with _joined():
             require_agreement(agreed, group=None)
 
 
@@ -50,22 +45,6 @@ def first_ahead() -> Iterator[None]:
     yield
     if is_first():
         wait()
-
-
-def first_decides(question: Callable[..., bool], *arguments: Any, **options: Any) -> bool:
-    """The yes or no of ``question(*arguments, **options)`` in the first process, for all."""
-    rank, size = rank_and_size()
-    answer = rank == 0 and question(*arguments, **options)
-    if size == 1:
-        return answer
-
-    import torch
-    import torch.distributed as dist
-
-    decided = torch.tensor(int(answer))
-    with _meeting():
-        dist.broadcast(decided, 0)
-    return bool(decided)
 
 
 def collect(arrays: Sequence[np.ndarray], parts: Sequence[slice]) -> None:
@@ -80,7 +59,7 @@ def collect(arrays: Sequence[np.ndarray], parts: Sequence[slice]) -> None:
     import torch
     import torch.distributed as dist
 
-    with _meeting():
+    with _joined():
         for number, rows in enumerate(parts):
             owner = number % size
             for array in (each for each in arrays if owner and each.size):
@@ -91,8 +70,8 @@ def collect(arrays: Sequence[np.ndarray], parts: Sequence[slice]) -> None:
 
 
 @contextlib.contextmanager
-def _meeting():
-    """Within the context the processes speak to each other; they leave it together.
+def _joined():
+    """Within the context the processes can exchange tensors, from the first time on.
 
     Raises:
         UserError: one of them has ended meanwhile.
@@ -101,29 +80,13 @@ def _meeting():
 
     from distributed import PATIENCE
 
-    rank, size = rank_and_size()
-    # The store keeps the addresses of every meeting; those of an earlier one are no use.
-    store = dist.PrefixStore(f"meeting {next(_meetings)}", _store())
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=PATIENCE)
         yield
-        dist.barrier()
     except RuntimeError:  # Gloo's; it names an address, and nothing that would help
+        rank, _ = rank_and_size()
         raise UserError(
             f"Process {rank} waited for another one, which has ended. Look at what that one said, "
             "and start them again: what is written is kept."
         ) from None
-    finally:
-        dist.destroy_process_group()
-
-
-@functools.cache
-def _store():
-    """Where the processes find each other, kept open between their meetings."""
-    import torch.distributed as dist
-
-    from distributed import PATIENCE
-
-    store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
-    store.set_timeout(PATIENCE)
-    return store

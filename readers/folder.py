@@ -6,10 +6,8 @@ readable image is a UserError that names it.
 """
 
 import concurrent.futures
-import contextlib
 import functools
 import os
-import threading
 from collections.abc import Sequence
 
 import ml_collections
@@ -26,12 +24,8 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 MODES = {1: "L", 3: "RGB"}  # PIL's, by the number of channels
 
-# A picture costs 4 bytes a pixel, several times over while it is converted, and a flat one fits
-# into a small file. Large pictures are decoded one after the other, the others by a few threads.
-MOST_PIXELS = 5 * 10**7
-LARGE_PIXELS = 4 * 10**6
-DECODERS = 8
-_one_large = threading.Lock()
+MOST_PIXELS = 5 * 10**7  # of a picture; a flat one of any size fits into a small file
+DECODERS = 8  # threads
 RULE = 2  # of decoding and of the order of classes: a change of one changes it, and the caches
 
 
@@ -55,12 +49,12 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
     mode = lookup(MODES, data.num_channels, "data.num_channels")
     root = os.path.realpath(data.root)
     names = _class_names(root, "train")
-    paths, labels = [], []
     if split == "test" and not os.path.isdir(os.path.join(root, split)):
         raise MissingSplit(
             f"{root}/{split} is no directory; expected the test images, laid out as "
             "train/<class>/<image> are, in the folder that data.root names."
         )
+    paths, labels = [], []
     for name in names if split == "train" else _class_names(root, split):
         if name not in names:
             raise UserError(
@@ -68,13 +62,13 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
                 f"of {', '.join(names)} (. stands for images without classes)."
             )
         found = _entries(root, os.path.normpath(os.path.join(root, split, name)))
-        for path in found:
-            if not os.path.isfile(path):
-                raise UserError(f"{path} is no file; expected nothing but images beside it.")
         if not found and split == "train":
             raise UserError(f"{root}/{split}/{name} holds no images; add some or remove it.")
         paths += found
         labels += [names.index(name)] * len(found)
+    for path in paths:
+        if not os.path.isfile(path):
+            raise UserError(f"{path} is no file; expected nothing but images beside it.")
     if not paths:
         raise UserError(f"{root}/{split} holds no images; expected {split}/<class>/<image>.")
     stamps = file_stamps(paths)
@@ -99,38 +93,23 @@ def _class_names(root, split):
             "train/<image> without classes, in the folder that data.root names."
         )
     paths = _entries(root, directory)
-    if paths and not any(map(os.path.isdir, paths)):
+    folders = [path for path in paths if os.path.isdir(path)]
+    if not folders and paths:
         return ["."]
-    for path in paths:
-        if not os.path.isdir(path):
-            raise UserError(
-                f"{path} lies beside the directories of the classes; expected "
-                f"{split}/<class>/<image>. Move it into one of them or away."
-            )
-    if not paths:
-        raise UserError(f"{directory} holds no images; expected {split}/<class>/<image>.")
+    if not paths or len(folders) < len(paths):
+        other = ", ".join(path for path in paths if path not in folders) or "nothing"
+        raise UserError(
+            f"{directory} holds {other} beside the directories of the classes; expected "
+            f"{split}/<class>/<image>."
+        )
     names = [os.path.basename(path) for path in paths]
     return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
 
 
 def visible(directory: str | os.PathLike) -> list[str]:
-    """The sorted names in `directory`, without hidden files and those of file managers.
-
-    Raises:
-        UserError: one has control characters, which could pass for several names or for a
-            terminal's commands.
-    """
-    names = [
-        name
-        for name in sorted(os.listdir(directory))
-        if not name.startswith(".") and name.lower() not in SYSTEM_FILES
-    ]
-    for name in names:
-        if any(character < " " or character == "\x7f" for character in name):
-            raise UserError(
-                f"{directory} holds {name!r}, a name with control characters; rename it."
-            )
-    return names
+    """The sorted names in `directory`, without hidden files and those of file managers."""
+    names = sorted(os.listdir(directory))
+    return [n for n in names if not n.startswith(".") and n.lower() not in SYSTEM_FILES]
 
 
 def _entries(root, directory):
@@ -193,14 +172,13 @@ def decode_image(
                 raise ValueError(f"{image.width}×{image.height} pixels, too many to be safe")
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
-            with _one_large if pixels > LARGE_PIXELS else contextlib.nullcontext():
-                ImageOps.exif_transpose(image, in_place=True)
-                converted, transparent = _over_white(image)
-                if converted.mode != mode:
-                    converted = converted.convert(mode)
-                if size is not None:
-                    converted = ImageOps.fit(converted, size[::-1], Image.Resampling.BICUBIC)
-                array = np.array(converted)
+            ImageOps.exif_transpose(image, in_place=True)
+            converted, transparent = _over_white(image)
+            if converted.mode != mode:
+                converted = converted.convert(mode)
+            if size is not None:
+                converted = ImageOps.fit(converted, size[::-1], Image.Resampling.BICUBIC)
+            array = np.array(converted)
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
         raise UserError(
             f"{path} cannot be read as an image ({error}); expected a whole file of 8 bits a "

@@ -72,12 +72,6 @@ class Workdir:
     def metrics(self) -> pathlib.Path:
         return self.root / "metrics.json"
 
-    def figure(self, name: str) -> pathlib.Path:
-        return self.root / "figures" / f"{name}.png"
-
-    def figures(self) -> list[pathlib.Path]:
-        return sorted(self.root.glob("figures/*.png"))
-
     def nll(self, batch: int, ema: bool = False) -> pathlib.Path:
         """``nll/bpd_{batch}.npz``, in ``nll_ema`` of averaged weights."""
         return self.root / score_entry("nll", ema) / f"bpd_{batch}.npz"

@@ -19,7 +19,7 @@ import cli
 import datasets
 import sampling
 from metrics import encoding, extractors, frechet, prdc
-from metrics.sample_sets import find_samples, in_batches, mean_nfe, read_samples
+from metrics.sample_sets import find_samples, mean_nfe, read_samples
 from run_lib_sampling import sample
 from samplers import fast
 from scripts.recognise import flatten, recogniser, share_of_sure
@@ -84,8 +84,9 @@ class Judge:
 
     def features(self, images):
         """Pooled features (N, D)."""
-        batches = in_batches([images], self.config.eval.batch_size)
-        return extractors.extract(self.extractor, batches, len(images))[0]
+        settings = self.config.eval
+        batches = extractors.batches_of(images, settings.batch_size)
+        return extractors.extract(self.extractor, batches, settings.microbatch)[0]
 
     def __call__(self, samples):
         pool = self.features(samples)

@@ -8,10 +8,10 @@ import functools
 import tiny
 import tiny_classifier
 
-import run_lib_evaluation
+import evaluation
 import run_lib_sampling
-from evaluation import SAMPLE_METRICS
-from metrics import encoding, feature_classifier, measuring, nll_and_asym
+from metrics import encoding, feature_classifier, feature_sets, nll_and_asym
+from storage.workdir import Workdir
 from utils import is_first
 
 
@@ -47,10 +47,13 @@ def evaluate():
     if is_first():
         nll_and_asym.read_nll("W")
         nll_and_asym.read_asym("W")
-        run_lib_evaluation.measure_samples(config, "W", SAMPLE_METRICS)
-        measuring.nfe(config, "W")
-        run_lib_evaluation.measure_samples(guided, "W", SAMPLE_METRICS[:1], mode="class")
-        measuring.nfe(guided, "W")
+        place, every = Workdir("W"), evaluation.SAMPLE_METRICS
+        sets = feature_sets.open_sets(config, "W")
+        evaluation.measure(every, config, *sets, place=place)
+        evaluation.nfe(config, "W")
+        sets = feature_sets.open_sets(guided, "W")
+        evaluation.measure(every[:1], guided, *sets, mode="class", place=place)
+        evaluation.nfe(guided, "W")
 
 
 def encode_again():

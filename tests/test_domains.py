@@ -57,25 +57,6 @@ def test_dequantization():
     assert torch.equal(centered.to_model(images, train=True), 2 * x - 1)
 
 
-def test_augmentation_follows_the_default_generator():
-    data = domain(random_flip=True, uniform_dequantization=True)
-    drawn = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        drawn.append(data.to_model(torch.from_numpy(IMAGES), train=True))
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
-
-
-@pytest.mark.parametrize(("centered", "low"), [(False, 0), (True, -1)])
-def test_scaler_and_its_inverse(centered, low):
-    data = domain(centered=centered)
-    x = torch.linspace(0, 1, 11)
-    scaled = data.scaler(x)
-    assert (scaled.min(), scaled.max()) == (low, 1)
-    torch.testing.assert_close(data.inverse_scaler(scaled), x)
-
-
 def test_stored_images_are_clipped_and_truncated():
     x = torch.tensor([-3.0, 0.0, 0.9 / 255, 1.5 / 255, 254.9 / 255, 1.0, 7.0, 0.5])
     images = domain().to_stored(x.reshape(2, 1, 2, 2))
@@ -158,29 +139,23 @@ def test_the_configuration_names_the_domain():
 
 
 @pytest.mark.parametrize(
-    ("given", "shape", "said"),
+    ("given", "shape", "named"),
     [
-        (domain(), (3, 4, 6), "data.image_width is 4, but the images of some have 3 channels and"),
-        (domains.Images(3, 4, 6), (3, 4, 4), "data.image_width to 4"),
-        (domain(), (2,), "describes images, but some holds arrays of shape (2,)"),
-        (
-            domains.Points(2),
-            (3, 4, 4),
-            "describes points, but some holds arrays of shape (3, 4, 4)",
-        ),
-        (domains.Points(2), (3,), "set data.dimensions to 3"),
+        (domain(), (3, 4, 6), "data.image_width to 6"),
+        (domain(), (2,), "arrays of shape"),
+        (domains.Points(2), (3, 4, 4), "arrays of shape"),
+        (domains.Points(2), (3,), "data.dimensions to 3"),
     ],
 )
-def test_another_shape_has_its_sentence(given, shape, said):
+def test_another_shape_is_refused(given, shape, named):
     given.require_shape(given.shape, "some")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=named):
         given.require_shape(shape, "some")
-    assert said in str(error.value)
 
 
-def test_what_is_made_for_the_other_domain_has_its_sentence():
+def test_what_is_made_for_the_other_domain_is_refused():
     points, images = data(dimensions=2), data(num_channels=3, image_size=4)
-    with pytest.raises(UserError, match=r"NCSN\+\+ takes images, but config.data describes points"):
+    with pytest.raises(UserError, match="takes images"):
         domains.images_of(points, "NCSN++")
-    with pytest.raises(UserError, match=r"A plane takes points, but config.data describes images"):
+    with pytest.raises(UserError, match="takes points"):
         domains.points_of(images, "A plane")

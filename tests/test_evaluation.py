@@ -1,4 +1,4 @@
-"""The metrics against torch-fidelity, prdc, TF-GAN's formula, and results known by hand."""
+"""FID, IS and class-wise metrics against torch-fidelity, formulas, and results known by hand."""
 
 import importlib.util
 
@@ -9,7 +9,7 @@ from scipy.special import log_softmax, softmax
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
 import evaluation
-from metrics import classwise, frechet, inception_score, prdc
+from metrics import frechet, inception_score, prdc
 from studies.metrics_parity import (
     correlated_features,
     random_logits,
@@ -19,14 +19,11 @@ from studies.metrics_parity import (
 from utils import UserError
 
 prdc_metrics = prdc.precision_recall_density_coverage
-
-
-# ---------------------------------------------------------------- FID
+GOOD = correlated_features(1, 50, 8)
 
 
 @pytest.mark.parametrize(
-    ("real_count", "fake_count", "width"),
-    [(2000, 2500, 256), (3000, 2000, 512), (300, 500, 768), (2000, 40, 64)],
+    ("real_count", "fake_count", "width"), [(2000, 2500, 256), (300, 500, 768), (2000, 40, 64)]
 )
 def test_fid_equals_torch_fidelity(real_count, fake_count, width):
     real, fake = real_and_fake(real_count, fake_count, width)
@@ -34,12 +31,10 @@ def test_fid_equals_torch_fidelity(real_count, fake_count, width):
     assert frechet.frechet_distance(real, fake) == pytest.approx(theirs["fid"], rel=1e-3)
 
 
-@pytest.mark.parametrize(("count", "width"), [(1500, 128), (500, 2048), (2, 2048), (5000, 8)])
+@pytest.mark.parametrize(("count", "width"), [(1500, 128), (2, 2048)])
 def test_fid_of_a_set_with_itself_is_zero(count, width):
     features = correlated_features(1, count, width)
     assert frechet.frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
-    shuffled = features[np.random.default_rng(0).permutation(count)]
-    assert frechet.frechet_distance(features, shuffled) == pytest.approx(0, abs=1e-3)
 
 
 @pytest.mark.parametrize("count", [400, 10_000])  # rank-deficient, and of more than two chunks
@@ -55,9 +50,6 @@ def test_fid_of_a_shifted_and_scaled_set(count):
 def test_constant_features_have_the_distance_of_their_means():
     real, fake = np.full((20, 30), 2.0), np.full((10, 30), 2.5)
     assert frechet.frechet_distance(real, fake) == pytest.approx(30 * 0.25)
-
-
-# ---------------------------------------------------------------- Inception score
 
 
 def tfgan_formula(logits):
@@ -78,84 +70,54 @@ def test_inception_score_is_the_formula_over_the_whole_set(count, classes):
 def test_inception_score_of_certain_and_of_equal_predictions():
     certain = 1e5 * np.eye(12)[np.arange(240) % 12]
     assert inception_score.inception_score(certain) == pytest.approx(12)
-    assert inception_score.inception_score(certain[::12]) == pytest.approx(1)
     assert inception_score.inception_score(np.zeros((5, 4))) == pytest.approx(1)
 
 
-# ---------------------------------------------------------------- sentences, never a NaN
-
-
 def spoilt(value):
-    features = correlated_features(1, 50, 8)
+    features = GOOD.astype(np.float64)
     features[17, 3] = value
     return features
 
 
-GOOD = correlated_features(1, 50, 8)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("real", "fake", "named"),
+    [
+        (spoilt(np.nan), GOOD, "real features"),
+        (GOOD, spoilt(-np.inf), "generated features"),
+        (GOOD, spoilt(1e180), "overflowing"),
+        (GOOD, GOOD[:, :7], "wide"),
+        (GOOD, GOOD[0], "shape"),
+        (GOOD, GOOD[:1], "1 generated features"),
+    ],
+)
 @pytest.mark.parametrize("metric", [frechet.frechet_distance, prdc_metrics])
-def test_values_that_are_not_finite_are_refused(metric, bad):
-    with pytest.raises(UserError, match="real features hold NaN"):
-        metric(spoilt(bad), GOOD)
-    with pytest.raises(UserError, match="generated features hold NaN"):
-        metric(GOOD, spoilt(bad))
-    with pytest.raises(UserError, match="logits hold NaN"):
-        inception_score.inception_score(spoilt(bad))
+def test_what_does_not_compare_is_refused(metric, real, fake, named):
+    with pytest.raises(UserError, match=named):
+        metric(real, fake)
 
 
-def test_values_whose_squares_overflow_are_refused():
-    with pytest.raises(UserError, match="overflowing"):
-        frechet.frechet_distance(GOOD, spoilt(1e30).astype(np.float64) * 1e150)
-
-
-@pytest.mark.parametrize("metric", [frechet.frechet_distance, prdc_metrics])
-def test_unequal_widths_are_refused(metric):
-    with pytest.raises(UserError, match="8 wide, the generated ones 7"):
-        metric(GOOD, GOOD[:, :7])
-    with pytest.raises(UserError, match=r"expected \(samples, width\)"):
-        metric(GOOD, GOOD[0])
-
-
-def test_too_few_samples_are_refused():
-    with pytest.raises(UserError, match="1 generated features; this metric needs 2"):
-        frechet.frechet_distance(GOOD, GOOD[:1])
-    with pytest.raises(UserError, match="3 generated features; this metric needs 4"):
-        prdc_metrics(GOOD, GOOD[:3], nearest_k=3)
-    with pytest.raises(UserError, match="0 logits"):
-        inception_score.inception_score(GOOD[:0])
-
-
-def test_a_nearest_k_that_means_nothing_is_refused():
+def test_other_mistakes_are_refused():
+    with pytest.raises(UserError, match="logits"):
+        inception_score.inception_score(spoilt(np.nan))
     with pytest.raises(UserError, match="nearest_k"):
         prdc_metrics(GOOD, GOOD, nearest_k=0)
 
 
-# ---------------------------------------------------------------- per class, backends
-
-
 def test_classwise_is_the_metric_of_each_class_and_the_mean():
     real, fake = real_and_fake(90, 60, 8)
-    reals = classwise.split_by_class(real, [20, 30, 40])
-    fakes = classwise.split_by_class(fake, [10, 20, 30])
-    values, mean = classwise.classwise(prdc_metrics, reals, fakes)
-    assert values[1] == prdc_metrics(real[20:50], fake[10:30])
-    assert len(values) == 3
-    assert mean["density"] == pytest.approx(sum(value["density"] for value in values) / 3)
+    rows = evaluation.classwise(prdc_metrics, [real, fake], [[20, 30, 40], [10, 20, 30]])
+    assert list(rows) == ["0", "1", "2", "mean"]
+    assert rows["1"] == prdc_metrics(real[20:50], fake[10:30])
+    assert rows["mean"]["density"] == pytest.approx(
+        sum(rows[label]["density"] for label in "012") / 3
+    )
 
 
 def test_classwise_names_the_class_that_is_too_small():
-    parts = classwise.split_by_class(GOOD, [20, 28, 2])
-    with pytest.raises(UserError, match="Class 2: There are 2 real features"):
-        classwise.classwise(prdc_metrics, parts, parts)
+    with pytest.raises(UserError, match="Class 2: There are 2 real"):
+        evaluation.classwise(prdc_metrics, [GOOD, GOOD], [[20, 28, 2]] * 2)
     with pytest.raises(UserError, match="3, 2 classes"):
-        classwise.classwise(prdc_metrics, parts, parts[:2])
-
-
-def test_class_sizes_must_add_up():
-    with pytest.raises(UserError, match="49 samples together, but there are 50"):
-        classwise.split_by_class(GOOD, [20, 29])
+        evaluation.classwise(prdc_metrics, [GOOD, GOOD], [[20, 28, 2], [20, 30]])
 
 
 @pytest.mark.skipif(

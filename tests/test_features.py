@@ -4,7 +4,6 @@ import functools
 import hashlib
 import importlib.util
 import pathlib
-import pickle
 
 import numpy as np
 import pytest
@@ -44,27 +43,17 @@ def inception(weights):
 # ---------------------------------------------------------------- Inception
 
 
-@pytest.mark.parametrize("size", [32, 75])
-def test_inception_equals_torch_fidelity(weights, inception, size):
-    images = random_images(5, size, 3)
+def test_inception_equals_torch_fidelity(weights, inception):
+    images = random_images(5, 40, 3)
     names = ["2048", "logits_unbiased", "logits"]
     oracle = FeatureExtractorInceptionV3("", names, feature_extractor_weights_path=weights)
     expected = oracle(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
     expected_pool, unbiased, biased = (tensor.numpy() for tensor in expected)
-    pool, logits = extractors.extract(inception, [images[:2], images[2:]], count=5)
+    pool, logits = extractors.extract(inception, extractors.batches_of(images, 3), rows=2)
     assert pool.std(axis=0).max() > 1e-4  # the images tell
     np.testing.assert_allclose(pool, expected_pool, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(logits, unbiased, rtol=1e-4, atol=1e-6)
     assert np.abs(logits - biased).max() > 1e-3
-
-
-@pytest.mark.parametrize("rows", [1, 2, 9])
-def test_features_in_parts_are_those_of_the_whole_batch(inception, rows):
-    images = random_images(3, 32, 3)
-    parts = extractors.InParts(inception, rows)
-    assert (parts.name, parts.pool_width) == (inception.name, 2048)
-    for ours, whole in zip(parts(images), inception(images), strict=True):
-        np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_inception_takes_grey_images_as_equal_channels(inception):
@@ -73,15 +62,11 @@ def test_inception_takes_grey_images_as_equal_channels(inception):
         np.testing.assert_array_equal(ours, colour)
 
 
-def test_other_weights_are_refused_unless_trusted(weights, inception):
+def test_other_weights_are_refused_unless_trusted(weights, inception, monkeypatch):
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    with pytest.raises(UserError, match=f"SHA-256 {digest}.*6726825d"):
+    with pytest.raises(UserError, match=f"SHA-256 {digest}"):
         extractors.InceptionFeatures("cpu", weights)
     assert inception.name == f"inception-{digest[:8]}"
-
-
-def test_published_weights_bear_the_published_name(weights, monkeypatch):
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     monkeypatch.setattr(extractors, "INCEPTION_SHA256", digest)
     assert extractors.InceptionFeatures("cpu", weights).name == "inception-2015-12-05"
 
@@ -94,28 +79,15 @@ class RunsCode:
         return pathlib.Path.touch, (self.path,)
 
 
-def test_not_even_a_trusted_file_runs_code(tmp_path):
-    torch.save({"fc.weight": RunsCode(tmp_path / "ran")}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="not a file of plain PyTorch weights"):
-        extractors.InceptionFeatures("cpu", tmp_path / "weights.pth", trust_weights=True)
+def test_files_that_are_no_weights_are_refused(tmp_path):
+    """No code of a trusted file is run either."""
+    path = tmp_path / "weights.pth"
+    contents = [{"fc.weight": RunsCode(tmp_path / "ran")}, {"fc.weight": torch.zeros(10, 10)}, None]
+    for content in contents:
+        torch.save(content, path) if content else path.write_bytes(b"nonsense")
+        with pytest.raises(UserError, match=r"weights\.pth"):
+            extractors.InceptionFeatures("cpu", path, trust_weights=True)
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"nonsense", pickle.dumps([1, 2], protocol=2)], ids=["empty", "text", "pickle"]
-)
-def test_files_that_are_no_weights_are_refused(tmp_path, content):
-    (tmp_path / "weights.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"weights\.pth"):
-        extractors.InceptionFeatures("cpu", tmp_path / "weights.pth", trust_weights=True)
-
-
-def test_weights_of_another_network_are_refused(tmp_path):
-    torch.save({"fc.weight": torch.zeros(10, 10)}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="does not hold the FID Inception network"):
-        extractors.InceptionFeatures("cpu", tmp_path / "weights.pth", trust_weights=True)
-    with pytest.raises(UserError, match="cannot be read"):
-        extractors.InceptionFeatures("cpu", tmp_path / "absent.pth", trust_weights=True)
 
 
 # ---------------------------------------------------------------- the download
@@ -143,15 +115,9 @@ def test_download_goes_to_the_cache_once(published):
 
 def test_download_of_another_file_leaves_nothing(published):
     published.write_bytes(b"other weights")
-    with pytest.raises(UserError, match=r"could not be downloaded \(invalid hash"):
+    with pytest.raises(UserError, match=r"eval\.inception_weights.*eval\.features"):
         extractors.download_inception_weights()
     assert not list((published.parent.parent / "cache").rglob("*.p*"))
-
-
-def test_download_without_a_network_says_what_to_do(published):
-    published.unlink()
-    with pytest.raises(UserError, match=r"Fetch file:.*eval\.inception_weights.*eval\.features"):
-        extractors.download_inception_weights()
 
 
 # ---------------------------------------------------------------- streaming
@@ -163,45 +129,28 @@ class Means:
     name, pool_width, logit_width = "means", 1, 2
 
     def __call__(self, images):
+        assert len(images) <= 2
         means = images.mean(axis=(1, 2, 3))[:, None].astype(np.float32)
         return means, means * [1, 2]
 
 
-def test_extract_keeps_the_order_of_any_batches():
-    images = random_images(11, 4, 3)
-    batches = (images[start : start + 4] for start in range(0, 11, 4))
-    pool, logits = extractors.extract(Means(), batches, count=11)
-    expected, _ = Means()(images)
-    np.testing.assert_array_equal(pool, expected)
-    np.testing.assert_array_equal(logits, expected * [1, 2])
-    assert pool.dtype == logits.dtype == np.float32
-
-
 def test_each_process_reads_its_own_batches(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(extractors.sharing, "collect", lambda arrays, parts: None)
-    images, read = random_images(7, 4, 3), []
-
-    def batch(start):
-        rows = slice(start, start + 2)
-        return extractors.LazyBatch(len(images[rows]), lambda: read.append(start) or images[rows])
-
-    pool, _ = extractors.extract_together(Means(), map(batch, range(0, 7, 2)), count=7)
-    assert read == [2, 6]
-    np.testing.assert_array_equal(pool[[2, 3, 6]], Means()(images)[0][[2, 3, 6]])
-
-
-def test_extract_refuses_another_count_or_kind():
-    images = random_images(6, 4, 3)
-    with pytest.raises(UserError, match="Expected 7 images, but the batches hold only 6"):
-        extractors.extract(Means(), [images], count=7)
-    with pytest.raises(UserError, match="Expected 5 images, but the batches hold more"):
-        extractors.extract(Means(), [images[:3], images[3:]], count=5)
-    with pytest.raises(UserError, match="float32"):
-        extractors.extract(Means(), [images.astype(np.float32)], count=6)
-    with pytest.raises(UserError, match=r"\(4, 4, 3\)"):
-        extractors.extract(Means(), [images[0]], count=4)
+    images, read, together = random_images(11, 4, 3), [], []
+    for rank in range(2):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", str(rank))
+        batches = [
+            extractors.Batch(batch.rows, lambda n=n, b=batch: read.append(n) or b.read())
+            for n, batch in enumerate(extractors.batches_of(images, 3))
+        ]
+        together.append(extractors.extract(Means(), batches, 2, together=True))
+    assert read == [0, 2, 1, 3]
+    expected = images.mean(axis=(1, 2, 3))[:, None].astype(np.float32)
+    own = np.arange(11)[:, None] % 6 < 3
+    np.testing.assert_array_equal(np.where(own, together[0][0], together[1][0]), expected)
+    alone = extractors.extract(Means(), extractors.batches_of(images, 3), 2)
+    np.testing.assert_array_equal(alone[1], expected * [1, 2])
 
 
 # ---------------------------------------------------------------- a data set's own classifier
@@ -229,7 +178,7 @@ def classifier(digits, tmp_path_factory):
 def test_classifier_knows_its_data_set(classifier, digits):
     made, _ = classifier
     images, labels = digits
-    pool, logits = extractors.extract(made, [images[1400:]], count=len(images) - 1400)
+    pool, logits = extractors.extract(made, extractors.batches_of(images[1400:], 400), 100)
     assert pool.shape[1] == 128
     assert (logits.argmax(axis=1) == labels[1400:]).mean() > 0.93
     assert made.name.startswith("classifier-digits-")
@@ -253,7 +202,9 @@ def test_training_does_not_depend_on_the_threads(digits):
 def test_classifier_comes_back_from_its_cache(classifier, digits, monkeypatch):
     made, cache = classifier
     images, labels = digits
-    monkeypatch.delattr(torch.optim.Adam, "step")
+    quicker = functools.partial(feature_classifier.train_small_classifier, steps=300)
+    monkeypatch.setattr(feature_classifier, "train_small_classifier", quicker)
+    monkeypatch.setattr(torch.optim.Adam, "step", None)
     again = feature_classifier.ClassifierFeatures(
         "digits", images[:1400], labels[:1400], "cpu", cache
     )
@@ -307,24 +258,9 @@ def test_training_that_is_killed_goes_on_to_the_same_weights(digits, tmp_path, m
     assert len(steps) == 6 + 4  # from step 3 on
     for name, tensor in whole.items():
         assert torch.equal(tensor, continued[name]), name
-    assert torch.load(path, weights_only=True).keys() == {"data", "model"}
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense", None], ids=["empty", "text", "other keys"])
-def test_a_damaged_cache_is_named(digits, tmp_path, content):
-    cache = tmp_path / "digits.pth"
-    torch.save({"model": {}}, cache) if content is None else cache.write_bytes(content)
-    with pytest.raises(UserError, match=r"digits\.pth does not hold a feature classifier"):
-        feature_classifier.ClassifierFeatures("digits", *digits, "cpu", cache)
-
-
-def test_classifier_reads_memory_maps_in_any_layout(classifier, digits, tmp_path, recwarn):
-    images, _ = digits
-    np.save(tmp_path / "images.npy", images.transpose(0, 3, 1, 2)[:20])
-    mapped = np.load(tmp_path / "images.npy", mmap_mode="r").transpose(0, 2, 3, 1)
-    made, _ = classifier
-    np.testing.assert_array_equal(made(mapped)[0], made(images[:20])[0])
-    assert not recwarn.list
+    path.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"digits\.pth"):
+        train(path)
 
 
 @pytest.mark.skipif(

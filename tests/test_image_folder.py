@@ -45,20 +45,9 @@ def test_folder(tmp_path, tree):
         np.testing.assert_array_equal(image, random_images(8, 8, 3, seed=seed).transpose(2, 0, 1))
 
 
-def test_folder_crops_and_resizes(tmp_path):
-    """Of 40×16 pixels the middle 16×16 remain; stripes of one pixel become an even grey."""
-    array = np.full((16, 40), 255, np.uint8)
-    array[:, 12:28] = np.arange(16) % 2 * 200
-    array[:, 20:28] = 200
-    save(tmp_path / "raw" / "train" / "a" / "x.png", array)
-    image = datasets.load(config(tmp_path, "folder", 4, 1), "train").images[0, 0]
-    assert image.shape == (4, 4)
-    np.testing.assert_allclose(image[:, 0], 100, atol=15)
-    np.testing.assert_allclose(image[:, 3], 200, atol=15)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("1", 3), ("L", 3), ("P", 1), ("RGB", 1), ("RGBA", 3), ("CMYK", 3)]
+)
 def test_folder_converts(tmp_path, mode, channels):
     original = Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode)
     path = tmp_path / "raw" / "train" / "a" / "x.tiff"
@@ -106,8 +95,7 @@ def transparent(mode):
     return palette
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize(("mode", "channels"), [("RGBA", 3), ("LA", 1), ("P", 3)])
 def test_folder_transparency_is_over_white(tmp_path, mode, channels, caplog, monkeypatch):
     monkeypatch.setattr(folder.log, "propagate", True)  # to where caplog listens
     directory = tmp_path / "raw" / "train" / "a"
@@ -124,21 +112,15 @@ def test_folder_that_changes_is_read_anew(tmp_path, tree):
     data = config(tmp_path, "folder", 8, 3)
     before = datasets.load(data, "train"), datasets.load(data, "test")
     path = tree / "train" / "a" / "2.png"
-    changed = time_shifted_copy(path, random_images(8, 8, 3, seed=9))
+    changed, old = random_images(8, 8, 3, seed=9), path.stat().st_mtime_ns
+    save(path, changed)
+    os.utime(path, ns=(old + 1, old + 1))
     after = datasets.load(data, "train")
     assert not np.array_equal(before[0].images, after.images)
     np.testing.assert_array_equal(after.images[1], changed.transpose(2, 0, 1))
     save(tree / "train" / "aa" / "z.png", changed)  # a new class moves the numbers of others
     np.testing.assert_array_equal(before[1].labels, [1])
     np.testing.assert_array_equal(datasets.load(data, "test").labels, [2])
-
-
-def time_shifted_copy(path, array):
-    """Overwrite an image and make sure that its time of change differs."""
-    old = path.stat().st_mtime_ns
-    save(path, array)
-    os.utime(path, ns=(old + 1, old + 1))
-    return array
 
 
 # ---------------------------------------------------------------- which data a run has
@@ -169,9 +151,9 @@ def renamed_image(train):
 
 
 CHANGES = {
-    renamed: "a is now z",
-    added_class: "added classes: aa",
-    removed_class: "removed classes: a",
+    renamed: "gone: a; that are new: z",
+    added_class: "new: aa",
+    removed_class: "gone: a",
     added_image: "a 2 (now 3)",
     renamed_image: "names or sizes",
 }
@@ -200,8 +182,6 @@ def test_classes_in_another_order_are_other_data():
     now = {"dataset": "folder", "classes": ["0", "2", "10"], "counts": [1, 1, 1], "hash": "x"}
     with pytest.raises(UserError, match=r"order of classes: 0, 10, 2 \(now 0, 2, 10\)"):
         datasets.require_same_data(now, {"classes": ["0", "10", "2"]}, "a.pth")
-    with pytest.raises(UserError, match="does not say which data"):
-        datasets.require_same_data(now, {"classes": 3}, "a.pth")
     datasets.require_same_data(now, None, "an old one.pth")
 
 
@@ -225,22 +205,8 @@ def test_a_run_refuses_other_data(tmp_path, tree, monkeypatch):
     # Its weights may begin another run, unless classes have other names.
     labelled_run(tmp_path, "second", path, training__n_iters=4)
     renamed(tree / "train")
-    with pytest.raises(UserError, match="a is now z"):
+    with pytest.raises(UserError, match="gone: a"):
         labelled_run(tmp_path, "third", path, training__n_iters=4)
-
-
-def test_folder_at_another_place_is_another_set(tmp_path, tree):
-    first = datasets.load(config(tmp_path, "folder", 8, 3), "train")
-    os.rename(tree, tmp_path / "other")
-    save(tree / "train" / "a" / "2.png", random_images(8, 8, 3, seed=5))
-    second = datasets.load(config(tmp_path, "folder", 8, 3, tmp_path / "other"), "train")
-    np.testing.assert_array_equal(first.images, second.images)
-    assert len(datasets.load(config(tmp_path, "folder", 8, 3), "train")) == 1
-
-
-def test_folder_links_within_are_followed(tmp_path, tree):
-    (tree / "train" / "a" / "link.png").symlink_to(tree / "train" / "b" / "x.png")
-    assert len(datasets.load(config(tmp_path, "folder", 8, 3), "train")) == 4
 
 
 def test_folder_links_out_are_followed(tmp_path, tree):
@@ -255,50 +221,6 @@ def test_folder_links_out_are_followed(tmp_path, tree):
     np.testing.assert_array_equal(train.images[2], train.images[4])
 
 
-def circle(tree):
-    (tree / "train" / "c").symlink_to("..")
-
-
-def larger_circle(tree):
-    """The split lies elsewhere, and a class of it leads back to the root."""
-    os.rename(tree / "train", tree.parent / "elsewhere")
-    (tree / "train").symlink_to(tree.parent / "elsewhere")
-    (tree.parent / "elsewhere" / "c").symlink_to(tree)
-
-
-def broken_link(tree):
-    (tree / "train" / "a" / "link.png").symlink_to("nowhere.png")
-
-
-def image_beside_classes(tree):
-    save(tree / "train" / "x.png", random_images(8, 8, 3))
-
-
-def directory_among_images(tree):
-    (tree / "train" / "a" / "more").mkdir()
-
-
-def empty_class(tree):
-    (tree / "train" / "c").mkdir()
-
-
-def text_file(tree):
-    (tree / "train" / "a" / "notes.txt").write_text("hello")
-
-
-def cut_image(tree):
-    path = tree / "train" / "a" / "2.png"
-    path.write_bytes(path.read_bytes()[:150])
-
-
-def postscript(tree):
-    Image.new("RGB", (8, 8)).save(tree / "train" / "a" / "x.eps")
-
-
-def deep_image(tree):
-    save(tree / "train" / "a" / "deep.png", np.full((8, 8), 40000, np.uint16))
-
-
 def claim_size(path, width, height):
     """A PNG of a few bytes whose header claims so many pixels."""
     save(path, random_images(8, 8))
@@ -308,54 +230,28 @@ def claim_size(path, width, height):
     path.write_bytes(content)
 
 
-def bomb(tree):
-    claim_size(tree / "train" / "a" / "bomb.png", 11_000, 11_000)  # PIL alone would only warn
+SPOILED = {
+    "circle": (lambda a: (a.parent / "c").symlink_to(".."), "a folder that it lies in"),
+    "broken link": (lambda a: (a / "x.png").symlink_to("nowhere.png"), "no file"),
+    "no class": (lambda a: save(a.parent / "x.png", random_images(8, 8, 3)), "<class>/<image>"),
+    "a directory": (lambda a: (a / "more").mkdir(), "no file"),
+    "empty class": (lambda a: (a.parent / "c").mkdir(), "no images"),
+    "text": (lambda a: (a / "notes.txt").write_text("hello"), "cannot be read"),
+    "cut": (lambda a: (a / "2.png").write_bytes((a / "2.png").read_bytes()[:150]), "2.png"),
+    "PostScript": (lambda a: Image.new("RGB", (8, 8)).save(a / "x.eps"), "x.eps"),
+    "16 bits": (lambda a: save(a / "x.png", np.full((8, 8), 40000, np.uint16)), "8 bits"),
+    "bomb": (lambda a: claim_size(a / "x.png", 11_000, 11_000), "11000×11000"),
+}
 
 
-def larger_bomb(tree):
-    claim_size(tree / "train" / "a" / "bomb.png", 2**30, 2**30)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "parts"),
-    [
-        (circle, ["train/c", "a folder that it lies in"]),
-        (larger_circle, ["train/c", "a folder that it lies in"]),
-        (broken_link, ["link.png", "no file"]),
-        (image_beside_classes, ["train/x.png", "train/<class>/<image>"]),
-        (directory_among_images, ["train/a/more", "no file"]),
-        (empty_class, ["train/c", "no images"]),
-        (text_file, ["notes.txt", "cannot be read", "PNG"]),
-        (cut_image, ["2.png", "cannot be read"]),
-        (postscript, ["x.eps", "cannot identify"]),
-        (deep_image, ["deep.png", "more than 8 bits"]),
-        (bomb, ["bomb.png", "11000×11000", "too many"]),
-        (larger_bomb, ["bomb.png", "decompression bomb"]),
-    ],
-)
+@pytest.mark.parametrize("kind", SPOILED)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_folder_malformed(tmp_path, tree, spoil, parts):
-    spoil(tree)
-    refused(config(tmp_path, "folder", 8, 3), "train", tree, *parts)
+def test_folder_malformed(tmp_path, tree, kind):
+    spoil, named = SPOILED[kind]
+    spoil(tree / "train" / "a")
+    refused(config(tmp_path, "folder", 8, 3), "train", tree, named)
 
 
-def test_folder_without_images(tmp_path, tree):
-    data = config(tmp_path, "folder", 8, 3)
-    (tree / "test" / "b" / "y.png").unlink()
-    refused(data, "test", tree / "test", "holds no images")
-    (tree / "test" / "b").rmdir()
-    refused(data, "test", tree / "test", "holds no images")
-    (tree / "test").rmdir()
-    refused(data, "test", tree / "test", "is no directory", "train/<class>/<image>", "data.root")
-
-
-def test_folder_class_only_in_test(tmp_path, tree):
+def test_a_class_only_in_test(tmp_path, tree):
     save(tree / "test" / "new" / "x.png", random_images(8, 8, 3))
     refused(config(tmp_path, "folder", 8, 3), "test", "'new'", "a, b")
-
-
-@pytest.mark.parametrize(
-    ("size", "channels", "part"), [(0, 3, "data.image_size is 0"), (8, 2, "data.num_channels is 2")]
-)
-def test_folder_shape(tmp_path, tree, size, channels, part):
-    refused(config(tmp_path, "folder", size, channels), "train", part)

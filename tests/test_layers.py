@@ -12,7 +12,8 @@ models
 samplers
 losses readers sampling
 datasets likelihood
-evaluation metrics
+metrics
+evaluation
 training
 run_lib
 planning

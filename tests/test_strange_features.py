@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import tiny
 
-from evaluation import SAMPLE_METRICS
-from metrics import feature_sets, inception_score, measuring
+import evaluation
+from metrics import feature_sets, inception_score
 from storage.files import save_npz, to_json
 from storage.workdir import Workdir
 from utils import UserError
 
-METRICS = {metric.name: metric for metric in SAMPLE_METRICS}
 RNG = np.random.default_rng(0)
 POOL, LOGITS = RNG.normal(size=(6, 3)), RNG.normal(size=(6, 4))
 
@@ -22,7 +21,8 @@ def measure(tmp_path, monkeypatch, real, pool, logits):
     save_npz(place.dataset_stat(""), pool_3=real, logit=LOGITS, meta=meta)
     save_npz(place.generated_stat(""), pool_3=pool, logit=logits, meta=meta)
     sets = feature_sets.open_sets(config, place.name)
-    return measuring.measure(METRICS["fid_is"], config, place.name, *sets)
+    evaluation.measure(evaluation.SAMPLE_METRICS[:1], config, *sets, place=place)
+    return place.recorded()["fid_is"]
 
 
 def test_features_of_another_program_are_measured(tmp_path, monkeypatch):

@@ -62,20 +62,11 @@ def check_refused_or_image(path, content):
     return image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOOD)
 @given(data=st.data())
 def test_a_spoiled_image_is_refused_or_an_image(path, name, data):
     check_refused_or_image(path, data.draw(spoiled(GOOD[name])))
-
-
-sizes = st.integers(0, 40) | st.sampled_from([2**14, 2**16, 2**31 - 1, 2**32 - 1])
-
-
-@given(
-    sizes, sizes, st.sampled_from([0, 1, 8, 16]), st.integers(0, 7), st.binary(max_size=2000)
-)  # fmt: skip
-def test_any_header_of_a_png_is_harmless(path, width, height, depth, colour, content):
-    check_refused_or_image(path, png(width, height, depth, colour, content))
 
 
 HOSTILE = {
@@ -111,46 +102,6 @@ def claims(tiff):
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_image_gets_a_sentence(path, kind):
     assert check_refused_or_image(path, HOSTILE[kind]()) is None
-
-
-def test_a_folder_of_the_largest_images_takes_little_memory(tmp_path):
-    """The largest that are let in, flat and so of a few bytes, one after the other."""
-    content = png(7000, 7000, colour=6, content=rows(7000, 7000, 4))
-    assert folder.MOST_PIXELS >= 7000 * 7000
-    directory = tmp_path / "raw" / "train" / "a"
-    directory.mkdir(parents=True)
-    for number in range(2):
-        (directory / f"{number}.png").write_bytes(content)
-    source = folder.folder(config(tmp_path, "folder", 8, 3), "train")
-    (block,) = reads(list, source.blocks)
-    assert block.images.shape == (2, 3, 8, 8)
-
-
-names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1)
-
-
-@given(names.filter(lambda name: name not in (".", "..") and len(name.encode()) < 250))
-def test_any_name_is_an_image_or_gets_a_sentence(tmp_path_factory, name):
-    root = tmp_path_factory.mktemp("names")
-    directory = root / "raw" / "train" / "a"
-    directory.mkdir(parents=True)
-    (directory / "good.png").write_bytes(GOOD["PNG"])
-    (directory / name).write_bytes(GOOD["PNG"])
-    source = reads(folder.folder, config(root, "folder", 8, 3), "train")
-    if source is None:
-        assert any(character < " " or character == "\x7f" for character in name)
-    else:
-        assert source.count == len({"good.png", name} - {name if name[0] == "." else None})
-
-
-@pytest.mark.parametrize("level", ["split", "class", "image"])
-@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2K", "a\x7f", "\x01"])
-def test_control_characters_in_names_get_a_sentence(tmp_path, level, name):
-    root = tmp_path / "raw"
-    inside = {"split": f"{name}/a/x", "class": f"train/{name}/x", "image": f"train/a/{name}"}
-    (root / inside[level]).parent.mkdir(parents=True)
-    (root / inside[level]).write_bytes(GOOD["PNG"])
-    assert reads(folder.folder, config(tmp_path, "folder", 8, 3), "train") is None
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_tfhub_features_stream_through_a_module(tmp_path, channels):
     tf.saved_model.save(MeansModule(), str(tmp_path))
     extractor = extractors.TFHubFeatures(str(tmp_path))
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels), dtype=np.uint8)
-    pool, logits = extractors.extract(extractor, [images[:3], images[3:]], count=5)
+    pool, logits = extractors.extract(extractor, extractors.batches_of(images, 3), rows=2)
     expected = images.mean(axis=(1, 2, 3), dtype=np.float64)[:, None] / 127.5 - 1
     np.testing.assert_allclose(pool, np.repeat(expected, 2048, axis=1), atol=1e-5)
     np.testing.assert_allclose(logits, np.repeat(expected + 1, 1008, axis=1), atol=1e-5)

@@ -55,7 +55,7 @@ def printed(text):
 
 
 def test_a_mistaken_override_of_the_default_configuration(tmp_path):
-    said = "no field config.eval.kid_subset. Did you mean config.eval.kid_subset_size?"
+    said = "no field kid_subset"
     refused(f"{FOLDERS} A B --fidis --config.eval.kid_subset=3", tmp_path, [], said)
 
 

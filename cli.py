@@ -111,13 +111,28 @@ def make_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def launch(main: Callable[[], object], pairs: Sequence[str] = ()) -> None:
+def launch(main: Callable[[], object], lists: Sequence[str] = (), words: bool = False) -> None:
     """Run `main()` after parsing flags; a mistake ends in one sentence and exit status 1.
 
-    The flags in `pairs` may be given as ``--name A B`` for ``--name=A --name=B``.
+    Args:
+        lists: flags that may be given as ``--name A B`` for ``--name=A --name=B``.
+        words: whether the command takes words that belong to no flag.
     """
-    parse = functools.partial(_parse_flags, pairs=pairs)
+    parse = functools.partial(_parse_flags, lists=lists, words=words)
     app.run(lambda _: _guarded(main), flags_parser=parse)
+
+
+def _spread(arguments, lists):
+    """`arguments` with ``--name=A --name=B`` for ``--name A B``, for each name in `lists`."""
+    spread, name = [], None
+    for argument, after in zip(arguments, [*arguments[1:], "-"]):
+        if name and not argument.startswith("-"):
+            spread.append(f"{name}={argument}")
+            continue
+        name = argument if argument[2:] in lists and not after.startswith("-") else None
+        if name is None:
+            spread.append(argument)
+    return spread
 
 
 def _last_of_each(arguments):
@@ -139,16 +154,15 @@ def _last_of_each(arguments):
     ]
 
 
-def _parse_flags(arguments, pairs=()):
+def _parse_flags(arguments, lists, words):
     FLAGS = flags.FLAGS
-    FLAGS.set_gnu_getopt(bool(pairs))  # flags may follow the second of a pair
     try:
-        script, *rest = FLAGS(_last_of_each(arguments))
-        for name in pairs:
-            FLAGS[name].value = [*(FLAGS[name].value or []), *rest]
+        script, *rest = FLAGS(_last_of_each(_spread(arguments, lists)))
+        if rest and not words:
+            fail(f"{' '.join(rest)} belongs to no flag; give each flag its value as --name=value.")
         if "config" in FLAGS:
             FLAGS.config.keys()  # a file that is not there fails at the first look
-        return [script]
+        return [script, *rest]
     except flags.Error as error:
         fail(_last_line(error))
     except (AttributeError, KeyError) as error:

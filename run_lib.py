@@ -65,9 +65,14 @@ def train(
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    # Check everything that can be checked before the first file is written.
     place = Workdir(workdir)
-    place.check()
+    # Before the state is read: it must be the newest when training goes on from it.
+    with place.sole_trainer() if is_first() else contextlib.nullcontext():
+        return _train(config, place, restore, make_job, typed)
+
+
+def _train(config, place, restore, make_job, typed):
+    # Check everything that can be checked before the first file is written.
     job, state, start, origin = prepare(config, place, restore, make_job, typed)
     config, training, device = job.config, job.config.training, job.device
     train_split, test_split = job.splits()
@@ -106,7 +111,6 @@ def train(
     watch = FiniteWatch(device)
     with contextlib.ExitStack() as stack:
         if is_first():
-            stack.enter_context(place.sole_trainer())
             writer = ScalarWriter(place.tensorboard, state.step + 1)
             stack.callback(writer.close)
         world = stack.enter_context(
@@ -162,9 +166,9 @@ def prepare(
     make_job: MakeJob,
     typed: Collection[str],
 ) -> tuple[Job, TrainState, resuming.Start, list[str]]:
-    """The job, its state, where it begins, and sentences about that; as `train`, which see.
+    """The job, its state, where it begins, and sentences about that.
 
-    Nothing is written.
+    Nothing is written. Arguments and errors are those of `train`.
     """
     settings.check(config)
     device = get_device(config.device)

@@ -90,7 +90,7 @@ def define_flags(metric: str | None = None) -> None:
 
 
 def launch() -> None:
-    cli.launch(main, pairs=("folders",))
+    cli.launch(main, lists=("folders",))
 
 
 def main() -> None:

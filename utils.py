@@ -6,6 +6,7 @@ Nothing here knows about score models; arrows point only towards this file.
 import hashlib
 import json
 import logging
+from logging.handlers import MemoryHandler
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -124,15 +125,22 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def log_to(path: str | os.PathLike | None = None) -> None:
     """Send the log to standard output and, with `path`, to that file too (appended).
 
-    Of several processes the first logs; the others only warn, on standard output.
+    The file also gets what was logged before it was known. Of several processes the first logs; the
+    others only warn, on standard output.
     """
+    formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+    early = [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]
     handlers = [logging.StreamHandler(sys.stdout)]
-    if path is not None and is_first():
+    if path is None:
+        handlers.append(MemoryHandler(capacity=10**6, flushLevel=logging.CRITICAL + 1))
+    elif is_first():
         handlers.append(logging.FileHandler(path))
-    for handler in log.handlers:
-        handler.close()
+        for handler in early:
+            handler.setTarget(handlers[-1])
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(formatter)
+    for handler in log.handlers:
+        handler.close()  # an early one writes to the file
     log.handlers = handlers
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to say
     log.setLevel(logging.INFO if is_first() else logging.WARNING)

@@ -59,7 +59,8 @@ def open_sets(
     command = f"run first: python {script} --workdir {workdir}{flags_of(config)}"
     if draws_by_class(config):
         real = _first_that_exists([place.class_stat], f"{command} --stat --config …")
-        return _open(real, "size"), _open_latents(config, place, f"{command} --latent --config …")
+        advice = f"To complete it, {command} --latent --config …"
+        return _open(real, "size"), _open_latents(config, place, advice)
     path = place.generated_stat(variant(config))
     generated = _first_that_exists([path], f"{command} --encode --config …")
     if dataset_stat is not None:

@@ -183,4 +183,4 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_integer("size", None, "Side of the images that are modelled.")
     flags.DEFINE_string("config_file", None, "The configuration that is written.")
-    cli.launch(main)
+    cli.launch(main, words=True)

@@ -186,13 +186,15 @@ def tensors_of(content: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def require_kind(content: dict[str, Any], path: str | os.PathLike, kind: str) -> None:
-    """Tell a classifier's checkpoint from a score model's by the names that it holds.
+    """Tell a classifier's checkpoint from a score model's, by its tensors' names and configuration.
 
     Raises:
-        UserError: `kind` is "classifier" or "score model" and the file is the other one.
+        UserError: `kind` is "classifier" or "score model" and the file is another one.
     """
     is_classifier = any(name.startswith("classifier.") for name in tensors_of(content))
     found = "classifier" if is_classifier else "score model"
+    if "cas" in (config_of(content) or {}):
+        found = "CAS network"
     if found != kind:
         raise UserError(f"{path} is the checkpoint of a {found}; expected a {kind}'s.")
 

@@ -119,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.launch(main)
+    cli.launch(main, words=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from storage import settings
 from utils import UserError, flatten, log
 
 # Fields of other sections than `model` and `classifier` that a network, SDE or scaling depends on.
@@ -72,7 +73,9 @@ def adopt(
     with config.unlocked(), config.ignore_type():
         for name, value in theirs.items():
             section, _, field = name.partition(".")
-            config[section][field] = value
+            if section in config:  # a class-conditional score says nothing of a classifier
+                config[section][field] = value
+    settings.check(config)
     return config
 
 
@@ -94,7 +97,7 @@ def refuse_typed(
         if name in theirs and _hashable(ours.get(name)) != theirs[name]:
             raise UserError(
                 f"config.{name} is {ours.get(name)}, but {path} was trained with {theirs[name]}. "
-                "Leave it out, since the checkpoint holds it, or give another checkpoint."
+                "Leave it out, since the checkpoint holds it, or use another checkpoint or workdir."
             )
 
 

@@ -155,16 +155,28 @@ class Workdir:
         """The workdir of one CAS training, a run of its own inside this one."""
         return Workdir(str(self.root.absolute() / "checkpoints_cas" / name))
 
-    def sole_trainer(self) -> contextlib.AbstractContextManager[None]:
-        """A context that holds the directory for one training run.
+    @contextlib.contextmanager
+    def sole_trainer(self) -> Iterator[None]:
+        """A context that makes the directory and holds it for one training run.
+
+        If nothing was written meanwhile, the directory is removed if it was new.
 
         Raises:
-            UserError: another run has it.
+            UserError: another run has it, or it cannot be written.
         """
-        return exclusive(
-            self.root / ".training",
-            f"Another process is training in {self.root}; wait for it, or use another --workdir.",
-        )
+        new = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        self.create()
+        name = self.root / ".training"
+        said = f"Another process is training in {self.root}; wait for it, or use another --workdir."
+        try:
+            with exclusive(name, said):
+                yield
+        finally:
+            if new and list(self.root.iterdir()) == [name]:
+                name.unlink()
+            for path in new:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     def check(self) -> None:
         """Fail early if the directory cannot be made or written; leave nothing behind.

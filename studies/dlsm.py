@@ -147,4 +147,4 @@ if __name__ == "__main__":
     common.define_seeds([0, 1, 2])
     flags.DEFINE_integer("steps", 600, "Steps of each training.")
     flags.DEFINE_integer("batch", 32, "Batch size of each training.")
-    cli.launch(main, pairs=["seeds"])
+    cli.launch(main, lists=["seeds"])

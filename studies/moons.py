@@ -225,4 +225,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("score_steps", 6000, "Steps of the score model; the paper's are 40002.")
     common.define_seeds([0])
     flags.DEFINE_bool("as_published", False, "Sample and compare as the published code does.")
-    cli.launch(main, pairs=["seeds"])
+    cli.launch(main, lists=["seeds"])

@@ -165,4 +165,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 250, "Batch size; the paper's is 5000.")
     flags.DEFINE_integer("steps", 500, "Steps; the paper's are 2000, 4000 for checkerboard.")
     common.define_seeds([0])
-    cli.launch(main, pairs=("kind", "seeds"))
+    cli.launch(main, lists=("kind", "seeds"))

@@ -105,4 +105,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 32, "Batch size of each training.")
     flags.DEFINE_enum("split", "test", ["test", "validation"], "What NLL and asymmetry are of.")
     flags.DEFINE_integer("images", 500, "Images of NLL and asymmetry.")
-    cli.launch(main, pairs=("variants", "factors", "seeds"))
+    cli.launch(main, lists=("variants", "factors", "seeds"))

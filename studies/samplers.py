@@ -120,4 +120,4 @@ if __name__ == "__main__":
     common.define_seeds([0, 1, 2])
     flags.DEFINE_multi_string("samplers", list(fast.SAMPLERS), "Names of fast samplers.")
     flags.DEFINE_multi_integer("nfe", [5, 10, 20, 35], "Most evaluations of a sample.")
-    cli.launch(main, pairs=("samplers", "nfe", "seeds"))
+    cli.launch(main, lists=("samplers", "nfe", "seeds"))

@@ -29,11 +29,14 @@ class LabelDropout:
         """The objective's draws, and uniform ones (B,) that say which labels are dropped."""
         return {**self.objective.draw(x), DRAW: torch.rand(len(x), device=x.device)}
 
+    def kept(self, labels: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """The labels (B,), `NO_LABEL` where they are dropped."""
+        return torch.where(draws[DRAW] < self.probability, NO_LABEL, labels)
+
     def conditioned_on(self, labels: torch.Tensor, draws: Draws) -> tuple[ScoreObjective, Draws]:
         """The objective of the score of the labels that are kept, and its own draws."""
-        kept = torch.where(draws[DRAW] < self.probability, NO_LABEL, labels)
         rest = {name: draw for name, draw in draws.items() if name != DRAW}
-        score = self.objective.score.conditioned_on(kept)
+        score = self.objective.score.conditioned_on(self.kept(labels, draws))
         return dataclasses.replace(self.objective, score=score), rest
 
     def __call__(

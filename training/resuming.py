@@ -10,6 +10,7 @@ import ml_collections
 
 from storage import checkpoints, descriptions
 from storage.checkpoints import TrainState
+from storage.settings import describes_cas, describes_classifier
 from storage.workdir import Workdir
 from utils import UserError, flatten, log
 
@@ -93,6 +94,9 @@ class Start:
         Raises:
             UserError: the checkpoint is of another kind, or contradicts a field that was `typed`.
         """
+        if self.path is not None and not describes_cas(config):
+            kind = "classifier" if describes_classifier(config) else "score model"
+            checkpoints.require_kind(self.content, self.path, kind)
         keep = () if self.own else descriptions.OF_A_TRAINING
         before = checkpoints.config_of(self.content)
         descriptions.refuse_typed(config, typed, before, self.path, keep)
@@ -149,19 +153,23 @@ def find(place: Workdir, restore: str | os.PathLike | None) -> Start:
     Raises:
         UserError: there are such files, and none can be read.
     """
-    paths = [place.checkpoint(number) for number in place.numbers()[-1:]]
-    resume_point = place.resume_point
-    if resume_point.exists() and not (paths and resume_point.samefile(paths[0])):
-        paths.append(resume_point)
     states, faults = [], []
-    for path in paths:
+    snapshots = [place.checkpoint(number) for number in reversed(place.numbers())]
+    for path in [place.resume_point, *snapshots]:
+        if not path.exists():
+            continue
+        if any(path.samefile(known) for _, known, _ in states):
+            break  # the resume point is the newest snapshot
         try:
             content = checkpoints.read(path)
-            # Published files, put there to be sampled from, do not say where they stand.
-            if path == resume_point or {"step", "position", "config"} <= content.keys():
-                states.append((checkpoints.read_count(content, "step", path, 0), path, content))
         except UserError as error:
             faults.append(str(error))
+            continue
+        # Published files, put there to be sampled from, do not say where they stand.
+        if path == place.resume_point or {"step", "position", "config"} <= content.keys():
+            states.append((checkpoints.read_count(content, "step", path, 0), path, content))
+            if path != place.resume_point:
+                break  # older snapshots are of earlier steps
     if states:
         _, path, content = max(states, key=lambda state: state[0])
         notes = [f"Ignored: {error}" for error in faults]
@@ -169,4 +177,9 @@ def find(place: Workdir, restore: str | os.PathLike | None) -> Start:
         return Start(path, content, True, tuple(notes))
     if faults:
         raise UserError(faults[0])
+    if restore is None and place.checkpoint().exists():
+        raise UserError(
+            f"{place.checkpoint()} is no state of a run that could continue, and training would "
+            f"replace it. Start from it with --restore {place.checkpoint()} and another --workdir."
+        )
     return Start() if restore is None else Start(restore, checkpoints.read(restore))

@@ -29,7 +29,7 @@ from readers.idx import idx_or_tfds
 from readers.imagenet32 import imagenet32
 from readers.points import checkerboard, gaussian_8, moons, points, spiral_2
 from readers.tfds import tfds
-from storage.files import atomic_write, turn
+from storage.files import atomic_write, exclusive
 from utils import UserError, log, lookup, random_stream, require_positive
 
 # The name in `config.data.dataset` -> its reader. A new data set is added here.
@@ -98,7 +98,7 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
     if (cached := _open(place, source)) is None:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with turn(place.parent / f".{data.dataset}.lock"):
+            with exclusive(place.parent / f".{data.dataset}.lock"):
                 # Another process may have built it meanwhile.
                 if (cached := _open(place, source)) is None:
                     _build(place, source, data.dataset, split)

@@ -6,10 +6,10 @@ Nothing here knows about score models; arrows point only towards this file.
 import hashlib
 import json
 import logging
-from logging.handlers import MemoryHandler
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from logging.handlers import MemoryHandler
 from typing import TYPE_CHECKING, Any
 
 import numpy as np

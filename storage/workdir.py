@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import ml_collections

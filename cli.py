@@ -100,6 +100,14 @@ def refuse_flags(names: Iterable[str], use: str) -> None:
         raise UserError(f"{', '.join(given)} cannot be used with {use}; leave it out.")
 
 
+def refuse_fields(names: Iterable[str], use: str) -> None:
+    """Raise a UserError if a field in `names`, which `use` does not read, was typed."""
+    typed = config_flags.get_override_values(flags.FLAGS["config"])
+    given = [f"--config.{name}" for name in names if name in typed]
+    if given:
+        raise UserError(f"{', '.join(given)} cannot be used with {use}; leave it out.")
+
+
 def make_deterministic() -> None:
     """Let PyTorch use deterministic algorithms only."""
     import os

@@ -247,7 +247,8 @@ def settings_of(
         "generated": len(generated.pool),
         "real": len(real.pool),
         "real_features": str(real.source),
-        "samples": generated.origin,
+        "real_samples": {n: v for n, v in real.origin.items() if n != "classes"},
+        "samples": {n: v for n, v in generated.origin.items() if n != "classes"},
     }
 
 
@@ -352,7 +353,7 @@ def table(
     lines = [
         f"# features {settings['features']}",
         f"# {settings['generated']} samples{describe(settings['samples'])}, "
-        f"{settings['real']} real images",
+        f"{settings['real']} real images{describe(settings['real_samples'])}",
     ]
     lines += ["  ".join(cell.rjust(w) for cell, w in zip(row, widths)).rstrip() for row in cells]
     return "\n".join(lines)
@@ -362,11 +363,11 @@ def describe(origin: dict[str, Any]) -> str:
     """What made samples, in a few words."""
     words = []
     if "ema" in origin:
-        words.append("EMA weights" if origin["ema"] else "raw weights")
+        words.append({True: "EMA weights", False: "raw weights"}.get(origin["ema"], "weights"))
     if "checkpoint" in origin:
         words.append(origin["checkpoint"])
     for name in origin:
-        if name.endswith("step") or name in ("seed", "folder"):
+        if name.endswith("step") or name in ("seed", "folder", "dataset", "split"):
             value = "none" if origin[name] is None else origin[name]
             words.append(f"{name.replace('_', ' ')} {value}")
     if "sampling" in origin:
@@ -389,6 +390,7 @@ def nfe(config: ml_collections.ConfigDict, workdir: str) -> None:
     if mean is None:
         path = next(item.path for item in rounds if item.nfe is None)
         raise UserError(f"{path} does not hold the NFE of its samples.")
-    settings = {"generated": total, "samples": rounds[0].origin}
+    origin = {n: v for n, v in rounds[0].origin.items() if n != "classes"}
+    settings = {"generated": total, "samples": origin}
     place.record(**{f"nfe{variant(config)}": {"nfe": mean, "settings": settings}})
     print(f"Mean NFE {mean:.1f} over {total} samples{describe(rounds[0].origin)}")

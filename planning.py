@@ -192,6 +192,15 @@ def evaluation_of(
     return facts, cost.flops / rows
 
 
+class Counted:
+    """A score, guided or not, that costs nothing: for a sampler to count its evaluations."""
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return -x
+
+    unguided = __call__
+
+
 def sample(config: ConfigDict, workdir: str, total: int) -> None:
     """Print what `run_lib_sampling.sample` would take for `total` samples.
 
@@ -203,15 +212,18 @@ def sample(config: ConfigDict, workdir: str, total: int) -> None:
     drawn = load_for_sampling(config, Workdir(workdir), device)
     config, score = drawn.config, drawn.trained.score
     sampler = sampling.from_config(config.sampling, drawn.trained.sde)
+    facts = {"classes": ", ".join(f"{i} {name}" for i, name in enumerate(drawn.class_names))}
+    facts = facts if drawn.guidance is not None else {}
     if drawn.guidance is not None:
         label = torch.zeros(1, dtype=torch.long, device=device)
         score = drawn.guidance(labels=label, scale=config.sampling.scaling_factor)
-    facts, flops = evaluation_of(score, config, device)
+    cost, flops = evaluation_of(score, config, device)
+    facts |= cost
     facts["weights"] = drawn.description
     facts["parameters"] = parameters_of(drawn.trained.score.net)
     facts["samples"] = f"{total}, by the sampler {config.sampling.method}"
     if sampler.steps is not None:
-        _, nfe = sampler(lambda x, t: -x, torch.ones(1, 1))
+        _, nfe = sampler(Counted(), torch.ones(1, 1))
         facts["evaluations"] = f"{nfe} for each sample"
         facts["all samples"] = readable(nfe * flops * total, "FLOP")
     print_plan(config, facts)
@@ -252,8 +264,12 @@ def evaluate(
     if {"encode", "latent", "nfe"} & {*asked}:
         rows = [each.rows for part in find_samples(config, place) for each in part]
         facts["samples"] = str(sum(rows))
-    if {"encode", "encode_dataset", "stat", "latent"} & {*asked}:
+    encoded = {"encode", "encode_dataset", "stat", "latent"} & {*asked}
+    measured = {*asked} - {"calculate", "read", "nfe"} - encoded
+    if encoded:
         facts["features"] = encoding.require_extractor(config)
-    elif {*asked} - {"calculate", "read", "nfe"}:
-        feature_sets.open_sets(config, workdir, dataset_stat)
+    if measured and not {"encode", "latent"} & encoded:
+        feature_sets.open_generated(config, workdir)
+    if measured and not {"encode_dataset", "stat"} & encoded:
+        feature_sets.open_real(config, workdir, dataset_stat)
     print_plan(config, facts)

@@ -14,8 +14,9 @@ import numpy as np
 
 import datasets
 import run_lib
-from metrics.sample_sets import check_images, numbered_rounds
-from storage.files import load_npz
+from metrics.feature_sets import require_same_classes
+from metrics.sample_sets import check_images, look_at_round, numbered_rounds
+from storage.provenance import differences
 from storage.workdir import Workdir
 from training.cas import CASTraining
 from training.classifier import accuracy
@@ -50,11 +51,16 @@ def cas(
     test_split = datasets.load(config.data, "test")
     if folder is None:
         train_split, origin = datasets.load(config.data, "train"), config.data.dataset
+        samples_are = {"dataset": config.data.dataset, "split": "train"}
     else:
-        train_split = read_samples(config, folder, test_split.classes)
+        train_split, samples_are = read_samples(config, folder, test_split.classes)
+        require_same_classes(
+            test_split.class_names, samples_are.pop("classes", None), "the test set"
+        )
         origin = str(folder)
     settings = {
         "trained_on": origin,
+        "samples": samples_are,
         "images": len(train_split),
         "tested_on": f"{len(test_split)} test images of {config.data.dataset}",
         "network": config.cas.model,
@@ -118,17 +124,22 @@ def source(
 
 def read_samples(
     config: ml_collections.ConfigDict, folder: pathlib.Path, classes: int
-) -> datasets.Split:
-    """The first ``config.eval.num_samples_all`` / classes samples of each class, as a `Split`.
+) -> tuple[datasets.Split, dict[str, Any]]:
+    """The first ``config.eval.num_samples_all`` / classes samples of each class, and their origin.
 
     Raises:
-        UserError: a class has too few, or an image has another shape.
+        UserError: a class has too few, an image has another shape, or two files another origin.
     """
+    origin = None
     total = require_positive(config.eval.num_samples_all, "config.eval.num_samples_all")
     images, counts = [], shares(total, classes)
     for label, missing in enumerate(counts):
         for _, path in numbered_rounds(folder / str(label)):
-            batch = load_npz(path, "samples")["samples"]
+            item = look_at_round(0, path, "samples")
+            origin = item.origin if origin is None else origin
+            if changed := differences(item.origin, origin):
+                raise UserError(f"The samples in {folder} do not mix: {', '.join(changed)}.")
+            batch = item.read()
             check_images(batch.dtype, batch.shape, path, config.data)
             images.append(batch[:missing].transpose(0, 3, 1, 2))
             missing -= len(images[-1])
@@ -140,7 +151,8 @@ def read_samples(
                 "them with run_lib_sampling.py, or ask for fewer with "
                 "--config.eval.num_samples_all."
             )
-    return datasets.Split(np.concatenate(images), np.repeat(np.arange(classes), counts), classes)
+    labels = np.repeat(np.arange(classes), counts)
+    return datasets.Split(np.concatenate(images), labels, classes), dict(origin or {})
 
 
 def report(place: Workdir, name: str, right: float, settings: dict[str, Any]) -> None:

@@ -12,17 +12,19 @@ and --encode_dataset. The first alone reads, measures, prints and records.
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
 
 import cli
 import evaluation
-from metrics import encoding, feature_sets, image_folders
+from metrics import encoding, feature_sets, image_folders, sample_sets
 from storage import settings
+from storage.files import to_json
 from storage.settings import describes_classifier, draws_by_class
 from storage.workdir import Workdir
-from utils import UserError, is_first
+from utils import UserError, flatten, is_first
 
 FLAGS = flags.FLAGS
 FOLDERS_CONFIG = pathlib.Path(__file__).parent / "configs" / "folders.py"
@@ -120,6 +122,9 @@ def main() -> None:
         calculate[FLAGS.metric](config, workdir, FLAGS.ema)
     if {"stat", "encode_dataset"} & {*asked}:
         encoding.encode_dataset(config, workdir)
+    if {"latent", "encode", "nfe", *METRIC_FLAGS} & {*asked}:
+        for origin in sample_sets.origins(config, Workdir(workdir)):
+            refuse_other_samples(config, origin)
     if {"latent", "encode"} & {*asked}:
         encoding.encode_samples(config, workdir)
     if not is_first():
@@ -133,6 +138,7 @@ def main() -> None:
             nll_and_asym.read_asym(workdir, FLAGS.ema, FLAGS.total_repeat)
     if metrics:
         sets = feature_sets.open_sets(config, workdir, FLAGS.dataset_stat)
+        refuse_other_samples(config, sets[1].origin)
         place = Workdir(workdir)
         evaluation.measure(metrics, config, *sets, FLAGS.backend, FLAGS.mode, place)
     if "nfe" in asked:
@@ -174,7 +180,22 @@ def require_asked(asked: Sequence[str]) -> None:
         reads = READS[name]
         read |= reads[FLAGS.metric] if isinstance(reads, dict) else reads
     unread = {*NLL, *ASYM, *ENCODE, *MEASURE} - read
-    cli.refuse_flags(sorted(unread), " ".join(f"--{name}" for name in asked))
+    use = " ".join(f"--{name}" for name in asked)
+    cli.refuse_flags(sorted(unread), use)
+    cli.refuse_fields([FIELDS[name] for name in unread & {*FIELDS} - {"bs", "slices"}], use)
+
+
+def refuse_other_samples(config: ml_collections.ConfigDict, origin: dict[str, Any]) -> None:
+    """Raise a UserError if a typed field contradicts the `origin` of the samples that are there."""
+    known = {f"sampling.{name}": value for name, value in origin.get("sampling", {}).items()}
+    known |= {"seed": origin["seed"]} if "seed" in origin else {}
+    fields = flatten(config.to_dict())
+    for name in sorted(cli.typed_fields() & known.keys()):
+        if to_json(fields[name]) != to_json(known[name]):
+            raise UserError(
+                f"config.{name} is {fields[name]}, but the samples that are there were drawn with "
+                f"{known[name]}; leave it out, or draw others."
+            )
 
 
 def described(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -201,7 +222,8 @@ def require_kind(config: ml_collections.ConfigDict, asked: Sequence[str]) -> Non
         raise UserError(
             "--encode, --encode_dataset and --dataset_stat are for samples without classes, --stat "
             f"and --latent for samples with classes; those of this model have "
-            f"{'classes' if by_class else 'none'}."
+            f"{'classes' if by_class else 'none'}. If its checkpoint lies in another workdir, "
+            "give the number with --config.model.num_classes."
         )
     for flag, given in (("mode class", FLAGS.mode == "class"), ("scale", FLAGS.scale is not None)):
         if given and not by_class:

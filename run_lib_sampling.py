@@ -85,7 +85,7 @@ def sample(
     log.info(
         "Drawing %d samples of %s%s with the %s sampler on %s. Weights: %s.",
         sum(each.count for each in every),
-        parts_in_words(parts, every, drawn.class_names),
+        parts_in_words(parts, every, drawn.class_names if guided else ()),
         scale,
         config.sampling.method,
         device,
@@ -189,7 +189,7 @@ def check_values(x: torch.Tensor, domain: Images | Points, path: pathlib.Path) -
     if not x.isfinite().all():
         raise UserError(
             f"{path} came out with NaN or infinite values; nothing was written. Look at the "
-            "checkpoint, or lower config.sampling.snr."
+            "checkpoint, and the settings of the sampler."
         )
     if (outside := domain.share_outside(x)) > 0.5:
         log.warning(
@@ -224,6 +224,7 @@ def main() -> None:
     method = config.sampling.method
     unread = {"pc": ["steps"], "ode": ["steps", "num_scales"]}.get(method, ["num_scales"])
     cli.refuse_flags(unread, f"the sampler {method}")
+    cli.refuse_fields([FIELDS[name] for name in unread], f"the sampler {method}")
     if score_path and (classifier_path or not describes_classifier(config)):
         cli.refuse_flags(["checkpoint_idx"], "--restore")
     classes = None

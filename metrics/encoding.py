@@ -9,6 +9,7 @@ Data sets, and with them PyTorch, are imported where they are used, so that samp
 in the environment of TF-GAN too.
 """
 
+import hashlib
 import itertools
 import pathlib
 from typing import TYPE_CHECKING
@@ -151,7 +152,12 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
     meta = {
         "features": extractor.name,
         "count": len(images),
-        "samples": {"dataset": config.data.dataset, "split": "train"},
+        "samples": {
+            "dataset": config.data.dataset,
+            "split": "train",
+            "data": split.identity["hash"],
+            "classes": list(split.class_names),
+        },
     }
     sharing.wait(**meta)
     if _write(config, path, extractor, batches, meta, **arrays):
@@ -180,7 +186,9 @@ def encode_samples(config: ml_collections.ConfigDict, workdir: str) -> None:
     sharing.wait(**meta)
     if not draws_by_class(config):
         path = place.generated_stat(variant(config))
-        written = _write(config, path, extractor, rounds, dict(meta, count=count))
+        # The noise of pc and ode depends on the sizes of the rounds.
+        sizes = hashlib.sha256(str([r.rows for r in rounds]).encode()).hexdigest()[:16]
+        written = _write(config, path, extractor, rounds, dict(meta, count=count, rounds=sizes))
     else:
         path, written = place.latents(0, variant(config)).parent, True
         every = [(label, item) for label, part in enumerate(parts) for item in part]

@@ -6,6 +6,7 @@ Nothing here imports PyTorch, so that features can be read in the environment of
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -54,23 +55,55 @@ def open_sets(
     Raises:
         UserError: one is not there; says which command makes it.
     """
-    place = Workdir(workdir)
-    script = "run_lib_evaluation.py" if draws_by_class(config) else "run_lib_evaluation_fidis.py"
-    command = f"run first: python {script} --workdir {workdir}{flags_of(config)}"
+    real, generated = open_real(config, workdir, dataset_stat), open_generated(config, workdir)
     if draws_by_class(config):
-        real = _first_that_exists([place.class_stat], f"{command} --stat --config …")
-        advice = f"To complete it, {command} --latent --config …"
-        return _open(real, "size"), _open_latents(config, place, advice)
-    path = place.generated_stat(variant(config))
-    generated = _first_that_exists([path], f"{command} --encode --config …")
+        classes = (each.origin.get("classes") for each in (real, generated))
+        require_same_classes(*classes, real.source)
+    return real, generated
+
+
+def open_real(
+    config: ml_collections.ConfigDict, workdir: str, dataset_stat: str | os.PathLike | None = None
+) -> FeatureSet:
+    """The real set of `open_sets`, with the same errors."""
+    place, command = Workdir(workdir), _command(config, workdir)
+    if draws_by_class(config):
+        return _open(_first_that_exists([place.class_stat], f"{command} --stat --config …"), "size")
     if dataset_stat is not None:
-        real = pathlib.Path(dataset_stat)
-    else:
-        published = pathlib.Path("results") / f"{config.data.dataset.lower()}_stats.npz"
-        own = [place.dataset_stat(variant(config)), *place.dataset_stats()]
-        advice = f"{command} --encode_dataset --config … (or name a file with --dataset_stat)"
-        real = _first_that_exists([*own, published], advice)
-    return _open(real), _open(generated, "logit")
+        return _open(pathlib.Path(dataset_stat))
+    published = pathlib.Path("results") / f"{config.data.dataset.lower()}_stats.npz"
+    own = [place.dataset_stat(variant(config)), *place.dataset_stats()]
+    advice = f"{command} --encode_dataset --config … (or name a file with --dataset_stat)"
+    return _open(_first_that_exists([*own, published], advice))
+
+
+def open_generated(config: ml_collections.ConfigDict, workdir: str) -> FeatureSet:
+    """The generated set of `open_sets`, with the same errors."""
+    place, command = Workdir(workdir), _command(config, workdir)
+    if draws_by_class(config):
+        return _open_latents(config, place, f"To complete it, {command} --latent --config …")
+    path = place.generated_stat(variant(config))
+    return _open(_first_that_exists([path], f"{command} --encode --config …"), "logit")
+
+
+def _command(config, workdir):
+    script = "run_lib_evaluation.py" if draws_by_class(config) else "run_lib_evaluation_fidis.py"
+    return f"run first: python {script} --workdir {workdir}{flags_of(config)}"
+
+
+def require_same_classes(
+    real: Sequence[str] | None, generated: Sequence[str] | None, source: object
+) -> None:
+    """Refuse to compare classes by number whose names, where both are known, differ.
+
+    Raises:
+        UserError: they differ; `source` is where the real ones lie.
+    """
+    if real and generated and list(real) != list(generated):
+        raise UserError(
+            f"The samples are of the classes {', '.join(generated)}, and {source} of "
+            f"{', '.join(real)}; their numbers do not mean the same. Restore the folders' names."
+        )
 
 
 def _first_that_exists(paths, advice):

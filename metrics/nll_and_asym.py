@@ -87,6 +87,7 @@ class TestRun:
             "checkpoint_step": loaded.step,
             "ema": loaded.ema,
             "dataset": self.config.data.dataset,
+            "data": self.split.identity["hash"],
             "images": len(self.split),
             "sde": repr(self.trained.sde),
             "seed": self.config.seed,
@@ -222,7 +223,7 @@ def require_finite(values: np.ndarray, name: str) -> None:
     if not np.isfinite(values).all():
         raise UserError(
             f"{name} came out with NaN or infinite values; nothing was written. Look at the "
-            "checkpoint and the tolerances."
+            "checkpoint."
         )
 
 

@@ -191,6 +191,14 @@ def parts_of(
     ]
 
 
+def origins(config: ml_collections.ConfigDict, place: Workdir) -> list[dict[str, Any]]:
+    """What the first file of each part of the samples was made with, of those that are there."""
+    firsts = (numbered_rounds(part.folder)[:1] for part in parts_of(config, place))
+    return [
+        look_at_round(number, path, "samples").origin for first in firsts for number, path in first
+    ]
+
+
 def find_samples(config: ml_collections.ConfigDict, place: Workdir) -> list[list[Round]]:
     """The rounds of every part, checked to be all there, images of the data's shape, of one make.
 

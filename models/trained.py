@@ -32,18 +32,18 @@ class LoadedFrom:
         checkpoint: the name of the file.
         step: None for a published file that does not say it.
         fingerprint: a short hash of the weights.
-        ema: whether they are the averaged ones.
+        ema: whether they are the averaged ones; None: the file holds one kind, and no averages.
         class_names: of the data that they were trained on; empty where the file does not say it.
     """
 
     checkpoint: str
     step: int | None
     fingerprint: str
-    ema: bool = False
+    ema: bool | None = False
     class_names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        kind = "EMA weights" if self.ema else "raw weights"
+        kind = {True: "EMA weights", False: "raw weights", None: "weights"}[self.ema]
         return f"{kind} of {checkpoints.describe_step(self.step)} ({self.checkpoint})"
 
 
@@ -84,7 +84,8 @@ def load_score(
         ema = EMA(network.parameters(), config.model.ema_rate)
         checkpoints.load_ema(ema, content, path)
         ema.copy_to_parameters()
-    loaded = _loaded_from(content, path, network.parameters(), use_ema)
+    ema_of_file = use_ema if "ema" in content else None
+    loaded = _loaded_from(content, path, network.parameters(), ema_of_file)
     compute.freeze(network, config.compute, device)
     return TrainedScore(models.create_score(config, network, sde), sde, config, loaded)
 
@@ -118,14 +119,14 @@ def load_classifier(
     config = descriptions.adopt(config, before, path, keep=of_the_score)
     network = models.create_classifier(config)
     checkpoints.load_model(network, content, path)
-    loaded = _loaded_from(content, path, network.state_dict().values(), False)
+    loaded = _loaded_from(content, path, network.state_dict().values(), None)
     return compute.freeze(network, config.compute, device), loaded, config
 
 
 def _loaded_from(content, path, weights, ema):
     step = checkpoints.read_count(content, "step", path)
     data = content.get("data")
-    classes = tuple(map(str, data.get("classes", ()))) if isinstance(data, dict) else ()
+    classes = tuple(map(str, data.get("classes") or ())) if isinstance(data, dict) else ()
     name, digest = pathlib.Path(path).name, checkpoints.fingerprint(weights)
     return LoadedFrom(name, step, digest, ema, classes)
 
@@ -163,12 +164,14 @@ def load_for_sampling(
     (_, score_path), *classifiers = checkpoint_paths(config, place)
     trained = load_score(config, score_path, device)
     loaded = trained.loaded
-    weights = {"checkpoint": loaded.checkpoint, "ema": True}
+    weights = {"checkpoint": loaded.checkpoint, "ema": loaded.ema}
     if not classifiers:
         by_class = trained.config.model.get("num_classes")
         of_score = ("score_step", "score_weights") if by_class else ("checkpoint_step", "weights")
         origin = {**weights, **dict(zip(of_score, (loaded.step, loaded.fingerprint)))}
         guidance = functools.partial(ClassifierFreeScore, trained.score) if by_class else None
+        if by_class:
+            origin["classes"] = list(loaded.class_names)
         return Drawn(trained.config, trained, guidance, origin, str(loaded), loaded.class_names)
     ((_, path),) = classifiers
     classifier, of_classifier, config = load_classifier(trained.config, path, device)
@@ -179,6 +182,7 @@ def load_for_sampling(
         "classifier": of_classifier.checkpoint,
         "classifier_step": of_classifier.step,
         "classifier_weights": of_classifier.fingerprint,
+        "classes": list(of_classifier.class_names),
     }
     guidance = functools.partial(GuidedScore, trained.score, classifier, trained.sde)
     words = f"score: {loaded}; classifier: {of_classifier}"

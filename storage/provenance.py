@@ -11,7 +11,9 @@ VERSION = "1.0"
 # Names of a `meta` that do not decide: the name of a checkpoint's file, and two of older versions.
 NOT_COMPARED = re.compile(r"(.*\.)?(config|checkpoint|classifier|sampling\.batch_size)")
 # Names that older files lack; there they may be anything.
-OPTIONAL = re.compile(r"(.*\.)?(ema|nfe|energy|centered|discrete|precision|sampling\..*)")
+OPTIONAL = re.compile(
+    r"(.*\.)?(ema|nfe|data|classes|rounds|energy|centered|discrete|precision|sampling\..*)"
+)
 # What these are where a file of this version does not say it.
 DEFAULTS = {"energy": False, "centered": False, "discrete": False, "precision": "fp32"}
 

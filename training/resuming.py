@@ -180,6 +180,6 @@ def find(place: Workdir, restore: str | os.PathLike | None) -> Start:
     if restore is None and place.checkpoint().exists():
         raise UserError(
             f"{place.checkpoint()} is no state of a run that could continue, and training would "
-            f"replace it. Start from it with --restore {place.checkpoint()} and another --workdir."
+            "replace it. Move it away, or restore it in another --workdir."
         )
     return Start() if restore is None else Start(restore, checkpoints.read(restore))

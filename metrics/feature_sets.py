@@ -55,7 +55,8 @@ def open_sets(
     Raises:
         UserError: one is not there; says which command makes it.
     """
-    real, generated = open_real(config, workdir, dataset_stat), open_generated(config, workdir)
+    generated = open_generated(config, workdir)
+    real = open_real(config, workdir, dataset_stat)
     if draws_by_class(config):
         classes = (each.origin.get("classes") for each in (real, generated))
         require_same_classes(*classes, real.source)

@@ -19,7 +19,7 @@ import cli
 import datasets
 import sampling
 from metrics import encoding, extractors, frechet, prdc
-from metrics.sample_sets import find_samples, mean_nfe, read_samples
+from metrics.sample_sets import find_samples, mean_nfe
 from run_lib_sampling import sample
 from samplers import fast
 from scripts.recognise import flatten, recogniser, share_of_sure
@@ -69,7 +69,7 @@ def draw(config, workdir):
     """The samples, uint8 (N, H, W, C), that `run_lib_sampling.py` draws in `workdir`; their NFE."""
     sample(config, workdir)
     rounds = list(itertools.chain.from_iterable(find_samples(config, Workdir(workdir))))
-    return np.concatenate(list(read_samples(rounds))), mean_nfe(rounds)
+    return np.concatenate([each.read() for each in rounds]), mean_nfe(rounds)
 
 
 class Judge:

@@ -45,7 +45,7 @@ def write_samples(folder, cache, count=3):
         images = split.images[split.labels == label][:count].transpose(0, 2, 3, 1)
         for index in range(0, count, 2):
             path = folder / str(label) / f"samples_{index // 2}.npz"
-            save_npz(path, samples=images[index : index + 2], nfe=1, meta="")
+            save_npz(path, samples=images[index : index + 2], nfe=1)
     return folder
 
 
@@ -57,7 +57,7 @@ def test_samples_are_read_by_class_and_round(config, cache, here):
     """Round 10 comes after round 2, and each class gives its first num_samples_all / classes."""
     folder = write_samples(here / "samples", cache, count=24)
     config.eval.num_samples_all = 213
-    split = read_samples(config, folder, 10)
+    split, _ = read_samples(config, folder, 10)
     real = datasets.load(config.data, "train")
     assert np.bincount(split.labels).tolist() == [22, 22, 22, *[21] * 7]
     for label, count in ((0, 22), (9, 21)):
@@ -143,7 +143,7 @@ def test_other_images_are_not_mixed(config, cache, here):
     config.training.n_iters = 3
     cas(config, "run", samples="samples")
     path = here / "samples/4/samples_0.npz"
-    save_npz(path, samples=np.zeros((2, 8, 8, 1), np.uint8), nfe=1, meta="")
+    save_npz(path, samples=np.zeros((2, 8, 8, 1), np.uint8), nfe=1)
     with pytest.raises(UserError, match="was trained on other images"):
         cas(config, "run", samples="samples")
 

@@ -1,0 +1,209 @@
+"""Between commands: files that contradict are refused, and numbers say what they are of."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import tiny_classifier
+import torch
+from commands import command, start
+from faults import brief_features
+from PIL import Image
+
+import run_lib
+from models.trained import load_score
+from storage import checkpoints
+from storage.workdir import Workdir
+from training import resuming
+from utils import UserError
+
+CPU = torch.device("cpu")
+EVALUATION = "run_lib_evaluation.py --workdir W"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A directory with the score model "W" of 8 steps, snapshots at 4 and 8, and a classifier."""
+    here = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        run_lib.train(tiny.config("cache"), "W")
+        tiny_classifier.train_score("cache")
+        tiny_classifier.train("cache", "classifier", training__n_iters=2)
+    return here
+
+
+@pytest.fixture
+def here(trained, tmp_path, monkeypatch):
+    """A copy of it, the present directory."""
+    shutil.copytree(trained, tmp_path / "here", symlinks=True)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def run(line, *more, cwd="."):
+    flags = [*tiny.arguments("cache"), "--config.eval.features=classifier", *more]
+    return start(line, cwd, flags, brief_features).wait(limit=300)
+
+
+def works(line, *more):
+    done = run(line, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def refused(line, named, *more):
+    done = run(line, *more)
+    tiny.check_sentence(done, named)
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_a_second_training_is_refused_before_it_changes_a_file(here):
+    place = Workdir("W")
+    before = {path: path.stat().st_ino for path in place.root.rglob("*.pth")}
+    with place.sole_trainer(), pytest.raises(UserError, match="Another process"):
+        run_lib.train(tiny.config("cache", training__n_iters=12), "W")
+    assert {path: path.stat().st_ino for path in place.root.rglob("*.pth")} == before
+
+
+def test_training_does_not_replace_a_file_that_was_put_there(here):
+    path = Workdir("published").checkpoint()
+    path.parent.mkdir(parents=True)
+    torch.save({"model": checkpoints.read(Workdir("W").checkpoint())["model"]}, path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="published"):
+        run_lib.train(tiny.config("cache"), "published")
+    assert path.read_bytes() == before
+
+
+def test_the_newest_own_state_that_can_be_read_counts(here):
+    """The resume point is the newest snapshot; with it damaged the one before it counts."""
+    place = Workdir("W")
+    assert resuming.find(place, None).content["step"] == 8
+    shutil.copy(Workdir("W").checkpoint(2), place.checkpoint(70))
+    torch.save({"model": {}, "step": 3}, place.checkpoint(70))  # of another code
+    assert resuming.find(place, None).content["step"] == 8
+    place.checkpoint(2).write_bytes(b"damaged")
+    place.resume_point.unlink()
+    assert resuming.find(place, None).content["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "restore"),
+    [("digits", "classifier"), ("digits", "cas")],
+)
+def test_a_checkpoint_of_another_kind_is_no_start(here, config, restore):
+    path = Workdir("classifier").checkpoint()
+    if restore == "cas":
+        content = checkpoints.read(Workdir("W").checkpoint())
+        told = json.loads(content["config"]) | {"cas": {"model": "small_cnn"}}
+        path = here / "cas.pth"
+        torch.save(content | {"config": json.dumps(told)}, path)
+    refused(f"main.py --workdir new --restore {path}", "expected a score model")
+    assert not Workdir("new").root.exists()
+
+
+def test_words_that_belong_to_no_flag_are_refused(here):
+    refused("main.py --workdir new --restore a.pth b.pth", "b.pth")
+
+
+# ---------------------------------------------------------------- what numbers are of
+
+
+def test_weights_without_averages_are_not_called_averages(here):
+    content = checkpoints.read(Workdir("W").checkpoint())
+    torch.save({"state_dict": content["model"]}, "bare.pth")
+    config = tiny.config("cache")
+    assert load_score(config, "bare.pth", CPU).loaded.ema is None
+    assert "EMA" not in str(load_score(config, "bare.pth", CPU).loaded)
+    assert load_score(config, Workdir("W").checkpoint(), CPU).loaded.ema is True
+
+
+def folder_of_images(root, seed, classes=("a", "b")):
+    rng = np.random.default_rng(seed)
+    for split in ("train", "test"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for index in range(3):
+                pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{seed}_{index}.png")
+
+
+def test_a_likelihood_of_other_data_is_calculated_anew(here):
+    for name, seed in (("one", 0), ("two", 1)):
+        folder_of_images(here / name, seed)
+    line = f"{EVALUATION} --metric asym --calculate --read --nl 1"
+    data = "--config.data.dataset=folder"
+    works(line, data, "--config.data.root=one")
+    works(line, data, "--config.data.root=one")
+    refused(line, "data=", data, "--config.data.root=two")
+
+
+@pytest.fixture
+def sampled(here):
+    """The same with six samples, whose features are there."""
+    works("run_lib_sampling.py --workdir W --num_samples 6 --num_divisions 2 --bs 3")
+    works(f"{EVALUATION} --encode --encode_dataset", *SIX)
+    return here
+
+
+SIX = ["--config.eval.num_samples=6", "--config.eval.num_divisions=2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "typed"),
+    [
+        ("--fidis", "--config.sampling.snr=0.9"),
+        ("--fidis", "--config.seed=7"),
+        ("--fidis", "--config.eval.checkpoint_idx=1"),
+        ("--nfe", "--config.sampling.predictor=none"),
+        ("--encode", "--config.sampling.snr=0.9"),
+        ("--metric nll --read", "--config.eval.rtol=0.5"),
+    ],
+)
+def test_a_typed_field_that_contradicts_the_samples_is_refused(sampled, line, typed):
+    field = typed.partition("=")[0].removeprefix("--")
+    refused(f"{EVALUATION} {line}", field, *SIX, typed)
+
+
+def test_features_of_other_rounds_are_not_kept(sampled):
+    """pc's noise depends on the sizes of the rounds, and so do the images."""
+    works(f"{EVALUATION} --encode", *SIX)
+    shutil.rmtree(Workdir("W").division(0, "").parent)
+    works("run_lib_sampling.py --workdir W --num_samples 6 --num_divisions 2 --bs 2")
+    refused(f"{EVALUATION} --encode", "rounds", *SIX)
+
+
+def test_numbers_name_the_real_images(sampled):
+    assert "dataset digits, split train" in works(f"{EVALUATION} --fidis", *SIX)
+
+
+def test_divisions_have_no_class_names(here):
+    said = works("run_lib_sampling.py --workdir W --num_samples 20 --num_divisions 10 --bs 2")
+    assert "division 0 to division 9" in said
+
+
+def test_a_renamed_class_is_refused(here):
+    """By class-wise metrics: the samples of a class would be compared with another's images."""
+    folder_of_images(here / "own", 0, classes=("1", "2"))
+    data = ["--config.data.dataset=folder", "--config.data.root=own"]
+    by_class = [*data, "--config.model.num_classes=2", *SIX, "--config.eval.num_samples_all=6"]
+    flags = [*tiny.arguments("cache"), "--config.eval.features=classifier"]
+    once = [flag for flag in flags if "num_samples" not in flag and "num_divisions" not in flag]
+
+    def own(line):
+        return start(line, ".", [*once, *by_class], brief_features).wait(limit=300)
+
+    for line in ("main.py --workdir O", "run_lib_sampling.py --workdir O --bs 3"):
+        done = own(line)
+        assert done.returncode == 0, done.stderr
+    for split in ("train", "test"):
+        (here / "own" / split / "1").rename(here / "own" / split / "zero")
+    done = own("run_lib_evaluation.py --workdir O --stat --latent --fidis --mode class")
+    tiny.check_sentence(done, "zero")
+    done = command("main.py --workdir O", ".", [*once, *by_class, "--config.training.n_iters=9"])
+    tiny.check_sentence(done, "zero")

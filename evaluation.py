@@ -352,14 +352,14 @@ def table(
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         f"# features {settings['features']}",
-        f"# {settings['generated']} samples{describe(settings['samples'])}, "
-        f"{settings['real']} real images{describe(settings['real_samples'])}",
+        f"# {settings['generated']} samples{origin_in_words(settings['samples'])}, "
+        f"{settings['real']} real images{origin_in_words(settings['real_samples'])}",
     ]
     lines += ["  ".join(cell.rjust(w) for cell, w in zip(row, widths)).rstrip() for row in cells]
     return "\n".join(lines)
 
 
-def describe(origin: dict[str, Any]) -> str:
+def origin_in_words(origin: dict[str, Any]) -> str:
     """What made samples, in a few words."""
     words = []
     if "ema" in origin:
@@ -393,4 +393,4 @@ def nfe(config: ml_collections.ConfigDict, workdir: str) -> None:
     origin = {n: v for n, v in rounds[0].origin.items() if n != "classes"}
     settings = {"generated": total, "samples": origin}
     place.record(**{f"nfe{variant(config)}": {"nfe": mean, "settings": settings}})
-    print(f"Mean NFE {mean:.1f} over {total} samples{describe(rounds[0].origin)}")
+    print(f"Mean NFE {mean:.1f} over {total} samples{origin_in_words(rounds[0].origin)}")

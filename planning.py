@@ -24,7 +24,7 @@ import sampling
 from metrics import encoding, feature_sets, nll_and_asym
 from metrics.sample_sets import find_samples
 from models import jacobian, resampling
-from models.trained import load_for_sampling, load_score
+from models.trained import load_sampling_model, load_score
 from storage import settings
 from storage.workdir import Workdir
 from training.job import Job, MakeJob
@@ -209,7 +209,7 @@ def sample(config: ConfigDict, workdir: str, total: int) -> None:
     """
     settings.check(config)
     device = get_device(config.device)
-    drawn = load_for_sampling(config, Workdir(workdir), device)
+    drawn = load_sampling_model(config, Workdir(workdir), device)
     config, score = drawn.config, drawn.trained.score
     sampler = sampling.from_config(config.sampling, drawn.trained.sde)
     facts = {"classes": ", ".join(f"{i} {name}" for i, name in enumerate(drawn.class_names))}

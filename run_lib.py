@@ -173,7 +173,7 @@ def prepare(
     settings.check(config)
     device = get_device(config.device)
     start = resuming.find(place, restore)
-    config = start.described(config, typed)
+    config = start.adopt(config, typed)
     seed_default_generators("weights", config.seed)
     job = make_job(config, device)
     config = job.config

@@ -107,7 +107,7 @@ def main() -> None:
     require_asked(asked)
     cli.choose_sampler(config)
     if asked != ["read"]:  # what was calculated says what it is of
-        config = described(config)
+        config = with_model_of_checkpoint(config)
     settings.check(config)
     require_kind(config, asked)
     if FLAGS.dry_run:
@@ -198,15 +198,15 @@ def refuse_other_samples(config: ml_collections.ConfigDict, origin: dict[str, An
             )
 
 
-def described(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def with_model_of_checkpoint(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """`config` with what the workdir's checkpoint says of its model, if it can be read here."""
     try:
-        from models.trained import describe
+        from models.trained import adopt_from_checkpoints
     except ImportError:  # TF-GAN's environment has no PyTorch
         return config
     kind = "classifier" if describes_classifier(config) else "score model"
     path = Workdir(FLAGS.workdir).checkpoint(config.eval.checkpoint_idx)
-    return describe(config, [(kind, path)], cli.typed_fields())
+    return adopt_from_checkpoints(config, [(kind, path)], cli.typed_fields())
 
 
 def require_kind(config: ml_collections.ConfigDict, asked: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from utils import UserError
 
 def main() -> None:
     import run_lib_cas
-    from models.trained import describe
+    from models.trained import adopt_from_checkpoints
     from storage.workdir import Workdir
 
     FLAGS = flags.FLAGS
@@ -22,7 +22,7 @@ def main() -> None:
         raise UserError("This configuration does not describe a CAS; use one of …_configs_cas.py.")
     cli.apply_flags(config, {"bs": "training.batch_size"})
     classifier = ("classifier", Workdir(FLAGS.workdir).checkpoint())
-    config = describe(config, [classifier], cli.typed_fields())
+    config = adopt_from_checkpoints(config, [classifier], cli.typed_fields())
     run_lib_cas.cas(config, FLAGS.workdir, FLAGS.setup, FLAGS.samples)
 
 

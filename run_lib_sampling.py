@@ -24,7 +24,7 @@ import sampling
 from domains import Images, Points
 from metrics.sample_sets import Part, parts_of
 from models.scores import InParts, ScoreFunction
-from models.trained import checkpoint_paths, describe, load_for_sampling
+from models.trained import adopt_from_checkpoints, checkpoint_paths, load_sampling_model
 from samplers import rounds
 from samplers.progress import RoundProgress
 from samplers.rounds import Round
@@ -71,7 +71,7 @@ def sample(
     settings.check(config)
     device, place = get_device(config.device), Workdir(workdir)
     place.check()
-    drawn = load_for_sampling(config, place, device)
+    drawn = load_sampling_model(config, place, device)
     config = drawn.config
     guided = drawn.guidance is not None
     if config.sampling.guidance_interval and not guided:
@@ -220,7 +220,7 @@ def main() -> None:
             raise UserError("--restore_classifier needs a configuration of a classifier.")
         config.model.classifier_restore_path = classifier_path
     paths = checkpoint_paths(config, Workdir(FLAGS.workdir))
-    config = describe(config, paths, cli.typed_fields())
+    config = adopt_from_checkpoints(config, paths, cli.typed_fields())
     method = config.sampling.method
     unread = {"pc": ["steps"], "ode": ["steps", "num_scales"]}.get(method, ["num_scales"])
     cli.refuse_flags(unread, f"the sampler {method}")

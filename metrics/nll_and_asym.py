@@ -163,7 +163,7 @@ def read_nll(workdir: str, use_ema: bool = False) -> dict[str, Any]:
     place.record(**{score_entry("nll", use_ema): result})
     print(
         f"NLL {result[kind.likelihood_name]:.4f} ± {result['standard_error']:.4f} "
-        f"{kind.likelihood_unit} over {len(bits)} {kind.noun}{described(meta)}, mean NFE "
+        f"{kind.likelihood_unit} over {len(bits)} {kind.noun}{origin_in_words(meta)}, mean NFE "
         f"{result['nfe']:.1f}, rtol {meta.get('rtol')}, atol {meta.get('atol')}"
     )
     return result
@@ -282,7 +282,7 @@ def read_asym(workdir: str, use_ema: bool = False, repeats: int | None = None) -
     plot_asym(picture, first["times"], asym, nasym)
     print(
         f"Asym {result['asym']:.6g}, NAsym {result['nasym']:.6g} over {len(asym)} noise levels "
-        f"and {len(files)} repeats of {meta.get('images')} images{described(meta)}; plotted in "
+        f"and {len(files)} repeats of {meta.get('images')} images{origin_in_words(meta)}; plotted in "
         f"{picture}"
     )
     return result
@@ -310,7 +310,7 @@ def command_for(metric: str, workdir: str, use_ema: bool) -> str:
     return f"run_lib_evaluation_{metric}.py --workdir {workdir} --calculate{ema}"
 
 
-def described(meta: dict[str, Any]) -> str:
+def origin_in_words(meta: dict[str, Any]) -> str:
     """Which data and weights a `meta` says a number is of; older files say less."""
     data = f" of {meta['dataset']}" if "dataset" in meta else ""
     kind = {True: "EMA weights, ", False: "raw weights, "}.get(meta.get("ema"), "")

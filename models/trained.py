@@ -107,7 +107,7 @@ def load_classifier(
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "classifier")
     before = checkpoints.config_of(content)
-    theirs = descriptions.described(before)
+    theirs = descriptions.model_fields(before)
     for name in ("data.centered", "data.image_size", "data.num_channels"):
         section, _, field = name.partition(".")
         if name in theirs and field in config[section] and theirs[name] != config[section][field]:
@@ -132,7 +132,7 @@ def _loaded_from(content, path, weights, ema):
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class SamplingModel:
     """What samples are drawn with.
 
     Attributes:
@@ -153,9 +153,9 @@ class Drawn:
     class_names: tuple[str, ...] = ()
 
 
-def load_for_sampling(
+def load_sampling_model(
     config: ml_collections.ConfigDict, place: Workdir, device: torch.device
-) -> Drawn:
+) -> SamplingModel:
     """The score, or the guidance, that a sampling command of `config` draws with.
 
     Raises:
@@ -172,7 +172,9 @@ def load_for_sampling(
         guidance = functools.partial(ClassifierFreeScore, trained.score) if by_class else None
         if by_class:
             origin["classes"] = list(loaded.class_names)
-        return Drawn(trained.config, trained, guidance, origin, str(loaded), loaded.class_names)
+        return SamplingModel(
+            trained.config, trained, guidance, origin, str(loaded), loaded.class_names
+        )
     ((_, path),) = classifiers
     classifier, of_classifier, config = load_classifier(trained.config, path, device)
     origin = {
@@ -186,7 +188,7 @@ def load_for_sampling(
     }
     guidance = functools.partial(GuidedScore, trained.score, classifier, trained.sde)
     words = f"score: {loaded}; classifier: {of_classifier}"
-    return Drawn(config, trained, guidance, origin, words, of_classifier.class_names)
+    return SamplingModel(config, trained, guidance, origin, words, of_classifier.class_names)
 
 
 def checkpoint_paths(
@@ -202,7 +204,7 @@ def checkpoint_paths(
         yield "classifier", config.model.classifier_restore_path or own
 
 
-def describe(
+def adopt_from_checkpoints(
     config: ml_collections.ConfigDict,
     paths: Iterable[tuple[str, str | os.PathLike]],
     typed: Collection[str] = (),
@@ -227,7 +229,7 @@ def describe(
         if before is None or (kind == "classifier") != ("classifier" in before):
             continue
         # The score model's fields are those of its own checkpoint.
-        fields = descriptions.described(before) if kind == "classifier" else ()
+        fields = descriptions.model_fields(before) if kind == "classifier" else ()
         keep = [name for name in fields if name.startswith("model.")]
         descriptions.refuse_typed(config, typed, before, path, keep)
         config = descriptions.adopt(config, before, path, keep)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: the configuration that it was trained with.
+"""The configuration that a checkpoint holds, and how a command takes its model from it.
 
 Whoever loads a checkpoint builds its network, SDE and scaling of the data from that configuration.
 The command's own decides the rest: sampling, evaluation, device, precision and data set. Published
@@ -31,16 +31,16 @@ OF_A_TRAINING = {"model.ema_rate", "model.dropout", "model.energy", "model.num_c
 KIND = {"model.name", "model.energy", "training.sde", "training.continuous", "data.dimensions"}
 
 
-def describes(field: str) -> bool:
+def is_of_the_model(field: str) -> bool:
     """Whether the checkpoint's value of `field`, such as ``model.nf``, is the one that counts."""
     of_a_network = field.startswith(("model.", "classifier.")) and field not in NOT_OF_THE_MODEL
     return of_a_network or field in OTHER_SECTIONS
 
 
-def described(before: dict[str, Any] | None, keep: Collection[str] = ()) -> dict[str, Any]:
+def model_fields(before: dict[str, Any] | None, keep: Collection[str] = ()) -> dict[str, Any]:
     """The fields that describe a checkpoint in the configuration that it holds, but for `keep`."""
     fields = flatten(before or {})
-    return {n: _hashable(v) for n, v in fields.items() if describes(n) and n not in keep}
+    return {n: _as_tuple(v) for n, v in fields.items() if is_of_the_model(n) and n not in keep}
 
 
 def adopt(
@@ -58,16 +58,16 @@ def adopt(
     Raises:
         UserError: the configuration is of another kind of model.
     """
-    config, theirs = copy.deepcopy(config), described(before, keep)
+    config, theirs = copy.deepcopy(config), model_fields(before, keep)
     ours = flatten(config.to_dict())
     for name in sorted(KIND & theirs.keys()):
-        if _hashable(ours.get(name)) != theirs[name]:
+        if _as_tuple(ours.get(name)) != theirs[name]:
             raise UserError(
                 f"{path} is of another kind of model: it was trained with config.{name} "
                 f"{theirs[name]}, and this configuration has {ours.get(name)}. Give a "
                 "configuration of that kind, or another checkpoint."
             )
-    changed = [n for n, value in theirs.items() if _hashable(ours.get(n)) != value]
+    changed = [n for n, value in theirs.items() if _as_tuple(ours.get(n)) != value]
     if changed:
         log.info("As %s says: %s.", path, ", ".join(f"{n} {theirs[n]}" for n in changed))
     with config.unlocked(), config.ignore_type():
@@ -92,9 +92,9 @@ def refuse_typed(
         typed: names of such fields.
         before, keep: as in `adopt`.
     """
-    ours, theirs = flatten(config.to_dict()), described(before, keep)
+    ours, theirs = flatten(config.to_dict()), model_fields(before, keep)
     for name in typed:
-        if name in theirs and _hashable(ours.get(name)) != theirs[name]:
+        if name in theirs and _as_tuple(ours.get(name)) != theirs[name]:
             raise UserError(
                 f"config.{name} is {ours.get(name)}, but {path} was trained with {theirs[name]}. "
                 "Leave it out, since the checkpoint holds it, or use another checkpoint or workdir."
@@ -102,7 +102,7 @@ def refuse_typed(
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What files made from the same weights may differ in, beside their settings; no defaults."""
+    """Fields recorded with samples and likelihoods, where they differ from the defaults."""
     found = {
         "energy": config.model.energy,
         "centered": config.data.get("centered", False),
@@ -112,6 +112,6 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def _hashable(value: object) -> object:
+def _as_tuple(value: object) -> object:
     """JSON knows lists only, and configurations have tuples."""
     return tuple(value) if isinstance(value, list) else value

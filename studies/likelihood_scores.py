@@ -23,7 +23,7 @@ import datasets
 import domains
 import sampling
 from models.scores import ClassifierFreeScore, GuidedScore
-from models.trained import load_for_sampling
+from models.trained import load_sampling_model
 from sde_lib import SDE, expand, perturb
 from storage.workdir import Workdir
 from studies import common
@@ -59,7 +59,7 @@ def main():
     images_wanted = require_positive(FLAGS.images, "--images")
     draws = require_positive(FLAGS.draws, "--draws")
     device = get_device(config.device)
-    drawn = load_for_sampling(config, Workdir(FLAGS.workdir), device)
+    drawn = load_sampling_model(config, Workdir(FLAGS.workdir), device)
     config, sde = drawn.config, drawn.trained.sde
     domain = domains.from_config(config.data)
     for name, split in zip(("training", "test"), datasets.load_both(config.data)):

@@ -84,7 +84,7 @@ class Start:
     own: bool = False
     notes: tuple[str, ...] = ()
 
-    def described(
+    def adopt(
         self, config: ml_collections.ConfigDict, typed: Collection[str]
     ) -> ml_collections.ConfigDict:
         """`config` with the checkpoint's network, SDE and scaling, see `descriptions`.

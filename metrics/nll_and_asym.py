@@ -282,8 +282,8 @@ def read_asym(workdir: str, use_ema: bool = False, repeats: int | None = None) -
     plot_asym(picture, first["times"], asym, nasym)
     print(
         f"Asym {result['asym']:.6g}, NAsym {result['nasym']:.6g} over {len(asym)} noise levels "
-        f"and {len(files)} repeats of {meta.get('images')} images{origin_in_words(meta)}; plotted in "
-        f"{picture}"
+        f"and {len(files)} repeats of {meta.get('images')} images{origin_in_words(meta)}; plotted "
+        f"in {picture}"
     )
     return result
 

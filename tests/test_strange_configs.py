@@ -19,7 +19,7 @@ FIELDS = ["seed"] + [
     if isinstance(DEFAULT[section], ConfigDict)
     for name in DEFAULT[section]
 ]
-LEFT_ALONE = {"data.root", "data.cache"}
+LEFT_ALONE = {"data.root", "data.cache", "compute.compile"}  # a compiler is a process
 
 
 def values_like(group, name):

@@ -92,8 +92,8 @@ def run(script: str, config: str, workdir: str, *flags: str) -> None:
         sys.exit(done.returncode)
 
 
-SPLITS = {"train": ("train", 0), "test": ("test", 0), "validation": ("test", 1)}
-"""Name of a part -> the split that it is taken from, and how many parts of its size precede it."""
+SPLITS = {"train": ("train", 1), "test": ("test", 1), "validation": ("test", -1)}
+"""Name of a part -> its split, and 1 for the split's first images or −1 for its last."""
 
 
 def part_of_fashion_mnist(data: ml_collections.ConfigDict, name: str, count: int) -> pathlib.Path:
@@ -106,12 +106,12 @@ def part_of_fashion_mnist(data: ml_collections.ConfigDict, name: str, count: int
     """
     require_positive(count, "The number of images")
     root = pathlib.Path("results/studies") / f"{name}-{count}"
-    chosen, before = SPLITS[name]
+    chosen, side = SPLITS[name]
     for split, stem in (("train", "train"), ("test", "t10k")):
         whole, kept = datasets.load(data, split), slice(None)
         if split == chosen:
-            kept = slice(count * before, count * (before + 1))
-            if len(whole) < kept.stop:
+            kept = slice(count) if side > 0 else slice(-count, None)
+            if len(whole) < count:
                 raise UserError(f"The {split} split has {len(whole)} images, too few for {root}.")
         arrays = {"images-idx3": whole.images[kept, 0], "labels-idx1": whole.labels[kept]}
         for kind, array in arrays.items():

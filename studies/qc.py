@@ -1,12 +1,12 @@
-"""QC on Fashion-MNIST: U, QC with either estimator, and C, in equal steps from the same start.
+"""QC on Fashion-MNIST: U, and QC with either estimator, in equal steps from the same start.
 
-    python -m studies.qc --restore pretrained/fashion_mnist.pth --images 48 --factors 0.017
+    python -m studies.qc --restore pretrained/fashion_mnist.pth --factors 0.03
 
 Fine-tunes the restored score model in every variant, with every balancing factor and seed
 (configs/fashion_mnist/qc.py), under results/studies/qc_SPLIT_STEPS_IMAGES. Measures NLL and
 asymmetry of the averaged weights on test images, with the same noise for all and the skew
-estimator, and the samples of two samplers against training images. Run again, it continues.
-Choose factors with --split validation.
+estimator, and the samples of three samplers against training images. Run again, it continues.
+Choose factors with --split validation: other test images, and no samples.
 """
 
 from absl import flags
@@ -19,14 +19,13 @@ from studies import common
 from utils import require_positive
 
 CONFIG = "configs/fashion_mnist/qc.py"
-SAMPLERS, SAMPLER_STEPS = ("heun", "churn"), 20
+SAMPLERS = {"pc": "--num_scales=50", "heun": "--steps=20", "churn": "--steps=20"}
 SAMPLES, TRAIN_IMAGES = 300, 10_000
 VARIANTS = {  # name -> the flags of training
     "U": ["--balancing_fac=0"],
     "QC-paper-1": ["--config.loss.estimator=paper", "--slices=1"],
     "QC-paper-4": ["--config.loss.estimator=paper", "--slices=4"],
     "QC-skew-1": ["--config.loss.estimator=skew", "--slices=1"],
-    "C": ["--balancing_fac=0", "--config.model.energy=True"],
 }
 
 
@@ -44,24 +43,26 @@ def models(variants, factors):
 
 
 def measure(workdir, scored, drawn):
-    """NLL and asymmetry of a workdir's model, and the metrics of each sampler's samples: a dict.
+    """NLL and asymmetry of a workdir's model, and the metrics of its samples: a dict of floats.
 
-    `scored` and `drawn` are the flags of the two kinds of measurements.
+    Args:
+        scored: flags of the evaluation of NLL and asymmetry.
+        drawn: flags of sampling and its evaluation; none: no samples are drawn.
     """
     scored = [*scored, "--ema", "--calculate", "--read"]
     skew = "--config.loss.estimator=skew"
     common.run("run_lib_evaluation_nll.py", CONFIG, workdir, *scored)
     common.run("run_lib_evaluation_asym.py", CONFIG, workdir, skew, *scored)
-    for sampler in SAMPLERS:
+    for sampler, steps in SAMPLERS.items() if drawn else ():
         own = [*drawn, f"--sampler={sampler}"]
-        common.run("run_lib_sampling.py", CONFIG, workdir, *own)
+        common.run("run_lib_sampling.py", CONFIG, workdir, *own, steps)
         compare = ["--encode", "--encode_dataset", "--fidis", "--prdc"]
         common.run("run_lib_evaluation_fidis.py", CONFIG, workdir, *own, *compare)
     recorded = Workdir(workdir).recorded()
     asym = recorded["asym_ema"]
     found = {"NLL (bits/dim)": recorded["nll_ema"]["bits_per_dim"]}
     found |= {"Asym": asym["asym"], "NAsym": asym["nasym"]}
-    for sampler in SAMPLERS:
+    for sampler in SAMPLERS if drawn else ():
         metrics = common.sample_metrics(recorded, f"_{sampler}")
         found |= {f"{sampler}: {name}": value for name, value in metrics.items()}
     return found
@@ -82,17 +83,16 @@ def main():
         f"--config.data.root={trained}",
         f"--config.eval.num_samples={SAMPLES}",
         "--config.eval.batch_size=100",
-        f"--config.sampling.steps={SAMPLER_STEPS}",
     ]
+    if FLAGS.split == "validation":
+        drawn = []
     folder = f"studies/qc_{FLAGS.split}_{FLAGS.steps}_{FLAGS.images}"
     results = {}
     for seed in FLAGS.seeds:
         for name, own in models(FLAGS.variants, FLAGS.factors).items():
             workdir = f"{folder}/{name.replace(', ', '-')}-seed{seed}"
             common.run("main.py", CONFIG, workdir, *own, *train, f"--config.seed={seed}")
-            energy = [flag for flag in own if "energy" in flag]  # which says the kind of model
-            found = measure(workdir, [*energy, root], [*energy, *drawn])
-            results.setdefault(name, []).append(found)
+            results.setdefault(name, []).append(measure(workdir, [root], drawn))
     common.print_seeds("model", results, reference="U")
 
 
@@ -101,8 +101,8 @@ if __name__ == "__main__":
     flags.DEFINE_multi_enum("variants", list(VARIANTS), list(VARIANTS), "Which models.")
     flags.DEFINE_multi_float("factors", [0.03], "Values of balancing_fac.")
     common.define_seeds([0, 1, 2])
-    flags.DEFINE_integer("steps", 600, "Steps of each training.")
+    flags.DEFINE_integer("steps", 240, "Steps of each training.")
     flags.DEFINE_integer("batch", 32, "Batch size of each training.")
     flags.DEFINE_enum("split", "test", ["test", "validation"], "What NLL and asymmetry are of.")
-    flags.DEFINE_integer("images", 500, "Images of NLL and asymmetry.")
+    flags.DEFINE_integer("images", 256, "Images of NLL and asymmetry.")
     cli.launch(main, lists=("variants", "factors", "seeds"))

@@ -1,16 +1,19 @@
-"""Classes of Fashion-MNIST: guided by CE, CE at scale 10, DLSM + CE, and classifier-free.
+"""Classes of Fashion-MNIST: CE, DLSM and classifier-free guidance, every one at every scale.
 
     python -m studies.dlsm --restore pretrained/fashion_mnist.pth
 
 Trains classifiers against one restored score model, and makes the same score model
-class-conditional, for each seed and in equal steps (configs/fashion_mnist/{classifier,cfg}.py),
-under results/studies. DLSM + CE has the published weights, w = 0 and coef = 1, and besides w = 1
-and coef = 0.02. Samples of each class come from one sampler in equal numbers of evaluations; one of
+class-conditional, in equal steps (configs/fashion_mnist/{classifier,cfg}.py), under
+results/studies. DLSM + CE has the published weights, w = 0 and coef = 1, and besides w = 1 and
+coef = 0.02. Samples of each class come from one sampler in equal numbers of evaluations: one of
 classifier guidance is a pass of the score and a pass and a gradient of the classifier, one of
 classifier-free guidance is two passes of the score. Prints, mean ± standard deviation over seeds:
-FID and P/R/D/C of all samples and as means over classes (CW), CAS, and the share of samples in
-which the feature classifier sees the class asked for. Run again, it continues.
+the share of samples in which the feature classifier sees the class asked for (faithfulness), FID
+and P/R/D/C of all samples, and their means over classes (CW). Draws faithfulness against CW
+recall. Run again, it continues.
 """
+
+import pathlib
 
 import numpy as np
 import torch
@@ -29,14 +32,11 @@ CONFIGS = "configs/fashion_mnist"
 CLASSES = 10
 TRAIN_IMAGES, SAMPLES = 10_000, 500
 SAMPLER, SAMPLER_STEPS = "dpmpp_2m_sde", 25
-CFG_SCALES = 1, 2
-CLASSIFIERS = {  # name -> workdir, flags of training
-    "CE": ("base", ["--config.model.loss_type=ce"]),
-    "DLSM + CE, w = 0": ("ours", []),
-    "DLSM + 0.02 CE, w = 1": (
-        "weighted",
-        ["--config.model.weighting_dlsm=1", "--config.model.coef=0.02"],
-    ),
+METHODS = {  # name -> flags of a classifier's training, or None for classifier-free guidance
+    "CE": ["--config.model.loss_type=ce"],
+    "DLSM + CE, w = 0": [],
+    "DLSM + 0.02 CE, w = 1": ["--config.model.weighting_dlsm=1", "--config.model.coef=0.02"],
+    "classifier-free": None,
 }
 
 
@@ -67,67 +67,64 @@ def class_seen(place, variant):
     return float(np.mean(shares))
 
 
-def measure(workdir, config, drawn, cas, *own, scale=1):
-    """Draw by class and measure: a dict of floats.
+def train(method, workdir, data, seed, start, start_step):
+    """Train a method's network; returns the configuration and the flags of its samples."""
+    FLAGS = flags.FLAGS
+    own = [*data, f"--config.seed={seed}", f"--config.training.batch_size={FLAGS.batch}"]
+    if METHODS[method] is None:
+        steps = f"--config.training.n_iters={start_step + FLAGS.steps}"
+        common.run("main.py", f"{CONFIGS}/cfg.py", workdir, *own, f"--restore={start}", steps)
+        return f"{CONFIGS}/cfg_guided.py", []
+    restore, steps = f"--restore={FLAGS.restore}", f"--config.training.n_iters={FLAGS.steps}"
+    own += ["--model=classifier", restore, steps, *METHODS[method]]
+    common.run("main.py", f"{CONFIGS}/classifier.py", workdir, *own)
+    return f"{CONFIGS}/guided.py", [restore]
 
-    Args:
-        drawn, cas: flags of sampling and evaluation, and of CAS.
-        own: flags of sampling that say which weights.
-        scale: of the guidance, 1 in the configurations.
-    """
+
+def measure(workdir, config, data, restore, scale):
+    """Draw by class at a scale and measure: a dict of floats."""
+    drawn = [*data, f"--config.eval.num_samples={SAMPLES}", f"--sampler={SAMPLER}"]
+    drawn += [
+        f"--config.eval.num_samples_all={SAMPLES}",
+        f"--config.sampling.steps={SAMPLER_STEPS}",
+    ]
     variant = f"_{SAMPLER}"
     if scale != 1:
-        drawn, variant = [*drawn, f"--scale={scale}"], f"{variant}_scale{scale}"
-    common.run("run_lib_sampling.py", config, workdir, "--mode=full", *drawn, *own)
+        drawn, variant = [*drawn, f"--scale={scale:g}"], f"{variant}_scale{scale:g}"
+    common.run("run_lib_sampling.py", config, workdir, "--mode=full", *drawn, *restore)
     for mode in ("full", "class"):
         compare = ["--stat", "--latent", "--fidis", "--prdc", f"--mode={mode}"]
         common.run("run_lib_evaluation.py", config, workdir, *drawn, *compare)
     place = Workdir(workdir)
     recorded = place.recorded()
     classwise = common.sample_metrics(recorded, f"_class{variant}")
-    samples = place.class_samples(0, variant).parent
     return {
+        "class seen": class_seen(place, variant),
         **common.sample_metrics(recorded, variant),
         **{f"CW {name}": value for name, value in classwise.items()},
-        "CAS": accuracy(workdir, "samples", f"--samples={samples}", *cas),
-        "class seen": class_seen(place, variant),
     }
 
 
-def accuracy(workdir, name, *own):
-    """The CAS that the command with these flags records as `name`."""
-    common.run("run_lib_evaluation_cas.py", f"{CONFIGS}/cas.py", workdir, *own)
-    return Workdir(workdir).recorded()[f"cas_{name}"]["accuracy"]
+def draw_frontier(results, path):
+    """Draw the share of classes seen against CW recall, a curve over the scales a method."""
+    from matplotlib.figure import Figure
 
-
-def study(root, seed, start, start_step):
-    """Yields (row, numbers) of a seed; CFG begins with the checkpoint `start`."""
-    FLAGS = flags.FLAGS
-    place, restore = f"{root}/seed{seed}", f"--restore={FLAGS.restore}"
-    data = common.part_of_fashion_mnist(cfg.get_config().data, "train", TRAIN_IMAGES)
-    every = [f"--config.data.root={data}"]
-    all_samples = f"--config.eval.num_samples_all={SAMPLES}"
-    drawn = [*every, f"--config.eval.num_samples={SAMPLES}", all_samples]
-    drawn += [f"--sampler={SAMPLER}", f"--config.sampling.steps={SAMPLER_STEPS}"]
-    train = [*every, f"--config.seed={seed}", f"--config.training.batch_size={FLAGS.batch}"]
-    cas = [*train, all_samples]
-
-    for name, (folder, own) in CLASSIFIERS.items():
-        workdir = f"{place}/{folder}"
-        own = ["--model=classifier", restore, f"--config.training.n_iters={FLAGS.steps}", *own]
-        common.run("main.py", f"{CONFIGS}/classifier.py", workdir, *train, *own)
-        yield name, measure(workdir, f"{CONFIGS}/guided.py", drawn, cas, restore)
-    own = [restore, f"--restore_classifier={Workdir(f'{place}/base').checkpoint()}"]
-    values = measure(f"{place}/scale", f"{CONFIGS}/guided.py", drawn, cas, *own, scale=10)
-    yield "CE, scale 10", values
-
-    trained, steps = f"{place}/cfg", f"--config.training.n_iters={start_step + FLAGS.steps}"
-    common.run("main.py", f"{CONFIGS}/cfg.py", trained, *train, f"--restore={start}", steps)
-    for w in CFG_SCALES:
-        own = f"--restore={Workdir(trained).checkpoint()}"
-        values = measure(f"{trained}_w{w}", f"{CONFIGS}/cfg_guided.py", drawn, cas, own, scale=w)
-        yield f"CFG, w = {w}", values
-    yield "real training images", {"CAS": accuracy(f"{place}/base", "real", "--setup=real", *cas)}
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for method, by_scale in results.items():
+        means = [
+            [np.mean([seed[key] for seed in seeds]) for key in ("CW recall", "class seen")]
+            for seeds in by_scale.values()
+        ]
+        x, y = np.array(means).T
+        axes.plot(x, y, marker="o", label=method)
+        for scale, *place in zip(by_scale, x, y):
+            axes.annotate(f"{scale:g}", place, xytext=(4, 4), textcoords="offset points")
+    axes.set(xlabel="classwise recall", ylabel="samples of the class asked for")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    print(f"The figure is {path}.")
 
 
 def main():
@@ -135,16 +132,27 @@ def main():
     root = f"studies/dlsm_{require_positive(FLAGS.steps, '--steps')}_{TRAIN_IMAGES}"
     start = Workdir(root).root / "start.pth"
     start_step = with_labels(cfg.get_config(), FLAGS.restore, start)
-    results = {}
+    images = common.part_of_fashion_mnist(cfg.get_config().data, "train", TRAIN_IMAGES)
+    data = [f"--config.data.root={images}"]
+    results = {method: {scale: [] for scale in FLAGS.scales} for method in FLAGS.methods}
     for seed in FLAGS.seeds:
-        for name, values in study(root, seed, start, start_step):
-            results.setdefault(name, []).append(values)
-    common.print_seeds("samples", results, reference="CE")
+        for method in FLAGS.methods:
+            workdir = f"{root}/seed{seed}/method{[*METHODS].index(method)}"
+            config, restore = train(method, workdir, data, seed, start, start_step)
+            for scale in FLAGS.scales:
+                values = measure(workdir, config, data, restore, scale)
+                results[method][scale].append(values)
+    for scale in FLAGS.scales:
+        rows = {method: by_scale[scale] for method, by_scale in results.items()}
+        common.print_seeds(f"scale {scale:g}", rows, reference="CE")
+    draw_frontier(results, pathlib.Path("results", root, "frontier.png"))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("restore", None, "The score model's checkpoint.", required=True)
+    flags.DEFINE_multi_enum("methods", list(METHODS), list(METHODS), "Which methods.")
+    flags.DEFINE_multi_float("scales", [1.0, 3.0, 10.0], "Scales of the guidance.")
     common.define_seeds([0, 1, 2])
-    flags.DEFINE_integer("steps", 600, "Steps of each training.")
+    flags.DEFINE_integer("steps", 2000, "Steps of each training.")
     flags.DEFINE_integer("batch", 32, "Batch size of each training.")
-    cli.launch(main, lists=["seeds"])
+    cli.launch(main, lists=["seeds", "methods", "scales"])

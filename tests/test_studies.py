@@ -75,10 +75,8 @@ def start_of(place):
 NUMBERS = {
     "nll_ema": {"bits_per_dim": 5.0},
     "asym_ema": {"asym": 2.0, "nasym": 0.5},
-    "cas_samples": {"accuracy": 0.5},
-    "cas_real": {"accuracy": 0.75},
 }
-VARIANTS = "heun", "churn", "dpmpp_2m_sde", "dpmpp_2m_sde_scale10", "dpmpp_2m_sde_scale2"
+VARIANTS = "heun", "churn", "dpmpp_2m_sde", "dpmpp_2m_sde_scale3", "pc"
 
 
 @pytest.fixture
@@ -100,7 +98,7 @@ def lines(monkeypatch):
         ]
         workdir.record(**NUMBERS, **dict.fromkeys(entries, sampled))
         for label in range(10):
-            for variant in VARIANTS[2:]:
+            for variant in VARIANTS[2:4]:
                 path = workdir.latents(label, f"_{variant}") / "samples_0_latent.npz"
                 save_npz(path, logits=np.eye(10)[[label, 0]])
 
@@ -138,45 +136,44 @@ def test_the_qc_study_runs_its_commands(place, lines, monkeypatch, capsys):
     qc.main()
     check_flags(lines)
     trained = [line for line in lines if line[0] == "main.py"]
-    assert len({line[2] for line in trained}) == len(trained) == 2 * (2 + 3 * 2)
+    assert len({line[2] for line in trained}) == len(trained) == 2 * (1 + 3 * 2)
     assert all("--config.training.n_iters=5" in line for line in trained)
     assert all(line[2].startswith("studies/qc_test_3_5/") for line in lines)
-    assert all(("--config.model.energy=True" in line) == ("/C-" in line[2]) for line in lines)
     row = "| QC-paper-4, 0.3 | 2 | 5 ± 0 | 2 ± 0 | 0.5 ± 0 | 1 ± 0 |"
     assert row in capsys.readouterr().out
 
 
 def test_the_dlsm_study_runs_its_commands(place, lines, monkeypatch, capsys):
     given = Flags(restore=start_of(place), seeds=[0], steps=7, batch=4)
+    given |= {"methods": list(dlsm.METHODS), "scales": [1.0, 3.0]}
     monkeypatch.setattr(flags, "FLAGS", given)
     monkeypatch.setattr(dlsm, "with_labels", lambda *_: 2)
     dlsm.main()
     check_flags(lines)
     printed = capsys.readouterr().out
-    for name in (*dlsm.CLASSIFIERS, "CE, scale 10", "CFG, w = 1", "CFG, w = 2"):
-        # CAS, and the class seen: in all of class 0, in half of others.
-        assert re.search(rf"\| {re.escape(name)} \| 1 \| 1 .*\| 0.5 \| 0.55 \|", printed)
-    assert re.search(r"\| real training images \| 1 \|.* 0.75 \|", printed)
+    for name in dlsm.METHODS:  # the class asked for is seen in all of class 0, in half of others
+        assert len(re.findall(rf"\| {re.escape(name)} \| 1 \| 0.55 \| 1 \|", printed)) == 2
     drawn = [line for line in lines if line[0] == "run_lib_sampling.py"]
-    assert len({line[2] for line in drawn}) == len(drawn) == 6
+    assert len({line[2] for line in drawn}) == 4 and len(drawn) == 8
     ce, ours, weighted, cfg = (line for line in lines if line[0] == "main.py")
     assert all("--config.training.n_iters=7" in line for line in (ce, ours, weighted))
     assert "--config.training.n_iters=9" in cfg  # the score model has two
     for flag in ("--config.model.weighting_dlsm=1", "--config.model.coef=0.02"):
         assert [flag in line for line in (ce, ours, weighted)] == [False, False, True]
     assert all("--config.data.root=results/studies/train-30" in line for line in lines)
+    assert Workdir("studies/dlsm_7_30").root.joinpath("frontier.png").is_file()
 
 
 def test_a_part_of_the_data(place):
     data = qc_config.get_config().data
     roots = [common.part_of_fashion_mnist(data, name, 4) for name in common.SPLITS]
-    for root, split, begin in zip(roots, ("train", "t10k", "t10k"), (0, 0, 4)):
+    for root, split, begin in zip(roots, ("train", "t10k", "t10k"), (0, 0, 8)):
         for part in ("train", "t10k"):
             name = f"fashion_mnist/{part}-images-idx3-ubyte"
             real = read_idx(place / "data" / name, (28, 28))
             kept = real[begin : begin + 4] if part == split else real
             assert np.array_equal(read_idx(root / name, (28, 28)), kept)
-    for count in (7, 0):
+    for count in (13, 0):
         with pytest.raises(UserError, match="images"):
             common.part_of_fashion_mnist(data, "validation", count)
 

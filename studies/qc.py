@@ -14,6 +14,7 @@ from absl import flags
 import cli
 from configs.fashion_mnist import qc
 from storage import checkpoints
+from storage.files import load_npz
 from storage.workdir import Workdir
 from studies import common
 from utils import require_positive
@@ -68,6 +69,28 @@ def measure(workdir, scored, drawn):
     return found
 
 
+def draw(results, levels, path):
+    """Draw NAsym against the noise level, and NLL against NAsym; a colour each model.
+
+    Args:
+        results: model -> for each seed the numbers by name.
+        levels: model -> times (L,) and NAsym at each, of one seed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for model, seeds in results.items():
+        left.semilogy(*levels[model], label=model)
+        points = [(seed["NAsym"], seed["NLL (bits/dim)"]) for seed in seeds]
+        right.plot(*zip(*points), "o", label=model)
+    left.set(xlabel="time t of the noise level", ylabel="NAsym")
+    right.set(xlabel="NAsym, mean over noise levels", ylabel="NLL (bits/dim)")
+    right.legend()
+    figure.savefig(path, dpi=160)
+    print(f"The figure is {path}.")
+
+
 def main():
     FLAGS = flags.FLAGS
     config = qc.get_config()
@@ -87,13 +110,16 @@ def main():
     if FLAGS.split == "validation":
         drawn = []
     folder = f"studies/qc_{FLAGS.split}_{FLAGS.steps}_{FLAGS.images}"
-    results = {}
+    results, levels = {}, {}
     for seed in FLAGS.seeds:
         for name, own in models(FLAGS.variants, FLAGS.factors).items():
             workdir = f"{folder}/{name.replace(', ', '-')}-seed{seed}"
             common.run("main.py", CONFIG, workdir, *own, *train, f"--config.seed={seed}")
             results.setdefault(name, []).append(measure(workdir, [root], drawn))
+            of_levels = load_npz(Workdir(workdir).asym(0, ema=True), "times", "nasym")
+            levels[name] = of_levels["times"], of_levels["nasym"]
     common.print_seeds("model", results, reference="U")
+    draw(results, levels, Workdir(folder).root / "frontier.png")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def lines(monkeypatch):
             for variant in VARIANTS
         ]
         workdir.record(**NUMBERS, **dict.fromkeys(entries, sampled))
+        save_npz(workdir.asym(0, ema=True), times=np.arange(3.0), nasym=np.ones(3))
         for label in range(10):
             for variant in VARIANTS[2:4]:
                 path = workdir.latents(label, f"_{variant}") / "samples_0_latent.npz"
@@ -139,6 +140,7 @@ def test_the_qc_study_runs_its_commands(place, lines, monkeypatch, capsys):
     assert len({line[2] for line in trained}) == len(trained) == 2 * (1 + 3 * 2)
     assert all("--config.training.n_iters=5" in line for line in trained)
     assert all(line[2].startswith("studies/qc_test_3_5/") for line in lines)
+    assert Workdir("studies/qc_test_3_5").root.joinpath("frontier.png").is_file()
     row = "| QC-paper-4, 0.3 | 2 | 5 ± 0 | 2 ± 0 | 0.5 ± 0 | 1 ± 0 |"
     assert row in capsys.readouterr().out
 

@@ -156,7 +156,8 @@ def test_the_dlsm_study_runs_its_commands(place, lines, monkeypatch, capsys):
     for name in dlsm.METHODS:  # the class asked for is seen in all of class 0, in half of others
         assert len(re.findall(rf"\| {re.escape(name)} \| 1 \| 0.55 \| 1 \|", printed)) == 2
     drawn = [line for line in lines if line[0] == "run_lib_sampling.py"]
-    assert len({line[2] for line in drawn}) == 4 and len(drawn) == 8
+    assert len({line[2] for line in drawn}) == 4
+    assert len(drawn) == 8
     ce, ours, weighted, cfg = (line for line in lines if line[0] == "main.py")
     assert all("--config.training.n_iters=7" in line for line in (ce, ours, weighted))
     assert "--config.training.n_iters=9" in cfg  # the score model has two

@@ -30,7 +30,7 @@ FIELDS = {
 
 def main() -> None:
     import run_lib
-    from storage import checkpoints, descriptions
+    from models.trained import adopt_from_checkpoints
     from training.classifier import ClassifierTraining
     from training.score import ScoreTraining
 
@@ -52,8 +52,8 @@ def main() -> None:
         cli.refuse_flags(["slices"], "a balancing factor of 0")
     typed = cli.typed_fields()
     if FLAGS.model == "classifier":
-        path = config.model.score_restore_path
-        descriptions.refuse_typed(config, typed, checkpoints.read_config(path), path)
+        paths = [("score model", config.model.score_restore_path)]
+        config = adopt_from_checkpoints(config, paths, typed)
     if FLAGS.dry_run:
         import planning
 

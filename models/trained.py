@@ -24,6 +24,10 @@ from storage.workdir import Workdir
 from utils import UserError
 
 
+# What a classifier and the score model that it guides must have in common.
+SHARED_DATA = ("data.centered", "data.image_size", "data.num_channels")
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadedFrom:
     """Which weights a network was loaded from.
@@ -44,7 +48,8 @@ class LoadedFrom:
 
     def __str__(self) -> str:
         kind = {True: "EMA weights", False: "raw weights", None: "weights"}[self.ema]
-        return f"{kind} of {checkpoints.describe_step(self.step)} ({self.checkpoint})"
+        step = "a checkpoint without a step" if self.step is None else f"step {self.step}"
+        return f"{kind} of {step} ({self.checkpoint})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,16 +112,8 @@ def load_classifier(
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "classifier")
     before = checkpoints.config_of(content)
-    theirs = descriptions.model_fields(before)
-    for name in ("data.centered", "data.image_size", "data.num_channels"):
-        section, _, field = name.partition(".")
-        if name in theirs and field in config[section] and theirs[name] != config[section][field]:
-            raise UserError(
-                f"The classifier {path} was trained with config.{name} {theirs[name]}, and the "
-                f"score model with {config[section][field]}; give two that belong together."
-            )
-    of_the_score = [name for name in theirs if name.startswith("model.")]
-    config = descriptions.adopt(config, before, path, keep=of_the_score)
+    of_the_score = [n for n in descriptions.model_fields(before) if n.startswith("model.")]
+    config = descriptions.adopt(config, before, path, of_the_score, fixed=SHARED_DATA)
     network = models.create_classifier(config)
     checkpoints.load_model(network, content, path)
     loaded = _loaded_from(content, path, network.state_dict().values(), None)
@@ -231,6 +228,5 @@ def adopt_from_checkpoints(
         # The score model's fields are those of its own checkpoint.
         fields = descriptions.model_fields(before) if kind == "classifier" else ()
         keep = [name for name in fields if name.startswith("model.")]
-        descriptions.refuse_typed(config, typed, before, path, keep)
-        config = descriptions.adopt(config, before, path, keep)
+        config = descriptions.adopt(config, before, path, keep, typed)
     return config

@@ -280,11 +280,6 @@ def read_count(
     return value
 
 
-def describe_step(step: int | None) -> str:
-    """`step` in words; None is that of a file without one, such as the published QC weights."""
-    return "a checkpoint without a step" if step is None else f"step {step}"
-
-
 def fingerprint(parameters: Iterable[torch.Tensor]) -> str:
     """A short hash of the parameters' values, to tell whose samples a file holds."""
     digest = hashlib.sha256()

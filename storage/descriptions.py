@@ -48,57 +48,36 @@ def adopt(
     before: dict[str, Any] | None,
     path: str | os.PathLike,
     keep: Collection[str] = (),
+    fixed: Collection[str] = (),
 ) -> ml_collections.ConfigDict:
     """A copy of `config` with the network, SDE and scaling of the checkpoint at `path`.
 
     Args:
         before: the configuration in the checkpoint; None: it holds none, and nothing changes.
-        keep: fields whose value stays that of `config`.
+        keep: fields whose value remains that of `config`.
+        fixed: fields that must agree, such as those typed on the command line.
 
     Raises:
-        UserError: the configuration is of another kind of model.
+        UserError: a field in `fixed` differs, or one that makes it another kind of model.
     """
     config, theirs = copy.deepcopy(config), model_fields(before, keep)
     ours = flatten(config.to_dict())
-    for name in sorted(KIND & theirs.keys()):
-        if _as_tuple(ours.get(name)) != theirs[name]:
-            raise UserError(
-                f"{path} is of another kind of model: it was trained with config.{name} "
-                f"{theirs[name]}, and this configuration has {ours.get(name)}. Give a "
-                "configuration of that kind, or another checkpoint."
-            )
     changed = [n for n, value in theirs.items() if _as_tuple(ours.get(n)) != value]
+    for name in changed:
+        if name in KIND or name in fixed:
+            raise UserError(
+                f"config.{name} is {ours.get(name)}, but {path} was trained with {theirs[name]}. "
+                "Do not override it, or give a configuration and a checkpoint of the same kind."
+            )
     if changed:
         log.info("As %s says: %s.", path, ", ".join(f"{n} {theirs[n]}" for n in changed))
     with config.unlocked(), config.ignore_type():
-        for name, value in theirs.items():
+        for name in changed:
             section, _, field = name.partition(".")
             if section in config:  # a class-conditional score says nothing of a classifier
-                config[section][field] = value
+                config[section][field] = theirs[name]
     settings.check(config)
     return config
-
-
-def refuse_typed(
-    config: ml_collections.ConfigDict,
-    typed: Collection[str],
-    before: dict[str, Any] | None,
-    path: str | os.PathLike,
-    keep: Collection[str] = (),
-) -> None:
-    """Raise a UserError if a field typed on the command line contradicts the checkpoint at `path`.
-
-    Args:
-        typed: names of such fields.
-        before, keep: as in `adopt`.
-    """
-    ours, theirs = flatten(config.to_dict()), model_fields(before, keep)
-    for name in typed:
-        if name in theirs and _as_tuple(ours.get(name)) != theirs[name]:
-            raise UserError(
-                f"config.{name} is {ours.get(name)}, but {path} was trained with {theirs[name]}. "
-                "Leave it out, since the checkpoint holds it, or use another checkpoint or workdir."
-            )
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:

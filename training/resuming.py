@@ -99,8 +99,7 @@ class Start:
             checkpoints.require_kind(self.content, self.path, kind)
         keep = () if self.own else descriptions.OF_A_TRAINING
         before = checkpoints.config_of(self.content)
-        descriptions.refuse_typed(config, typed, before, self.path, keep)
-        return descriptions.adopt(config, before, self.path, keep)
+        return descriptions.adopt(config, before, self.path, keep, typed)
 
     def load(self, state: TrainState, config: ml_collections.ConfigDict) -> list[str]:
         """Fill `state`; says in sentences, a list, from where.

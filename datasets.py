@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import domains
 from readers.class_names import CLASS_NAMES
-from readers.common import MissingSplit
+from readers.common import MissingSplit, Source
 from readers.digits import digits
 from readers.folder import folder
 from readers.idx import idx_or_tfds
@@ -92,48 +92,39 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
     """
     if split not in ("train", "test"):
         raise UserError(f"The split is {split!r}; expected train or test.")
-    source = _source(data, split)
-    key = _hash(str(source.shape), *source.identity)
+    raw = source(data, split)
+    key = _hash(str(raw.shape), *raw.identity)
     place = pathlib.Path(data.cache) / f"{data.dataset}-{split}-{key}"
-    if (cached := _open(place, source)) is None:
+    if (cached := _open(place, raw)) is None:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with exclusive(place.parent / f".{data.dataset}.lock"):
                 # Another process may have built it meanwhile.
-                if (cached := _open(place, source)) is None:
-                    _build(place, source, data.dataset, split)
-                    cached = _open(place, source)
+                if (cached := _open(place, raw)) is None:
+                    _build(place, raw, data.dataset, split)
+                    cached = _open(place, raw)
         except OSError as error:
             raise UserError(
                 f"The cache {place.parent} cannot be written ({error.strerror}); make room there "
                 "or name another directory with --config.data.cache."
             ) from None
-    names = source.class_names or CLASS_NAMES.get(data.dataset, ())
-    identity = _identity(data.dataset, names, cached, source.files)
+    names = raw.class_names or CLASS_NAMES.get(data.dataset, ())
+    identity = _identity(data.dataset, names, cached, raw.files)
     return dataclasses.replace(cached, class_names=names, identity=identity)
 
 
-def _source(data, split):
-    """The `Source` of a split, if it is of the shape that the configuration describes."""
-    try:
-        source = lookup(DATASETS, data.dataset, "data.dataset")(data, split)
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from None
-    domains.from_config(data).require_shape(source.shape, data.dataset)
-    return source
-
-
-def require_raw(data: ml_collections.ConfigDict, split: str) -> str:
-    """Says what a split is of, after the checks of `load` that read and write nothing.
+def source(data: ml_collections.ConfigDict, split: str) -> Source:
+    """The raw data of a split, of the shape that ``config.data`` describes; no image is read.
 
     Raises:
-        UserError: as `load`; what is still to be downloaded is not missing.
+        UserError: as `load`.
     """
-    source, domain = _source(data, split), domains.from_config(data)
-    count = "" if source.count is None else f"{source.count} "
-    return (
-        f"{data.dataset}, {count}{domain.noun} of shape {domain.shape} in {source.classes} classes"
-    )
+    try:
+        found = lookup(DATASETS, data.dataset, "data.dataset")(data, split)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from None
+    domains.from_config(data).require_shape(found.shape, data.dataset)
+    return found
 
 
 def _hash(*texts):

@@ -5,7 +5,6 @@ seconds, whatever the size. Not counted are cuDNN's workspaces, a GPU's context 
 allocator.
 """
 
-import math
 import os
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,67 +15,54 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from tqdm import tqdm
 
 import datasets
 import domains
 import run_lib
 import sampling
-from metrics import encoding, feature_sets, nll_and_asym
+from metrics import encoding, feature_sets
 from metrics.sample_sets import find_samples
 from models import jacobian, resampling
 from models.trained import load_sampling_model, load_score
-from storage import settings
 from storage.workdir import Workdir
 from training.job import Job, MakeJob
 from utils import flatten, get_device, is_first, rank_and_size
 
 
 class Cost(TorchDispatchMode):
-    """Counts a call on fake tensors.
-
-    Attributes:
-        flops: by PyTorch's formulas, of convolutions, matrix products and attention.
-        held: bytes of the real tensors that the call uses.
-        peak: most bytes of the tensors that it makes, at a time.
-    """
+    """FLOPs by PyTorch's formulas, and bytes of the fake tensors that are made: `now`, `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops = self.held = self.now = self.peak = 0
-        self.known = {}
+        self.flops = self.now = self.peak = 0
+        self.alive = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is torch.ops.prim.device.default:  # asked often, and nothing is made
-            return args[0].fake_device
         result = function(*args, **kwargs)
         if formula := flop_registry.get(getattr(function, "_overloadpacket", None)):
             self.flops += formula(*args, **kwargs, out_val=result)
-        real = [x for x in _tensors((args, kwargs)) if not isinstance(x, FakeTensor)]
-        for storage in (x.untyped_storage() for x in real):
-            if storage._cdata not in self.known:
-                self.held += storage.nbytes()
-                self.known[storage._cdata] = storage
-        # The result of a view of a real tensor is no new memory, though its fake storage is new.
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        real = not all(isinstance(x, FakeTensor) for x in tensors)
+        # A view of a real tensor takes no new memory, though its fake storage is new.
         view = real and any(value.alias_info for value in function._schema.returns)
-        for storage in (x.untyped_storage() for x in _tensors(result)):
-            self._follow(storage, 0 if view else storage.nbytes())
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, FakeTensor):
+                self._follow(tensor.untyped_storage(), counts=not view)
         return result
 
-    def _follow(self, storage, size):
-        key = storage._cdata
-        if key not in self.known:
+    def _follow(self, storage, counts):
+        key, size = storage._cdata, storage.nbytes() * counts
+        if key not in self.alive:
+            self.alive.add(key)
             self.now += size
             self.peak = max(self.peak, self.now)
-            self.known[key] = weakref.ref(storage, lambda _: self._forget(key, size))
+            weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key, size):
+        self.alive.remove(key)
         self.now -= size
-        del self.known[key]
-
-
-def _tensors(tree):
-    return [x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)]
 
 
 def cost_of(call: Callable[[], object]) -> Cost:
@@ -94,20 +80,13 @@ def cost_of(call: Callable[[], object]) -> Cost:
     return cost
 
 
-def readable(number: float, unit: str, base: int = 1000) -> str:
-    """A number with a prefix: ``62.2 TFLOP``, ``42.5 GiB``."""
-    prefixes = ("", "k", "M", "G", "T", "P", "E")
-    power = min(int(math.log(number, base)), len(prefixes) - 1) if number > 1 else 0
-    binary = "i" if base == 1024 and power else ""
-    return f"{number / base**power:.3g} {prefixes[power]}{binary}{unit}"
-
-
 def in_bytes(number: float) -> str:
-    return readable(number, "B", 1024)
+    return tqdm.format_sizeof(number, "iB", 1024)
 
 
-def parameters_of(network: torch.nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in network.parameters()):,}"
+def weights_of(network: torch.nn.Module) -> int:
+    """Bytes of the parameters and buffers."""
+    return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
 def print_plan(config: ConfigDict, facts: Mapping[str, str]) -> None:
@@ -126,37 +105,25 @@ def train(
     make_job: MakeJob,
     typed: Collection[str] = (),
 ) -> None:
-    """Print what `run_lib.train` would take with the same arguments.
-
-    Raises:
-        UserError: what it would raise before its first step, but that the data are not read.
-    """
+    """Print what `run_lib.train` would take; takes its arguments and raises as it does."""
     job, state, _, notes = run_lib.prepare(config, Workdir(workdir), restore, make_job, typed)
     training = job.config.training
-    _, processes = rank_and_size()
-    share = training.batch_size // processes
-    images = min(training.microbatch or share, share)
+    images = training.microbatch or training.batch_size // rank_and_size()[1]
     flops, fixed, each = step_of(job, images)
-    whole = flops * training.batch_size
+    datasets.source(job.config.data, "train")
     facts = {
-        "data": datasets.require_raw(job.config.data, "train"),
-        "parameters": parameters_of(job.model),
+        "parameters": f"{sum(p.numel() for p in job.model.parameters()):,}",
         "steps": f"{state.step} to {training.n_iters}, batch {training.batch_size}",
         "start": " ".join(notes),
-        "a step": readable(whole, "FLOP"),
-        "all steps": readable(whole * max(0, training.n_iters - state.step), "FLOP"),
-        "memory": f"{in_bytes(fixed + each * images)} for each process on {job.device}: "
-        f"{in_bytes(fixed)} for weights, gradients, averages and moments, {in_bytes(each)} for "
-        f"each of {images} {job.domain.noun}",
+        "a step": tqdm.format_sizeof(flops * training.batch_size, "FLOP"),
+        "memory": f"{in_bytes(fixed)} for weights, averages and moments, and {in_bytes(each)} for "
+        f"each of {images} {job.domain.noun}: {in_bytes(fixed + each * images)}",
     }
     print_plan(job.config, facts)
 
 
 def step_of(job: Job, images: int) -> tuple[float, float, float]:
-    """What a training step of `images` at a time takes: FLOPs of an image, bytes, bytes an image.
-
-    The bytes are those of weights, gradients, averages and moments, and what a step adds to them.
-    """
+    """FLOPs of an image in a training step; bytes of the weights and of a step, for an image."""
     parameters = [p for p in job.model.parameters() if p.requires_grad]
 
     def gradient():
@@ -167,16 +134,14 @@ def step_of(job: Job, images: int) -> tuple[float, float, float]:
 
     job.model.train()
     cost = cost_of(gradient)
-    weights = sum(p.numel() * p.element_size() for p in parameters)
-    # The averages and Adam's two moments; the gradients are in the peak.
-    return cost.flops / images, cost.held + 3 * weights, cost.peak / images
+    # The averages and Adam's two moments beside the weights; the gradients are in the peak.
+    fixed = weights_of(job.model) + 3 * sum(p.nbytes for p in parameters)
+    return cost.flops / images, fixed, cost.peak / images
 
 
-def evaluation_of(
-    score: Callable, config: ConfigDict, device: torch.device
-) -> tuple[dict[str, str], float]:
-    """Facts about an evaluation of a `score` on a batch, and its FLOPs for one image."""
-    domain = domains.from_config(config.data)
+def evaluation_of(score: Callable, network: torch.nn.Module, config: ConfigDict) -> dict[str, str]:
+    """Facts about an evaluation of a `score`, a function of x and t that calls `network`."""
+    domain, device = domains.from_config(config.data), get_device(config.device)
     rows = min(config.eval.microbatch, config.eval.batch_size)
 
     @torch.no_grad()
@@ -184,48 +149,25 @@ def evaluation_of(
         score(torch.rand((rows, *domain.shape), device=device), torch.rand(rows, device=device))
 
     cost = cost_of(call)
-    facts = {
-        "memory": f"{in_bytes(cost.held)} for weights and {in_bytes(cost.peak / rows)} for each "
-        f"of {rows} {domain.noun} at a time, on {device}",
-        "an evaluation": f"{readable(cost.flops / rows, 'FLOP')} for each",
+    return {
+        "parameters": f"{sum(p.numel() for p in network.parameters()):,}",
+        "memory": f"{in_bytes(weights_of(network))} for weights and {in_bytes(cost.peak / rows)} "
+        f"for each of {rows} {domain.noun} at a time",
+        "an evaluation": tqdm.format_sizeof(cost.flops / rows, "FLOP for each"),
     }
-    return facts, cost.flops / rows
-
-
-class Counted:
-    """A score, guided or not, that costs nothing: for a sampler to count its evaluations."""
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return -x
-
-    unguided = __call__
 
 
 def sample(config: ConfigDict, workdir: str, total: int) -> None:
-    """Print what `run_lib_sampling.sample` would take for `total` samples.
-
-    Raises:
-        UserError: what it would raise before its first sample.
-    """
-    settings.check(config)
-    device = get_device(config.device)
-    drawn = load_sampling_model(config, Workdir(workdir), device)
+    """Print what `run_lib_sampling.sample` would take for `total` samples; raises as it does."""
+    drawn = load_sampling_model(config, Workdir(workdir), get_device(config.device))
     config, score = drawn.config, drawn.trained.score
-    sampler = sampling.from_config(config.sampling, drawn.trained.sde)
-    facts = {"classes": ", ".join(f"{i} {name}" for i, name in enumerate(drawn.class_names))}
-    facts = facts if drawn.guidance is not None else {}
+    sampling.from_config(config.sampling, drawn.trained.sde)
     if drawn.guidance is not None:
-        label = torch.zeros(1, dtype=torch.long, device=device)
+        label = torch.zeros(1, dtype=torch.long, device=get_device(config.device))
         score = drawn.guidance(labels=label, scale=config.sampling.scaling_factor)
-    cost, flops = evaluation_of(score, config, device)
-    facts |= cost
+    facts = evaluation_of(score, drawn.trained.score.net, config)
     facts["weights"] = drawn.description
-    facts["parameters"] = parameters_of(drawn.trained.score.net)
     facts["samples"] = f"{total}, by the sampler {config.sampling.method}"
-    if sampler.steps is not None:
-        _, nfe = sampler(Counted(), torch.ones(1, 1))
-        facts["evaluations"] = f"{nfe} for each sample"
-        facts["all samples"] = readable(nfe * flops * total, "FLOP")
     print_plan(config, facts)
 
 
@@ -233,43 +175,28 @@ def evaluate(
     config: ConfigDict,
     workdir: str,
     asked: Sequence[str],
-    metric: str | None,
     ema: bool = False,
     dataset_stat: str | None = None,
 ) -> None:
-    """Print what an evaluation would take, by the flags that are `asked` for.
-
-    Raises:
-        UserError: a checkpoint, samples, features or data are missing or do not fit.
-    """
-    settings.check(config)
-    place, device = Workdir(workdir), get_device(config.device)
-    facts = {"asked for": ", ".join(asked)}
+    """Print what an evaluation would take by the flags that are `asked` for; raises as it does."""
+    place, asked, facts = Workdir(workdir), {*asked}, {"asked for": ", ".join(asked)}
     if "calculate" in asked:
-        trained = load_score(config, place.checkpoint(config.eval.checkpoint_idx), device, ema)
-        config = trained.config
+        path = place.checkpoint(config.eval.checkpoint_idx)
+        trained = load_score(config, path, get_device(config.device), ema)
 
         def products(x, t):
             return jacobian.value_and_vjp(trained.score, x, t, x[None])
 
-        facts |= evaluation_of(products, config, device)[0]
+        facts |= evaluation_of(products, trained.score.net, trained.config)
         facts["weights"] = str(trained.loaded)
-        facts["parameters"] = parameters_of(trained.score.net)
-        facts["test data"] = datasets.require_raw(config.data, "test")
-    elif "read" in asked:
-        path = place.nll(0, ema) if metric == "nll" else place.asym(0, ema=ema)
-        nll_and_asym.open_result(path, nll_and_asym.command_for(metric, workdir, ema))
-    if {"encode_dataset", "stat"} & {*asked}:
-        facts["training data"] = datasets.require_raw(config.data, "train")
-    if {"encode", "latent", "nfe"} & {*asked}:
-        rows = [each.rows for part in find_samples(config, place) for each in part]
-        facts["samples"] = str(sum(rows))
-    encoded = {"encode", "encode_dataset", "stat", "latent"} & {*asked}
-    measured = {*asked} - {"calculate", "read", "nfe"} - encoded
-    if encoded:
+        datasets.source(trained.config.data, "test")
+    encodes_real, encodes_samples = {"encode_dataset", "stat"} & asked, {"encode", "latent"} & asked
+    if encodes_real:
+        datasets.source(config.data, "train")
+    if encodes_samples or "nfe" in asked:
+        find_samples(config, place)
+    if encodes_real or encodes_samples:
         facts["features"] = encoding.require_extractor(config)
-    if measured and not {"encode", "latent"} & encoded:
-        feature_sets.open_generated(config, workdir)
-    if measured and not {"encode_dataset", "stat"} & encoded:
-        feature_sets.open_real(config, workdir, dataset_stat)
+    elif asked - {"calculate", "read", "nfe"}:
+        feature_sets.open_sets(config, workdir, dataset_stat)
     print_plan(config, facts)

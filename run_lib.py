@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import datasets
 import distributed
 import losses
-from storage import checkpoints, settings
+from storage import checkpoints
 from storage.checkpoints import TrainState
 from storage.ema import EMA
 from storage.files import atomic_write, save_picture
@@ -170,7 +170,6 @@ def prepare(
 
     Nothing is written. Arguments and errors are those of `train`.
     """
-    settings.check(config)
     device = get_device(config.device)
     start = resuming.find(place, restore)
     config = start.adopt(config, typed)

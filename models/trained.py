@@ -23,7 +23,6 @@ from storage.settings import describes_classifier
 from storage.workdir import Workdir
 from utils import UserError
 
-
 # What a classifier and the score model that it guides must have in common.
 SHARED_DATA = ("data.centered", "data.image_size", "data.num_channels")
 

@@ -1,4 +1,4 @@
-"""What the entry scripts share: the --config flag, overrides by flags, and errors as sentences."""
+"""Shared by the entry scripts: --config, flags that override its fields, and error messages."""
 
 import functools
 import re
@@ -15,10 +15,9 @@ from utils import UserError, log_to
 
 
 def define_common_flags(default_config: str | None = None) -> None:
-    """Define ``--config FILE.py`` with its ``--config.field=value`` overrides, and what all share.
+    """Define --config with its ``--config.field=value`` overrides, --workdir and --deterministic.
 
-    That is --workdir and --deterministic. With a default configuration neither it nor a workdir
-    has to be given.
+    With a default configuration, --config and --workdir are optional.
     """
     try:
         config_flags.DEFINE_config_file(
@@ -36,7 +35,7 @@ def define_common_flags(default_config: str | None = None) -> None:
 
 def define_dry_run() -> None:
     flags.DEFINE_bool(
-        "dry_run", False, "Say what would be done, what it costs and what it writes; do nothing."
+        "dry_run", False, "Print the configuration and what the command would cost; do nothing."
     )
 
 
@@ -47,7 +46,7 @@ def define_sampler_flags() -> None:
     flags.DEFINE_float("scale", None, "Weight of the guidance, where samples have classes.")
 
 
-# Field of the configuration -> the flag that set it, once `apply_flags` has been called.
+# Field of the configuration -> the flag that set it. `apply_flags` fills it.
 _set_by = {}
 
 
@@ -70,10 +69,10 @@ def apply_flags(config: ml_collections.ConfigDict, fields: Mapping[str, str]) ->
 
 
 def choose_sampler(config: ml_collections.ConfigDict) -> None:
-    """Let `config` name the samples that --sampler, --ode and --scale ask for.
+    """Set the sampler and scale of `config` by --sampler, --ode and --scale.
 
     Raises:
-        UserError: --ode and --sampler ask for different ones.
+        UserError: --ode and --sampler name different samplers.
     """
     FLAGS, sampling = flags.FLAGS, config.sampling
     if FLAGS.ode and FLAGS.sampler not in (None, "ode"):
@@ -95,17 +94,18 @@ def typed_fields() -> set[str]:
 
 def refuse_flags(names: Iterable[str], use: str) -> None:
     """Raise a UserError if one of the flags `names` was given, which `use` does not read."""
-    given = [f"--{name}" for name in names if flags.FLAGS[name].present]
-    if given:
-        raise UserError(f"{', '.join(given)} cannot be used with {use}; leave it out.")
+    _refuse([f"--{name}" for name in names if flags.FLAGS[name].present], use)
 
 
 def refuse_fields(names: Iterable[str], use: str) -> None:
     """Raise a UserError if a field in `names`, which `use` does not read, was typed."""
     typed = config_flags.get_override_values(flags.FLAGS["config"])
-    given = [f"--config.{name}" for name in names if name in typed]
-    if given:
-        raise UserError(f"{', '.join(given)} cannot be used with {use}; leave it out.")
+    _refuse([f"--config.{name}" for name in names if name in typed], use)
+
+
+def _refuse(unread, use):
+    if unread:
+        raise UserError(f"{', '.join(unread)} cannot be used with {use}; leave it out.")
 
 
 def make_deterministic() -> None:
@@ -130,42 +130,23 @@ def launch(main: Callable[[], object], lists: Sequence[str] = (), words: bool = 
     app.run(lambda _: _guarded(main), flags_parser=parse)
 
 
-def _spread(arguments, lists):
+def _repeat_flags(arguments, lists):
     """`arguments` with ``--name=A --name=B`` for ``--name A B``, for each name in `lists`."""
-    spread, name = [], None
+    repeated, name = [], None
     for argument, after in zip(arguments, [*arguments[1:], "-"]):
         if name and not argument.startswith("-"):
-            spread.append(f"{name}={argument}")
+            repeated.append(f"{name}={argument}")
             continue
         name = argument if argument[2:] in lists and not after.startswith("-") else None
         if name is None:
-            spread.append(argument)
-    return spread
-
-
-def _last_of_each(arguments):
-    """`arguments` without an override of a field that a later one repeats.
-
-    ml_collections would append a second tuple to the first.
-    """
-    joined = []
-    for argument in arguments:
-        if joined and re.fullmatch(r"--config\.[^=]+", joined[-1]) and argument[:1] != "-":
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
-    last = {argument.partition("=")[0]: index for index, argument in enumerate(joined)}
-    return [
-        argument
-        for index, argument in enumerate(joined)
-        if last[argument.partition("=")[0]] == index or not re.match(r"--config\..+=", argument)
-    ]
+            repeated.append(argument)
+    return repeated
 
 
 def _parse_flags(arguments, lists, words):
     FLAGS = flags.FLAGS
     try:
-        script, *rest = FLAGS(_last_of_each(_spread(arguments, lists)))
+        script, *rest = FLAGS(_repeat_flags(arguments, lists))
         if rest and not words:
             fail(f"{' '.join(rest)} belongs to no flag; give each flag its value as --name=value.")
         if "config" in FLAGS:

@@ -172,11 +172,7 @@ def sample(config: ConfigDict, workdir: str, total: int) -> None:
 
 
 def evaluate(
-    config: ConfigDict,
-    workdir: str,
-    asked: Sequence[str],
-    ema: bool = False,
-    dataset_stat: str | None = None,
+    config: ConfigDict, workdir: str, asked: Sequence[str], ema: bool, dataset_stat: str | None
 ) -> None:
     """Print what an evaluation would take by the flags that are `asked` for; raises as it does."""
     place, asked, facts = Workdir(workdir), {*asked}, {"asked for": ", ".join(asked)}

@@ -51,7 +51,7 @@ KINDS = {
     "VP": Kind("vpsde", "vpsde", typed=("--config.model.beta_max=2.0",)),
     "sub-VP": Kind("subvpsde", "subvpsde", typed=("--config.model.beta_max=2.0",)),
     "centred": Kind(typed=("--config.data.centered=True",)),
-    "another size": Kind(typed=("--config.model.nf=8", "--config.model.ch_mult=(1,2)")),
+    "another size": Kind(typed=("--config.model.nf=8",)),
     "class-conditional": Kind(typed=("--config.model.num_classes=10",), by_class=True),
     "classifier": Kind(
         "classifier/cifar10_classifier_resnet18_cond_configs.py",

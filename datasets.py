@@ -200,7 +200,7 @@ def _build(place, source, dataset, split):
 
 
 def _identity(dataset, names, split, files):
-    """What a `split` holds, see `Split`; without files the hash is of labels and image shapes."""
+    """The `Split.identity`; without files its hash is that of the labels and image shapes."""
     labels = hashlib.sha256(split.labels).hexdigest()
     return {
         "dataset": dataset,
@@ -220,47 +220,16 @@ def require_same_data(
         before: the checkpoint's, or some fields of it; None for a checkpoint without one.
 
     Raises:
-        UserError: they differ; names the classes or counts that do.
+        UserError: they differ; names the first field that does.
     """
-    if now is None:
+    if now is None or before is None:
         return
-    if before is None:
-        if now["classes"] != sorted(now["classes"]) and all(map(str.isdecimal, now["classes"])):
-            log.warning(
-                "%s does not say which classes it was trained on. They are now in the order of "
-                "numbers (%s, …); in older versions 10 came before 2.",
-                where,
-                ", ".join(now["classes"][:3]),
+    for field, value in before.items():
+        if now[field] != value:
+            raise UserError(
+                f"{where} was trained on other data: {field} was {value}, and is now {now[field]}. "
+                "Restore them, or begin another run with another --workdir."
             )
-        return
-    changes = _changes(now, before)
-    if changes:
-        raise UserError(
-            f"{where} was trained on other data: {changes}. Restore them, or begin another run "
-            "with another --workdir."
-        )
-
-
-def _changes(now, before):
-    """In words how `now` differs from the fields of `before`; empty if it does not."""
-    if all(now[field] == value for field, value in before.items()):
-        return ""
-    if now["dataset"] != before.get("dataset", now["dataset"]):
-        return f"it was {before['dataset']}, now {now['dataset']}"
-    old, new = before["classes"], now["classes"]
-    if old != new:
-        gone = [name for name in old if name not in new]
-        added = [name for name in new if name not in old]
-        if gone or added:
-            return f"classes that are gone: {_some(gone)}; that are new: {_some(added)}"
-        return f"the order of classes: {_some(old)} (now {_some(new)})"
-    counts = enumerate(zip(before["counts"], now["counts"], strict=True))
-    changed = [f"{old[k] if old else k} {n} (now {m})" for k, (n, m) in counts if n != m]
-    return f"images of classes: {_some(changed)}" if changed else "names or sizes of its files"
-
-
-def _some(words):
-    return ", ".join([*words[:5], *["…"][: len(words) - 5]]) or "none"
 
 
 # ---------------------------------------------------------------- batches

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from storage.provenance import differences
 from utils import UserError, rank_and_size
 
 # How long processes wait while the first one validates and draws pictures. If one dies, torchrun
@@ -111,14 +112,12 @@ def require_agreement(agreed: dict[str, object], group: dist.ProcessGroup) -> No
     """Raise a UserError if a value of the dict `agreed` differs between the processes."""
     every = [None] * dist.get_world_size(group)
     dist.all_gather_object(every, agreed, group)
-    for name, first in every[0].items():
-        for rank, other in enumerate(every):
-            if other.get(name) != first:
-                raise UserError(
-                    f"The processes disagree: {name} is {first} in the first and "
-                    f"{other.get(name)} in number {rank}. Start them with one command, on "
-                    "machines that share the workdir."
-                )
+    for rank, other in enumerate(every):
+        if changed := differences(every[0], other):
+            raise UserError(
+                f"Process {rank} differs from process 0 in {', '.join(changed)}. Start all with "
+                "one command, on machines that share the workdir."
+            )
 
 
 def size() -> int:

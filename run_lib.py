@@ -210,11 +210,10 @@ def require_divisible(model: torch.nn.Module, training: ml_collections.ConfigDic
 
 def agreed(state: TrainState, config: ml_collections.ConfigDict) -> dict[str, object]:
     """What the processes of a run must have in common, by name."""
-    fields = flatten(config.to_dict())
+    fields = flatten({"config": config.to_dict()})
     for name in ("device", *resuming.PLACES):
-        fields.pop(name, None)
-    fields = {f"config.{name}": value for name, value in fields.items()}
-    return {"the step": state.step, "the position": state.position, **fields}
+        del fields[f"config.{name}"]
+    return {"step": state.step, "position": state.position, **fields}
 
 
 def training_step(

@@ -28,7 +28,7 @@ from models.trained import adopt_from_checkpoints, checkpoint_paths, load_sampli
 from samplers import rounds
 from samplers.progress import RoundProgress
 from samplers.rounds import Round
-from storage import descriptions
+from storage import descriptions, settings
 from storage.files import save_npz, save_picture, stands, to_json
 from storage.settings import describes_classifier, draws_by_class, number_of_classes
 from storage.workdir import Workdir
@@ -68,6 +68,7 @@ def sample(
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
+    settings.check(config)
     device, place = get_device(config.device), Workdir(workdir)
     place.check()
     drawn = load_sampling_model(config, place, device)

@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from logging.handlers import MemoryHandler
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,24 +124,17 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def log_to(path: str | os.PathLike | None = None) -> None:
     """Send the log to standard output and, with `path`, to that file too (appended).
 
-    The file also gets what was logged before it was known. Of several processes the first logs; the
-    others only warn, on standard output.
+    Rank 0 logs; the other ranks only warn, on standard output.
     """
-    formatter = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
-    early = [handler for handler in log.handlers if isinstance(handler, MemoryHandler)]
     handlers = [logging.StreamHandler(sys.stdout)]
-    if path is None:
-        handlers.append(MemoryHandler(capacity=10**6, flushLevel=logging.CRITICAL + 1))
-    elif is_first():
+    if path is not None and is_first():
         handlers.append(logging.FileHandler(path))
-        for handler in early:
-            handler.setTarget(handlers[-1])
     for handler in handlers:
-        handler.setFormatter(formatter)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     for handler in log.handlers:
-        handler.close()  # an early one writes to the file
+        handler.close()
     log.handlers = handlers
-    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to say
+    logging.raiseExceptions = False  # a full disk ends a run by its next file, not by its log
     log.setLevel(logging.INFO if is_first() else logging.WARNING)
     log.propagate = False
 

@@ -60,24 +60,17 @@ def read_idx(path: pathlib.Path, item_shape: tuple[int, ...]) -> np.ndarray:
         UserError: the file is damaged, of another type or shape, or not as long as its header says.
     """
     rank = 1 + len(item_shape)
-    start = 4 + 4 * rank
+    header = struct.Struct(f">4s{rank}I")
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
+        magic, *shape = header.unpack_from(content)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
         raise UserError(f"{path} is damaged ({error}). Download it again.") from None
-    magic = bytes([0, 0, 8, rank])
-    if content[:4] != magic or len(content) < start:
+    found = len(content) - header.size
+    if magic != bytes([0, 0, 8, rank]) or shape[1:] != [*item_shape] or found != math.prod(shape):
         raise UserError(
-            f"{path} begins with {content[:4].hex() or 'nothing'}; expected {magic.hex()}, an IDX "
-            f"file of bytes in {rank} dimensions. Download it again."
+            f"{path} has the type {magic.hex()}, the shape {shape} and {found} bytes of data; "
+            f"expected an IDX file of n items of {item_shape}, unsigned bytes. Download it again."
         )
-    shape = struct.unpack(f">{rank}I", content[4:start])
-    if shape[1:] != tuple(item_shape):
-        raise UserError(f"{path} holds images of shape {shape[1:]}; expected {item_shape}.")
-    if len(content) - start != math.prod(shape):
-        raise UserError(
-            f"{path} holds {len(content) - start} bytes after its header, which says "
-            f"{math.prod(shape)}. Download it again."
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=header.size).reshape(shape)

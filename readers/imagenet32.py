@@ -70,18 +70,11 @@ def load_pickle(path: pathlib.Path) -> dict[str, Any]:
 
 def _imagenet_block(path, shape, classes):
     content = load_pickle(path)
-    images = content.get("data")
     try:
-        labels = np.asarray(content.get("labels"))
-    except ValueError:  # lists of different lengths
-        labels = np.array(None)
-    fits = (
-        isinstance(images, np.ndarray)
-        and (images.dtype, images.ndim) == (np.uint8, 2)
-        and images.shape[1] == math.prod(shape)
-        and labels.dtype.kind in "iu"
-    )
-    if not fits:
+        images, labels = np.asarray(content["data"]), np.asarray(content["labels"])
+    except (KeyError, ValueError):  # the latter of lists of different lengths
+        images = labels = np.array(None)
+    if images.dtype != np.uint8 or images.shape[1:] != (math.prod(shape),):
         raise UserError(
             f"{path} must hold `data`, uint8 [n, {math.prod(shape)}], and `labels`, n integers; it "
             f"holds {', '.join(map(str, content))}. Use the published files of the down-sampled "

@@ -1,4 +1,4 @@
-"""The files of a run: where they are, and who may write them."""
+"""The files of a run: their paths, and the lock of its training."""
 
 import contextlib
 import dataclasses
@@ -16,9 +16,9 @@ from utils import UserError, is_first
 
 
 def variant(config: ml_collections.ConfigDict) -> str:
-    """What ``config.sampling`` adds to the names of samples' files: ``[_{sampler}][_scale{S}]``.
+    """The suffix of the samples' folders: ``[_{sampler}][_scale{S}]``.
 
-    Nothing for pc and the configuration's own scale of guidance, which have the published names.
+    It is empty for pc at the configuration's scale of guidance, as in the published code.
     """
     sampling = config.sampling
     plain = sampling.scaling_factor if sampling.plain_scale is None else sampling.plain_scale
@@ -158,45 +158,44 @@ class Workdir:
 
     @contextlib.contextmanager
     def sole_trainer(self) -> Iterator[None]:
-        """A context that makes the directory and holds it for one training run.
+        """A context that makes the directory and locks it for one training run.
 
         If nothing was written meanwhile, the directory is removed if it was new.
 
         Raises:
-            UserError: another run has it, or it cannot be written.
+            UserError: another run has locked it, or it cannot be written.
         """
-        new = [path for path in (self.root, *self.root.parents) if not path.exists()]
-        self.create()
-        name = self.root / ".training"
+        lock = self.root / ".training"
         said = f"Another process is training in {self.root}; wait for it, or use another --workdir."
-        try:
-            with exclusive(name, said):
+        with self._removed_if_empty(lock):
+            self.create()
+            with exclusive(lock, said):
                 yield
-        finally:
-            if new and list(self.root.iterdir()) == [name]:
-                name.unlink()
-            for path in new:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
 
     def check(self) -> None:
         """Fail early if the directory cannot be made or written; leave nothing behind.
 
-        Of several processes the first does this, and `create`, for all.
-
         Raises:
             UserError: it cannot be made or written.
         """
-        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
-        try:
+        with self._removed_if_empty():
             self.create()
+
+    @contextlib.contextmanager
+    def _removed_if_empty(self, lock=None):
+        """Remove directories that the context makes, if they hold nothing but the file `lock`."""
+        new = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        try:
+            yield
         finally:
-            for path in missing if is_first() else []:
+            if new and lock and list(self.root.iterdir()) == [lock]:
+                lock.unlink()
+            for path in new if is_first() else []:
                 with contextlib.suppress(OSError):
                     path.rmdir()
 
     def create(self) -> None:
-        """Make the directory.
+        """Make the directory; of several processes rank 0 does it.
 
         Raises:
             UserError: it cannot be made or written.

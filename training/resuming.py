@@ -1,4 +1,4 @@
-"""Where a training run goes on: the newest whole state of its workdir, if it is the same run."""
+"""Where a training run continues: at the newest state in its workdir, if it is the same run."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from storage import checkpoints, descriptions
 from storage.checkpoints import TrainState
 from storage.settings import describes_cas, describes_classifier
 from storage.workdir import Workdir
-from utils import UserError, flatten, log
+from utils import UserError, flatten
 
 # What gives `step` and `position` their meaning: the draws, the network and the loss. A run goes on
 # with those it began with. Of the other sections nothing is fixed: the optimiser's settings, the
@@ -75,13 +75,13 @@ class Start:
 
     Attributes:
         path, content: the checkpoint, both None for new weights.
-        own: whether the checkpoint is one of the run's own, which then continues.
+        continues: whether the checkpoint is a state of this run.
         notes: sentences about what was ignored.
     """
 
     path: str | os.PathLike | None = None
     content: dict[str, Any] = dataclasses.field(default_factory=dict)
-    own: bool = False
+    continues: bool = False
     notes: tuple[str, ...] = ()
 
     def adopt(
@@ -97,7 +97,7 @@ class Start:
         if self.path is not None and not describes_cas(config):
             kind = "classifier" if describes_classifier(config) else "score model"
             checkpoints.require_kind(self.content, self.path, kind)
-        keep = () if self.own else descriptions.OF_A_TRAINING
+        keep = () if self.continues else descriptions.OF_A_TRAINING
         before = checkpoints.config_of(self.content)
         return descriptions.adopt(config, before, self.path, keep, typed)
 
@@ -110,8 +110,8 @@ class Start:
         """
         if self.path is None:
             return ["Starting from new weights."]
-        before = checkpoints.config_of(self.content) or {}
-        if self.own:
+        if self.continues:
+            before = checkpoints.config_of(self.content) or {}
             step = checkpoints.read_count(self.content, "step", self.path, 0)
             changes = require_same_run(before, config, self.path, step)
             checkpoints.load_training(state, self.content, self.path)
@@ -130,55 +130,36 @@ class Start:
                 f"config.training.n_iters, {n_iters}: nothing would be trained. Ask for more "
                 "steps with --config.training.n_iters."
             )
-        energy = before.get("model", {}).get("energy", config.model.energy)
-        if energy != config.model.energy:
-            kinds = {True: "a constrained model, an energy", False: "a score model"}
-            log.warning(
-                "%s is %s, and this configuration trains %s: its output means something else, and "
-                "training has to learn it anew.",
-                self.path,
-                kinds[energy],
-                kinds[config.model.energy],
-            )
         return [f"Restored {self.path} at step {state.step}{counted}."]
 
 
 def find(place: Workdir, restore: str | os.PathLike | None) -> Start:
-    """Where a run in `place` goes on: its newest whole state, else `restore`, else new weights.
+    """Where a run in `place` continues: its newest state, else `restore`, else new weights.
 
-    The newest state is the resume point, or the last snapshot where that is newer. A damaged file
-    is ignored if there is another.
+    The states are the resume point and the snapshots, in the order in which they were written. A
+    damaged file is ignored if there is another one.
 
     Raises:
         UserError: there are such files, and none can be read.
     """
-    states, faults = [], []
-    snapshots = [place.checkpoint(number) for number in reversed(place.numbers())]
-    for path in [place.resume_point, *snapshots]:
-        if not path.exists():
-            continue
-        if any(path.samefile(known) for _, known, _ in states):
-            break  # the resume point is the newest snapshot
+    paths = [place.resume_point, *(place.checkpoint(number) for number in place.numbers())]
+    paths = [path for path in paths if path.exists()]
+    faults = []
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             content = checkpoints.read(path)
         except UserError as error:
-            faults.append(str(error))
+            faults.append(f"Ignored: {error}")
             continue
-        # Published files, put there to be sampled from, do not say where they stand.
+        # Published files may lie there to be sampled from; they do not hold a training's state.
         if path == place.resume_point or {"step", "position", "config"} <= content.keys():
-            states.append((checkpoints.read_count(content, "step", path, 0), path, content))
-            if path != place.resume_point:
-                break  # older snapshots are of earlier steps
-    if states:
-        _, path, content = max(states, key=lambda state: state[0])
-        notes = [f"Ignored: {error}" for error in faults]
-        notes += [f"--restore {restore} is ignored: the run has begun."] if restore else []
-        return Start(path, content, True, tuple(notes))
+            notes = [f"--restore {restore} is ignored: the run has begun."] if restore else []
+            return Start(path, content, True, (*faults, *notes))
     if faults:
-        raise UserError(faults[0])
+        raise UserError(faults[0].removeprefix("Ignored: "))
     if restore is None and place.checkpoint().exists():
         raise UserError(
-            f"{place.checkpoint()} is no state of a run that could continue, and training would "
-            "replace it. Move it away, or restore it in another --workdir."
+            f"{place.checkpoint()} is not the state of a run, and training would replace it. Move "
+            "it away, or restore it in another --workdir."
         )
     return Start() if restore is None else Start(restore, checkpoints.read(restore))

@@ -188,7 +188,7 @@ class Workdir:
         try:
             yield
         finally:
-            if new and lock and list(self.root.iterdir()) == [lock]:
+            if new and lock and lock.exists() and list(self.root.iterdir()) == [lock]:
                 lock.unlink()
             for path in new if is_first() else []:
                 with contextlib.suppress(OSError):

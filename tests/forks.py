@@ -11,8 +11,6 @@ import uuid
 from commands import Done
 from torch.distributed.launcher import api
 
-import run_lib
-
 LIMIT = 120
 """Seconds that a function may take."""
 
@@ -25,23 +23,6 @@ def in_a_fork(function, *arguments):
     process.terminate()
     process.join()
     return process.exitcode
-
-
-def kill_at(step, train, *arguments):
-    """Call ``train(*arguments)`` in a process that kills itself before a step of the loop."""
-    assert in_a_fork(_train_and_die, step, train, arguments) == -signal.SIGKILL
-
-
-def _train_and_die(step, train, arguments):
-    train_one = run_lib.training_step
-
-    def training_step(state, *rest):
-        if state.step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return train_one(state, *rest)
-
-    run_lib.training_step = training_step
-    train(*arguments)
 
 
 def torchrun(function, *arguments, processes=2):

@@ -1,7 +1,5 @@
 """Kills, full disks and races, put upon real commands."""
 
-import errno
-import fcntl
 import os
 import random
 import resource
@@ -18,7 +16,6 @@ from faults import (
 )
 
 from storage import files
-from utils import UserError
 
 # One command of all; the others are slow.
 EACH = ["sampling"]
@@ -99,24 +96,3 @@ def test_what_a_killed_process_left_is_removed_after_an_hour(tmp_path):
         file.write(b"one")
     assert path.read_bytes() == b"one"
     assert sorted(os.listdir(tmp_path)) == sorted([recent.name, path.name])
-
-
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])
-def test_a_file_system_without_locks_is_good_enough(tmp_path, monkeypatch, code):
-    def flock(file, operation):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with files.exclusive(tmp_path / "lock"), files.exclusive(tmp_path / "lock", "taken"):
-        pass
-
-
-def test_a_lock_is_held_by_one(tmp_path):
-    with (
-        files.exclusive(tmp_path / "lock"),
-        pytest.raises(UserError, match="taken"),
-        files.exclusive(tmp_path / "lock", "taken"),
-    ):
-        pass
-    with files.exclusive(tmp_path / "lock", "taken"):
-        pass

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import struct
 import zlib
 
@@ -136,14 +135,6 @@ def renamed(train):
     os.rename(train / "a", train / "z")
 
 
-def added_class(train):
-    save(train / "aa" / "x.png", random_images(8, 8, 3))
-
-
-def removed_class(train):
-    shutil.rmtree(train / "a")
-
-
 def added_image(train):
     save(train / "a" / "3.png", random_images(8, 8, 3))
 
@@ -152,13 +143,7 @@ def renamed_image(train):
     os.rename(train / "a" / "2.png", train / "a" / "3.png")
 
 
-CHANGES = {
-    renamed: "gone: a; that are new: z",
-    added_class: "new: aa",
-    removed_class: "gone: a",
-    added_image: "a 2 (now 3)",
-    renamed_image: "names or sizes",
-}
+CHANGES = {renamed: "classes", added_image: "counts", renamed_image: "hash"}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -180,13 +165,6 @@ def test_moved_and_touched_folders_are_the_same_data(tmp_path, tree):
     assert json.loads(json.dumps(identity(tmp_path, tmp_path / "other"))) == before
 
 
-def test_classes_in_another_order_are_other_data():
-    now = {"dataset": "folder", "classes": ["0", "2", "10"], "counts": [1, 1, 1], "hash": "x"}
-    with pytest.raises(UserError, match=r"order of classes: 0, 10, 2 \(now 0, 2, 10\)"):
-        datasets.require_same_data(now, {"classes": ["0", "10", "2"]}, "a.pth")
-    datasets.require_same_data(now, None, "an old one.pth")
-
-
 def labelled_run(tmp_path, workdir="run", restore=None, **changes):
     """Train two steps on the folder, with its labels."""
     fields = {"training__n_iters": 2, "training__batch_size": 2, "model__num_classes": 2}
@@ -202,25 +180,13 @@ def test_a_run_refuses_other_data(tmp_path, tree, monkeypatch):
     assert checkpoints.read(path)["data"] == identity(tmp_path)
     labelled_run(tmp_path, training__n_iters=3)
     added_image(tree / "train")
-    with pytest.raises(UserError, match=r"a 2 \(now 3\)"):
+    with pytest.raises(UserError, match="counts"):
         labelled_run(tmp_path, training__n_iters=4)
     # Its weights may begin another run, unless classes have other names.
     labelled_run(tmp_path, "second", path, training__n_iters=4)
     renamed(tree / "train")
-    with pytest.raises(UserError, match="gone: a"):
+    with pytest.raises(UserError, match="classes"):
         labelled_run(tmp_path, "third", path, training__n_iters=4)
-
-
-def test_folder_links_out_are_followed(tmp_path, tree):
-    """Of an image, a class and a split."""
-    save(tmp_path / "elsewhere" / "x.png", random_images(8, 8, 3, seed=7))
-    (tree / "train" / "a" / "link.png").symlink_to(tmp_path / "elsewhere" / "x.png")
-    (tree / "train" / "c").symlink_to(tmp_path / "elsewhere")
-    os.rename(tree / "train", tmp_path / "moved")
-    (tree / "train").symlink_to(tmp_path / "moved")
-    train = datasets.load(config(tmp_path, "folder", 8, 3), "train")
-    assert (train.class_names, train.labels.tolist()) == (("a", "b", "c"), [0, 0, 0, 1, 2])
-    np.testing.assert_array_equal(train.images[2], train.images[4])
 
 
 def claim_size(path, width, height):

@@ -1,8 +1,6 @@
 """CAS: which samples it reads, what it learns, continuation, its result, refusals."""
 
-import functools
 import json
-import random
 import shutil
 
 import numpy as np
@@ -10,12 +8,9 @@ import pytest
 import tiny
 import tiny_classifier
 import torch
-from forks import kill_at
-from test_checkpoints import assert_equal
 
 import datasets
 import run_lib
-from models.cas import create_cas_classifier
 from run_lib_cas import cas, read_samples
 from storage.files import save_npz
 from storage.workdir import Workdir
@@ -116,16 +111,6 @@ def test_a_set_ups_samples_are_found(config, cache, here, folder):
     assert settings["trained_on"].endswith(f"ours_resnet_small_cond/{folder}")
 
 
-@pytest.mark.slow
-def test_sigkill_at_a_random_step_changes_nothing(config, cache, here):
-    write_samples(here / "samples", cache)
-    accuracy = cas(config, "whole", samples="samples")
-    train = functools.partial(cas, config, "killed", samples="samples")
-    kill_at(random.choice(range(1, 8)), train)
-    assert cas(config, "killed", samples="samples") == accuracy
-    assert_equal(newest("whole", "samples"), newest("killed", "samples"))
-
-
 def test_missing_samples_are_counted(config, cache, here):
     folder = write_samples(here / "samples", cache)
     (folder / "4" / "samples_1.npz").unlink()
@@ -148,13 +133,6 @@ def test_other_images_are_not_mixed(config, cache, here):
         cas(config, "run", samples="samples")
 
 
-def test_samples_of_another_shape_get_a_sentence(config, cache, here):
-    folder = write_samples(here / "samples", cache)
-    save_npz(folder / "0" / "samples_0.npz", samples=np.zeros((2, 4, 4, 1), np.uint8))
-    with pytest.raises(UserError, match=r"samples_0.npz .*\(4, 4, 1\)"):
-        cas(config, "run", samples="samples")
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -168,15 +146,6 @@ def test_mistakes_get_a_sentence(config, here, options, said):
     with pytest.raises(UserError, match=said):
         cas(config, "run", **options)
     assert list(here.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "channels"), [("resnet50", 32, 3), ("resnet50", 32, 1), ("small_cnn", 8, 1)]
-)
-def test_networks(config, name, size, channels):
-    config.cas.model, config.data.num_channels = name, channels
-    network = create_cas_classifier(config, 7)
-    assert network(torch.rand(2, channels, size, size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])

@@ -21,7 +21,7 @@ from run_lib_sampling import sample
 from samplers.progress import RoundProgress
 from samplers.rounds import Round, split_rounds
 from storage import checkpoints
-from storage.files import load_npz, to_json
+from storage.files import load_npz
 from storage.provenance import code_version
 from storage.workdir import Workdir
 from utils import UserError
@@ -138,22 +138,6 @@ def test_samples_of_a_checkpoint_without_a_step_say_so(config, tmp_path, capsys)
     said = capsys.readouterr().out
     assert "a checkpoint without a step" in said
     assert "checkpoint step none" in said
-
-
-def test_samples_of_an_earlier_version_stand(config):
-    """Theirs say less of the weights, and more of the configuration and the sampler."""
-    sample(config, "run", division_idx=0)
-    path = Workdir("run").division(0, "") / "samples_0.npz"
-    content = load_npz(path, "samples", "nfe", "meta")
-    meta = json.loads(str(content["meta"]))
-    for name in ("checkpoint", "ema"):
-        del meta[name]
-    meta["config"] = "0123456789abcdef"
-    meta["sampling"] |= {"batch_size": 99, "atol": 0.1, "scaling_factor": 3.0}
-    np.savez(path, **dict(content, meta=to_json(meta)))
-    before = path.read_bytes()
-    sample(config, "run", division_idx=0)
-    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("index", [-1, 3])

@@ -160,6 +160,7 @@ def test_a_damaged_state_is_ignored_if_there_is_an_older_one(here):
     older.write_bytes(Workdir("older").resume_point.read_bytes())
     place.resume_point.unlink()
     older.rename(place.resume_point)
+    os.utime(place.resume_point, (0, 0))  # the damaged one was written last
     run_lib.train(tiny.config(here / "cache", **MORE), "damaged")
     assert "Ignored: " in (place.root / "stdout.txt").read_text()
     assert_equal(
@@ -192,7 +193,7 @@ def test_a_run_does_not_go_on_as_another(here, field, value):
     config = tiny.config(here / "cache", **{**MORE, "training__n_iters": 7})
     config.update_from_flattened_dict({field: value})
     files = tree(Workdir("whole").root)
-    with pytest.raises(UserError, match=rf"config\.{re.escape(field)} .*"):
+    with pytest.raises(UserError, match=re.escape(field)):
         run_lib.train(config, "whole", typed=[field])
     assert tree(Workdir("whole").root) == files
 

@@ -1,12 +1,16 @@
-"""Files that are whole or not there, and what a workdir remembers."""
+"""Files that are whole or not there, what made them, and what a workdir records."""
 
+import io
 import json
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
+from strangers import Calls, reads
 
-from storage.files import atomic_write, save_npz, stands
+from storage.files import atomic_write, load_npz, save_npz, stands
+from storage.provenance import differences
 from storage.workdir import Workdir
 from utils import UserError, lookup
 
@@ -84,3 +88,36 @@ def test_processes_that_record_at_once_lose_nothing(tmp_path, monkeypatch):
         process.join()
         assert process.exitcode == 0
     assert len(Workdir("run").recorded()) == 20
+
+
+def test_differences_are_named_with_both_values():
+    old = {"seed": 1, "sampling": {"snr": 0.1}, "checkpoint": "checkpoint_3.pth"}
+    new = {"seed": 1, "sampling": {"snr": 0.2}, "checkpoint": "checkpoint.pth"}
+    assert differences(old, new) == ["sampling.snr=0.1 (now 0.2)"]
+    assert differences(old, old | {"energy": True}) == ["energy=None (now True)"]
+
+
+def saved(save, *arguments, **arrays):
+    """The bytes that `save`, such as np.savez, writes."""
+    file = io.BytesIO()
+    save(file, *arguments, **arrays)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        saved(np.savez, samples=np.array([Calls(os.system, "true")], dtype=object)),
+        saved(np.savez, samples=np.array([1, np.nan])),
+        saved(np.savez, other=np.zeros(3)),
+        saved(np.savez, samples=np.zeros(99))[:-40],
+        saved(np.save, np.zeros(3)),
+        b"text",
+    ],
+)
+def test_what_is_no_npz_of_numbers_is_refused(tmp_path, content):
+    path = tmp_path / "file.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=path.name):
+        load_npz(path, "samples")
+    assert reads(load_npz, path, "samples") is None

@@ -3,8 +3,8 @@
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --num_divisions 10 --division_idx 0
 python run_lib_sampling.py --config EVAL_CONFIG --workdir NAME --mode class --classid 5
 
-Samples of a classifier's configuration, or of a class-conditional score, are drawn class by class;
-others in divisions. Started by torchrun, the processes share the rounds out among themselves.
+Samples with classes (of a classifier's configuration or a class-conditional score) are drawn class
+by class, others in divisions. Under torchrun the processes share the rounds.
 """
 
 import itertools
@@ -56,10 +56,9 @@ def sample(
 ) -> None:
     """Draw ``config.eval.num_samples`` samples, of all divisions or classes together.
 
-    A round of ``config.eval.batch_size`` samples is written when it is whole; a round that is
-    already there is kept. A division is a folder of its own or, with classes, a share of each
-    class's rounds. The noise of pc and ode depends on (seed, folder, round) alone, that of the
-    other samplers on (seed, number of the image), and with classes on (seed, class, number).
+    Each round of ``config.eval.batch_size`` samples is a file; existing files are kept. A division
+    is a folder or, with classes, a share of each class's rounds. The noise of pc and ode depends on
+    (seed, folder, round), that of other samplers on (seed, image) or (seed, class, image).
 
     Args:
         classes: labels to draw, of samples that have them; None: all.
@@ -81,15 +80,10 @@ def sample(
     every = rounds_of(config, parts, classes, division_idx)
     place.create()
     log_to(place.log_file)
-    scale = f" at scale {config.sampling.scaling_factor:g}" if guided else ""
+    names = [parts[each.part].name for each in every] or ["none"]
     log.info(
-        "Drawing %d samples of %s%s with the %s sampler on %s. Weights: %s.",
-        sum(each.count for each in every),
-        parts_in_words(parts, every, drawn.class_names if guided else ()),
-        scale,
-        config.sampling.method,
-        device,
-        drawn.description,
+        f"Drawing {sum(each.count for each in every)} samples, {names[0]} to {names[-1]}, with the sampler "
+        f"{config.sampling.method} on {device}. Weights: {drawn.description}."
     )
     meta = {
         **drawn.origin,
@@ -99,13 +93,13 @@ def sample(
         "seed": config.seed,
     }
     rank, size = rank_and_size()
-    for index, own in itertools.groupby(every[rank::size], operator.attrgetter("part")):
+    for index, part in itertools.groupby(every[rank::size], operator.attrgetter("part")):
         score = drawn.trained.score
         if guided:
             labels = torch.tensor([index], device=device)
             score = drawn.guidance(labels=labels, scale=config.sampling.scaling_factor)
         score = InParts(score, config.eval.microbatch)
-        draw_rounds(config, sampler, score, parts[index].folder, list(own), guided, meta)
+        draw_rounds(config, sampler, score, parts[index].folder, list(part), guided, meta)
     log.info("The samples are in %s.", parts[0].folder.parent)
 
 
@@ -128,27 +122,19 @@ def rounds_of(
     return rounds.of_classes(sizes, batch_size, classes, chosen, config.eval.num_divisions)
 
 
-def parts_in_words(
-    parts: Sequence[Part], every: Sequence[Round], class_names: Sequence[str]
-) -> str:
-    """The first and the last part that is drawn, classes with their names."""
-    names = [part.name for part in parts]
-    if len(class_names) == len(parts):
-        names = [f"{name} ({of_class})" for name, of_class in zip(names, class_names)]
-    chosen = [names[index] for index in sorted({each.part for each in every})]
-    return f"{chosen[0]} to {chosen[-1]}" if len(chosen) > 1 else "".join(chosen)
-
-
 def draw_rounds(
     config: ConfigDict,
     sampler: "sampling.Sampler",
     score: ScoreFunction,
     folder: pathlib.Path,
-    own: Sequence[Round],
+    part: Sequence[Round],
     guided: bool,
-    provenance: Mapping[str, object],
+    origin: Mapping[str, object],
 ) -> None:
-    """Draw the missing ones of the rounds `own` into ``{folder}/samples_{number}.npz``.
+    """Draw the missing rounds of a part into ``{folder}/samples_{number}.npz``.
+
+    Args:
+        origin: the files' `meta`, without the stream of random numbers.
 
     Raises:
         UserError: samples are not finite, or were drawn with other settings.
@@ -156,17 +142,17 @@ def draw_rounds(
     domain, device = domains.from_config(config.data), get_device(config.device)
     advice = f"remove {folder.parent} to draw anew, or use another --workdir."
     bar = tqdm(
-        total=sum(each.count for each in own),
+        total=sum(each.count for each in part),
         unit=domain.unit,
         desc=f"{folder.parent.name}/{folder.name}",
         disable=not is_first(),
     )
     done = 0
     with bar, logging_redirect_tqdm([log]):
-        for each in own:
+        for each in part:
             path = folder / f"samples_{each.number}.npz"
             stream = sampler.stream(*streams(config.seed, each, guided))
-            meta = dict(provenance, stream=stream[:-1], round=stream[-1])
+            meta = dict(origin, stream=stream[:-1], round=stream[-1])
             if not stands(path, meta, advice, samples=(each.count, *domain.stored_shape), nfe=()):
                 noise = sampler.noise(device, stream, each.count)
                 latents = noise.randn((each.count, *domain.shape))
@@ -181,23 +167,20 @@ def draw_rounds(
 
 
 def check_values(x: torch.Tensor, domain: Images | Points, path: pathlib.Path) -> None:
-    """Warn of samples of which most values are clipped.
+    """Warn if most values of the samples x are clipped.
 
     Raises:
         UserError: a value is not finite.
     """
     if not x.isfinite().all():
         raise UserError(
-            f"{path} came out with NaN or infinite values; nothing was written. Look at the "
-            "checkpoint, and the settings of the sampler."
+            f"The samples of {path} have NaN or infinite values and were not written. Check the "
+            "checkpoint and the sampler's settings."
         )
     if (outside := domain.share_outside(x)) > 0.5:
         log.warning(
-            "%s: %.0f %% of the values lie far outside the range of images, and are clipped to 0 "
-            "or 255. Likely causes: too little training, another SDE or data.centered than in "
-            "training, too few steps, or too strong a guidance.",
-            path,
-            100 * outside,
+            f"{path}: {outside:.0%} of the values lie far outside the range of images and are "
+            "clipped. Check the number of steps, the scale of guidance and the checkpoint."
         )
 
 
@@ -261,13 +244,13 @@ def restore_paths(restore: Sequence[str], restore_classifier: str | None) -> tup
     Raises:
         UserError: more than two were given.
     """
-    count = len(restore) + bool(restore_classifier)
-    if count > 2:
+    paths = [*restore, *([restore_classifier] if restore_classifier else [])]
+    if len(paths) > 2:
         raise UserError(
-            f"{count} checkpoints were given to restore; expected the score model's (--restore) "
-            "and the classifier's (--restore_classifier, or a second --restore)."
+            f"{len(paths)} checkpoints were given to restore; expected the score model's "
+            "(--restore) and the classifier's (--restore_classifier, or a second --restore)."
         )
-    score, second, *_ = (*restore, None, None)
+    score, second = (*restore, None, None)[:2]
     return score, restore_classifier or second
 
 

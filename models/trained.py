@@ -1,6 +1,6 @@
-"""Networks as a training run left them: the score and the classifier of a checkpoint.
+"""Loads the score and the classifier of a checkpoint.
 
-They are built from the configuration that the checkpoint holds, see `storage.descriptions`.
+They are built from the configuration in the checkpoint, see `storage.descriptions`.
 """
 
 import dataclasses
@@ -138,7 +138,6 @@ class SamplingModel:
             None: the samples have no classes.
         origin: what the files of samples say of the weights.
         description: the weights, in words.
-        class_names: of the samples' classes; empty where they are not known.
     """
 
     config: ml_collections.ConfigDict
@@ -146,7 +145,6 @@ class SamplingModel:
     guidance: Callable | None
     origin: dict[str, object]
     description: str
-    class_names: tuple[str, ...] = ()
 
 
 def load_sampling_model(
@@ -159,32 +157,25 @@ def load_sampling_model(
     """
     (_, score_path), *classifiers = checkpoint_paths(config, place)
     trained = load_score(config, score_path, device)
-    loaded = trained.loaded
-    weights = {"checkpoint": loaded.checkpoint, "ema": loaded.ema}
-    if not classifiers:
-        by_class = trained.config.model.get("num_classes")
-        of_score = ("score_step", "score_weights") if by_class else ("checkpoint_step", "weights")
-        origin = {**weights, **dict(zip(of_score, (loaded.step, loaded.fingerprint)))}
-        guidance = functools.partial(ClassifierFreeScore, trained.score) if by_class else None
-        if by_class:
+    loaded, guidance = trained.loaded, None
+    origin, words = {"checkpoint": loaded.checkpoint, "ema": loaded.ema}, str(loaded)
+    if classifiers:
+        ((_, path),) = classifiers
+        classifier, of_classifier, config = load_classifier(trained.config, path, device)
+        guidance = functools.partial(GuidedScore, trained.score, classifier, trained.sde)
+        words = f"score: {loaded}; classifier: {of_classifier}"
+        origin["classifier"] = of_classifier.checkpoint
+        origin["classifier_step"] = of_classifier.step
+        origin["classifier_weights"] = of_classifier.fingerprint
+        origin["classes"] = list(of_classifier.class_names)
+    else:
+        config = trained.config
+        if config.model.get("num_classes"):
+            guidance = functools.partial(ClassifierFreeScore, trained.score)
             origin["classes"] = list(loaded.class_names)
-        return SamplingModel(
-            trained.config, trained, guidance, origin, str(loaded), loaded.class_names
-        )
-    ((_, path),) = classifiers
-    classifier, of_classifier, config = load_classifier(trained.config, path, device)
-    origin = {
-        **weights,
-        "score_step": loaded.step,
-        "score_weights": loaded.fingerprint,
-        "classifier": of_classifier.checkpoint,
-        "classifier_step": of_classifier.step,
-        "classifier_weights": of_classifier.fingerprint,
-        "classes": list(of_classifier.class_names),
-    }
-    guidance = functools.partial(GuidedScore, trained.score, classifier, trained.sde)
-    words = f"score: {loaded}; classifier: {of_classifier}"
-    return SamplingModel(config, trained, guidance, origin, words, of_classifier.class_names)
+    names = ("checkpoint_step", "weights") if guidance is None else ("score_step", "score_weights")
+    origin |= dict(zip(names, (loaded.step, loaded.fingerprint)))
+    return SamplingModel(config, trained, guidance, origin, words)
 
 
 def checkpoint_paths(
@@ -192,12 +183,12 @@ def checkpoint_paths(
 ) -> Iterator[tuple[str, str | os.PathLike]]:
     """Yields the kind and path of each checkpoint of `config`: the score's, then the classifier's.
 
-    Those that ``config.model`` does not name are the workdir's own.
+    Those that ``config.model`` does not name are in the workdir.
     """
-    own = place.checkpoint(config.eval.checkpoint_idx)
-    yield "score model", config.model.get("score_restore_path") or own
+    newest = place.checkpoint(config.eval.checkpoint_idx)
+    yield "score model", config.model.get("score_restore_path") or newest
     if describes_classifier(config):
-        yield "classifier", config.model.classifier_restore_path or own
+        yield "classifier", config.model.classifier_restore_path or newest
 
 
 def adopt_from_checkpoints(
@@ -205,10 +196,9 @@ def adopt_from_checkpoints(
     paths: Iterable[tuple[str, str | os.PathLike]],
     typed: Collection[str] = (),
 ) -> ml_collections.ConfigDict:
-    """`config` with what the checkpoints say that its command loads.
+    """`config` with the networks, SDE and scaling of the checkpoints that its command loads.
 
-    A checkpoint that is not there, cannot be read or is of another kind than asked for changes
-    nothing: whoever loads it says so.
+    A checkpoint that is missing, damaged or of another kind changes nothing: loading it fails.
 
     Args:
         paths: kind and path of each checkpoint, as `checkpoint_paths` gives them.

@@ -59,7 +59,7 @@ class Split:
         classes: the number of classes.
         class_names: in the order of the labels; empty where they are not known.
         identity: what the split holds, wherever it lies: the name of its data set, `classes`
-            (names), `counts` of images, and a `hash` of file names and sizes. None for samples.
+            (names), `counts` of images, and a `hash` of file names and sizes.
     """
 
     images: np.ndarray
@@ -216,7 +216,7 @@ def require_same_data(
     """Refuse to train on other data than those that the checkpoint `where` was trained on.
 
     Args:
-        now: the identity of the training split; None for samples, which are not compared.
+        now: the identity of the training split, if it has one.
         before: the checkpoint's, or some fields of it; None for a checkpoint without one.
 
     Raises:
@@ -225,10 +225,10 @@ def require_same_data(
     if now is None or before is None:
         return
     for field, value in before.items():
-        if now[field] != value:
+        if now.get(field) != value:
             raise UserError(
-                f"{where} was trained on other data: {field} was {value}, and is now {now[field]}. "
-                "Restore them, or begin another run with another --workdir."
+                f"{where} was trained on other data: {field} was {value}, and is now "
+                f"{now.get(field)}. Restore them, or begin another run with another --workdir."
             )
 
 

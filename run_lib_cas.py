@@ -5,6 +5,7 @@ lack what tells the classes apart, or part of a class, teach it less than real i
 """
 
 import functools
+import hashlib
 import os
 import pathlib
 from typing import Any
@@ -77,12 +78,7 @@ def cas(
     job = run_lib.train(
         config,
         run.name,
-        make_job=functools.partial(
-            CASTraining,
-            train_split=train_split,
-            test_split=test_split,
-            record=run.root / "images.json",
-        ),
+        make_job=functools.partial(CASTraining, train_split=train_split, test_split=test_split),
     )
     job.model.eval()
     right = accuracy(job.model, test_split, config.training.batch_size, job.domain, job.device)
@@ -151,8 +147,10 @@ def read_samples(
                 "them with run_lib_sampling.py, or ask for fewer with "
                 "--config.eval.num_samples_all."
             )
-    labels = np.repeat(np.arange(classes), counts)
-    return datasets.Split(np.concatenate(images), labels, classes), dict(origin or {})
+    images, labels = np.concatenate(images), np.repeat(np.arange(classes), counts)
+    # A run does not go on with other samples: `datasets.require_same_data` compares this.
+    identity = {"samples": hashlib.sha256(images).hexdigest(), "counts": counts}
+    return datasets.Split(images, labels, classes, identity=identity), dict(origin or {})
 
 
 def report(place: Workdir, name: str, right: float, settings: dict[str, Any]) -> None:

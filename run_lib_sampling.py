@@ -82,8 +82,8 @@ def sample(
     log_to(place.log_file)
     names = [parts[each.part].name for each in every] or ["none"]
     log.info(
-        f"Drawing {sum(each.count for each in every)} samples, {names[0]} to {names[-1]}, with the sampler "
-        f"{config.sampling.method} on {device}. Weights: {drawn.description}."
+        f"Drawing {sum(each.count for each in every)} samples, {names[0]} to {names[-1]}, with the "
+        f"sampler {config.sampling.method} on {device}. Weights: {drawn.description}."
     )
     meta = {
         **drawn.origin,

@@ -1,7 +1,3 @@
 """Constrained NCSN++ on CIFAR-100: PC sampling and evaluation."""
 
-from configs import common
-
-
-def get_config():
-    return common.qc("c_ncsn", common.CIFAR100)
+from configs.c_ncsn.training.cifar100_ncsnpp_deep_continuous import get_config as get_config

@@ -1,7 +1,3 @@
 """Constrained NCSN++ on CIFAR-10: PC sampling and evaluation."""
 
-from configs import common
-
-
-def get_config():
-    return common.qc("c_ncsn", common.CIFAR10)
+from configs.c_ncsn.training.cifar10_ncsnpp_deep_continuous import get_config as get_config

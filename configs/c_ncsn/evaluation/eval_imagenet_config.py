@@ -1,7 +1,3 @@
 """Constrained NCSN++ on ImageNet-32: PC sampling and evaluation."""
 
-from configs import common
-
-
-def get_config():
-    return common.qc("c_ncsn", common.IMAGENET)
+from configs.c_ncsn.training.imagenet_ncsnpp_deep_continuous import get_config as get_config

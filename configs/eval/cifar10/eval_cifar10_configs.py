@@ -1,7 +1,3 @@
 """DLSM: class-guided sampling and evaluation on CIFAR10."""
 
-from configs import common
-
-
-def get_config():
-    return common.dlsm_classifier(common.CIFAR10, "resnet18_cond")
+from configs.classifier.cifar10_classifier_resnet18_cond_configs import get_config as get_config

@@ -1,7 +1,3 @@
 """DLSM: class-guided sampling and evaluation on CIFAR100."""
 
-from configs import common
-
-
-def get_config():
-    return common.dlsm_classifier(common.CIFAR100, "resnet34_cond")
+from configs.classifier.cifar100_classifier_resnet34_cond_configs import get_config as get_config

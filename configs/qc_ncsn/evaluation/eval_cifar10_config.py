@@ -1,7 +1,3 @@
 """Quasi-conservative NCSN++ on CIFAR-10: PC sampling and evaluation."""
 
-from configs import common
-
-
-def get_config():
-    return common.qc("qc_ncsn", common.CIFAR10)
+from configs.qc_ncsn.training.cifar10_ncsnpp_deep_continuous import get_config as get_config

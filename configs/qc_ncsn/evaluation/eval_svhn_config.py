@@ -1,7 +1,3 @@
 """Quasi-conservative NCSN++ on SVHN: PC sampling and evaluation."""
 
-from configs import common
-
-
-def get_config():
-    return common.qc("qc_ncsn", common.SVHN)
+from configs.qc_ncsn.training.svhn_ncsnpp_deep_continuous import get_config as get_config

@@ -1,7 +1,3 @@
 """Unconstrained NCSN++ on CIFAR-100: PC sampling and evaluation."""
 
-from configs import common
-
-
-def get_config():
-    return common.qc("u_ncsn", common.CIFAR100)
+from configs.u_ncsn.training.cifar100_ncsnpp_deep_continuous import get_config as get_config

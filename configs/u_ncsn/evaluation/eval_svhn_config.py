@@ -1,7 +1,3 @@
 """Unconstrained NCSN++ on SVHN: PC sampling and evaluation."""
 
-from configs import common
-
-
-def get_config():
-    return common.qc("u_ncsn", common.SVHN)
+from configs.u_ncsn.training.svhn_ncsnpp_deep_continuous import get_config as get_config

@@ -82,21 +82,6 @@ def test_a_division_is_a_share_of_each_classs_rounds(config):
     assert files() == both
 
 
-@pytest.mark.parametrize("method", ["pc", "ode"])
-def test_removed_rounds_come_back_with_the_same_bytes(config, method):
-    config.sampling.method = method
-    config.sampling.rtol = config.sampling.atol = 1e-2
-    name = "eval_samples" if method == "pc" else "eval_samples_ode"
-    sample(config, "run", range(2))
-    before = files(name)
-    kept = Workdir("run").class_samples(0, "" if method == "pc" else "_ode") / "samples_0.npz"
-    stamp = kept.stat().st_mtime_ns
-    (kept.parent / "samples_1.npz").unlink()
-    sample(config, "run", range(2))
-    assert files(name) == before
-    assert kept.stat().st_mtime_ns == stamp
-
-
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
@@ -124,21 +109,6 @@ def test_samples_of_other_settings_are_not_mixed(config, field, value, said):
 )
 def test_chosen_classes(mode, first, end, expected):
     assert chosen_classes(10, mode, first, end) == expected
-
-
-@pytest.mark.parametrize(
-    ("mode", "first", "end", "said"),
-    [
-        ("class", 10, None, "--classid"),
-        ("class", 5, 5, "--classidend"),
-        ("class", 5, 11, "--classidend"),
-        ("class", None, None, "--classid"),
-        ("full", 5, None, "--mode class"),
-    ],
-)
-def test_classes_that_do_not_exist_get_a_sentence(mode, first, end, said):
-    with pytest.raises(UserError, match=said):
-        chosen_classes(10, mode, first, end)
 
 
 def test_restore_may_be_given_twice():

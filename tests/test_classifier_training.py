@@ -187,10 +187,3 @@ def test_a_published_classifier_file_loads(cache, tmp_path):
     assert a_from.fingerprint == b_from.fingerprint
     assert a_from.step == 8
     assert not b.training
-
-
-def test_a_classifier_is_what_its_checkpoint_says(cache):
-    tiny_classifier.train(cache, "run")
-    config = tiny_classifier.config("guided", cache, classifier__classes=7, classifier__nf=4)
-    _, _, found = load_classifier(config, Workdir("run").checkpoint(), torch.device("cpu"))
-    assert (found.classifier.classes, found.classifier.nf) == (10, 8)

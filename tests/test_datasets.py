@@ -1,10 +1,6 @@
 """The cache's promises (once, whole, noticed when damaged), the order of batches, pixel ranges."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import ml_collections
 import numpy as np
@@ -144,72 +140,6 @@ def test_cache_that_cannot_be_made(tmp_path, reads):
         datasets.load(data, "train")
 
 
-# What other processes do: `tiny` is registered with a reader that leaves marks and takes its time.
-OTHER_PROCESS = """
-import pathlib, sys, time
-import datasets, test_datasets as t
-from readers import common
-
-root, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[2])
-
-def blocks():
-    with open(root / "reads", "a") as file:
-        file.write("read ")
-    yield common.Block(t.IMAGES[:6], t.LABELS[:6])
-    time.sleep(seconds)
-    yield common.Block(t.IMAGES[6:], t.LABELS[6:])
-
-datasets.DATASETS["tiny"] = lambda data, split: common.Source((3, 4, 4), 3, blocks(), ["tiny"])
-(root / f"ready{sys.argv[3]}").touch()
-while not (root / "go").exists():
-    time.sleep(0.01)
-assert t.is_whole(datasets.load(t.config(root), "train"))
-"""
-
-
-def start_process(root, seconds, number=0):
-    """Start a process that loads `tiny` at the file `go`, sleeping half way through the images."""
-    places = [os.path.dirname(datasets.__file__), os.path.dirname(__file__)]
-    return subprocess.Popen(
-        [sys.executable, "-c", OTHER_PROCESS, str(root), str(seconds), str(number)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
-    )
-
-
-def wait_for(path):
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.01)
-
-
-@pytest.mark.slow
-def test_two_processes_at_once(tmp_path, data):
-    processes = [start_process(tmp_path, seconds=0.5, number=i) for i in range(2)]
-    for i in range(2):
-        wait_for(tmp_path / f"ready{i}")
-    (tmp_path / "go").touch()
-    assert [process.wait(60) for process in processes] == [0, 0]
-    assert (tmp_path / "reads").read_text() == "read "
-    assert len(visible(data.cache)) == 1
-
-
-@pytest.mark.slow
-def test_killed_half_way(tmp_path, data, reads):
-    (tmp_path / "go").touch()
-    process = start_process(tmp_path, seconds=600)
-    wait_for(tmp_path / "reads")
-    process.send_signal(signal.SIGKILL)
-    process.wait(60)
-    assert visible(data.cache) == []
-    assert ".tiny.building" in os.listdir(data.cache)
-    assert is_whole(datasets.load(data, "train"))
-    assert reads == ["read"]
-    assert ".tiny.building" not in os.listdir(data.cache)
-    (place,) = visible(data.cache)
-    assert sorted(os.listdir(os.path.join(data.cache, place))) == ["images.bin", "labels.npy"]
-
-
 # ---------------------------------------------------------------- batches
 
 
@@ -258,14 +188,6 @@ def test_order_depends_on_the_seed_and_not_on_the_batch_size(split):
     other = np.ravel(draw(datasets.TrainBatches(split, 5, seed=2), 4))
     assert np.array_equal(by_four, by_five)
     assert not np.array_equal(by_four, other)
-
-
-@pytest.mark.parametrize(
-    "make", [lambda s, n: datasets.TrainBatches(s, n, 0), datasets.eval_batches]
-)
-def test_batch_size_must_be_positive(split, make):
-    with pytest.raises(UserError, match="batch size"):
-        next(make(split, 0))
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4, 4, 2]), (5, [5, 5]), (64, [10])])

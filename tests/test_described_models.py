@@ -233,17 +233,8 @@ def small(path):
     return flags
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(
-            path,
-            id="/".join(path.parts[-3:]),
-            marks=[] if path in REPRESENTATIVES.values() else pytest.mark.slow,
-        )
-        for path in CONFIGS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", REPRESENTATIVES.values(), ids=lambda p: "/".join(p.parts[-3:]))
 def test_every_configuration_with_every_command(tmp_path, path):
     """Works, or a sentence; never a traceback."""
     for line in COMMANDS:

@@ -184,13 +184,3 @@ def test_a_batch_that_does_not_divide_gets_a_sentence(tmp_path, monkeypatch):
     done = command("main.py --workdir run", tmp_path, tiny.arguments(cache))
     tiny.check_sentence(done, "batch_size is 16; 3 processes need a multiple of 3.")
     assert not (tmp_path / "results").exists()
-
-
-def test_a_batch_norm_sees_the_whole_share(tmp_path, monkeypatch):
-    """A microbatch may be as large as one process's part of the batch, not smaller."""
-    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
-    config = tiny.config(tmp_path, training__microbatch=8)
-    with pytest.raises(UserError, match="microbatch is 8, but this network has batch norms"):
-        run_lib.require_divisible(network, config.training)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    run_lib.require_divisible(network, config.training)

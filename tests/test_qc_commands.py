@@ -115,42 +115,6 @@ def test_a_calculation_does_only_what_is_missing(trained, metric, more, folder):
     assert ok(command(f"{line} --read", trained, UNTYPED)).stdout == first
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("line", "file", "array"),
-    [
-        (
-            "run_lib_evaluation_nll.py {} --bs 2 --atol 0.1 --rtol 0.1 --calculate",
-            "nll/bpd_0.npz",
-            "bpd",
-        ),
-        (
-            "run_lib_evaluation_asym.py {} --bs 2 --nl 2 --calculate",
-            "asym/repeat_0/batch_0.npz",
-            "nasym",
-        ),
-        (
-            "run_lib_sampling.py {} --bs 2 --num_samples 2 --num_divisions 1",
-            "eval_sampling/0/samples_0.npz",
-            "samples",
-        ),
-    ],
-)
-def test_a_microbatch_changes_no_numbers(trained, line, file, array):
-    """Files of another one stand, and what is calculated in parts is the same to rounding."""
-    line, path = line.format(EVAL.format(ROOT)), trained / "results/W" / file
-    ok(command(line, trained, UNTYPED))
-    whole, stamp = load_npz(path, array)[array], path.stat().st_mtime_ns
-    parts = [*UNTYPED, "--config.eval.microbatch=1"]
-    ok(command(line, trained, parts))
-    assert path.stat().st_mtime_ns == stamp
-    path.unlink()
-    ok(command(line, trained, parts))
-    again = load_npz(path, array)[array]
-    # A sample is truncated to whole numbers.
-    np.testing.assert_allclose(again, whole, rtol=1e-3, atol=1 if array == "samples" else 1e-3)
-
-
 def test_raw_and_averaged_weights_lie_side_by_side(trained):
     """The published command takes the raw weights, --ema the averaged ones."""
     line = f"run_lib_evaluation_nll.py {EVAL.format(ROOT)}"

@@ -1,19 +1,13 @@
 """The training loop: files, continuation after every way to stop, and the watch for NaN."""
 
-import os
-import signal
-import time
-
 import numpy as np
 import pytest
 import tiny
 import tiny_classifier
 import torch
-from commands import start
 from test_checkpoints import assert_equal
 
 import run_lib
-from storage import checkpoints
 from storage.workdir import Workdir
 from utils import UserError
 
@@ -69,28 +63,6 @@ def test_the_same_command_continues(here, cache):
     before = Workdir("parts").checkpoint().stat().st_mtime_ns
     run_lib.train(tiny.config(cache), "parts")
     assert Workdir("parts").checkpoint().stat().st_mtime_ns == before
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_writes_the_resume_point(here, cache, number):
-    run_lib.train(tiny.config(cache, training__n_iters=60), "whole")
-    arguments = tiny.arguments(cache, training__n_iters=60)
-    running = start("main.py --workdir run", here, arguments)
-    meta = here / "results/run/checkpoints-meta/checkpoint.pth"
-    deadline = time.time() + 200
-    while not meta.exists() and time.time() < deadline:
-        time.sleep(0.01)
-    os.kill(running.process.pid, number)
-    done = running.wait(limit=100)
-    assert done.returncode == 128 + number, done.stderr
-    assert f"Stopped by {signal.Signals(number).name} after step" in done.stdout
-    assert "Traceback" not in done.stderr
-    stopped_at = checkpoints.read(meta)["step"]
-    assert stopped_at < 60
-    assert f"after step {stopped_at};" in done.stdout
-    run_lib.train(tiny.config(cache, training__n_iters=60), "run")
-    assert_equal(newest("whole"), newest("run"))
 
 
 def test_restore_starts_from_another_run(here, cache, capsys):
@@ -200,14 +172,6 @@ def test_microbatches_give_the_whole_batchs_gradient(cache, kind):
     ours, values = gradients(job, 4)
     check_same_gradients(ours, expected)
     torch.testing.assert_close(values, whole)
-
-
-def test_a_run_in_microbatches_trains_and_continues(here, cache):
-    more = {"training__microbatch": 6}
-    run_lib.train(tiny.config(cache, **more), "whole")
-    run_lib.train(tiny.config(cache, training__n_iters=5, **more), "parts")
-    run_lib.train(tiny.config(cache, **more), "parts")
-    assert_equal(newest("whole"), newest("parts"))
 
 
 def test_mistaken_microbatches_get_a_sentence(here, cache):

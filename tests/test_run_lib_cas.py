@@ -10,7 +10,6 @@ import tiny_classifier
 import torch
 
 import datasets
-import run_lib
 from run_lib_cas import cas, read_samples
 from storage.files import save_npz
 from storage.workdir import Workdir
@@ -146,28 +145,3 @@ def test_mistakes_get_a_sentence(config, here, options, said):
     with pytest.raises(UserError, match=said):
         cas(config, "run", **options)
     assert list(here.iterdir()) == []
-
-
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_the_configs_way_to_compute_and_pictures(config, cache, here, monkeypatch, precision):
-    """Convolutions compute in the precision asked for; a run that wants pictures draws none."""
-    write_samples(here / "samples", cache)
-    config.compute.precision = precision
-    config.training.snapshot_sampling = True
-    seen = set()
-    step = run_lib.training_step
-
-    def spy(state, job, *arguments):
-        hook = torch.nn.modules.module.register_module_forward_hook(
-            lambda module, inputs, output: seen.add((type(module).__name__, output.dtype))
-        )
-        with hook:
-            return step(state, job, *arguments)
-
-    monkeypatch.setattr(run_lib, "training_step", spy)
-    cas(config, "run", samples="samples")
-    dtypes = {dtype for name, dtype in seen if name in ("Conv2d", "Linear")}
-    assert dtypes == {torch.float32 if precision == "fp32" else torch.bfloat16}
-    settings = json.loads(Workdir("run").metrics.read_text())["cas_samples"]["settings"]
-    assert settings["precision"] == precision
-    assert not Workdir("run").cas("samples").snapshot_samples(8).exists()

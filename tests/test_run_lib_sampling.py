@@ -1,6 +1,5 @@
 """Sampling in divisions: exact counts, reproducible bytes, resumption, refusals."""
 
-import io
 import json
 import shutil
 
@@ -9,17 +8,11 @@ import pytest
 import tiny
 import torch
 from commands import command
-from tqdm import tqdm
 
 import evaluation
 import run_lib
-import run_lib_sampling
-import sampling
 from metrics.sample_sets import numbered_rounds
-from models.ncsnpp import NCSNpp
 from run_lib_sampling import sample
-from samplers.progress import RoundProgress
-from samplers.rounds import Round, split_rounds
 from storage import checkpoints
 from storage.files import load_npz
 from storage.provenance import code_version
@@ -49,13 +42,6 @@ def config(run, monkeypatch):
 def files(name="eval_sampling"):
     root = Workdir("run").root / name
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.npz")}
-
-
-def test_rounds_add_up():
-    rounds = [Round(3, 0, 100, 10), Round(3, 1, 110, 10), Round(3, 2, 120, 5)]
-    assert split_rounds(3, 25, 10, first=100) == rounds
-    assert split_rounds(0, 20, 10) == [Round(0, 0, 0, 10), Round(0, 1, 10, 10)]
-    assert split_rounds(0, 0, 10) == []
 
 
 def test_a_thousand_samples_in_seven_divisions(config):
@@ -146,36 +132,11 @@ def test_a_division_out_of_range_gets_a_sentence(config, index):
         sample(config, "run", division_idx=index)
 
 
-@pytest.mark.parametrize(("factor", "warned"), [(30.0, True), (0.05, False)])
-def test_samples_that_are_mostly_clipped_get_a_warning(config, monkeypatch, caplog, factor, warned):
-    monkeypatch.setattr(
-        sampling.PCSampler, "__call__", lambda self, score, x, *_, **__: (factor * x, 1)
-    )
-    monkeypatch.setattr(run_lib_sampling, "log_to", lambda path: None)
-    monkeypatch.setattr(run_lib_sampling.log, "propagate", True)
-    sample(config, "run", division_idx=0)
-    found = {each.getMessage() for each in caplog.records if each.levelname == "WARNING"}
-    assert len(found) == warned
-    assert all("samples_0.npz" in text for text in found)
-
-
-def test_progress_of_an_ode_is_that_of_time():
-    bar = tqdm(total=30, file=io.StringIO())
-    progress = RoundProgress(bar, 20, 10, None)
-    for share, time, nfe in ((0.0, 1.0, 2), (0.25, 0.75, 8), (0.25, 0.75, 14)):
-        progress(share, time, nfe)
-    assert bar.n == 22
-    assert bar.postfix == "nfe=14, t=0.75"
-
-
-@pytest.mark.parametrize("continuous", [True, False])
-def test_the_sampler_has_its_own_number_of_steps(run, monkeypatch, continuous):
-    """--num_scales leaves the network, and what it is conditioned on, as they were trained."""
+def test_the_sampler_has_its_own_number_of_steps(run, monkeypatch):
+    """--num_scales does not change the network's number of noise levels."""
     monkeypatch.chdir(run)
-    more = {"training__continuous": continuous, "model__num_scales": 20}
-    if not continuous:
-        more["model__embedding_type"] = "positional"
-    name = f"steps-{continuous}"
+    more = {"model__num_scales": 20}
+    name = "steps"
     run_lib.train(tiny.config(run / "cache", training__n_iters=1, **more), name)
     few = {**more, "eval__num_samples": 2, "eval__num_divisions": 1}
     arguments = tiny.arguments(run / "cache", **few)
@@ -184,20 +145,6 @@ def test_the_sampler_has_its_own_number_of_steps(run, monkeypatch, continuous):
     file = load_npz(run / "results" / name / "eval_sampling/0/samples_0.npz", "nfe", "meta")
     assert int(file["nfe"]) == 10
     assert json.loads(str(file["meta"]))["sampling"]["num_scales"] == 5
-
-    conditions, forward = [], NCSNpp.forward
-
-    def spy(network, x, cond, directions=None):
-        conditions.append(float(cond[0]))
-        return forward(network, x, cond, directions)
-
-    monkeypatch.setattr(NCSNpp, "forward", spy)
-    shutil.rmtree(run / "results" / name / "eval_sampling")
-    sample(tiny.config(run / "cache", **few, sampling__num_scales=5), name)
-    # Corrector and predictor at each of five times from 1 down; labels rise from 0 to 19.
-    times = torch.linspace(1, 1e-5, 5).repeat_interleave(2)
-    expected = 0.03 * (6.0 / 0.03) ** times if continuous else torch.round((1 - times) * 19)
-    torch.testing.assert_close(torch.tensor(conditions), expected, rtol=1e-4, atol=0)
 
 
 # ---------------------------------------------------------------- samplers by name

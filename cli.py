@@ -156,7 +156,7 @@ def _parse_flags(arguments, lists, words):
         fail(_last_line(error))
     except (AttributeError, KeyError) as error:
         fail(_unknown_field(error))
-    except Exception as error:  # whatever the configuration file itself raises
+    except Exception as error:  # raised by the configuration file
         fail(f"The configuration cannot be loaded: {type(error).__name__}: {_last_line(error)}")
 
 
@@ -167,7 +167,7 @@ def _unknown_field(error):
 
 
 def _last_line(error):
-    """The gist of an error whose text may hold a whole traceback."""
+    """The first and the last line of an error message, which may contain a traceback."""
     flag, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or ["unknown"]
     return f"{flag.removesuffix(':')}: {rest[-1]}" if rest else flag
 
@@ -185,7 +185,7 @@ def _guarded(main):
             raise
         fail(f"{error.strerror}: {error.filename}." if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:
-        # PyTorch has no one type for it: CUDA's allocator says the first, the CPU's the second.
+        # CUDA's allocator raises the first message, the CPU's the second.
         signs = ("out of memory", "can't allocate memory")
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in signs):
             raise
@@ -199,7 +199,7 @@ def _guarded(main):
 
 
 def _in_flags(message):
-    """`message` with the flags that were typed in place of the fields that they set."""
+    """`message` with typed flags in place of the fields that they set."""
     for field, flag in _set_by.items():
         message = re.sub(rf"(--)?config\.{re.escape(field)}\b", f"--{flag}", message)
     return message
@@ -207,7 +207,7 @@ def _in_flags(message):
 
 def fail(message: object) -> NoReturn:
     """Print a sentence to standard error and exit with status 1."""
-    # One line, whatever names of files are in it: none may move the cursor or add a line.
+    # Names of files may contain control characters.
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
     print(f"Error: {text}", file=sys.stderr)
     sys.exit(1)

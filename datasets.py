@@ -1,9 +1,8 @@
 """Data sets as memory-mapped arrays, and batches drawn from them.
 
-A data set is one line in `DATASETS`: its name and its reader (`readers` says what a reader is).
-`load` reads a split once, into ``data.cache``; from then on it is mapped from there. Images are
-uint8 (N, C, H, W) and points float32 (N, D) until their domain's `to_model` turns a batch into the
-model's range, on whatever device the batch is on.
+A data set is one line in `DATASETS`: its name and its reader, see `readers.common`. `load` reads a
+split once, into ``data.cache``, and memory-maps it. Images are uint8 (N, C, H, W), points float32
+(N, D); the domain's `to_model` scales a batch to the model's range on the batch's device.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ from readers.idx import idx_or_tfds
 from readers.imagenet32 import imagenet32
 from readers.points import checkerboard, gaussian_8, moons, points, spiral_2
 from readers.tfds import tfds
-from storage.files import atomic_write, exclusive
+from storage.files import atomic_write, file_lock
 from utils import UserError, log, lookup, random_stream, require_positive
 
 # The name in `config.data.dataset` -> its reader. A new data set is added here.
@@ -58,8 +57,8 @@ class Split:
         labels: int64 (N,), each in [0, classes).
         classes: the number of classes.
         class_names: in the order of the labels; empty where they are not known.
-        identity: what the split holds, wherever it lies: the name of its data set, `classes`
-            (names), `counts` of images, and a `hash` of file names and sizes.
+        identity: the name of the data set, `classes` (names), `counts` of images, and a `hash` of
+            file names and sizes; it does not depend on the folder.
     """
 
     images: np.ndarray
@@ -78,9 +77,8 @@ class Split:
 def load(data: ml_collections.ConfigDict, split: str) -> Split:
     """Open a split of ``data.dataset``, building its cache under ``data.cache`` at first use.
 
-    The cache is built under a lock, in a directory that takes its name when it is whole, so that
-    two processes may start at once and one may be killed. Its name depends on the raw files'
-    paths, sizes and times: changed files are read anew.
+    The cache is built under a lock, in a directory that is renamed when it is complete. Its name
+    depends on the paths, sizes and times of the raw files: changed files are read again.
 
     Args:
         data: ``config.data``.
@@ -98,7 +96,7 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
     if (cached := _open(place, raw)) is None:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with exclusive(place.parent / f".{data.dataset}.lock"):
+            with file_lock(place.parent / f".{data.dataset}.lock"):
                 # Another process may have built it meanwhile.
                 if (cached := _open(place, raw)) is None:
                     _build(place, raw, data.dataset, split)
@@ -167,12 +165,12 @@ def _open(place, source):
 
 
 def _build(place, source, dataset, split):
-    """Write the blocks of `source` to the directory `place`, which appears when it is whole."""
+    """Write the blocks of `source` to the directory `place`."""
     name = f"{dataset} {split}"
     log.info("Preparing %s in %s.", name, place)
     temporary = place.parent / f".{dataset}.building"
     try:
-        # Under the lock, whatever lies here was left behind by a process that was killed.
+        # Under the lock, files that are here were left by a killed process.
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         labels = []
@@ -272,7 +270,7 @@ class TrainBatches:
 
 
 def fixed_batch(split: Split, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every call the same `count` images (all, where there are fewer) and their labels."""
+    """The same `count` images (all, where there are fewer) and labels at every call."""
     chosen = np.sort(random_stream("fixed batch", seed).permutation(len(split))[:count])
     return torch.from_numpy(split.images[chosen]), torch.from_numpy(split.labels[chosen])
 
@@ -286,7 +284,7 @@ def eval_batches(split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, 
 
 
 def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`x`, a tensor of the host, on `device`; the host does not wait for a GPU to have taken it."""
+    """Copy `x` from the host to `device`, asynchronously to a GPU."""
     if device.type == "cuda":
-        x = x.pin_memory()  # a GPU copies by itself from nothing else
+        x = x.pin_memory()  # an asynchronous copy needs it
     return x.to(device, non_blocking=True)

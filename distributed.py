@@ -1,10 +1,9 @@
-"""Training in several processes, each on its own rows of every batch.
+"""Training in several processes, each on a shard of every batch.
 
-``torchrun --nproc_per_node=N main.py …`` starts the processes, on several machines through its
-rendezvous. Each of them draws the whole batch and all of its random numbers and takes its rows, so
-that neither depends on how many there are. DistributedDataParallel averages the gradients, over
-NCCL on GPUs and Gloo on CPUs; batch norms take their statistics of all rows (`mean`). The first
-process alone writes files and logs. Without torchrun nothing of this is used.
+``torchrun --nproc_per_node=N main.py …`` starts the processes, on one or several machines. Each
+draws the whole batch and its random numbers and takes its rows, so that the draws do not depend on
+the number of processes. DistributedDataParallel averages the gradients, over NCCL on GPUs and Gloo
+on CPUs; batch norms use the statistics of all rows (`mean`). Rank 0 writes files and logs.
 """
 
 import contextlib
@@ -20,8 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from storage.provenance import differences
 from utils import UserError, rank_and_size
 
-# How long processes wait while the first one validates and draws pictures. If one dies, torchrun
-# ends them all at once, whatever this is.
+# The time that processes wait for validation and samples of rank 0. If one dies, torchrun ends all.
 PATIENCE = datetime.timedelta(days=1)
 
 
@@ -30,7 +28,7 @@ Objective = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
 class ObjectiveModule(nn.Module):
-    """An objective and its model as one module, in whose forward pass a step's passes lie."""
+    """An objective and its model as one module, as DistributedDataParallel needs."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
@@ -43,12 +41,12 @@ class ObjectiveModule(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """The processes of a training run, as one of them sees them.
+    """The processes of a training run.
 
     Attributes:
         objective: of images, labels and draws; its backward pass averages the gradients.
-        rank, size: the number of this process, and how many there are.
-        waiting: the group over which they wait for each other, on the CPU.
+        rank, size: the number of this process, and the number of processes.
+        waiting: their group for synchronisation on the CPU.
     """
 
     objective: Objective
@@ -57,12 +55,12 @@ class World:
     waiting: dist.ProcessGroup | None = None
 
     def rows(self, batch_size: int) -> slice:
-        """The rows of this process, a slice, in a batch of all processes."""
+        """The rows of this process in a batch, a slice."""
         share = batch_size // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def largest(self, number: int) -> int:
-        """The largest of the processes' whole numbers; they wait for each other here."""
+        """The maximum of an integer over the processes, a synchronisation."""
         if self.size == 1:
             return number
         largest = torch.tensor(number)
@@ -99,8 +97,8 @@ def join(
         step = DistributedDataParallel(
             ObjectiveModule(model, objective),
             device_ids=None if gpu is None else [gpu],
-            # Also keeps the order in which gradients are added the same in all steps (otherwise the
-            # first differs), so that of three processes, too, a run continues bit for bit.
+            # Keeps the order of gradient sums equal in all steps (otherwise the first differs), so
+            # that a continued run is bitwise equal with three processes too.
             find_unused_parameters=True,
         )
         yield World(step, rank, size, waiting)
@@ -126,7 +124,7 @@ def size() -> int:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes; every one of them depends on it, so gradients add up too."""
+    """The sum over the processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx, x):

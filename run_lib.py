@@ -47,26 +47,25 @@ def train(
     make_job: MakeJob = ScoreTraining,
     typed: Collection[str] = (),
 ) -> Job:
-    """Train until ``config.training.n_iters`` updates are done; run again, it continues.
+    """Train for ``config.training.n_iters`` updates, or continue the run in `workdir`.
 
-    The processes that torchrun started train together, see `distributed`.
+    The processes of torchrun train together, see `distributed`.
 
     Args:
         workdir: name of the run, see `Workdir`.
         restore: checkpoint to start from, unless the workdir has a resume point.
-        make_job: what is trained, a function of (config, device) such as `ScoreTraining`. What
-            its `config` says is kept in the checkpoints.
-        typed: names of fields that were typed on the command line: where a checkpoint says
-            otherwise, they are refused.
+        make_job: function of (config, device) to the job, such as `ScoreTraining`.
+        typed: names of fields that were typed on the command line; they are refused if a
+            checkpoint contradicts them.
 
     Returns:
         The job, whose model has the weights of the last step.
 
     Raises:
-        UserError: something that was asked for does not exist or does not fit.
+        UserError: a file is missing, or does not fit the configuration.
     """
     place = Workdir(workdir)
-    # Before the state is read: it must be the newest when training goes on from it.
+    # The lock is taken before the state is read: no other run may write a newer one.
     with place.sole_trainer() if is_first() else contextlib.nullcontext():
         return _train(config, place, restore, make_job, typed)
 
@@ -93,7 +92,7 @@ def _train(config, place, restore, make_job, typed):
         log.info("%s", sentence)
     if is_first() and state.step and is_snapshot(state, training):
         path = place.checkpoint(state.step // training.snapshot_freq)
-        if path.exists():  # a kill came between the snapshot and its other names
+        if path.exists():  # a kill may have come before its links were made
             publish(path, place)
     if state.step >= training.n_iters and picture_files(state, training, place) is None:
         log.info("Step %d is not before the last, %d: nothing to do.", state.step, training.n_iters)
@@ -121,7 +120,7 @@ def _train(config, place, restore, make_job, typed):
         bar = stack.enter_context(progress_bar(state, training, job.domain.unit))
         saved = state.step
         with contextlib.suppress(Stopped):
-            draw_pictures(state, job, place, stop)  # a kill came before they were drawn
+            draw_pictures(state, job, place, stop)  # a kill may have come before they were drawn
         while True:
             stopped_by = world.largest(stop.signal)
             if stopped_by:
@@ -132,7 +131,7 @@ def _train(config, place, restore, make_job, typed):
                     signal.Signals(stopped_by).name,
                     state.step,
                 )
-                world.largest(0)  # torchrun ends all processes when the first of them exits
+                world.largest(0)  # torchrun ends all processes when one of them exits
                 sys.exit(128 + stopped_by)
             if state.step >= training.n_iters:
                 break
@@ -146,7 +145,7 @@ def _train(config, place, restore, make_job, typed):
                 bar.set_postfix(step=state.step, loss=f"{numbers['loss']:.4g}")
                 if is_first():
                     write_scalars(writer, "train", numbers, state.step)
-            # What could be lost is saved before anything that takes long.
+            # Save before validation and sampling, which take long.
             due = state.step % training.snapshot_freq_for_preemption == 0
             if due or is_snapshot(state, training):
                 save(state, config, place, watch)
@@ -166,9 +165,9 @@ def prepare(
     make_job: MakeJob,
     typed: Collection[str],
 ) -> tuple[Job, TrainState, resuming.Start, list[str]]:
-    """The job, its state, where it begins, and sentences about that.
+    """The job, its state, its start, and sentences about it for the log.
 
-    Nothing is written. Arguments and errors are those of `train`.
+    Writes nothing. Arguments and errors are those of `train`.
     """
     device = get_device(config.device)
     start = resuming.find(place, restore)
@@ -187,11 +186,11 @@ def prepare(
 
 
 def require_divisible(model: torch.nn.Module, training: ml_collections.ConfigDict) -> None:
-    """Check that the batch can be shared out as ``config.training.microbatch`` and torchrun ask.
+    """Check that processes and microbatches can share the batch.
 
     Raises:
-        UserError: the processes do not divide it, or the microbatch splits what a batch norm must
-            see whole.
+        UserError: the number of processes does not divide the batch, or a microbatch would split
+            the batch of a batch norm.
     """
     _, size = rank_and_size()
     if training.batch_size % size:
@@ -209,7 +208,7 @@ def require_divisible(model: torch.nn.Module, training: ml_collections.ConfigDic
 
 
 def agreed(state: TrainState, config: ml_collections.ConfigDict) -> dict[str, object]:
-    """What the processes of a run must have in common, by name."""
+    """The step, the position and the fields that must be equal in all processes of a run."""
     fields = flatten({"config": config.to_dict()})
     for name in ("device", *resuming.PLACES):
         del fields[f"config.{name}"]
@@ -220,8 +219,8 @@ def training_step(
     state: TrainState, job: Job, batches: datasets.TrainBatches, world: distributed.World
 ) -> dict[str, torch.Tensor]:
     """One update; returns the detached values of the objective and the gradient norm."""
-    # Seeding each step by its number makes its draws a function of (seed, step): a run that is
-    # cut anywhere and continued draws what an uninterrupted one draws.
+    # The draws of a step are a function of (seed, step), so a continued run repeats those of an
+    # uninterrupted one.
     seed_default_generators("training step", job.config.seed, state.step)
     values = gradients(state, job, batches, world)
     norm = losses.optimize(state.optimizer, state.ema.parameters, state.step, job.config.optim)
@@ -234,13 +233,13 @@ def training_step(
 def gradients(
     state: TrainState, job: Job, batches: datasets.TrainBatches, world: distributed.World
 ) -> dict[str, torch.Tensor]:
-    """Leave the gradients of the next batch in the parameters; returns the objective's values."""
+    """Set the parameters' gradients for the next batch; returns the objective's values."""
     images, labels = (datasets.upload(part, job.device) for part in next(batches))
     x = job.domain.to_model(images, train=True)
     draws = job.objective.draw(x)
     part = losses.rows_of(x, labels, draws, world.rows(len(x)))
     if world.size > 1:
-        # Unlike the draws above, dropout's masks depend on the number of processes.
+        # Dropout masks, unlike the draws above, depend on the number of processes.
         seed_default_generators("dropout", job.config.seed, state.step, world.rank)
     job.model.train()
     state.optimizer.zero_grad(set_to_none=True)
@@ -282,7 +281,7 @@ def validate(
 ) -> None:
     """Write the job's validation values, with averaged weights, to the log and TensorBoard.
 
-    The images and all that is drawn are the same at every step: what changes is the model.
+    The images and random draws are the same at every step.
 
     Raises:
         Stopped: a signal came; nothing is written.
@@ -304,14 +303,14 @@ def write_scalars(writer: ScalarWriter, split: str, numbers: dict[str, float], s
 
 
 def is_snapshot(state: TrainState, training: ml_collections.ConfigDict) -> bool:
-    """Whether the step is one of which a snapshot and pictures are kept."""
+    """Whether a snapshot and its samples are written at the step."""
     return state.step == training.n_iters or state.step % training.snapshot_freq == 0
 
 
 def save(
     state: TrainState, config: ml_collections.ConfigDict, place: Workdir, watch: FiniteWatch
 ) -> None:
-    """Write a snapshot if the step is one of theirs, else the resume point alone."""
+    """Write a snapshot if one is due, else the resume point."""
     watch.check()
     if not is_first():
         return
@@ -325,7 +324,7 @@ def save(
 
 
 def publish(path: pathlib.Path, place: Workdir) -> None:
-    """Make the newest checkpoint and the resume point other names of the snapshot at `path`."""
+    """Link the newest checkpoint and the resume point to the snapshot at `path`."""
     for name in (place.checkpoint(), place.resume_point):
         checkpoints.publish(path, name)
 
@@ -333,7 +332,7 @@ def publish(path: pathlib.Path, place: Workdir) -> None:
 def picture_files(
     state: TrainState, training: ml_collections.ConfigDict, place: Workdir
 ) -> tuple[pathlib.Path, pathlib.Path] | None:
-    """The files of the step's pictures; None if there is nothing to draw, or both are there."""
+    """The files of the step's samples; None if none are due, or both exist."""
     if not (training.snapshot_sampling and state.step and is_snapshot(state, training)):
         return None
     files = [place.snapshot_samples(state.step) / name for name in ("sample.png", "sample.np")]
@@ -341,7 +340,7 @@ def picture_files(
 
 
 def draw_pictures(state: TrainState, job: Job, place: Workdir, stop: StopRequest) -> None:
-    """Write the job's pictures, if they are due and missing, drawn with averaged weights.
+    """Write the job's samples with averaged weights, if they are due and missing.
 
     Raises:
         Stopped: a signal came; nothing is written.

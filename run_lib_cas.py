@@ -1,7 +1,6 @@
 """Classification accuracy score (CAS; Ravuri and Vinyals, NeurIPS 2019).
 
-A classifier is trained on generated samples alone and tested on the real test images: samples that
-lack what tells the classes apart, or part of a class, teach it less than real images would.
+A classifier is trained on generated samples alone and tested on real test images.
 """
 
 import functools
@@ -23,7 +22,7 @@ from training.cas import CASTraining
 from training.classifier import accuracy
 from utils import UserError, is_first, log, require_positive, shares
 
-REAL = "real"  # the set-up of the reference line
+REAL = "real"  # the set-up that trains on real images, for reference
 
 
 def cas(
@@ -34,9 +33,8 @@ def cas(
 ) -> float:
     """Train on the samples of a set-up and test on the real test images.
 
-    Run again, it continues from its last resume point; torchrun's processes train together. The
-    accuracy is printed and kept in the workdir's ``metrics.json``, beside that of the set-up
-    "real", trained on real images.
+    Run again, it continues from its resume point. The accuracy is printed and recorded in the
+    workdir's ``metrics.json``, beside that of the set-up "real".
 
     Args:
         setup: base, ours, scale or real; names the samples unless `samples` does.
@@ -92,7 +90,7 @@ def source(
 ) -> tuple[str, pathlib.Path | None]:
     """The name of the CAS run and the folder of its samples, None for real images.
 
-    The samples of a set-up lie in the published place, else in ``eval_samples``.
+    The samples of a set-up are in the published folder, else in ``eval_samples``.
 
     Raises:
         UserError: neither `setup` nor `samples` is given, or the folder does not exist.
@@ -104,10 +102,10 @@ def source(
             raise UserError("--setup real trains on real images; it takes no --samples.")
         return REAL, None
     run = f"classifier_{config.data.dataset.lower()}_{{}}_{config.classifier.model}"
-    own, base = (Workdir(run.format(name)).root for name in (setup, "base"))
-    places = [own / "sample", own / "eval_samples"]
+    root, base = (Workdir(run.format(name)).root for name in (setup, "base"))
+    places = [root / "sample", root / "eval_samples"]
     if setup == "scale":  # drawn with --scale 10, there or in the workdir of the base classifier
-        places += [root / "eval_samples_scale10" for root in (own, base)]
+        places += [folder / "eval_samples_scale10" for folder in (root, base)]
     places = places if samples is None else [pathlib.Path(samples)]
     for folder in places:
         if folder.is_dir():
@@ -148,13 +146,13 @@ def read_samples(
                 "--config.eval.num_samples_all."
             )
     images, labels = np.concatenate(images), np.repeat(np.arange(classes), counts)
-    # A run does not go on with other samples: `datasets.require_same_data` compares this.
+    # `datasets.require_same_data` refuses to continue a run with other samples.
     identity = {"samples": hashlib.sha256(images).hexdigest(), "counts": counts}
     return datasets.Split(images, labels, classes, identity=identity), dict(origin or {})
 
 
 def report(place: Workdir, name: str, right: float, settings: dict[str, Any]) -> None:
-    """Keep the accuracy in ``metrics.json``; print it beside the reference, if there is one."""
+    """Record the accuracy in ``metrics.json``; print it beside the reference, if there is one."""
     place.record(**{f"cas_{name}": {"accuracy": right, "settings": settings}})
     results = place.recorded()
     for key in (f"cas_{REAL}", f"cas_{name}"):

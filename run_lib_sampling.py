@@ -29,7 +29,7 @@ from samplers import rounds
 from samplers.progress import RoundProgress
 from samplers.rounds import Round
 from storage import descriptions, settings
-from storage.files import save_npz, save_picture, stands, to_json
+from storage.files import is_up_to_date, save_npz, save_picture, to_json
 from storage.settings import describes_classifier, draws_by_class, number_of_classes
 from storage.workdir import Workdir
 from utils import UserError, get_device, is_first, log, log_to, rank_and_size
@@ -153,7 +153,9 @@ def draw_rounds(
             path = folder / f"samples_{each.number}.npz"
             stream = sampler.stream(*streams(config.seed, each, guided))
             meta = dict(origin, stream=stream[:-1], round=stream[-1])
-            if not stands(path, meta, advice, samples=(each.count, *domain.stored_shape), nfe=()):
+            if not is_up_to_date(
+                path, meta, advice, samples=(each.count, *domain.stored_shape), nfe=()
+            ):
                 noise = sampler.noise(device, stream, each.count)
                 latents = noise.randn((each.count, *domain.shape))
                 progress = RoundProgress(bar, done, each.count, sampler.steps)

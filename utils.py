@@ -1,7 +1,4 @@
-"""What every module may lean on: errors for the user, random streams, the log, the device.
-
-Nothing here knows about score models; arrows point only towards this file.
-"""
+"""Errors for the user, random streams, the log and the device."""
 
 import hashlib
 import json
@@ -21,7 +18,7 @@ log = logging.getLogger("dlsm_qc")
 
 
 class UserError(Exception):
-    """A mistake of the caller: its text says what was given, what was expected, what to do."""
+    """A mistake of the user; its message says what was found, what was expected and what to do."""
 
 
 def lookup(table: Mapping, name: object, field: str) -> Any:
@@ -98,12 +95,12 @@ def shares(total: int, parts: int) -> list[int]:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """The number of this process among those that torchrun started, and how many: else 0, 1."""
+    """The rank of this process under torchrun, and the number of processes; else 0, 1."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_first() -> bool:
-    """Whether this is the process that logs and writes what is written once: rank 0."""
+    """Whether this is rank 0, which logs and writes."""
     return rank_and_size()[0] == 0
 
 
@@ -142,7 +139,7 @@ def log_to(path: str | os.PathLike | None = None) -> None:
 def get_device(name: str) -> "torch.device":
     """The torch device of ``config.device``; ``auto`` is CUDA where there is one, else the CPU.
 
-    Each of the processes that torchrun started on a machine has a GPU of its own.
+    Each process of torchrun on a machine gets one GPU.
 
     Raises:
         UserError: the name is no device, or CUDA is asked for and absent.

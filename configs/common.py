@@ -61,7 +61,7 @@ def base(dataset):
     model.scale_by_sigma = True
     model.num_classes = placeholder(int)  # none: the network takes no labels
     model.ema_rate = 0.999
-    model.score_restore_path = placeholder(str)  # none: the workdir's own
+    model.score_restore_path = placeholder(str)  # none: the one in the workdir
 
     config.optim = optim = ml_collections.ConfigDict()
     optim.optimizer = "Adam"
@@ -79,10 +79,10 @@ def base(dataset):
     training.reduce_mean = False
     training.eps = 1e-5
     training.n_iters = 450001
-    training.init_step = 0  # of a restored file that holds no step of its own
+    training.init_step = 0  # of a restored file without a step
     training.batch_size = 128  # of all processes together
-    training.microbatch = placeholder(int)  # images of a process at a time; none: all of its own
-    training.label_dropout = 0.1  # share of labels that a network which takes them is not told
+    training.microbatch = placeholder(int)  # images of a process at a time; none: all
+    training.label_dropout = 0.1  # share of labels that are dropped, with model.num_classes
     training.log_freq = 50
     training.eval_freq = 100
     training.snapshot_freq = 10000
@@ -112,7 +112,7 @@ def base(dataset):
     sampling.atol = 1e-5  # of the sampler ode
     sampling.rtol = 1e-5
     sampling.scaling_factor = 1.0  # of the guidance, where samples are drawn by class
-    # Samples of another scale lie in eval_samples_scale{S}; none: of scaling_factor itself.
+    # Samples of another scale are in eval_samples_scale{S}; none: that of scaling_factor.
     sampling.plain_scale = placeholder(float)
 
     config.eval = evaluation = ml_collections.ConfigDict()
@@ -146,7 +146,7 @@ SHARED = (
 
 
 def other_network(config, name, **options):
-    """`config` with the network `name` and its `options` in place of NCSN++ and its own."""
+    """`config` with the network `name` and its `options` in place of those of NCSN++."""
     for field in list(config.model):
         if field not in SHARED:
             del config.model[field]
@@ -194,14 +194,14 @@ def dlsm_classifier(dataset, network):
     model.weighting_ce = 0.0
     model.coef = 1.0
     model.score_restore_path = f"results/score_{dataset.lower()}/checkpoints/checkpoint.pth"
-    model.classifier_restore_path = placeholder(str)  # none: the workdir's own
+    model.classifier_restore_path = placeholder(str)  # none: the one in the workdir
 
     training = config.training
     training.batch_size = 150
     training.n_iters = 60001 if dataset == CIFAR100 else 60000
     training.eval_freq = 500
     training.snapshot_freq = 50000 if dataset == CIFAR100 else 5000
-    # The samplers' smallest time, the SDE's own, is the classifier's too.
+    # The classifier's smallest time is the SDE's, as in sampling.
     del training.eps
     del training.label_dropout
     return config

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import domains
 from metrics import extractors, feature_classifier, sharing
 from metrics.sample_sets import find_samples, mean_nfe
-from storage.files import load_npz, save_npz, stands, to_json
+from storage.files import is_up_to_date, load_npz, save_npz, to_json
 from storage.settings import draws_by_class
 from storage.workdir import Workdir, variant
 from utils import UserError, get_device, is_first, log, log_to, lookup, require_positive
@@ -210,7 +210,7 @@ def _write(config, path, extractor, batches, meta, together=True, **more):
     shapes = {name: np.shape(array) for name, array in more.items()}
     shapes |= {"pool_3": (count, extractor.pool_width), logits: (count, extractor.logit_width)}
     place = path if together else path.parent.parent
-    if stands(path, meta, f"remove {place} to encode anew.", **shapes):
+    if is_up_to_date(path, meta, f"remove {place} to encode anew.", **shapes):
         if together:
             log.info("%s stands.", path)
         return False

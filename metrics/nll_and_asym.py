@@ -25,7 +25,7 @@ from models import jacobian
 from models.trained import TrainedScore, load_score
 from samplers.progress import RoundProgress
 from storage import descriptions
-from storage.files import atomic_write, load_npz, read_meta, save_npz, stands, to_json
+from storage.files import atomic_write, is_up_to_date, load_npz, read_meta, save_npz, to_json
 from storage.provenance import differences
 from storage.workdir import Workdir, score_entry
 from utils import UserError, get_device, is_first, log, log_to, lookup
@@ -114,7 +114,7 @@ def calculate_nll(config: ml_collections.ConfigDict, workdir: str, use_ema: bool
     with progress_bar(sum(map(run.size, own)), "NLL") as bar:
         for batch in own:
             path = run.place.nll(batch, use_ema)
-            if not stands(path, meta, advice, bpd=(run.size(batch),), nfe=()):
+            if not is_up_to_date(path, meta, advice, bpd=(run.size(batch),), nfe=()):
                 noise = sampling.SeededNoise(run.device, "nll", config.seed, batch)
                 x = run.domain.to_density(run.images(batch), noise.rand)
                 v = jacobian.rademacher(noise.randn((1, *x.shape)))
@@ -193,7 +193,7 @@ def calculate_asym(config: ml_collections.ConfigDict, workdir: str, use_ema: boo
         for repeat, batch in own:
             path = run.place.asym(repeat, batch, use_ema)
             shape = (levels, run.size(batch))
-            if not stands(path, meta, advice, asym=shape, nasym=shape):
+            if not is_up_to_date(path, meta, advice, asym=shape, nasym=shape):
                 values = _asym_of_batch(run, times, slices, estimator, repeat, batch, bar)
                 require_finite(values, f"The asymmetry of batch {batch}")
                 save_npz(path, asym=values[0], nasym=values[1], meta=to_json(meta))

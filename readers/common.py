@@ -1,11 +1,8 @@
-"""What all readers of raw data sets share.
+"""The interface of readers of raw data sets.
 
 A reader is a function ``reader(data, split) -> Source``: `data` is ``config.data``, `split` is
-``"train"`` or ``"test"``. It looks at names and sizes only; the images are read when
-``Source.blocks`` is walked, which `datasets` does once, to build its cache.
-
-Every file is somebody else's: what does not fit is a UserError that names the file, what was
-found and what was expected.
+``"train"`` or ``"test"``. It reads names and sizes only; iterating over ``Source.blocks`` reads the
+images. A file that does not fit is a UserError that names it.
 """
 
 import os
@@ -21,7 +18,7 @@ BLOCK = 100  # images read before they are written on
 
 
 class MissingSplit(UserError):
-    """The data set is there, and has no such split."""
+    """The data set has no such split."""
 
 
 class Block(NamedTuple):
@@ -37,13 +34,12 @@ class Source(NamedTuple):
     Attributes:
         shape: (C, H, W) of every image, (D,) of points.
         classes: how many labels there are.
-        blocks: the images in order; an iterator that reads as it goes.
-        identity: what a cached copy depends on, such as files with their sizes and times.
-        count: the number of images where it is known beforehand, for the progress bar.
+        blocks: the images in order, read as they are iterated over.
+        identity: strings that a cached copy depends on, such as files with their sizes and times.
+        count: the number of images, for the progress bar, or None.
         dtype: of the images; points are float32.
         class_names: in the order of the labels; empty where they are not known.
-        files: name and size of each image file, wherever the data set lies; empty where there are
-            no such files.
+        files: name and size of each image file, relative to the data set; empty without such files.
     """
 
     shape: tuple[int, ...]
@@ -89,7 +85,7 @@ def block(
 
 
 def file_stamps(paths: Iterable[pathlib.Path]) -> list[str]:
-    """Path, size and time of change of each file: a copy made of them is stale if one differs."""
+    """Path, size and time of change of each file."""
     stamps = []
     for path in paths:
         status = os.stat(path)

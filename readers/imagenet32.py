@@ -34,7 +34,7 @@ def imagenet32(data: ml_collections.ConfigDict, split: str) -> Source:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays, dicts, lists, strings and numbers; other names are refused."""
+    """Unpickles NumPy arrays, dicts, lists, strings and numbers; refuses other names."""
 
     NAMES = (
         "_codecs.encode",

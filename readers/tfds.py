@@ -46,7 +46,7 @@ def _tfds_blocks(directory, split, name, shape, classes):
             yield block(f"tfds {name}", images, labels, shape, classes)
     except UserError:
         raise
-    except Exception as error:  # tfds lets through whatever its network, disk and parsers raise
+    except Exception as error:  # tfds raises any error of its network, disk and parsers
         urls = ", ".join(builder_class.url_infos)
         reason = " ".join(str(error).split())
         raise UserError(
@@ -61,8 +61,8 @@ def _tfds_blocks(directory, split, name, shape, classes):
 def tensorflow_stand_in() -> Iterator[None]:
     """Let tfds prepare a data set without TensorFlow, whether or not that is installed.
 
-    tfds 4.9 reads prepared sets without TensorFlow, but needs four functions of it to prepare
-    one. They stand here in the place where tfds would import TensorFlow at their first use.
+    tfds 4.9 reads prepared sets without TensorFlow, but needs four of its functions to prepare one.
+    This context provides them where tfds would import TensorFlow.
     """
     from tensorflow_datasets.core.download import downloader
     from tensorflow_datasets.core.utils import lazy_imports_utils

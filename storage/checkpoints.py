@@ -1,11 +1,10 @@
-"""Checkpoints: ours, and the three published formats, read weights-only and loaded by name.
+"""Checkpoints of this code and in the three published formats, read weights-only.
 
 A file is a dict. `model` maps names to arrays (published names begin with ``module.``); `ema` is
-``{decay, num_updates, shadow_params}`` in parameter order; `optimizer` is Adam's state. Ours adds
-`step`, `position` (images drawn so far, which with the seed is the whole data order), `seed`,
-`config` (JSON), `code` (the version that wrote it) and `data` (`datasets.Split.identity`). Every
-random draw of a training step is seeded by (seed, step), so those numbers are the state of the
-random generators too.
+``{decay, num_updates, shadow_params}`` in parameter order; `optimizer` is Adam's state. This code
+adds `step`, `position` (images drawn so far), `seed`, `config` (JSON), `code` (`code_version`) and
+`data` (`datasets.Split.identity`). The random generators of a step are seeded by (seed, step) and
+need no state.
 """
 
 import _codecs
@@ -31,8 +30,8 @@ from storage.files import atomic_write
 from storage.provenance import code_version
 from utils import UserError
 
-# The published optimisers hold their learning rate as a NumPy float64, pickled under either of
-# NumPy's two names for it. Beyond plain tensors nothing else is allowed.
+# The learning rate in published optimisers is a NumPy float64, pickled under either of NumPy's two
+# names for it.
 NUMPY_FLOAT64 = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
     (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
@@ -40,16 +39,15 @@ NUMPY_FLOAT64 = [
     np.dtypes.Float64DType,
     _codecs.encode,
 ]
-# What DataParallel and torch.compile put in front of a network's names.
+# Prefixes of names by DataParallel and torch.compile.
 PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 @dataclasses.dataclass
 class TrainState:
-    """What training changes; `step` counts updates done, `position` images drawn.
+    """The state of a training: `step` counts updates, `position` images drawn.
 
-    `data` is the identity of the training data (`datasets.Split`), None where that is not known;
-    of a state that was loaded, it is the one that the training data must have.
+    `data` is the identity of the training data (`datasets.Split`), or None.
     """
 
     model: torch.nn.Module
@@ -61,7 +59,7 @@ class TrainState:
 
 
 def save(path: str | os.PathLike, state: TrainState, config: ml_collections.ConfigDict) -> None:
-    """Write `state` to `path`, whole or not at all."""
+    """Write `state` to `path`, atomically."""
     content = {
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict(),
@@ -79,7 +77,7 @@ def save(path: str | os.PathLike, state: TrainState, config: ml_collections.Conf
 
 
 def publish(path: pathlib.Path, name: pathlib.Path) -> None:
-    """Make `name` another name of the checkpoint at `path`, atomically."""
+    """Make `name` a hard link to the checkpoint at `path` (or a copy), atomically."""
     if name.exists() and name.samefile(path):
         return
     name.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +102,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     """
     content = _load(path, mmap=False)
     if zipfile.is_zipfile(path):
-        # PyTorch does not compare the archive's checksums. This takes 0.2 s for a GB.
+        # PyTorch does not check the archive's checksums. This takes 0.2 s for a GB.
         try:
             with zipfile.ZipFile(path) as archive:
                 changed = archive.testzip()
@@ -122,7 +120,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The configuration that a checkpoint of ours holds; None for other files. Reads no tensors.
+    """The configuration in a checkpoint of this code, else None. Tensors are not read.
 
     Raises:
         UserError: the file is missing, damaged or of another kind.
@@ -131,7 +129,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def config_of(content: dict[str, Any]) -> dict[str, Any] | None:
-    """The configuration in the `content` of a checkpoint; None where it has none of ours."""
+    """The configuration in the `content` of a checkpoint of this code, else None."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
         config = json.loads(content["config"])
         return config if isinstance(config, dict) else None
@@ -139,7 +137,7 @@ def config_of(content: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _load(path, mmap):
-    """The dict in the file at `path`; with `mmap` its tensors are read when they are used."""
+    """The dict in the file at `path`; with `mmap` its tensors are mapped."""
     try:
         with torch.serialization.safe_globals(NUMPY_FLOAT64):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -182,10 +180,10 @@ def tensors_of(content: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def require_kind(content: dict[str, Any], path: str | os.PathLike, kind: str) -> None:
-    """Tell a classifier's checkpoint from a score model's, by its tensors' names and configuration.
+    """Check that a checkpoint is of `kind`, "classifier" or "score model".
 
     Raises:
-        UserError: `kind` is "classifier" or "score model" and the file is another one.
+        UserError: it is of another kind, by its tensors' names and configuration.
     """
     is_classifier = any(name.startswith("classifier.") for name in tensors_of(content))
     found = "classifier" if is_classifier else "score model"
@@ -201,21 +199,20 @@ def load_model(model: torch.nn.Module, content: dict[str, Any], path: str | os.P
     Raises:
         UserError: the tensors' names, shapes or types differ, or a value is not finite.
     """
-    theirs, ours = tensors_of(content), model.state_dict()
-    for name in dict.fromkeys([*ours, *theirs]):
-        found, expected = _form(theirs.get(name)), _form(ours.get(name))
+    tensors, expected_tensors = tensors_of(content), model.state_dict()
+    for name in dict.fromkeys([*expected_tensors, *tensors]):
+        found, expected = _form(tensors.get(name)), _form(expected_tensors.get(name))
         if found != expected:
             raise UserError(
                 f"The checkpoint {path} does not fit the configuration: {name} is {found} in the "
-                f"file and {expected} in the configuration's network. The file holds "
-                f"{len(theirs)} tensors, the network {len(ours)}."
+                f"file and {expected} in the network."
             )
-    for name, tensor in theirs.items():
+    for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise UserError(
                 f"The checkpoint {path} has NaN or infinite values in {name}; take an earlier one."
             )
-    model.load_state_dict(theirs)
+    model.load_state_dict(tensors)
 
 
 def _form(tensor):
@@ -295,8 +292,8 @@ def _load_moments(optimizer, content, path):
             )
         state = {}
         for index, moments in content["state"].items():
-            # Names read from a file are other objects than the same names in the code, and a pickle
-            # writes each object once: with the code's own, equal checkpoints have equal bytes.
+            # A pickle writes each string object once. With interned names a loaded and a new state
+            # are saved to equal bytes.
             state[index] = moments = {sys.intern(name): each for name, each in moments.items()}
             for name in ("exp_avg", "exp_avg_sq"):
                 if moments[name].shape != parameters[index].shape:
@@ -305,7 +302,7 @@ def _load_moments(optimizer, content, path):
                         f"{tuple(moments[name].shape)}; the model has "
                         f"{tuple(parameters[index].shape)}."
                     )
-                # A fused Adam wants them laid out as the parameter is, channels last or not.
+                # A fused Adam needs the memory format of the parameter.
                 moments[name] = torch.empty_like(parameters[index]).copy_(moments[name])
     except (KeyError, IndexError, TypeError, AttributeError):
         raise UserError(f"The optimiser in {path} is not a state of Adam.") from None

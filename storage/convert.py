@@ -1,11 +1,11 @@
-"""Converts checkpoints to safetensors files, which other programs read, and back.
+"""Converts checkpoints to safetensors files and back.
 
 python -m storage.convert checkpoint.pth weights.safetensors
 python -m storage.convert weights.safetensors checkpoint.pth
 
 A tensor's name is its path in the checkpoint (``model.all_modules.0.W``,
-``ema.shadow_params.0``). Everything else is stored as JSON in the file's metadata, so that the way
-back loses nothing. A safetensors file of another program is read as a model's tensors.
+``ema.shadow_params.0``). The rest is JSON in the file's metadata, so that nothing is lost. A
+safetensors file of another program is read as a model's tensors.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""The configuration that a checkpoint holds, and how a command takes its model from it.
+"""The configuration in a checkpoint: it decides network, SDE and scaling of the data.
 
-Whoever loads a checkpoint builds its network, SDE and scaling of the data from that configuration.
-The command's own decides the rest: sampling, evaluation, device, precision and data set. Published
-files hold no configuration; for them the command's counts.
+The command's configuration decides the rest: sampling, evaluation, device, precision and data set.
+Published files hold no configuration; for them the command's decides all.
 """
 
 import copy
@@ -20,25 +19,25 @@ OTHER_SECTIONS = {
     *("data.image_size", "data.image_width", "data.num_channels", "data.dimensions"),
     *("data.centered", "training.sde", "training.continuous"),
 }
-# Fields of `model` that say where a file lies, or how a classifier is trained beside the model.
+# Fields of `model` that are paths or belong to the training of a classifier.
 NOT_OF_THE_MODEL = {
     *("model.score_restore_path", "model.classifier_restore_path", "model.loss_type"),
     *("model.weighting_dlsm", "model.weighting_ce", "model.coef"),
 }
-# Fields that a training which starts from a checkpoint of another run decides for itself.
+# Fields of the command's configuration where a run starts from another run's checkpoint.
 OF_A_TRAINING = {"model.ema_rate", "model.dropout", "model.energy", "model.num_classes"}
-# A checkpoint with another value in one of these is another kind of model than the configuration's.
+# Models that differ in one of these are of different kinds.
 KIND = {"model.name", "model.energy", "training.sde", "training.continuous", "data.dimensions"}
 
 
 def is_of_the_model(field: str) -> bool:
-    """Whether the checkpoint's value of `field`, such as ``model.nf``, is the one that counts."""
+    """Whether the checkpoint decides the value of `field`, such as ``model.nf``."""
     of_a_network = field.startswith(("model.", "classifier.")) and field not in NOT_OF_THE_MODEL
     return of_a_network or field in OTHER_SECTIONS
 
 
 def model_fields(before: dict[str, Any] | None, keep: Collection[str] = ()) -> dict[str, Any]:
-    """The fields that describe a checkpoint in the configuration that it holds, but for `keep`."""
+    """The fields that a checkpoint's configuration `before` decides, without those in `keep`."""
     fields = flatten(before or {})
     return {n: _as_tuple(v) for n, v in fields.items() if is_of_the_model(n) and n not in keep}
 
@@ -60,22 +59,24 @@ def adopt(
     Raises:
         UserError: a field in `fixed` differs, or one that makes it another kind of model.
     """
-    config, theirs = copy.deepcopy(config), model_fields(before, keep)
-    ours = flatten(config.to_dict())
-    changed = [n for n, value in theirs.items() if _as_tuple(ours.get(n)) != value]
+    config, decided = copy.deepcopy(config), model_fields(before, keep)
+    old = flatten(config.to_dict())
+    changed = [n for n, value in decided.items() if _as_tuple(old.get(n)) != value]
     for name in changed:
         if name in KIND or name in fixed:
             raise UserError(
-                f"config.{name} is {ours.get(name)}, but {path} was trained with {theirs[name]}. "
+                f"config.{name} is {old.get(name)}, but {path} was trained with {decided[name]}. "
                 "Do not override it, or give a configuration and a checkpoint of the same kind."
             )
     if changed:
-        log.info("As %s says: %s.", path, ", ".join(f"{n} {theirs[n]}" for n in changed))
+        log.info(
+            "From the checkpoint %s: %s.", path, ", ".join(f"{n} {decided[n]}" for n in changed)
+        )
     with config.unlocked(), config.ignore_type():
         for name in changed:
             section, _, field = name.partition(".")
-            if section in config:  # a class-conditional score says nothing of a classifier
-                config[section][field] = theirs[name]
+            if section in config:  # a class-conditional score has no section `classifier`
+                config[section][field] = decided[name]
     settings.check(config)
     return config
 

@@ -12,7 +12,7 @@ from utils import UserError
 class EMA:
     """shadow −= (1 − d)(shadow − p) with d = min(decay, (1 + n)/(10 + n)) at the n-th update.
 
-    It follows the parameters that require gradients, in `parameters()` order.
+    It averages the parameters that require gradients, in `parameters()` order.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float) -> None:
@@ -29,7 +29,7 @@ class EMA:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Set the averages to the parameters, as if nothing had been averaged yet."""
+        """Set the averages to the parameters and the number of updates to 0."""
         torch._foreach_copy_(self.shadow, self.parameters)
         self.num_updates = 0
 
@@ -58,7 +58,7 @@ class EMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: object) -> None:
-        """Take the averages of a file; the decay stays the config's.
+        """Load the averages of a file; the decay remains the configuration's.
 
         Raises:
             UserError: their number or shapes are not those of the parameters, or one is not finite.
@@ -69,13 +69,13 @@ class EMA:
             raise UserError("its EMA is not {decay, num_updates, shadow_params}.") from None
         if len(shadow) != len(self.shadow):
             raise UserError(f"its EMA has {len(shadow)} arrays, the model {len(self.shadow)}.")
-        for index, (ours, theirs) in enumerate(zip(self.shadow, shadow)):
-            if theirs.shape != ours.shape:
+        for index, (expected, array) in enumerate(zip(self.shadow, shadow)):
+            if array.shape != expected.shape:
                 raise UserError(
-                    f"array {index} of its EMA has the shape {tuple(theirs.shape)}, the model's "
-                    f"has {tuple(ours.shape)}."
+                    f"array {index} of its EMA has the shape {tuple(array.shape)}, the model's has "
+                    f"{tuple(expected.shape)}."
                 )
-            if not theirs.isfinite().all():
+            if not array.isfinite().all():
                 raise UserError(f"array {index} of its EMA has NaN or infinite values.")
         self.num_updates = num_updates
         torch._foreach_copy_(self.shadow, shadow)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read without running code of theirs."""
+"""Atomic writes, file locks, and ``.npz`` files, which are read without unpickling."""
 
 import contextlib
 import fcntl
@@ -27,9 +27,9 @@ ABANDONED = 3600  # seconds after the last write to a temporary file
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
-    """Open a temporary file beside `path`; it takes that name only after a complete write.
+    """Open a temporary file beside `path`, and rename it to `path` after a complete write.
 
-    The data reach the disk before the rename, so a crash leaves the old file or the new one.
+    The data are synced to disk before the rename, so a crash leaves the old file or the new one.
 
     Raises:
         OSError: the directory cannot be written or the disk is full; `path` is untouched.
@@ -46,16 +46,16 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        # When a write of its own fails torch.save closes its archive, which fails in its turn.
+        # After a failed write torch.save closes its archive, which raises a RuntimeError.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
-            cause.filename = cause.filename or str(path)  # a full disk has no name of its own
+            cause.filename = cause.filename or str(path)  # the error of a full disk has no name
             raise cause from None
         raise
 
 
 def remove_abandoned(path: pathlib.Path) -> None:
-    """Remove what killed processes left of `path`; its size may be that of a checkpoint."""
+    """Remove the temporary files of `path` that killed processes left an hour ago."""
     for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - other.stat().st_mtime > ABANDONED:
@@ -63,13 +63,14 @@ def remove_abandoned(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: str | os.PathLike, refusal: str | None = None) -> Iterator[None]:
-    """Within the context this process alone has the lock file `path`; others wait for it.
+def file_lock(path: str | os.PathLike, refusal: str | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path` within the context.
 
-    The system releases it when its holder dies. On a file system without locks nobody waits.
+    The system releases it when the process ends. Without a `refusal` other processes wait. A file
+    system without locks is not locked.
 
     Raises:
-        UserError: another process has it, and there is a `refusal`, a sentence that says so.
+        UserError: with the message `refusal`, another process holds the lock.
     """
     with open(path, "ab") as file:
         try:
@@ -84,7 +85,7 @@ def exclusive(path: str | os.PathLike, refusal: str | None = None) -> Iterator[N
 def save_npz(path: str | os.PathLike, **arrays: npt.ArrayLike) -> None:
     """Write named arrays to an uncompressed ``.npz``, atomically; equal arrays give equal bytes.
 
-    The array `code` says which code wrote it, see `code_version`.
+    The array `code` is the `code_version` that wrote it.
     """
     with atomic_write(path) as file:
         np.savez(file, **arrays, code=code_version())
@@ -93,9 +94,9 @@ def save_npz(path: str | os.PathLike, **arrays: npt.ArrayLike) -> None:
 def load_npz(
     path: str | os.PathLike, *names: str, optional: Iterable[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Read the named arrays of an ``.npz`` as a dict; pickled objects are never loaded.
+    """Read the named arrays of an ``.npz`` as a dict; pickled objects are not loaded.
 
-    The names in `optional` are left out where the file lacks them.
+    Names in `optional` that the file lacks are left out.
 
     Raises:
         UserError: the file is missing, damaged or no ``.npz``, lacks one of `names`, or holds
@@ -120,7 +121,7 @@ def load_npz(
 
 
 def npz_header(path: str | os.PathLike, name: str) -> tuple[np.dtype, tuple[int, ...]]:
-    """The type and shape of an array of an ``.npz``, which is not read.
+    """The dtype and shape of an array of an ``.npz``, from its header.
 
     Raises:
         UserError: the file is missing or damaged, or lacks the array.
@@ -141,14 +142,15 @@ def save_json(path: str | os.PathLike, value: object) -> None:
         file.write("\n")
 
 
-def stands(path: str | os.PathLike, meta: dict, advice: str, **shapes: tuple[int, ...]) -> bool:
-    """Whether the ``.npz`` at `path` is whole: it has arrays of these `shapes`, made with `meta`.
+def is_up_to_date(
+    path: str | os.PathLike, meta: dict, advice: str, **shapes: tuple[int, ...]
+) -> bool:
+    """Whether the ``.npz`` at `path` has arrays of these `shapes`, made with the settings `meta`.
 
-    A damaged file counts as missing, and is made again. `meta` is a dict that the file carries as
-    JSON.
+    A damaged file counts as missing, and is made again.
 
     Raises:
-        UserError: the file is whole, but was made otherwise; ends with `advice`.
+        UserError: the file was made with other settings; ends with `advice`.
     """
     if not pathlib.Path(path).exists():
         return False
@@ -182,7 +184,7 @@ def read_meta(path: str | os.PathLike, array: np.ndarray) -> dict[str, Any]:
         meta = None
     if not isinstance(meta, dict):
         raise UserError(
-            f"{path} does not say in a readable way what made it; remove it, or make it again."
+            f"The settings in {path} cannot be read; remove the file, or make it again."
         )
     return meta
 

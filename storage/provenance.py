@@ -1,4 +1,4 @@
-"""What a file was made from: which code, and how two files differ in what made them."""
+"""The version of the code, and differences between the settings of two files."""
 
 import functools
 import hashlib
@@ -13,7 +13,7 @@ NAMES_OF_FILES = re.compile(r"(.*\.)?(checkpoint|classifier)")
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """What two `meta` disagree about, as ``name=old (now new)``; None: one does not say it."""
+    """Fields in which two `meta` differ, as ``name=old (now new)``; None where one lacks it."""
     old, new = flatten(old), flatten(new)
     return [
         f"{name}={old.get(name)} (now {new.get(name)})"
@@ -24,7 +24,7 @@ def differences(old: dict, new: dict) -> list[str]:
 
 @functools.cache
 def code_version() -> str:
-    """The version, and a hash of the sources as they lie here: commits and local changes alike."""
+    """The version, and a hash of the sources, local changes included."""
     root = pathlib.Path(__file__).parent.parent
     digest = hashlib.sha256()
     paths = [*root.glob("*.py"), *root.glob("[a-z]*/*.py")]
@@ -33,4 +33,4 @@ def code_version() -> str:
     return f"{VERSION}+{digest.hexdigest()[:12]}"
 
 
-code_version()  # while the sources are those that run: they may change under a run of weeks
+code_version()  # at import: the sources may change during a long run

@@ -1,7 +1,7 @@
-"""Scalars of a training run, written to TensorBoard's event files by the calling thread.
+"""Writes scalars to TensorBoard's event files in the calling thread.
 
-``torch.utils.tensorboard.SummaryWriter`` writes from a second thread: a full disk then prints that
-thread's traceback, and the error reaches the training loop some steps later.
+``torch.utils.tensorboard.SummaryWriter`` writes in a second thread, so that a full disk prints a
+traceback and the training loop gets the error some steps later.
 """
 
 import os
@@ -15,9 +15,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class ScalarWriter:
-    """Appends scalars to an event file of its own in `directory`.
+    """Appends scalars to a new event file in `directory`.
 
-    TensorBoard hides what earlier runs wrote there of `purge_step` and later steps.
+    TensorBoard hides scalars of `purge_step` and later steps in earlier files.
 
     Raises:
         OSError: the directory cannot be written, or later, the disk is full.

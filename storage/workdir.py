@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from storage.files import exclusive, save_json
+from storage.files import file_lock, save_json
 from storage.settings import draws_by_class
 from utils import UserError, is_first
 
@@ -35,7 +35,7 @@ def score_entry(metric: str, ema: bool) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """Every path of a run; a relative `name` lies under ``results/``, an absolute one is itself."""
+    """The paths of a run; a relative `name` is below ``results/``, an absolute one is the path."""
 
     name: str
 
@@ -86,10 +86,10 @@ class Workdir:
     def record(self, **results: dict) -> None:
         """Add named results (values with the settings that made them) to ``metrics.json``.
 
-        Processes that record at once wait for each other, and none loses another's.
+        A file lock lets several processes record at once.
         """
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(self.root / ".metrics.lock"):
+        with file_lock(self.root / ".metrics.lock"):
             save_json(self.metrics, {**self.recorded(), **results})
 
     def recorded(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Workdir:
         return self.root / "stat" / "stat.npz"
 
     def latents(self, label: int, variant: str) -> pathlib.Path:
-        """Features of the samples of one class, a file for each of theirs."""
+        """Features of the samples of one class, a file for each file of samples."""
         return self.root / f"latent{variant}" / str(label)
 
     def dataset_stat(self, variant: str) -> pathlib.Path:
@@ -153,7 +153,7 @@ class Workdir:
         return self.root / f"{metric}{variant}.txt"
 
     def cas(self, name: str) -> "Workdir":
-        """The workdir of one CAS training, a run of its own inside this one."""
+        """The workdir of one CAS training, inside this one."""
         return Workdir(str(self.root.absolute() / "checkpoints_cas" / name))
 
     @contextlib.contextmanager
@@ -169,7 +169,7 @@ class Workdir:
         said = f"Another process is training in {self.root}; wait for it, or use another --workdir."
         with self._removed_if_empty(lock):
             self.create()
-            with exclusive(lock, said):
+            with file_lock(lock, said):
                 yield
 
     def check(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from strangers import Calls, reads
 
-from storage.files import atomic_write, load_npz, save_npz, stands
+from storage.files import atomic_write, is_up_to_date, load_npz, save_npz
 from storage.provenance import differences
 from storage.workdir import Workdir
 from utils import UserError, lookup
@@ -33,17 +33,17 @@ def test_equal_arrays_give_equal_bytes(tmp_path):
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_a_file_stands_only_as_it_was_made(tmp_path):
+def test_a_file_is_up_to_date_with_its_settings_alone(tmp_path):
     path = tmp_path / "file.npz"
-    assert not stands(path, META, "", x=(5,))
+    assert not is_up_to_date(path, META, "", x=(5,))
     save_npz(path, x=np.arange(5), meta=json.dumps(META))
-    assert stands(path, META, "", x=(5,))
+    assert is_up_to_date(path, META, "", x=(5,))
     with pytest.raises(UserError, match=r"seed=1 .*draw anew"):
-        stands(path, dict(META, seed=2), "draw anew", x=(5,))
+        is_up_to_date(path, dict(META, seed=2), "draw anew", x=(5,))
     with pytest.raises(UserError, match=r"x of shape .*draw anew"):
-        stands(path, META, "draw anew", x=(6,))
+        is_up_to_date(path, META, "draw anew", x=(6,))
     path.write_bytes(path.read_bytes()[:-40])
-    assert not stands(path, META, "", x=(5,))
+    assert not is_up_to_date(path, META, "", x=(5,))
 
 
 def test_a_workdir_keeps_the_results_of_several_commands(tmp_path, monkeypatch):

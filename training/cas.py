@@ -17,7 +17,7 @@ from training.classifier import accuracy
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
-    """The cross-entropy of a classifier of images (B, C, H, W); nothing is random."""
+    """The cross-entropy of a classifier of images (B, C, H, W), without random draws."""
 
     classifier: torch.nn.Module
 

@@ -32,8 +32,7 @@ class ClassifierTraining:
             model's checkpoint is missing or does not fit.
     """
 
-    # A classifier is used with its last weights: the running statistics of its batch norms are
-    # those weights' own.
+    # A classifier is used with its last weights, to which the batch norms' statistics belong.
     ema_rate = 0.0
 
     def __init__(self, config: ml_collections.ConfigDict, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What the training loop asks of a training job."""
+"""The interface between the training loop and a training job."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -13,15 +13,15 @@ from losses import Objective
 
 
 class Job(Protocol):
-    """What is trained: a score model, a noise-conditioned classifier, or the CAS's classifier.
+    """A score model, a noise-conditioned classifier, or the classifier of CAS.
 
     Attributes:
-        config: the configuration of the run; its checkpoints keep it.
-        device: where it is trained.
-        domain: images or points, and how they are scaled for the model.
+        config: the configuration of the run, which its checkpoints hold.
+        device: of the training.
+        domain: images or points, and their scaling.
         model: the network that is trained.
         objective: the loss of a batch.
-        ema_rate: of the averages of the weights, with which validation and pictures are made.
+        ema_rate: of the averages of the weights, which validation and snapshot samples use.
     """
 
     config: ml_collections.ConfigDict
@@ -32,7 +32,7 @@ class Job(Protocol):
     ema_rate: float
 
     def splits(self) -> tuple[Split, Split | None]:
-        """The training and the test data; None for a test split that the set has not.
+        """The training and the test data; None where the data set has no test split.
 
         Raises:
             UserError: the data do not fit the model.
@@ -45,21 +45,21 @@ class Job(Protocol):
         split: Split,
         callback: Callable[[], object],
     ) -> dict[str, torch.Tensor | float]:
-        """Named values to report, of a fixed batch of the test `split` and of the whole of it.
+        """Named values of a fixed batch of the test `split`, and of all of it.
 
         Args:
-            images: the batch as it is stored, uint8 (B, C, H, W) or points (B, D).
+            images: the stored batch, uint8 (B, C, H, W) or points (B, D).
             labels: (B,).
-            callback: called without arguments before each part of the work.
+            callback: called without arguments before each batch.
         """
 
     def pictures(
         self, step: int, callback: Callable[[], object]
     ) -> tuple[np.ndarray, int | None] | None:
-        """Samples as they are stored and the columns of their grid; None: the job draws none.
+        """Stored samples and the columns of their grid; None if the job draws none.
 
         Args:
-            callback: called without arguments after each step of the sampler.
+            callback: called after each step of the sampler.
         """
 
 

@@ -15,7 +15,7 @@ DRAW = "label"
 
 @dataclasses.dataclass(frozen=True)
 class LabelDropout:
-    """The objective of a score conditioned on labels, each dropped with `probability`.
+    """The objective of a label-conditioned score; each label is dropped with `probability`.
 
     Args:
         objective: DSM or one of its kind, whose score is of a network that takes labels.
@@ -26,15 +26,15 @@ class LabelDropout:
     probability: float
 
     def draw(self, x: torch.Tensor) -> Draws:
-        """The objective's draws, and uniform ones (B,) that say which labels are dropped."""
+        """The objective's draws, and uniform draws (B,) for the labels."""
         return {**self.objective.draw(x), DRAW: torch.rand(len(x), device=x.device)}
 
     def kept(self, labels: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """The labels (B,), `NO_LABEL` where they are dropped."""
+        """The labels (B,), with `NO_LABEL` for dropped ones."""
         return torch.where(draws[DRAW] < self.probability, NO_LABEL, labels)
 
     def conditioned_on(self, labels: torch.Tensor, draws: Draws) -> tuple[ScoreObjective, Draws]:
-        """The objective of the score of the labels that are kept, and its own draws."""
+        """The objective with the score of the kept labels, and its draws."""
         rest = {name: draw for name, draw in draws.items() if name != DRAW}
         score = self.objective.score.conditioned_on(self.kept(labels, draws))
         return dataclasses.replace(self.objective, score=score), rest

@@ -14,15 +14,14 @@ from storage.settings import describes_cas, describes_classifier
 from storage.workdir import Workdir
 from utils import UserError, flatten
 
-# What gives `step` and `position` their meaning: the draws, the network and the loss. A run goes on
-# with those it began with. Of the other sections nothing is fixed: the optimiser's settings, the
-# pictures and the way to compute may change.
+# Fields of the random draws, the network and the loss, which a run cannot change. The optimiser's
+# settings, the snapshot samples and `compute` may change.
 FIXED_SECTIONS = ("data", "model", "classifier", "loss", "cas")
 FIXED_TRAINING = (
     *("sde", "continuous", "likelihood_weighting", "reduce_mean", "eps", "batch_size"),
     "label_dropout",
 )
-# Files move; which data and which score model they hold is not in their paths.
+# Paths may change: files move.
 PLACES = ("data.root", "data.cache")
 
 
@@ -43,17 +42,17 @@ def require_same_run(
     path: str | os.PathLike,
     step: int,
 ) -> list[str]:
-    """Refuse to continue the state at `path` under a `config` that means another run.
+    """Refuse to continue the state at `path` with a `config` of another run.
 
     Args:
         before: the configuration in the state; empty in a file of the published code.
         step: that the state has reached.
 
     Returns:
-        A list of sentences, about what changes and may.
+        A list of sentences about fields that changed and may.
 
     Raises:
-        UserError: a field that gives the steps their meaning differs; names it.
+        UserError: a field that must not change differs; names it.
     """
     before, now = flatten(before), flatten(json.loads(config.to_json()))
     changed = [name for name in now if name in before and before[name] != now[name]]
@@ -66,7 +65,7 @@ def require_same_run(
             "run with another --workdir."
         )
     differences = ", ".join(f"{n} {now[n]} instead of {before[n]}" for n in changed)
-    return [f"From here on: {differences}."] if changed else []
+    return [f"Changed: {differences}."] if changed else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +86,9 @@ class Start:
     def adopt(
         self, config: ml_collections.ConfigDict, typed: Collection[str]
     ) -> ml_collections.ConfigDict:
-        """`config` with the checkpoint's network, SDE and scaling, see `descriptions`.
+        """`config` with the checkpoint's network, SDE and scaling, see `descriptions.adopt`.
 
-        A run that starts from another one's weights keeps what is a training's own to decide.
+        A run that starts from another run's weights keeps ``descriptions.OF_A_TRAINING``.
 
         Raises:
             UserError: the checkpoint is of another kind, or contradicts a field that was `typed`.
@@ -102,7 +101,7 @@ class Start:
         return descriptions.adopt(config, before, self.path, keep, typed)
 
     def load(self, state: TrainState, config: ml_collections.ConfigDict) -> list[str]:
-        """Fill `state`; says in sentences, a list, from where.
+        """Load the checkpoint into `state`; returns sentences for the log.
 
         Raises:
             UserError: the checkpoint does not fit, is that of another run, or is not before
@@ -119,7 +118,7 @@ class Start:
         init_step, n_iters = config.training.init_step, config.training.n_iters
         checkpoints.load_training(state, self.content, self.path, init_step)
         if isinstance(state.data, dict):
-            # Weights may begin a run on other data; the order of classes is in those of labels.
+            # Weights may start a run on other data, but label embeddings need the same classes.
             kept = ("classes",) if config.model.get("num_classes") else ()
             state.data = {name: state.data[name] for name in kept if name in state.data}
         known = "step" in self.content
@@ -151,7 +150,7 @@ def find(place: Workdir, restore: str | os.PathLike | None) -> Start:
         except UserError as error:
             faults.append(f"Ignored: {error}")
             continue
-        # Published files may lie there to be sampled from; they do not hold a training's state.
+        # Published files, put there for sampling, lack a training's state.
         if path == place.resume_point or {"step", "position", "config"} <= content.keys():
             notes = [f"--restore {restore} is ignored: the run has begun."] if restore else []
             return Start(path, content, True, (*faults, *notes))

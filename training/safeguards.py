@@ -1,4 +1,4 @@
-"""What watches over a training run: requests to stop, and numbers that are not finite."""
+"""Signals that stop a training, and the check for losses and gradients that are not finite."""
 
 import dataclasses
 import os
@@ -10,15 +10,15 @@ from utils import UserError
 
 
 class Stopped(BaseException):
-    """Raised by `StopRequest.check`; no ``except Exception`` on the way catches it."""
+    """Raised by `StopRequest.check`; ``except Exception`` does not catch it."""
 
 
 @dataclasses.dataclass
 class StopRequest:
-    """While active, SIGTERM and Ctrl-C are only noted in `signal`, which is 0 before.
+    """A context in which SIGTERM and Ctrl-C only set `signal`, which is 0 before.
 
-    The training loop looks at `signal` between its steps. Validation and pictures are given `check`
-    as a callback, between batches and between a sampler's steps.
+    The training loop reads `signal` between steps. Validation and snapshot samples call `check`
+    between batches and between a sampler's steps.
     """
 
     signal: int = 0
@@ -34,20 +34,20 @@ class StopRequest:
             signal.signal(number, handler)
 
     def check(self, *progress: object) -> None:
-        """Raise `Stopped` if a signal has been received; what a sampler says is not looked at."""
+        """Raise `Stopped` after a signal; a sampler's progress is ignored."""
         if self.signal:
             raise Stopped
 
     def _note(self, number, frame):
-        # A second Ctrl-C leaves at once. SIGTERM may come twice unasked: from a scheduler, to all
-        # processes, and once more from torchrun.
+        # A second Ctrl-C exits at once. A second SIGTERM does not: a scheduler and torchrun may
+        # each send one.
         if self.signal and number == signal.SIGINT:
             os._exit(128 + number)
         self.signal = self.signal or number
 
 
 class FiniteWatch:
-    """Finds the first step with a non-finite loss or gradient without a transfer every step."""
+    """Records the first step with a non-finite loss or gradient, without waiting for a GPU."""
 
     NONE = 2**62
     NAMES = ("loss", "gradient")

@@ -93,7 +93,7 @@ def test_a_division_is_a_share_of_each_classs_rounds(config):
 def test_samples_of_other_settings_are_not_mixed(config, field, value, said):
     sample(config, "run", [0])
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(UserError, match=f"was made with .*{said}"):
+    with pytest.raises(UserError, match=said):
         sample(config, "run", [0])
 
 
@@ -118,7 +118,7 @@ def test_restore_may_be_given_twice():
     assert restore_paths(["s"], "c") == ("s", "c")
     assert restore_paths([], "c") == (None, "c")
     for restore, classifier in ((["s", "c", "d"], None), (["s", "c"], "d")):
-        with pytest.raises(UserError, match="3 checkpoints were given"):
+        with pytest.raises(UserError, match="--restore"):
             restore_paths(restore, classifier)
 
 

@@ -142,11 +142,10 @@ def test_the_accuracy_is_taken_at_the_smallest_time(cache):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"classifier__classes": 9}, "classes is 9, but digits has 10 classes"),
-        ({"classifier__classes": 11}, "classes is 11, but digits has 10 classes"),
-        ({"model__score_restore_path": "none.pth"}, "none.pth does not exist"),
-        ({"model__loss_type": "kl"}, "config.model.loss_type is 'kl'"),
-        ({"classifier__model": "vgg"}, "config.classifier.model is 'vgg'"),
+        ({"classifier__classes": 9}, "config.classifier.classes"),
+        ({"model__score_restore_path": "none.pth"}, "none.pth"),
+        ({"model__loss_type": "kl"}, "config.model.loss_type"),
+        ({"classifier__model": "vgg"}, "config.classifier.model"),
     ],
 )
 def test_mistakes_get_a_sentence(cache, more, said):
@@ -158,12 +157,10 @@ def test_mistakes_get_a_sentence(cache, more, said):
 def test_swapped_checkpoints_get_a_sentence(cache):
     tiny_classifier.train(cache, "run")
     score, classifier = Workdir("score").checkpoint(), Workdir("run").checkpoint()
-    said = "is the checkpoint of a classifier; expected a score model's"
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match="of a classifier"):
         tiny_classifier.train(cache, "other", model__score_restore_path=str(classifier))
     config = tiny_classifier.config("guided", cache)
-    said = "is the checkpoint of a score model; expected a classifier's"
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match="of a score model"):
         load_classifier(config, score, torch.device("cpu"))
     assert not Workdir("other").root.exists()
 

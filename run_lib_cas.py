@@ -16,11 +16,12 @@ import datasets
 import run_lib
 from metrics.feature_sets import require_same_classes
 from metrics.sample_sets import check_images, look_at_round, numbered_rounds
+from storage import settings
 from storage.provenance import differences
 from storage.workdir import Workdir
 from training.cas import CASTraining
 from training.classifier import accuracy
-from utils import UserError, is_first, log, require_positive, shares
+from utils import UserError, is_first, log, shares
 
 REAL = "real"  # the set-up that trains on real images, for reference
 
@@ -46,6 +47,7 @@ def cas(
     Raises:
         UserError: samples are missing, or something does not fit.
     """
+    settings.check(config)
     name, folder = source(config, setup, samples)
     test_split = datasets.load(config.data, "test")
     if folder is None:
@@ -57,7 +59,7 @@ def cas(
             test_split.class_names, samples_are.pop("classes", None), "the test set"
         )
         origin = str(folder)
-    settings = {
+    made_with = {
         "trained_on": origin,
         "samples": samples_are,
         "images": len(train_split),
@@ -81,7 +83,7 @@ def cas(
     job.model.eval()
     right = accuracy(job.model, test_split, config.training.batch_size, job.domain, job.device)
     if is_first():
-        report(place, name, right, settings)
+        report(place, name, right, made_with)
     return right
 
 
@@ -125,8 +127,7 @@ def read_samples(
         UserError: a class has too few, an image has another shape, or two files another origin.
     """
     origin = None
-    total = require_positive(config.eval.num_samples_all, "config.eval.num_samples_all")
-    images, counts = [], shares(total, classes)
+    images, counts = [], shares(config.eval.num_samples_all, classes)
     for label, missing in enumerate(counts):
         for _, path in numbered_rounds(folder / str(label)):
             item = look_at_round(0, path, "samples")
@@ -151,9 +152,9 @@ def read_samples(
     return datasets.Split(images, labels, classes, identity=identity), dict(origin or {})
 
 
-def report(place: Workdir, name: str, right: float, settings: dict[str, Any]) -> None:
+def report(place: Workdir, name: str, right: float, made_with: dict[str, Any]) -> None:
     """Record the accuracy in ``metrics.json``; print it beside the reference, if there is one."""
-    place.record(**{f"cas_{name}": {"accuracy": right, "settings": settings}})
+    place.record(**{f"cas_{name}": {"accuracy": right, "settings": made_with}})
     results = place.recorded()
     for key in (f"cas_{REAL}", f"cas_{name}"):
         if key in results:

@@ -12,7 +12,7 @@ import numpy as np
 
 import domains
 from readers.common import Block, Source
-from utils import random_stream, require_positive, stream_key
+from utils import random_stream, stream_key
 
 RULE = 3  # of the draws: a change of one of them changes it, so that caches are built anew
 
@@ -25,10 +25,10 @@ def points(
     ``data.data_seed`` and the split determine the random stream.
 
     Raises:
-        UserError: the configuration does not describe points, or no number of them.
+        UserError: the configuration does not describe points.
     """
     domains.points_of(data, f"The data set {data.dataset}")
-    count = require_positive(data.num_points, "data.num_points")
+    count = data.num_points
     stream = "points", data.data_seed, split == "test"
     blocks = _blocks(functools.partial(draw, random_stream(*stream), count))
     identity = [f"{count} from {stream_key(*stream)}, rule {RULE}"]

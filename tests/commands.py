@@ -5,6 +5,7 @@ A fork has everything imported already, so that a test can afford many commands.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 import datasets
 import run_lib_sampling  # noqa: F401
-from metrics import nll_and_asym  # noqa: F401
+from metrics import feature_classifier, nll_and_asym  # noqa: F401
 from readers import common
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -79,9 +80,32 @@ class Done:
     stderr: str
 
 
+def brief_features():
+    """Train the classifier of features for three steps only: it need not be good."""
+    feature_classifier.train_small_classifier = functools.partial(
+        feature_classifier.train_small_classifier, steps=3
+    )
+
+
 def command(line, cwd, extra=()):
     """Run ``script.py --flag …`` in the directory `cwd`, with more arguments in `extra`."""
     return start(line, cwd, extra).wait(limit=300)
+
+
+def works(line, cwd, extra=()):
+    """The output of a command that must succeed."""
+    done = command(line, cwd, extra)
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def refused(line, cwd, named, extra=()):
+    """Run a command that must end with a sentence about `named`."""
+    done = command(line, cwd, extra)
+    assert done.returncode == 1, f"{line}\n{done.stdout}{done.stderr}"
+    (sentence,) = [text for text in done.stderr.splitlines() if text.startswith("Error: ")]
+    assert named in sentence
+    assert "Traceback" not in done.stderr
 
 
 def start(line, cwd, extra=(), prepare=None):
@@ -123,6 +147,7 @@ def _child(arguments, cwd, files, prepare):
         try:
             for name in CLASSES:
                 datasets.DATASETS[name] = made_up(name)
+            brief_features()
             os.chdir(cwd)
             if prepare is not None:
                 prepare()

@@ -5,7 +5,6 @@ a file: before a rename, between the last byte and the rename, and so on.
 """
 
 import dataclasses
-import functools
 import itertools
 import os
 import pathlib
@@ -16,7 +15,7 @@ import signal
 from commands import TINY, start
 
 import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
-from metrics import encoding, extractors, feature_classifier  # noqa: F401
+from metrics import encoding, extractors  # noqa: F401
 from storage import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -44,22 +43,9 @@ COMMANDS = {
 BEFORE = {"training": [], "encoding": ["training", "sampling"]}
 
 
-def brief_features():
-    """Train the classifier of features for three steps only: it need not be good."""
-    feature_classifier.train_small_classifier = functools.partial(
-        feature_classifier.train_small_classifier, steps=3
-    )
-
-
 def begin(name, place, prepare=None):
     """Start the command `name` in the directory `place`."""
-
-    def prepare_all():
-        brief_features()
-        if prepare is not None:
-            prepare()
-
-    return start(COMMANDS[name], place, SMALL, prepare_all)
+    return start(COMMANDS[name], place, SMALL, prepare)
 
 
 def finish(name, place):

@@ -3,13 +3,12 @@
 import json
 import shutil
 
+import commands
 import numpy as np
 import pytest
 import tiny
 import tiny_classifier
 import torch
-from commands import command, start
-from faults import brief_features
 from PIL import Image
 
 import run_lib
@@ -43,20 +42,16 @@ def here(trained, tmp_path, monkeypatch):
     return tmp_path / "here"
 
 
-def run(line, *more, cwd="."):
-    flags = [*tiny.arguments("cache"), "--config.eval.features=classifier", *more]
-    return start(line, cwd, flags, brief_features).wait(limit=300)
+def flags(*more):
+    return [*tiny.arguments("cache"), "--config.eval.features=classifier", *more]
 
 
 def works(line, *more):
-    done = run(line, *more)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return commands.works(line, ".", flags(*more))
 
 
 def refused(line, named, *more):
-    done = run(line, *more)
-    tiny.check_sentence(done, named)
+    commands.refused(line, ".", named, flags(*more))
 
 
 # ---------------------------------------------------------------- training
@@ -178,32 +173,17 @@ def test_features_of_other_rounds_are_not_kept(sampled):
     refused(f"{EVALUATION} --encode", "rounds", *SIX)
 
 
-def test_numbers_name_the_real_images(sampled):
-    assert "dataset digits, split train" in works(f"{EVALUATION} --fidis", *SIX)
-
-
-def test_divisions_have_no_class_names(here):
-    said = works("run_lib_sampling.py --workdir W --num_samples 20 --num_divisions 10 --bs 2")
-    assert "division 0 to division 9" in said
-
-
 def test_a_renamed_class_is_refused(here):
     """By class-wise metrics: the samples of a class would be compared with another's images."""
     folder_of_images(here / "own", 0, classes=("1", "2"))
     data = ["--config.data.dataset=folder", "--config.data.root=own"]
     by_class = [*data, "--config.model.num_classes=2", *SIX, "--config.eval.num_samples_all=6"]
-    flags = [*tiny.arguments("cache"), "--config.eval.features=classifier"]
-    once = [flag for flag in flags if "num_samples" not in flag and "num_divisions" not in flag]
-
-    def own(line):
-        return start(line, ".", [*once, *by_class], brief_features).wait(limit=300)
-
+    once = [flag for flag in flags() if "num_samples" not in flag and "num_divisions" not in flag]
+    typed = [*once, *by_class]
     for line in ("main.py --workdir O", "run_lib_sampling.py --workdir O --bs 3"):
-        done = own(line)
-        assert done.returncode == 0, done.stderr
+        commands.works(line, ".", typed)
     for split in ("train", "test"):
         (here / "own" / split / "1").rename(here / "own" / split / "zero")
-    done = own("run_lib_evaluation.py --workdir O --stat --latent --fidis --mode class")
-    tiny.check_sentence(done, "zero")
-    done = command("main.py --workdir O", ".", [*once, *by_class, "--config.training.n_iters=9"])
-    tiny.check_sentence(done, "zero")
+    line = "run_lib_evaluation.py --workdir O --stat --latent --fidis --mode class"
+    commands.refused(line, ".", "zero", typed)
+    commands.refused("main.py --workdir O", ".", "zero", [*typed, "--config.training.n_iters=9"])

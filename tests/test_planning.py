@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 from commands import command
-from faults import brief_features
 from test_run_lib import cache  # noqa: F401 (a fixture)
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +21,6 @@ EVALUATION = "run_lib_evaluation.py --workdir W"
 def run(tmp_path, monkeypatch, cache):  # noqa: F811
     """A directory with a trained run W, and the flags of its configuration."""
     monkeypatch.chdir(tmp_path)
-    brief_features()
     run_lib.train(tiny.config(cache, training__n_iters=4), "W")
     return tmp_path, [*tiny.arguments(cache), "--config.eval.features=classifier"]
 

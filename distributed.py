@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from storage.provenance import differences
 from utils import UserError, rank_and_size
 
 # The time that processes wait for validation and samples of rank 0. If one dies, torchrun ends all.
@@ -111,7 +110,7 @@ def require_agreement(agreed: dict[str, object], group: dist.ProcessGroup) -> No
     every = [None] * dist.get_world_size(group)
     dist.all_gather_object(every, agreed, group)
     for rank, other in enumerate(every):
-        if changed := differences(every[0], other):
+        if changed := [name for name in agreed if other.get(name) != every[0].get(name)]:
             raise UserError(
                 f"Process {rank} differs from process 0 in {', '.join(changed)}. Start all with "
                 "one command, on machines that share the workdir."

@@ -146,7 +146,8 @@ def read_samples(
                 "them with run_lib_sampling.py, or ask for fewer with "
                 "--config.eval.num_samples_all."
             )
-    images, labels = np.concatenate(images), np.repeat(np.arange(classes), counts)
+    images = np.ascontiguousarray(np.concatenate(images))
+    labels = np.repeat(np.arange(classes), counts)
     # `datasets.require_same_data` refuses to continue a run with other samples.
     identity = {"samples": hashlib.sha256(images).hexdigest(), "counts": counts}
     return datasets.Split(images, labels, classes, identity=identity), dict(origin or {})

@@ -85,7 +85,6 @@ def test_a_division_is_a_share_of_each_classs_rounds(config):
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("seed", 1, "seed"),
         ("sampling.scaling_factor", 10.0, "sampling"),
         ("model.classifier_restore_path", "results/other/checkpoints/checkpoint.pth", "classif"),
     ],

@@ -11,6 +11,7 @@ from commands import TINY, command, refused, works
 from ml_collections import ConfigDict
 from test_cli import CONFIGS
 
+pytestmark = pytest.mark.slow
 QC = "{}/configs/{}/evaluation/eval_cifar10_config.py"
 TRAIN = [
     *TINY,
@@ -53,7 +54,6 @@ KINDS = {
         of_classifier=True,
     ),
 }
-QUICK = "classifier"
 # Another SDE is another file: where it is only typed, a command refuses "VP read as VE".
 OTHER_SDE = """
 from configs import common
@@ -86,10 +86,7 @@ def file_of(name, here):
     return f"{name}.py"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name == QUICK else pytest.mark.slow) for name in KINDS],
-)
+@pytest.mark.parametrize("name", KINDS)
 def test_every_command_after_every_training(tmp_path, name):
     kind = KINDS[name]
     if kind.of_classifier:
@@ -120,7 +117,6 @@ def test_every_command_after_every_training(tmp_path, name):
         refused(f"{SAMPLES['heun']}{restore} {evaluation}", tmp_path, field, [*extra, flag])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trained", "read_as", "field"),
     [
@@ -209,7 +205,6 @@ def small(path):
     return flags
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", REPRESENTATIVES.values(), ids=lambda p: "/".join(p.parts[-3:]))
 def test_every_configuration_with_every_command(tmp_path, path):
     """Works, or a sentence; never a traceback."""

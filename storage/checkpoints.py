@@ -11,6 +11,7 @@ import _codecs
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -199,20 +200,45 @@ def load_model(model: torch.nn.Module, content: dict[str, Any], path: str | os.P
     Raises:
         UserError: the tensors' names, shapes or types differ, or a value is not finite.
     """
-    tensors, expected_tensors = tensors_of(content), model.state_dict()
-    for name in dict.fromkeys([*expected_tensors, *tensors]):
-        found, expected = _form(tensors.get(name)), _form(expected_tensors.get(name))
-        if found != expected:
-            raise UserError(
-                f"The checkpoint {path} does not fit the configuration: {name} is {found} in the "
-                f"file and {expected} in the network."
-            )
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UserError(
-                f"The checkpoint {path} has NaN or infinite values in {name}; take an earlier one."
-            )
+    tensors, expected = tensors_of(content), model.state_dict()
+    for name in dict.fromkeys([*expected, *tensors]):
+        _require(path, name, tensors.get(name), expected.get(name))
     model.load_state_dict(tensors)
+
+
+def load_ema(ema: EMA, content: dict[str, Any], path: str | os.PathLike) -> None:
+    """Load the averages; those of a file without any (published classifiers) are its weights.
+
+    The decay remains the configuration's.
+
+    Raises:
+        UserError: the arrays' number, shapes or types differ, or a value is not finite.
+    """
+    if "ema" not in content:
+        ema.restart()
+        return
+    try:
+        arrays, updates = list(content["ema"]["shadow_params"]), int(content["ema"]["num_updates"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"The EMA in {path} is not {{decay, num_updates, shadow_params}}."
+        ) from None
+    for index, pair in enumerate(itertools.zip_longest(arrays, ema.shadow)):
+        _require(path, f"array {index} of the EMA", *pair)
+    ema.load(arrays, updates)
+
+
+def _require(path, name, found, expected):
+    """Raise a UserError unless a tensor is as `expected` in shape and type, and finite."""
+    if _form(found) != _form(expected):
+        raise UserError(
+            f"The checkpoint {path} does not fit the configuration: {name} is {_form(found)} in "
+            f"the file and {_form(expected)} in the network."
+        )
+    if not found.isfinite().all():
+        raise UserError(
+            f"The checkpoint {path} has NaN or infinite values in {name}; take an earlier one."
+        )
 
 
 def _form(tensor):
@@ -221,17 +247,6 @@ def _form(tensor):
         return "missing"
     numbers = "real" if tensor.is_floating_point() else "whole"
     return f"{tuple(tensor.shape)} of {numbers} numbers"
-
-
-def load_ema(ema: EMA, content: dict[str, Any], path: str | os.PathLike) -> None:
-    """Load the averages; a file without any (published classifiers) starts them at its weights."""
-    try:
-        if "ema" in content:
-            ema.load_state_dict(content["ema"])
-        else:
-            ema.restart()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def load_training(
@@ -287,8 +302,7 @@ def _load_moments(optimizer, content, path):
         count = sum(len(group["params"]) for group in content["param_groups"])
         if count != len(parameters):
             raise UserError(
-                f"The optimiser in {path} follows {count} parameters; the model has "
-                f"{len(parameters)}."
+                f"The optimiser in {path} has {count} parameters; the model has {len(parameters)}."
             )
         state = {}
         for index, moments in content["state"].items():
@@ -296,14 +310,10 @@ def _load_moments(optimizer, content, path):
             # are saved to equal bytes.
             state[index] = moments = {sys.intern(name): each for name, each in moments.items()}
             for name in ("exp_avg", "exp_avg_sq"):
-                if moments[name].shape != parameters[index].shape:
-                    raise UserError(
-                        f"The optimiser in {path} has parameter {index} of shape "
-                        f"{tuple(moments[name].shape)}; the model has "
-                        f"{tuple(parameters[index].shape)}."
-                    )
+                expected = parameters[index]
+                _require(path, f"the optimiser's {name} {index}", moments[name], expected)
                 # A fused Adam needs the memory format of the parameter.
-                moments[name] = torch.empty_like(parameters[index]).copy_(moments[name])
+                moments[name] = torch.empty_like(expected).copy_(moments[name])
     except (KeyError, IndexError, TypeError, AttributeError):
         raise UserError(f"The optimiser in {path} is not a state of Adam.") from None
     groups = optimizer.state_dict()["param_groups"]

@@ -1,12 +1,10 @@
 """Exponential moving average of parameters, in the published file format."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-
-from utils import UserError
 
 
 class EMA:
@@ -57,25 +55,7 @@ class EMA:
         }
 
     @torch.no_grad()
-    def load_state_dict(self, state: object) -> None:
-        """Load the averages of a file; the decay remains the configuration's.
-
-        Raises:
-            UserError: their number or shapes are not those of the parameters, or one is not finite.
-        """
-        try:
-            shadow, num_updates = list(state["shadow_params"]), int(state["num_updates"])
-        except (KeyError, TypeError, ValueError):
-            raise UserError("its EMA is not {decay, num_updates, shadow_params}.") from None
-        if len(shadow) != len(self.shadow):
-            raise UserError(f"its EMA has {len(shadow)} arrays, the model {len(self.shadow)}.")
-        for index, (expected, array) in enumerate(zip(self.shadow, shadow)):
-            if array.shape != expected.shape:
-                raise UserError(
-                    f"array {index} of its EMA has the shape {tuple(array.shape)}, the model's has "
-                    f"{tuple(expected.shape)}."
-                )
-            if not array.isfinite().all():
-                raise UserError(f"array {index} of its EMA has NaN or infinite values.")
+    def load(self, shadow: Sequence[torch.Tensor], num_updates: int) -> None:
+        """Set the averages and the number of their updates."""
         self.num_updates = num_updates
-        torch._foreach_copy_(self.shadow, shadow)
+        torch._foreach_copy_(self.shadow, list(shadow))

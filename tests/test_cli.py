@@ -64,7 +64,7 @@ def test_help_imports_nothing_heavy():
 
 MISTAKES = [
     (["--config=none.py"], "none.py"),
-    (["--frobnicate"], "--frobnicate"),
+    (["--frobnicate"], "frobnicate"),
     (["--config.model.num_scale=3"], "num_scales"),
     (["--bs=many"], "--bs"),
     (["--bs=0"], "--bs"),

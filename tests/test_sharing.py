@@ -97,7 +97,7 @@ def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, proce
     for text, count in (("Wrote", 6), ("generated_stat.npz stands", 1)):
         assert done.stdout.count(text) == count, said  # a line may stand behind another's end
     # Then one ends, and torchrun ends the others.
-    assert done.stdout.count("The processes disagree: rank is 0 in the first and 1 in") == processes
+    assert done.stdout.count("Process 1 differs from process 0 in rank") == processes
     assert "exitcode  : 7" in done.stderr
     assert "unreachable" not in done.stdout
 

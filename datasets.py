@@ -148,22 +148,22 @@ def load_both(
         return train, None
 
 
-def _open(place, source):
+def _open(place, raw):
     """The Split cached in the directory `place`; None if there is none or it is damaged."""
     if not place.exists():
         return None
     try:
         labels = np.load(place / "labels.npy", allow_pickle=False)
-        shape = len(labels), *source.shape
-        images = np.memmap(place / "images.bin", source.dtype, "r")
-        return Split(images.reshape(shape), labels, source.classes)
+        shape = len(labels), *raw.shape
+        images = np.memmap(place / "images.bin", raw.dtype, "r")
+        return Split(images.reshape(shape), labels, raw.classes)
     except (OSError, EOFError, ValueError) as error:
         log.warning("The cache %s is damaged (%s); it will be built again.", place, error)
         return None
 
 
-def _build(place, source, dataset, split):
-    """Write the blocks of `source` to the directory `place`."""
+def _build(place, raw, dataset, split):
+    """Write the blocks of `raw` to the directory `place`."""
     name = f"{dataset} {split}"
     log.info("Preparing %s in %s.", name, place)
     temporary = place.parent / f".{dataset}.building"
@@ -173,10 +173,10 @@ def _build(place, source, dataset, split):
         temporary.mkdir()
         labels = []
         with (
-            tqdm(desc=f"Preparing {name}", unit=" images", total=source.count) as progress,
+            tqdm(desc=f"Preparing {name}", unit=" images", total=raw.count) as progress,
             atomic_write(temporary / "images.bin") as file,
         ):
-            for block in source.blocks:
+            for block in raw.blocks:
                 file.write(np.ascontiguousarray(block.images))
                 labels.append(block.labels)
                 progress.update(len(block.labels))
@@ -189,7 +189,7 @@ def _build(place, source, dataset, split):
         temporary.rename(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    log.info("Prepared %s: %d images, %d classes.", name, len(labels), source.classes)
+    log.info("Prepared %s: %d images, %d classes.", name, len(labels), raw.classes)
 
 
 # ---------------------------------------------------------------- which data

@@ -25,9 +25,7 @@ def define_common_flags(default_config: str | None = None) -> None:
         )
     except (AttributeError, KeyError) as error:  # the default is read at once, with overrides
         fail(_unknown_field(error))
-    flags.DEFINE_string(
-        "workdir", None, "Directory of the run; a relative one lies under results/."
-    )
+    flags.DEFINE_string("workdir", None, "Directory of the run; a relative one is below results/.")
     flags.DEFINE_bool("deterministic", False, "Allow PyTorch deterministic algorithms only.")
     if default_config is None:
         flags.mark_flags_as_required(["config", "workdir"])

@@ -16,7 +16,7 @@ from training.classifier import accuracy
 
 
 @dataclasses.dataclass(frozen=True)
-class CrossEntropy:
+class CASObjective:
     """The cross-entropy of a classifier of images (B, C, H, W), without random draws."""
 
     classifier: torch.nn.Module
@@ -53,7 +53,7 @@ class CASTraining:
         self.train_split, self.test_split = train_split, test_split
         network = create_cas_classifier(config, test_split.classes)
         self.model = compute.prepare(network, config.compute, device)
-        self.objective = CrossEntropy(self.model)
+        self.objective = CASObjective(self.model)
 
     def splits(self) -> tuple[Split, Split]:
         return self.train_split, self.test_split

@@ -211,7 +211,7 @@ def agreed(state: TrainState, config: ml_collections.ConfigDict) -> dict[str, ob
     """The step, the position and the fields that must be equal in all processes of a run."""
     fields = flatten({"config": config.to_dict()})
     for name in ("device", *resuming.PLACES):
-        del fields[f"config.{name}"]
+        fields.pop(f"config.{name}", None)
     return {"step": state.step, "position": state.position, **fields}
 
 

@@ -11,7 +11,7 @@ from storage import checkpoints
 from storage.files import load_npz
 
 SETS = ["cifar10", "cifar100", "svhn", "imagenet"]
-KINDS = ["u_ncsn", "c_ncsn", "qc_ncsn"]
+KINDS = [pytest.param("u_ncsn", marks=pytest.mark.slow), "c_ncsn", "qc_ncsn"]
 TRAIN = [
     *TINY,
     "--config.training.n_iters=2",

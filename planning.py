@@ -20,8 +20,9 @@ from torch.utils.flop_counter import flop_registry
 import datasets
 import domains
 import run_lib
+import run_lib_likelihood
 import sampling
-from metrics import encoding, feature_sets, nll_and_asym
+from metrics import encoding, feature_sets
 from metrics.sample_sets import find_samples
 from models import jacobian, resampling
 from models.trained import load_sampling_model, load_score
@@ -257,8 +258,7 @@ def evaluate(
         facts["parameters"] = parameters_of(trained.score.net)
         facts["test data"] = datasets.require_raw(config.data, "test")
     elif "read" in asked:
-        path = place.nll(0, ema) if metric == "nll" else place.asym(0, ema=ema)
-        nll_and_asym.open_result(path, nll_and_asym.command_for(metric, workdir, ema))
+        run_lib_likelihood.read_files(workdir, metric, ema, "*.npz")
     if {"encode_dataset", "stat"} & {*asked}:
         facts["training data"] = datasets.require_raw(config.data, "train")
     if {"encode", "latent", "nfe"} & {*asked}:
@@ -267,7 +267,8 @@ def evaluate(
     encoded = {"encode", "encode_dataset", "stat", "latent"} & {*asked}
     measured = {*asked} - {"calculate", "read", "nfe"} - encoded
     if encoded:
-        facts["features"] = encoding.require_extractor(config)
+        encoding.require_extractor(config)
+        facts["features"] = config.eval.features
     if measured and not {"encode", "latent"} & encoded:
         feature_sets.open_generated(config, workdir)
     if measured and not {"encode_dataset", "stat"} & encoded:

@@ -5,8 +5,8 @@ python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --encode --enco
 python run_lib_evaluation.py --config CLASS_EVAL_CONFIG --workdir NAME --stat --latent --fidis
 python run_lib_evaluation.py --folders SAMPLES REAL_IMAGES --fidis --kid --prdc
 
-Processes that torchrun started share what takes networks: --calculate, --stat, --latent, --encode
-and --encode_dataset. The first alone reads, measures, prints and records.
+The ranks of torchrun share what takes networks: --calculate, --stat, --latent, --encode and
+--encode_dataset. Rank 0 alone reads, measures, prints and records.
 """
 
 import pathlib
@@ -44,7 +44,7 @@ CHOICE_OF_SAMPLES = {"ode", "sampler", "scale"}
 NLL = {"metric", "checkpoint_idx", "bs", "atol", "rtol", "ema"}
 ASYM = {"metric", "checkpoint_idx", "bs", "slices", "nl", "total_repeat", "ema"}
 ENCODE = {"bs", *CHOICE_OF_SAMPLES}
-MEASURE = {"mode", "backend", "dataset_stat", *CHOICE_OF_SAMPLES}
+MEASURE = {"mode", "dataset_stat", *CHOICE_OF_SAMPLES}
 READS = {
     "calculate": {"nll": NLL, "asym": ASYM},
     "read": {"nll": {"metric", "ema"}, "asym": {"metric", "ema", "total_repeat"}},
@@ -52,7 +52,7 @@ READS = {
     **dict.fromkeys(METRIC_FLAGS, MEASURE),
     "nfe": CHOICE_OF_SAMPLES,
 }
-OF_FOLDERS = {"folders", "backend", "bs", *METRIC_FLAGS}
+OF_FOLDERS = {"folders", "bs", *METRIC_FLAGS}
 
 
 def define_flags(metric: str | None = None) -> None:
@@ -82,9 +82,6 @@ def define_flags(metric: str | None = None) -> None:
     cli.define_sampler_flags()
     cli.define_dry_run()
     flags.DEFINE_enum("mode", "full", ["full", "class"], "Over all samples, or class by class.")
-    flags.DEFINE_enum(
-        "backend", evaluation.OURS, evaluation.BACKENDS, "Who computes the metrics of samples."
-    )
     flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
     flags.DEFINE_multi_string(
         "folders", None, "Compare two folders of images, the samples and the real images."
@@ -116,9 +113,12 @@ def main() -> None:
         planning.evaluate(config, workdir, asked, FLAGS.metric, FLAGS.ema, FLAGS.dataset_stat)
         return
     if "calculate" in asked:
-        from metrics import nll_and_asym
+        import run_lib_likelihood  # PyTorch, which TF-GAN's environment lacks
 
-        calculate = {"nll": nll_and_asym.calculate_nll, "asym": nll_and_asym.calculate_asym}
+        calculate = {
+            "nll": run_lib_likelihood.calculate_nll,
+            "asym": run_lib_likelihood.calculate_asym,
+        }
         calculate[FLAGS.metric](config, workdir, FLAGS.ema)
     if {"stat", "encode_dataset"} & {*asked}:
         encoding.encode_dataset(config, workdir)
@@ -130,17 +130,16 @@ def main() -> None:
     if not is_first():
         return
     if "read" in asked:
-        from metrics import nll_and_asym
+        import run_lib_likelihood
 
         if FLAGS.metric == "nll":
-            nll_and_asym.read_nll(workdir, FLAGS.ema)
+            run_lib_likelihood.read_nll(workdir, FLAGS.ema)
         else:
-            nll_and_asym.read_asym(workdir, FLAGS.ema, FLAGS.total_repeat)
+            run_lib_likelihood.read_asym(workdir, FLAGS.ema, FLAGS.total_repeat)
     if metrics:
         sets = feature_sets.open_sets(config, workdir, FLAGS.dataset_stat)
         refuse_other_samples(config, sets[1].origin)
-        place = Workdir(workdir)
-        evaluation.measure(metrics, config, *sets, FLAGS.backend, FLAGS.mode, place)
+        evaluation.measure(metrics, config, *sets, FLAGS.mode, Workdir(workdir))
     if "nfe" in asked:
         evaluation.nfe(config, workdir)
 
@@ -161,7 +160,7 @@ def compare_folders(
         raise UserError(f"Nothing was asked for; give {', '.join(f'--{f}' for f in METRIC_FLAGS)}.")
     sets = image_folders.open_folders(config, *FLAGS.folders)
     if is_first():
-        evaluation.measure(metrics, config, *sets, FLAGS.backend)
+        evaluation.measure(metrics, config, *sets)
 
 
 def require_asked(asked: Sequence[str]) -> None:

@@ -23,8 +23,8 @@ import torchvision  # noqa: F401
 from tqdm import tqdm
 
 import datasets
+import run_lib_likelihood  # noqa: F401
 import run_lib_sampling  # noqa: F401
-from metrics import nll_and_asym  # noqa: F401
 from readers import common
 
 ROOT = pathlib.Path(__file__).parent.parent

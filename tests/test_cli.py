@@ -186,7 +186,7 @@ def test_the_last_of_two_overrides_counts(tmp_path, twice):
         ("run_lib_evaluation.py --fidis --checkpoint_idx 3", "--checkpoint_idx"),
         ("run_lib_evaluation.py --fidis --ema", "--ema"),
         ("run_lib_evaluation.py --encode --rtol 0.1", "--rtol"),
-        ("run_lib_evaluation.py --nfe --backend prdc", "--backend"),
+        ("run_lib_evaluation.py --nfe --dataset_stat F", "--dataset_stat"),
         ("run_lib_evaluation.py --fidis --scale 2", "--scale"),
         ("run_lib_evaluation.py --metric nll --read --rtol 0.1", "--rtol"),
         ("run_lib_evaluation.py --metric nll --calculate --nl 2", "--nl"),

@@ -58,7 +58,7 @@ MISSING = [
     ("main.py --workdir V --restore none.pth", "none.pth"),
     ("main.py --workdir V --config.data.dataset=folder --config.data.root=none", "none"),
     (f"{SAMPLING} --checkpoint_idx 9", "checkpoint_9.pth"),
-    (f"{EVALUATION} --metric nll --read", "bpd_0.npz"),
+    (f"{EVALUATION} --metric nll --read", "results/W/nll"),
     (f"{EVALUATION} --encode", "division 0"),
     (f"{EVALUATION} --fidis", "generated_stat.npz"),
     (

@@ -1,0 +1,314 @@
+"""NLL and asymmetry of a score model over the test split: `--metric nll|asym`.
+
+`calculate_*` writes a file per batch and keeps those that exist; `read_*` averages them. Each file
+holds the settings that made it, and files of other settings are refused. The ranks of torchrun
+share the batches.
+"""
+
+import dataclasses
+import itertools
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import datasets
+import domains
+import likelihood
+import sampling
+from evaluation import describe_origin
+from metrics import sharing
+from models import jacobian
+from models.trained import TrainedScore, load_score
+from samplers.progress import RoundProgress
+from storage import descriptions
+from storage.files import atomic_write, load_npz, read_meta, save_npz, stands, to_json
+from storage.provenance import differences
+from storage.workdir import Workdir, score_entry
+from utils import UserError, get_device, is_first, log, log_to, lookup
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A batch of test images in one repeat, and the file of its results."""
+
+    path: pathlib.Path
+    repeat: int
+    number: int
+    images: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreEvaluation:
+    """A loaded score, and the test split that it is evaluated on."""
+
+    config: ml_collections.ConfigDict
+    folder: pathlib.Path
+    device: torch.device
+    trained: TrainedScore
+    split: datasets.Split
+    domain: domains.Images | domains.Points
+
+    @classmethod
+    def open(cls, config: ml_collections.ConfigDict, place: Workdir, metric: str, use_ema: bool):
+        """Load the checkpoint of a run and the test split."""
+        place.check()
+        device = get_device(config.device)
+        path = place.checkpoint(config.eval.checkpoint_idx)
+        trained = load_score(config, path, device, use_ema)
+        config = trained.config
+        split = datasets.load(config.data, "test")
+        place.create()
+        log_to(place.log_file)
+        log.info("Evaluating %s on %s.", trained.loaded, device)
+        folder = place.root / score_entry(metric, use_ema)
+        return cls(config, folder, device, trained, split, domains.from_config(config.data))
+
+    def batches(self, path_of: Callable[[int, int], pathlib.Path], repeats: int) -> list[Batch]:
+        """All batches of all repeats; `path_of` takes the number of the repeat and of the batch."""
+        size, images = self.config.eval.batch_size, self.split.images
+        starts = enumerate(range(0, len(images), size))
+        return [
+            Batch(path_of(repeat, number), repeat, number, images[start : start + size])
+            for repeat, (number, start) in itertools.product(range(repeats), starts)
+        ]
+
+    def write_missing(
+        self,
+        batches: list[Batch],
+        compute: Callable[[torch.Tensor, Batch, RoundProgress], dict[str, np.ndarray]],
+        settings: dict[str, Any],
+        shapes: dict[str, tuple[int, ...]],
+        steps: int | None = None,
+    ) -> dict[str, Any]:
+        """Write this rank's share of the files by `compute`; returns their meta.
+
+        Args:
+            settings: what the numbers depend on, beside the model and the data.
+            shapes: of each array, its dimensions before that of the images.
+            steps: how often `compute` calls its callback; None: it passes the share done.
+
+        Raises:
+            UserError: a value is not finite, or a file exists that other settings made.
+        """
+        loaded, folder = self.trained.loaded, self.folder
+        meta = {
+            **settings,
+            **self.domain.identity,
+            **descriptions.identity(self.config),
+            "batch_size": self.config.eval.batch_size,
+            "checkpoint": loaded.checkpoint,
+            "checkpoint_step": loaded.step,
+            "ema": loaded.ema,
+            "dataset": self.config.data.dataset,
+            "data": self.split.identity["hash"],
+            "images": len(self.split),
+            "sde": repr(self.trained.sde),
+            "seed": self.config.seed,
+            "weights": loaded.fingerprint,
+        }
+        sharing.barrier(**meta)
+        batches, done = sharing.local_shard(batches), 0
+        bar = tqdm(
+            total=sum(len(batch.images) for batch in batches),
+            unit=self.domain.unit,
+            desc=folder.name,
+            disable=not is_first(),
+        )
+        with bar:
+            for batch in batches:
+                count = len(batch.images)
+                expected = {name: (*shape, count) for name, shape in shapes.items()}
+                if not stands(batch.path, meta, f"remove {folder} to calculate anew.", **expected):
+                    # A copy, because the mapped file is read-only.
+                    images = torch.tensor(batch.images).to(self.device)
+                    values = compute(images, batch, RoundProgress(bar, done, count, steps))
+                    if not all(np.isfinite(array).all() for array in values.values()):
+                        raise UserError(
+                            f"{batch.path} came out with NaN or infinite values; nothing was "
+                            "written. Look at the checkpoint."
+                        )
+                    save_npz(batch.path, **values, meta=to_json(meta))
+                done += count
+                bar.update(done - bar.n)
+        sharing.barrier()
+        log.info("Wrote the results of the batches to %s.", folder)
+        return meta
+
+
+def calculate_nll(config: ml_collections.ConfigDict, workdir: str, use_ema: bool = False) -> None:
+    """Write ``nll[_ema]/bpd_{batch}.npz`` (bpd (n,), nfe) for every batch of the test split.
+
+    Raises:
+        UserError: the checkpoint or the data are missing or do not fit; see `write_missing`.
+    """
+    place = Workdir(workdir)
+    run = ScoreEvaluation.open(config, place, "nll", use_ema)
+    tolerances = {"atol": config.eval.atol, "rtol": config.eval.rtol}
+
+    def compute(images, batch, callback):
+        noise = sampling.SeededNoise(run.device, "nll", config.seed, batch.number)
+        x = run.domain.to_density(images, noise.rand)
+        log_density, _, nfe = likelihood.log_likelihood(
+            run.trained.score,
+            run.trained.sde,
+            x,
+            jacobian.rademacher(noise.randn((1, *x.shape))),
+            rows=config.eval.microbatch,
+            max_nfe=config.eval.max_nfe,
+            callback=callback,
+            **tolerances,
+        )
+        return {"bpd": run.domain.negative_log_likelihood(log_density).cpu().numpy(), "nfe": nfe}
+
+    batches = run.batches(lambda _, number: place.nll(number, use_ema), repeats=1)
+    run.write_missing(batches, compute, tolerances, shapes={"bpd": ()})
+
+
+def calculate_asym(config: ml_collections.ConfigDict, workdir: str, use_ema: bool = False) -> None:
+    """Write ``asym[_ema]/repeat_{k}.npz``: the means of Asym and NAsym at every noise level.
+
+    Raises:
+        UserError: as `calculate_nll`, or there is no such estimator.
+    """
+    estimator = lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator")
+    place, names = Workdir(workdir), ("asym", "nasym")
+    run = ScoreEvaluation.open(config, place, "asym", use_ema)
+    sde, slices = run.trained.sde, config.loss.slices
+    times = likelihood.noise_times(config.eval.noise_levels, sde, sde.sampling_eps)
+
+    def compute(images, batch, callback):
+        x, values = run.domain.to_model(images, train=False), []
+        for level, t in enumerate(times.to(run.device)):
+            numbers = (config.seed, batch.repeat, batch.number, level)
+            noise = sampling.SeededNoise(run.device, "asymmetry", *numbers)
+            z = noise.randn(x.shape)
+            v = jacobian.rademacher(noise.randn((slices, *x.shape)))
+            t, rows = t.expand(len(x)), config.eval.microbatch
+            asym = likelihood.asymmetry(run.trained.score, sde, x, t, z, v, estimator, rows)
+            values.append(torch.stack(asym))
+            callback()
+        return dict(zip(names, torch.stack(values, dim=1).cpu().numpy()))
+
+    batches = run.batches(
+        lambda repeat, number: place.asym(repeat, number, use_ema), config.eval.total_repeat
+    )
+    levels = len(times)
+    settings = {"estimator": config.loss.estimator, "slices": slices, "noise_levels": levels}
+    shapes = dict.fromkeys(names, (levels,))
+    meta = run.write_missing(batches, compute, settings, shapes, steps=levels)
+    for repeat in range(config.eval.total_repeat) if is_first() else ():
+        files = [load_npz(each.path, *names) for each in batches if each.repeat == repeat]
+        means = {
+            name: np.concatenate([file[name] for file in files], axis=1).mean(axis=1)
+            for name in names
+        }
+        path = place.asym(repeat, ema=use_ema)
+        save_npz(path, **means, times=times.numpy(), meta=to_json(meta))
+
+
+# ---------------------------------------------------------------- reading the results
+
+
+def read_nll(workdir: str, use_ema: bool = False) -> dict[str, Any]:
+    """Print and record the mean over the test split, in bits/dim or nats, and the mean NFE.
+
+    Raises:
+        UserError: not all of it was calculated.
+    """
+    files, meta = read_files(workdir, "nll", use_ema, "bpd_*.npz", "bpd", "nfe")
+    bits = np.concatenate([file["bpd"] for file in files], dtype=np.float64)
+    if len(bits) != meta["images"]:
+        raise UserError(
+            f"The NLL of {len(bits)} of {meta['images']} images exists; run --calculate again."
+        )
+    kind = lookup(domains.KINDS, meta.get("domain", "images"), "The domain of the files")
+    result = {
+        kind.likelihood_name: float(bits.mean()),
+        "standard_error": float(bits.std() / math.sqrt(len(bits))),
+        "nfe": float(np.mean([file["nfe"] for file in files])),
+        "settings": meta,
+    }
+    Workdir(workdir).record(**{score_entry("nll", use_ema): result})
+    print(
+        f"NLL {result[kind.likelihood_name]:.4f} ± {result['standard_error']:.4f} "
+        f"{kind.likelihood_unit} over {len(bits)} {kind.noun}{describe_origin(meta)}, mean NFE "
+        f"{result['nfe']:.1f}, rtol {meta.get('rtol')}, atol {meta.get('atol')}"
+    )
+    return result
+
+
+def read_asym(workdir: str, use_ema: bool = False, repeats: int | None = None) -> dict[str, Any]:
+    """Print and record the means of Asym and NAsym over noise levels and repeats; plot both.
+
+    Args:
+        repeats: how many repeats to read, the first ones; None: all that exist.
+
+    Raises:
+        UserError: a repeat was not calculated.
+    """
+    names, pattern = ("asym", "nasym"), "repeat_*.npz"
+    files, meta = read_files(workdir, "asym", use_ema, pattern, *names, "times")
+    files = files[:repeats]
+    if repeats is not None and len(files) < repeats:
+        raise UserError(f"{len(files)} of {repeats} repeats exist; run --calculate for the others.")
+    asym, nasym = (
+        np.mean([file[name] for file in files], axis=0, dtype=np.float64) for name in names
+    )
+    result = {
+        "asym": float(asym.mean()),
+        "nasym": float(nasym.mean()),
+        "repeats": len(files),
+        "settings": meta,
+    }
+    place = Workdir(workdir)
+    place.record(**{score_entry("asym", use_ema): result})
+    picture = place.asym(0, ema=use_ema).with_name("asym.png")
+    plot_asym(picture, files[0]["times"], asym, nasym)
+    print(
+        f"Asym {result['asym']:.6g}, NAsym {result['nasym']:.6g} over {len(asym)} noise levels "
+        f"and {len(files)} repeats of {meta.get('images')} images{describe_origin(meta)}; plotted "
+        f"in {picture}"
+    )
+    return result
+
+
+def plot_asym(path: pathlib.Path, times: np.ndarray, asym: np.ndarray, nasym: np.ndarray) -> None:
+    """A PNG with Asym and NAsym against the time of the noise level."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    for axes, name, values in zip(figure.subplots(1, 2), ("Asym", "NAsym"), (asym, nasym)):
+        axes.semilogy(times, np.maximum(values, np.finfo(np.float32).tiny))
+        axes.set(xlabel="t", ylabel=name)
+        axes.grid(alpha=0.3)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def read_files(
+    workdir: str, metric: str, use_ema: bool, pattern: str, *names: str
+) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+    """The arrays `names` of the files of a metric, by number, and the meta that they share.
+
+    Raises:
+        UserError: there are none, one is damaged, or their settings differ.
+    """
+    folder = Workdir(workdir).root / score_entry(metric, use_ema)
+    paths = sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name))
+    if not paths:
+        raise UserError(f"{folder} holds no {pattern}; run first with --calculate.")
+    files = [load_npz(path, "meta", *names) for path in paths]
+    metas = [read_meta(path, file["meta"]) for path, file in zip(paths, files)]
+    for path, meta in zip(paths, metas):
+        if changed := differences(meta, metas[0]):
+            raise UserError(
+                f"{path} has other settings than {paths[0]}: {', '.join(changed)}. Remove "
+                f"{folder} and run --calculate again."
+            )
+    return files, metas[0]

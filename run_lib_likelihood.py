@@ -5,7 +5,6 @@ holds the settings that made it, and files of other settings are refused. The ra
 share the batches.
 """
 
-import dataclasses
 import itertools
 import math
 import pathlib
@@ -24,7 +23,7 @@ import sampling
 from evaluation import describe_origin
 from metrics import sharing
 from models import jacobian
-from models.trained import TrainedScore, load_score
+from models.trained import load_score
 from samplers.progress import RoundProgress
 from storage import descriptions
 from storage.files import atomic_write, load_npz, read_meta, save_npz, stands, to_json
@@ -33,71 +32,30 @@ from storage.workdir import Workdir, score_entry
 from utils import UserError, get_device, is_first, log, log_to, lookup
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """A batch of test images in one repeat, and the file of its results."""
-
-    path: pathlib.Path
-    repeat: int
-    number: int
-    images: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class ScoreEvaluation:
     """A loaded score, and the test split that it is evaluated on."""
 
-    config: ml_collections.ConfigDict
-    folder: pathlib.Path
-    device: torch.device
-    trained: TrainedScore
-    split: datasets.Split
-    domain: domains.Images | domains.Points
-
-    @classmethod
-    def open(cls, config: ml_collections.ConfigDict, place: Workdir, metric: str, use_ema: bool):
-        """Load the checkpoint of a run and the test split."""
+    def __init__(
+        self, config: ml_collections.ConfigDict, workdir: str, metric: str, use_ema: bool
+    ) -> None:
+        place = Workdir(workdir)
         place.check()
-        device = get_device(config.device)
+        self.folder = place.root / score_entry(metric, use_ema)
+        self.device = get_device(config.device)
         path = place.checkpoint(config.eval.checkpoint_idx)
-        trained = load_score(config, path, device, use_ema)
-        config = trained.config
-        split = datasets.load(config.data, "test")
+        self.trained = load_score(config, path, self.device, use_ema)
+        self.config = self.trained.config
+        self.split = datasets.load(self.config.data, "test")
+        self.domain = domains.from_config(self.config.data)
+        self.starts = range(0, len(self.split), config.eval.batch_size)  # of the batches
         place.create()
         log_to(place.log_file)
-        log.info("Evaluating %s on %s.", trained.loaded, device)
-        folder = place.root / score_entry(metric, use_ema)
-        return cls(config, folder, device, trained, split, domains.from_config(config.data))
+        log.info("Evaluating %s on %s.", self.trained.loaded, self.device)
 
-    def batches(self, path_of: Callable[[int, int], pathlib.Path], repeats: int) -> list[Batch]:
-        """All batches of all repeats; `path_of` takes the number of the repeat and of the batch."""
-        size, images = self.config.eval.batch_size, self.split.images
-        starts = enumerate(range(0, len(images), size))
-        return [
-            Batch(path_of(repeat, number), repeat, number, images[start : start + size])
-            for repeat, (number, start) in itertools.product(range(repeats), starts)
-        ]
-
-    def write_missing(
-        self,
-        batches: list[Batch],
-        compute: Callable[[torch.Tensor, Batch, RoundProgress], dict[str, np.ndarray]],
-        settings: dict[str, Any],
-        shapes: dict[str, tuple[int, ...]],
-        steps: int | None = None,
-    ) -> dict[str, Any]:
-        """Write this rank's share of the files by `compute`; returns their meta.
-
-        Args:
-            settings: what the numbers depend on, beside the model and the data.
-            shapes: of each array, its dimensions before that of the images.
-            steps: how often `compute` calls its callback; None: it passes the share done.
-
-        Raises:
-            UserError: a value is not finite, or a file exists that other settings made.
-        """
-        loaded, folder = self.trained.loaded, self.folder
-        meta = {
+    def meta(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What the numbers depend on, `settings` among it."""
+        loaded = self.trained.loaded
+        return {
             **settings,
             **self.domain.identity,
             **descriptions.identity(self.config),
@@ -112,33 +70,60 @@ class ScoreEvaluation:
             "seed": self.config.seed,
             "weights": loaded.fingerprint,
         }
+
+    def write_missing(
+        self,
+        meta: dict[str, Any],
+        path_of: Callable[[int, int], pathlib.Path],
+        compute: Callable[..., dict[str, np.ndarray]],
+        shapes: dict[str, tuple[int, ...]],
+        repeats: int = 1,
+        steps: int | None = None,
+    ) -> None:
+        """Write this rank's share of the files that do not exist.
+
+        Args:
+            path_of: function of a repeat and the number of a batch to the file.
+            compute: function of images on the device, repeat, number and a callback to arrays.
+            shapes: of each array, its dimensions before that of the images.
+            steps: how often `compute` calls its callback; None: it passes the share done.
+
+        Raises:
+            UserError: a value is not finite, or a file exists that other settings made.
+        """
         sharing.barrier(**meta)
-        batches, done = sharing.local_shard(batches), 0
+        tasks = itertools.product(range(repeats), enumerate(self.starts))
+        tasks = sharing.local_shard(
+            [
+                (repeat, number, self.split.images[start : start + self.starts.step])
+                for repeat, (number, start) in tasks
+            ]
+        )
         bar = tqdm(
-            total=sum(len(batch.images) for batch in batches),
+            total=sum(len(images) for _, _, images in tasks),
             unit=self.domain.unit,
-            desc=folder.name,
+            desc=self.folder.name,
             disable=not is_first(),
         )
+        done, advice = 0, f"remove {self.folder} to calculate anew."
         with bar:
-            for batch in batches:
-                count = len(batch.images)
+            for repeat, number, images in tasks:
+                path, count = path_of(repeat, number), len(images)
                 expected = {name: (*shape, count) for name, shape in shapes.items()}
-                if not stands(batch.path, meta, f"remove {folder} to calculate anew.", **expected):
-                    # A copy, because the mapped file is read-only.
-                    images = torch.tensor(batch.images).to(self.device)
-                    values = compute(images, batch, RoundProgress(bar, done, count, steps))
+                if not stands(path, meta, advice, **expected):
+                    images = torch.tensor(images).to(self.device)  # a copy: the map is read-only
+                    callback = RoundProgress(bar, done, count, steps)
+                    values = compute(images, repeat, number, callback)
                     if not all(np.isfinite(array).all() for array in values.values()):
                         raise UserError(
-                            f"{batch.path} came out with NaN or infinite values; nothing was "
-                            "written. Look at the checkpoint."
+                            f"{path} came out with NaN or infinite values; nothing was written. "
+                            "Look at the checkpoint."
                         )
-                    save_npz(batch.path, **values, meta=to_json(meta))
+                    save_npz(path, **values, meta=to_json(meta))
                 done += count
                 bar.update(done - bar.n)
         sharing.barrier()
-        log.info("Wrote the results of the batches to %s.", folder)
-        return meta
+        log.info("Wrote the results of the batches to %s.", self.folder)
 
 
 def calculate_nll(config: ml_collections.ConfigDict, workdir: str, use_ema: bool = False) -> None:
@@ -147,12 +132,11 @@ def calculate_nll(config: ml_collections.ConfigDict, workdir: str, use_ema: bool
     Raises:
         UserError: the checkpoint or the data are missing or do not fit; see `write_missing`.
     """
-    place = Workdir(workdir)
-    run = ScoreEvaluation.open(config, place, "nll", use_ema)
+    run = ScoreEvaluation(config, workdir, "nll", use_ema)
     tolerances = {"atol": config.eval.atol, "rtol": config.eval.rtol}
 
-    def compute(images, batch, callback):
-        noise = sampling.SeededNoise(run.device, "nll", config.seed, batch.number)
+    def compute(images, _, number, callback):
+        noise = sampling.SeededNoise(run.device, "nll", config.seed, number)
         x = run.domain.to_density(images, noise.rand)
         log_density, _, nfe = likelihood.log_likelihood(
             run.trained.score,
@@ -166,8 +150,12 @@ def calculate_nll(config: ml_collections.ConfigDict, workdir: str, use_ema: bool
         )
         return {"bpd": run.domain.negative_log_likelihood(log_density).cpu().numpy(), "nfe": nfe}
 
-    batches = run.batches(lambda _, number: place.nll(number, use_ema), repeats=1)
-    run.write_missing(batches, compute, tolerances, shapes={"bpd": ()})
+    run.write_missing(
+        run.meta(tolerances),
+        lambda _, number: Workdir(workdir).nll(number, use_ema),
+        compute,
+        shapes={"bpd": ()},
+    )
 
 
 def calculate_asym(config: ml_collections.ConfigDict, workdir: str, use_ema: bool = False) -> None:
@@ -177,15 +165,15 @@ def calculate_asym(config: ml_collections.ConfigDict, workdir: str, use_ema: boo
         UserError: as `calculate_nll`, or there is no such estimator.
     """
     estimator = lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator")
-    place, names = Workdir(workdir), ("asym", "nasym")
-    run = ScoreEvaluation.open(config, place, "asym", use_ema)
-    sde, slices = run.trained.sde, config.loss.slices
+    run, names = ScoreEvaluation(config, workdir, "asym", use_ema), ("asym", "nasym")
+    sde, slices, repeats = run.trained.sde, config.loss.slices, config.eval.total_repeat
     times = likelihood.noise_times(config.eval.noise_levels, sde, sde.sampling_eps)
+    levels = len(times)
 
-    def compute(images, batch, callback):
+    def compute(images, repeat, number, callback):
         x, values = run.domain.to_model(images, train=False), []
         for level, t in enumerate(times.to(run.device)):
-            numbers = (config.seed, batch.repeat, batch.number, level)
+            numbers = (config.seed, repeat, number, level)
             noise = sampling.SeededNoise(run.device, "asymmetry", *numbers)
             z = noise.randn(x.shape)
             v = jacobian.rademacher(noise.randn((slices, *x.shape)))
@@ -195,21 +183,19 @@ def calculate_asym(config: ml_collections.ConfigDict, workdir: str, use_ema: boo
             callback()
         return dict(zip(names, torch.stack(values, dim=1).cpu().numpy()))
 
-    batches = run.batches(
-        lambda repeat, number: place.asym(repeat, number, use_ema), config.eval.total_repeat
-    )
-    levels = len(times)
-    settings = {"estimator": config.loss.estimator, "slices": slices, "noise_levels": levels}
+    def path_of(repeat, number=None):
+        return Workdir(workdir).asym(repeat, number, use_ema)
+
+    meta = run.meta({"estimator": config.loss.estimator, "slices": slices, "noise_levels": levels})
     shapes = dict.fromkeys(names, (levels,))
-    meta = run.write_missing(batches, compute, settings, shapes, steps=levels)
-    for repeat in range(config.eval.total_repeat) if is_first() else ():
-        files = [load_npz(each.path, *names) for each in batches if each.repeat == repeat]
+    run.write_missing(meta, path_of, compute, shapes, repeats, steps=levels)
+    for repeat in range(repeats) if is_first() else ():
+        files = [load_npz(path_of(repeat, number), *names) for number in range(len(run.starts))]
         means = {
             name: np.concatenate([file[name] for file in files], axis=1).mean(axis=1)
             for name in names
         }
-        path = place.asym(repeat, ema=use_ema)
-        save_npz(path, **means, times=times.numpy(), meta=to_json(meta))
+        save_npz(path_of(repeat), **means, times=times.numpy(), meta=to_json(meta))
 
 
 # ---------------------------------------------------------------- reading the results

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import ml_collections
 import numpy as np
 
-from metrics.sample_sets import find, flags_of, parts_of, read_meta
+from metrics.sample_sets import find, parts_of, read_meta
 from storage.files import load_npz
 from storage.settings import draws_by_class
 from storage.workdir import Workdir, variant
@@ -56,7 +56,7 @@ def open_sets(
     """The real and the generated `FeatureSet` of a run.
 
     Raises:
-        UserError: one is missing; the message names the command that makes it.
+        UserError: one is missing; the message names the flag that writes it.
     """
     generated = open_generated(config, workdir)
     real = open_real(config, workdir, dataset_stat)
@@ -76,13 +76,12 @@ def open_real(
     """
     place = Workdir(workdir)
     if draws_by_class(config):
-        return _open([place.class_stat], _command(config, workdir, "--stat"), "size")
+        return _open([place.class_stat], "--stat writes them", "size")
     if dataset_stat is not None:
         return _open([pathlib.Path(dataset_stat)], "name another file with --dataset_stat")
     published = pathlib.Path("results") / f"{config.data.dataset.lower()}_stats.npz"
     paths = [place.dataset_stat(variant(config)), *place.dataset_stats(), published]
-    command = _command(config, workdir, "--encode_dataset")
-    return _open(paths, f"{command}, or name a file with --dataset_stat")
+    return _open(paths, "--encode_dataset writes them, or name a file with --dataset_stat")
 
 
 def open_generated(config: ml_collections.ConfigDict, workdir: str) -> FeatureSet:
@@ -92,8 +91,7 @@ def open_generated(config: ml_collections.ConfigDict, workdir: str) -> FeatureSe
     """
     place = Workdir(workdir)
     if not draws_by_class(config):
-        command = _command(config, workdir, "--encode")
-        return _open([place.generated_stat(variant(config))], command, "logit")
+        return _open([place.generated_stat(variant(config))], "--encode writes them", "logit")
     parts = parts_of(config, place, place.latents)
     sizes = shares(config.eval.num_samples_all, len(parts))
     for part, size in zip(parts, sizes, strict=True):
@@ -104,18 +102,13 @@ def open_generated(config: ml_collections.ConfigDict, workdir: str) -> FeatureSe
                 f"{part.name}; ask for fewer."
             )
     pools, logits = [], []
-    classes = find(parts, "pool_3", f"To complete it, {_command(config, workdir, '--latent')}")
+    classes = find(parts, "pool_3", "--latent writes what is missing.")
     for rounds, size in zip(classes, sizes, strict=True):
         files = [load_npz(item.path, "pool_3", "logits") for item in rounds]
         pools.append(np.concatenate([file["pool_3"] for file in files])[:size])
         logits.append(np.concatenate([file["logits"] for file in files])[:size])
     content = np.concatenate(pools), np.concatenate(logits)
     return FeatureSet(*content, *_claims(classes[0][0].origin), parts[0].folder.parent, sizes)
-
-
-def _command(config, workdir, flag):
-    script = "run_lib_evaluation.py" if draws_by_class(config) else "run_lib_evaluation_fidis.py"
-    return f"run first: python {script} --workdir {workdir}{flags_of(config)} {flag} --config …"
 
 
 def require_same_classes(
@@ -137,7 +130,7 @@ def _open(paths, advice, *more):
     """The set in the first of `paths` that exists, with the arrays in `more`: `logit`, `size`."""
     path = next((path for path in paths if path.exists()), None)
     if path is None:
-        raise UserError(f"There are no features in {' or '.join(map(str, paths))}; {advice}")
+        raise UserError(f"There are no features in {' or '.join(map(str, paths))}; {advice}.")
     content = load_npz(path, "pool_3", *more, optional=("meta",))
     sizes = content["size"].tolist() if "size" in content else None
     claims = _claims(read_meta(content, path))

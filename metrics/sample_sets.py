@@ -152,14 +152,6 @@ def mean_nfe(rounds: Sequence[Round]) -> float | None:
 # ---------------------------------------------------------------- what a configuration asks for
 
 
-def flags_of(config: ml_collections.ConfigDict) -> str:
-    """The flags that choose the samples of ``config.sampling`` on a command line, after a space."""
-    method = config.sampling.method
-    text = {"pc": "", "ode": " --ode"}.get(method, f" --sampler {method}")
-    scaled = config.sampling.plain_scale is not None
-    return f"{text} --scale {config.sampling.scaling_factor:g}" if scaled else text
-
-
 def parts_of(
     config: ml_collections.ConfigDict,
     place: Workdir,
@@ -193,12 +185,11 @@ def find_samples(config: ml_collections.ConfigDict, place: Workdir) -> list[list
     Raises:
         UserError: they are not.
     """
-    found = find(
-        parts_of(config, place),
-        "samples",
-        f"Draw what is missing with run_lib_sampling.py{flags_of(config)}, or give the number of "
-        "those that exist with --config.eval.num_samples and --config.eval.num_divisions.",
+    advice = (
+        "Draw what is missing with run_lib_sampling.py, or give the number of those that exist "
+        "with --config.eval.num_samples and --config.eval.num_divisions."
     )
+    found = find(parts_of(config, place), "samples", advice)
     for item in (item for rounds in found for item in rounds):
         check_images(item.dtype, item.shape, item.path, config.data)
     return found

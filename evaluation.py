@@ -151,7 +151,11 @@ def measure(
         else:
             rows = {"all": metric.compute(real, generated, config)}
         values = list(rows.values())[-1]
-        settings |= {name: values.pop(name) for name in metric.settings if name in values}
+        for name in settings.keys() & values.keys():
+            if values[name] != settings[name]:
+                message = "config.eval.%s is %s, more than these sets allow; %s was used."
+                log.warning(message, name, settings[name], values[name])
+            settings[name] = values.pop(name)
         text = table(metric, rows, settings)
         print(text)
         if place is not None:

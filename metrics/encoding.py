@@ -1,8 +1,8 @@
 """Features of samples and of the real images, written to disk.
 
 Without classes there is one file of each kind. With classes, as in DLSM, real images and features
-lie class after class, and there is a file of features for each file of samples. Every file names
-its feature network and what made its images. The ranks of torchrun share the encoding.
+are ordered by class, and each file of samples has a file of features. Every file names its feature
+network and what made its images. The ranks of torchrun share the encoding.
 
 Data sets, and with them PyTorch, are imported where they are used, so that samples can be encoded
 in the environment of TF-GAN too.

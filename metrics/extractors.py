@@ -1,7 +1,6 @@
 """From uint8 images to the pooled features and logits that the metrics of evaluation.py compare.
 
-The name of an extractor says whose features these are, and stands beside every number: numbers
-compare where their names are equal.
+Every number names its extractor; only numbers with equal names compare.
 
 * `inception`: the FID Inception network of December 2015, torch-fidelity's PyTorch port.
 * `TFHubFeatures`: the same network as TF-GAN runs it, a TF-Hub module.
@@ -113,8 +112,8 @@ def read_weights(path: str | os.PathLike) -> tuple["dict[str, torch.Tensor]", st
 def channels_first(images: np.ndarray, device: "torch.device | str") -> "torch.Tensor":
     """A copy of images (n, H, W, C) as a tensor (n, C, H, W) on `device`.
 
-    In one memory layout whatever that of `images`, because convolutions round differently in
-    another; `contiguous` would leave images of one channel as they are.
+    Always in one memory layout, because convolutions round differently in another; `contiguous`
+    does not change images of one channel.
     """
     import torch
 

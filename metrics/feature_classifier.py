@@ -19,17 +19,14 @@ def _small_classifier(channels, classes):
     """Three convolutions and a pool to ClassifierFeatures.pool_width, then a linear layer."""
     from torch import nn
 
-    layers = []
-    widths = (channels, 32, 64, ClassifierFeatures.pool_width)
-    for stage in range(3):
-        stride = 1 if stage == 0 else 2
-        layers += [
-            nn.Conv2d(widths[stage], widths[stage + 1], 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(widths[stage + 1]),
-            nn.ReLU(),
-        ]
-    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return nn.Sequential(body, nn.Linear(ClassifierFeatures.pool_width, classes))
+    def stage(wide_in, wide_out, stride):
+        convolution = nn.Conv2d(wide_in, wide_out, 3, stride, padding=1, bias=False)
+        return convolution, nn.BatchNorm2d(wide_out), nn.ReLU()
+
+    width = ClassifierFeatures.pool_width
+    stages = *stage(channels, 32, 1), *stage(32, 64, 2), *stage(64, width, 2)
+    body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(body, nn.Linear(width, classes))
 
 
 def _scaled(images, device):

@@ -32,7 +32,7 @@ class FeatureSet:
         extractors: names of the feature networks that these may be of; one, if the file names it.
         origin: what made the images, a dict; empty if unknown.
         source: the file or folder of the features.
-        sizes: number of images of each class, in whose order they lie; None without classes.
+        sizes: number of images of each class, the order of the rows; None without classes.
     """
 
     pool: np.ndarray
@@ -114,10 +114,10 @@ def open_generated(config: ml_collections.ConfigDict, workdir: str) -> FeatureSe
 def require_same_classes(
     real: Sequence[str] | None, generated: Sequence[str] | None, source: object
 ) -> None:
-    """Refuse to compare classes by number whose names, if both are known, differ.
+    """Check that classes of one number have one name, if both names are known.
 
     Raises:
-        UserError: they differ; `source` is where the real ones lie.
+        UserError: they differ; `source` names the real images.
     """
     if real and generated and list(real) != list(generated):
         raise UserError(

@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from metrics.feature_arrays import checked_sets
-from utils import log
 
 SUBSETS = 100
 SEED = 2020  # torch-fidelity's, so that the subsets are the same
@@ -35,9 +34,7 @@ def kernel_inception_distance(
         UserError: fewer than 2 samples in a set, unequal widths, values that are not finite.
     """
     real, fake = checked_sets(real, fake, at_least=2)
-    if min(len(real), len(fake)) < subset_size:
-        subset_size = min(len(real), len(fake))
-        log.warning("KID: the subsets have only %d samples, all of the smaller set.", subset_size)
+    subset_size = min(subset_size, len(real), len(fake))
     # This generator, and the generated set first: so torch-fidelity draws.
     draw = np.random.RandomState(SEED)
     values = []

@@ -145,7 +145,7 @@ def test_kid_by_its_flag(tmp_path):
     for name, features in (("dataset_stat", real), ("generated_stat", fake)):
         save_npz(stat / f"{name}.npz", pool_3=features, logit=features)
     line = f"{FIDIS}.py --workdir W --kid"
-    assert "only 20 samples" in ok(line, tmp_path, QC)
+    assert "kid_subset_size is 1000" in ok(line, tmp_path, QC)
     assert metrics(tmp_path)["kid"]["settings"]["kid_subset_size"] == 20
     small = [*QC, "--config.eval.kid_subset_size=15"]
     said = ok(line, tmp_path, small)

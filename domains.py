@@ -1,8 +1,8 @@
-"""What is modelled: images, or points. Everything that depends on which of the two it is.
+"""The domain of a model: images, or points.
 
-A domain knows the shape of what a model sees, the form in which it is stored, the way from one to
-the other, its picture, and the unit of its likelihood. `from_config` makes the one that
-``config.data`` describes; a new kind is a class like these two and a line there.
+A domain holds the shape of what a model takes, how samples are stored, the conversions between the
+two, the picture of samples, and the unit of the likelihood. `from_config` makes the one that
+``config.data`` describes; a new domain is a class like these two and a line there.
 """
 
 import dataclasses
@@ -16,26 +16,22 @@ import numpy as np
 
 from utils import UserError
 
-if TYPE_CHECKING:  # none of them need be there
+if TYPE_CHECKING:
     import torch
     from PIL import Image
 
 
 class Domain:
-    """What `Images` and `Points` share."""
+    """Base of `Images` and `Points`."""
 
     def require_shape(self, shape: tuple[int, ...], dataset: str) -> None:
         """Raise a UserError if the images or points of `dataset` have another `shape`."""
-        if len(shape) != len(self.shape):
-            raise UserError(
-                f"The configuration describes {self.noun}, but {dataset} holds arrays of shape "
-                f"{shape}; take a configuration that was made for this data set."
-            )
         if shape != self.shape:
-            given = " and ".join(f"data.{n} is {v}" for n, v in zip(self.fields, self.shape))
-            wanted = " and ".join(f"data.{n} to {v}" for n, v in zip(self.fields, shape))
+            fields = ", ".join(f"data.{name}" for name in self.fields)
             raise UserError(
-                f"{given}, but the {self.noun} of {dataset} have the shape {shape}; set {wanted}."
+                f"The configuration describes {self.noun} of shape {self.shape} ({fields}), but "
+                f"{dataset} holds {shape}; set these fields, or take a configuration of this data "
+                "set."
             )
 
 
@@ -120,10 +116,7 @@ class Images(Domain):
         return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def share_outside(self, x: "torch.Tensor", margin: float = 0.1) -> float:
-        """The share of a model's values that lie beyond black or white by more than `margin`.
-
-        `to_stored` clips them. White is at 1 and black at 0.
-        """
+        """The share of values more than `margin` outside [0, 1], which `to_stored` clips."""
         return ((self.inverse_scaler(x) - 0.5).abs() > 0.5 + margin).float().mean().item()
 
     def negative_log_likelihood(self, log_density: "torch.Tensor") -> "torch.Tensor":
@@ -135,8 +128,20 @@ class Images(Domain):
         return -log_density / (dimensions * math.log(2)) + (7 if self.centered else 8)
 
     def picture(self, samples: np.ndarray, columns: int | None = None) -> "Image.Image":
-        """A grid of uint8 samples (N, H, W, C), a PIL image; nearly square without `columns`."""
-        return image_grid(samples, columns or max(1, int(len(samples) ** 0.5)))
+        """A grid of uint8 samples (N, H, W, C), a PIL image; nearly square without `columns`.
+
+        Images under 32 pixels are enlarged.
+        """
+        import torch
+        from PIL import Image
+        from torchvision.utils import make_grid
+
+        columns = columns or max(1, int(len(samples) ** 0.5))
+        grid = make_grid(torch.from_numpy(samples).permute(0, 3, 1, 2), nrow=columns, padding=1)
+        picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+        zoom = max(1, 32 // samples.shape[1])
+        size = (picture.width * zoom, picture.height * zoom)
+        return picture.resize(size, Image.Resampling.NEAREST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +175,7 @@ class Points(Domain):
         return x.float().cpu().numpy()
 
     def share_outside(self, x: "torch.Tensor") -> float:
-        """None: points have no limits."""
+        """0: points have no range."""
         return 0.0
 
     def negative_log_likelihood(self, log_density: "torch.Tensor") -> "torch.Tensor":
@@ -201,25 +206,6 @@ def dequantise(x: "torch.Tensor", noise: "torch.Tensor") -> "torch.Tensor":
     return (noise + 255 * x) / 256
 
 
-# ---------------------------------------------------------------- pictures
-
-
-def image_grid(images: np.ndarray, columns: int) -> "Image.Image":
-    """uint8 images (N, H, W, C) as one picture (PIL); images under 32 pixels are enlarged."""
-    import torch
-    from PIL import Image
-    from torchvision.utils import make_grid
-
-    grid = make_grid(torch.from_numpy(images).permute(0, 3, 1, 2), nrow=columns, padding=1)
-    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
-    zoom = max(1, 32 // images.shape[1])
-    size = (picture.width * zoom, picture.height * zoom)
-    return picture.resize(size, Image.Resampling.NEAREST)
-
-
-# ---------------------------------------------------------------- which one
-
-
 def from_config(data: ml_collections.ConfigDict) -> Images | Points:
     """The domain that ``config.data`` describes: points if it has `dimensions`, else images."""
     if "dimensions" in data:
@@ -241,16 +227,16 @@ def of_stored(samples: np.ndarray) -> Images | Points:
 
 
 def images_of(data: ml_collections.ConfigDict, user: str) -> Images:
-    """The domain of ``config.data`` if it is of images.
+    """The domain of ``config.data``, which must be of images.
 
     Raises:
-        UserError: it is of something else, which `user`, the words a sentence begins with, cannot.
+        UserError: it is not; `user`, what needs images, begins the message.
     """
     return _of(Images, data, user)
 
 
 def points_of(data: ml_collections.ConfigDict, user: str) -> Points:
-    """The domain of ``config.data`` if it is of points; raises as `images_of`."""
+    """The domain of ``config.data``, which must be of points; raises as `images_of`."""
     return _of(Points, data, user)
 
 
@@ -258,7 +244,6 @@ def _of(kind, data, user):
     domain = from_config(data)
     if not isinstance(domain, kind):
         raise UserError(
-            f"{user} takes {kind.noun}, but config.data describes {domain.noun} ({data.dataset}); "
-            "choose another that is made for them."
+            f"{user} takes {kind.noun}, but config.data describes {domain.noun} ({data.dataset})."
         )
     return domain

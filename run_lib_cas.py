@@ -15,7 +15,7 @@ import numpy as np
 import datasets
 import run_lib
 from metrics.feature_sets import require_same_classes
-from metrics.sample_sets import check_images, look_at_round, numbered_rounds
+from metrics.sample_sets import check_images, numbered_rounds, read_round
 from storage import settings
 from storage.provenance import differences
 from storage.workdir import Workdir
@@ -130,7 +130,7 @@ def read_samples(
     images, counts = [], shares(config.eval.num_samples_all, classes)
     for label, missing in enumerate(counts):
         for _, path in numbered_rounds(folder / str(label)):
-            item = look_at_round(0, path, "samples")
+            item = read_round(0, path, "samples")
             origin = item.origin if origin is None else origin
             if changed := differences(item.origin, origin):
                 raise UserError(f"The samples in {folder} do not mix: {', '.join(changed)}.")

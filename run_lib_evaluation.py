@@ -5,8 +5,8 @@ python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --encode --enco
 python run_lib_evaluation.py --config CLASS_EVAL_CONFIG --workdir NAME --stat --latent --fidis
 python run_lib_evaluation.py --folders SAMPLES REAL_IMAGES --fidis --kid --prdc
 
-Processes that torchrun started share what takes networks: --calculate, --stat, --latent, --encode
-and --encode_dataset. The first alone reads, measures, prints and records.
+The ranks of torchrun share what takes networks: --calculate, --stat, --latent, --encode and
+--encode_dataset. Rank 0 alone reads, measures, prints and records.
 """
 
 import pathlib
@@ -44,7 +44,7 @@ CHOICE_OF_SAMPLES = {"ode", "sampler", "scale"}
 NLL = {"metric", "checkpoint_idx", "bs", "atol", "rtol", "ema"}
 ASYM = {"metric", "checkpoint_idx", "bs", "slices", "nl", "total_repeat", "ema"}
 ENCODE = {"bs", *CHOICE_OF_SAMPLES}
-MEASURE = {"mode", "backend", "dataset_stat", *CHOICE_OF_SAMPLES}
+MEASURE = {"mode", "dataset_stat", *CHOICE_OF_SAMPLES}
 READS = {
     "calculate": {"nll": NLL, "asym": ASYM},
     "read": {"nll": {"metric", "ema"}, "asym": {"metric", "ema", "total_repeat"}},
@@ -52,11 +52,11 @@ READS = {
     **dict.fromkeys(METRIC_FLAGS, MEASURE),
     "nfe": CHOICE_OF_SAMPLES,
 }
-OF_FOLDERS = {"folders", "backend", "bs", *METRIC_FLAGS}
+OF_FOLDERS = {"folders", "bs", *METRIC_FLAGS}
 
 
 def define_flags(metric: str | None = None) -> None:
-    """Define the evaluation flags; `metric` is what --metric stands at when it is not given."""
+    """Define the evaluation flags; `metric` is the default of --metric."""
     of_folders = any(argument.partition("=")[0] == "--folders" for argument in sys.argv)
     cli.define_common_flags(default_config=str(FOLDERS_CONFIG) if of_folders else None)
     flags.DEFINE_enum(
@@ -82,9 +82,6 @@ def define_flags(metric: str | None = None) -> None:
     cli.define_sampler_flags()
     cli.define_dry_run()
     flags.DEFINE_enum("mode", "full", ["full", "class"], "Over all samples, or class by class.")
-    flags.DEFINE_enum(
-        "backend", evaluation.OURS, evaluation.BACKENDS, "Who computes the metrics of samples."
-    )
     flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
     flags.DEFINE_multi_string(
         "folders", None, "Compare two folders of images, the samples and the real images."
@@ -96,7 +93,7 @@ def launch() -> None:
 
 
 def main() -> None:
-    """Do what the flags ask for, in the order in which results depend on each other."""
+    """Run what the flags ask for, in the order of the dependencies."""
     config, workdir = FLAGS.config, FLAGS.workdir
     asked = [name for name in READS if FLAGS[name].value]
     metrics = [metric for metric in evaluation.SAMPLE_METRICS if metric.flag in asked]
@@ -106,19 +103,22 @@ def main() -> None:
         return
     require_asked(asked)
     cli.choose_sampler(config)
-    if asked != ["read"]:  # what was calculated says what it is of
+    if asked != ["read"]:  # the files that are read hold their settings
         config = with_model_of_checkpoint(config)
     settings.check(config)
     require_kind(config, asked)
     if FLAGS.dry_run:
         import planning
 
-        planning.evaluate(config, workdir, asked, FLAGS.ema, FLAGS.dataset_stat)
+        planning.evaluate(config, workdir, asked, FLAGS.metric, FLAGS.ema, FLAGS.dataset_stat)
         return
     if "calculate" in asked:
-        from metrics import nll_and_asym
+        import run_lib_likelihood  # PyTorch, which TF-GAN's environment lacks
 
-        calculate = {"nll": nll_and_asym.calculate_nll, "asym": nll_and_asym.calculate_asym}
+        calculate = {
+            "nll": run_lib_likelihood.calculate_nll,
+            "asym": run_lib_likelihood.calculate_asym,
+        }
         calculate[FLAGS.metric](config, workdir, FLAGS.ema)
     if {"stat", "encode_dataset"} & {*asked}:
         encoding.encode_dataset(config, workdir)
@@ -130,17 +130,16 @@ def main() -> None:
     if not is_first():
         return
     if "read" in asked:
-        from metrics import nll_and_asym
+        import run_lib_likelihood
 
         if FLAGS.metric == "nll":
-            nll_and_asym.read_nll(workdir, FLAGS.ema)
+            run_lib_likelihood.read_nll(workdir, FLAGS.ema)
         else:
-            nll_and_asym.read_asym(workdir, FLAGS.ema, FLAGS.total_repeat)
+            run_lib_likelihood.read_asym(workdir, FLAGS.ema, FLAGS.total_repeat)
     if metrics:
         sets = feature_sets.open_sets(config, workdir, FLAGS.dataset_stat)
         refuse_other_samples(config, sets[1].origin)
-        place = Workdir(workdir)
-        evaluation.measure(metrics, config, *sets, FLAGS.backend, FLAGS.mode, place)
+        evaluation.measure(metrics, config, *sets, FLAGS.mode, Workdir(workdir))
     if "nfe" in asked:
         evaluation.nfe(config, workdir)
 
@@ -148,7 +147,7 @@ def main() -> None:
 def compare_folders(
     config: ml_collections.ConfigDict, metrics: Sequence[evaluation.SampleMetric]
 ) -> None:
-    """Metrics of two folders of images that belong to no run."""
+    """Print metrics of two folders of images."""
     others = {*FIELDS, *READS, *MEASURE, "metric", "ema", "dry_run", "workdir"} - OF_FOLDERS
     cli.refuse_flags(sorted(others), "--folders")
     settings.check(config)
@@ -161,11 +160,11 @@ def compare_folders(
         raise UserError(f"Nothing was asked for; give {', '.join(f'--{f}' for f in METRIC_FLAGS)}.")
     sets = image_folders.open_folders(config, *FLAGS.folders)
     if is_first():
-        evaluation.measure(metrics, config, *sets, FLAGS.backend)
+        evaluation.measure(metrics, config, *sets)
 
 
 def require_asked(asked: Sequence[str]) -> None:
-    """Raise a UserError if nothing was asked for, or a flag was given that nothing of it reads."""
+    """Raise a UserError if nothing was asked for, or nothing of it reads a given flag."""
     if not asked:
         flags_of_samples = [f"--{name}" for name in READS if name not in ("calculate", "read")]
         raise UserError(
@@ -186,20 +185,20 @@ def require_asked(asked: Sequence[str]) -> None:
 
 
 def refuse_other_samples(config: ml_collections.ConfigDict, origin: dict[str, Any]) -> None:
-    """Raise a UserError if a typed field contradicts the `origin` of the samples that are there."""
+    """Raise a UserError if a typed field contradicts the `origin` of the existing samples."""
     known = {f"sampling.{name}": value for name, value in origin.get("sampling", {}).items()}
     known |= {"seed": origin["seed"]} if "seed" in origin else {}
     fields = flatten(config.to_dict())
     for name in sorted(cli.typed_fields() & known.keys()):
         if to_json(fields[name]) != to_json(known[name]):
             raise UserError(
-                f"config.{name} is {fields[name]}, but the samples that are there were drawn with "
+                f"config.{name} is {fields[name]}, but the existing samples were drawn with "
                 f"{known[name]}; leave it out, or draw others."
             )
 
 
 def with_model_of_checkpoint(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """`config` with what the workdir's checkpoint says of its model, if it can be read here."""
+    """`config` with the model of the workdir's checkpoint, if PyTorch can be imported."""
     try:
         from models.trained import adopt_from_checkpoints
     except ImportError:  # TF-GAN's environment has no PyTorch
@@ -210,7 +209,7 @@ def with_model_of_checkpoint(config: ml_collections.ConfigDict) -> ml_collection
 
 
 def require_kind(config: ml_collections.ConfigDict, asked: Sequence[str]) -> None:
-    """Raise a UserError unless what is asked for is of the model that `config` describes."""
+    """Raise a UserError unless `config` describes a model of the kind that `asked` needs."""
     if describes_classifier(config) and {"calculate", "read"} & {*asked}:
         raise UserError(
             "NLL and asymmetry are those of a score model, and this configuration describes a "
@@ -222,7 +221,7 @@ def require_kind(config: ml_collections.ConfigDict, asked: Sequence[str]) -> Non
         raise UserError(
             "--encode, --encode_dataset and --dataset_stat are for samples without classes, --stat "
             f"and --latent for samples with classes; those of this model have "
-            f"{'classes' if by_class else 'none'}. If its checkpoint lies in another workdir, "
+            f"{'classes' if by_class else 'none'}. If its checkpoint is in another workdir, "
             "give the number with --config.model.num_classes."
         )
     for flag, given in (("mode class", FLAGS.mode == "class"), ("scale", FLAGS.scale is not None)):

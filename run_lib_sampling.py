@@ -234,7 +234,7 @@ def write_png_files(config: ConfigDict, workdir: str) -> None:
     """Write every sample that is drawn as a PNG file, beside the folder of the samples."""
     from metrics import image_folders, sharing
 
-    sharing.wait()  # for what the other processes draw
+    sharing.barrier()  # for what the other processes draw
     if is_first():
         folder = parts_of(config, Workdir(workdir))[0].folder.parent
         log.info("The PNG files are in %s.", image_folders.write_samples(folder))

@@ -131,8 +131,6 @@ def base(dataset):
     evaluation.features = "inception"  # or tfhub, dinov2, classifier: see metrics/extractors.py
     evaluation.inception_weights = placeholder(str)  # none: the cached or downloaded ones
     evaluation.dinov2_weights = placeholder(str)  # the file dinov2_vitl14_pretrain.pth
-    evaluation.trust_weights = False  # accept a file that is not the published one
-    evaluation.block_bytes = 2**28  # of distances at a time
     evaluation.microbatch = 128  # images of a batch that a network takes at a time
     evaluation.max_nfe = 10_000  # evaluations after which the likelihood's ODE gives up
     return config

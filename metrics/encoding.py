@@ -1,22 +1,23 @@
 """Features of samples and of the real images, written to disk.
 
 Without classes there is one file of each kind. With classes, as in DLSM, real images and features
-lie class after class, and there is a file of features for each file of samples. Every file says
-what it holds features of, and whose features they are. Processes that torchrun started share the
-encoding (`sharing`).
+are ordered by class, and each file of samples has a file of features. Every file names its feature
+network and what made its images. The ranks of torchrun share the encoding.
 
 Data sets, and with them PyTorch, are imported where they are used, so that samples can be encoded
 in the environment of TF-GAN too.
 """
 
+import dataclasses
+import functools
 import hashlib
 import itertools
 import pathlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 import domains
 from metrics import extractors, feature_classifier, sharing
@@ -24,42 +25,30 @@ from metrics.sample_sets import find_samples, mean_nfe
 from storage.files import is_up_to_date, load_npz, save_npz, to_json
 from storage.settings import draws_by_class
 from storage.workdir import Workdir, variant
-from utils import UserError, get_device, is_first, log, log_to, lookup, require_positive
-
-if TYPE_CHECKING:  # torch need not be there
-    import datasets
+from utils import UserError, get_device, log, log_to, lookup
 
 # ---------------------------------------------------------------- feature extractors
 
 
 def classifier(config: ml_collections.ConfigDict) -> feature_classifier.ClassifierFeatures:
     """Features of a classifier of ``config.data``, which is trained at its first use."""
+    import datasets
+
     data = config.data
-    if not data.dataset:
-        raise UserError(
-            "The features classifier are of a classifier that is trained on a data set; name the "
-            "set with --config.data.dataset, or give its --config."
-        )
     log.info("The features are of a classifier of %s.", data.dataset)
-    split = training_split(data)
-    images = split.images.transpose(0, 2, 3, 1)
-    return feature_classifier.ClassifierFeatures(
-        data.dataset, images, split.labels, get_device(config.device), classifier_cache(data)
-    )
-
-
-def classifier_cache(data: ml_collections.ConfigDict) -> pathlib.Path:
-    """Where the trained feature classifier of a data set is kept."""
-    return pathlib.Path(data.cache) / f"{data.dataset}-features.pth"
+    split = datasets.load(data, "train")
+    cache = pathlib.Path(data.cache) / f"{data.dataset}-features.pth"
+    images, device = split.images.transpose(0, 2, 3, 1), get_device(config.device)
+    return feature_classifier.ClassifierFeatures(data.dataset, images, split.labels, device, cache)
 
 
 # What config.eval.features names -> a function of the configuration.
 EXTRACTORS = {
-    "inception": lambda config: extractors.InceptionFeatures(
-        get_device(config.device), config.eval.inception_weights, config.eval.trust_weights
+    "inception": lambda config: extractors.inception(
+        get_device(config.device), config.eval.inception_weights
     ),
     "tfhub": lambda config: extractors.TFHubFeatures(),
-    "dinov2": lambda config: extractors.DINOv2Features(
+    "dinov2": lambda config: extractors.dinov2(
         get_device(config.device), config.eval.dinov2_weights
     ),
     "classifier": classifier,
@@ -70,50 +59,35 @@ def open_extractor(config: ml_collections.ConfigDict) -> extractors.Extractor:
     """The feature extractor of ``config.eval.features``, see `extractors`.
 
     Raises:
-        UserError: there is no such extractor, or it cannot be had.
+        UserError: there is no such extractor, or its weights are missing.
     """
     require_extractor(config)
-    with sharing.first_ahead():  # what it downloads or trains, the others find
+    with sharing.rank0_first():  # which downloads or trains for all
         return EXTRACTORS[config.eval.features](config)
 
 
-def require_extractor(config: ml_collections.ConfigDict) -> str:
-    """Says where the features of ``config.eval.features`` come from; loads and trains nothing.
-
-    Raises:
-        UserError: there is no such extractor, or a file that is named is missing.
-    """
-    name, evaluation = config.eval.features, config.eval
+def require_extractor(config: ml_collections.ConfigDict) -> None:
+    """Raise a UserError if there is no such extractor, or a file that is named is missing."""
+    name = config.eval.features
     lookup(EXTRACTORS, name, "config.eval.features")
     domains.images_of(config.data, f"The feature network {name}")
-    require_positive(evaluation.batch_size, "config.eval.batch_size")
-    for field in ("inception_weights", "dinov2_weights"):
-        path = evaluation[field]
-        if field.startswith(name) and path and not pathlib.Path(path).is_file():
-            raise UserError(f"config.eval.{field} is {path}, and there is no such file.")
-    if name == "classifier":
-        cache = classifier_cache(config.data)
-        return f"classifier, in {cache}" if cache.exists() else "classifier, which is trained first"
-    return name
-
-
-def training_split(data: ml_collections.ConfigDict) -> "datasets.Split":
-    """The real images that samples are compared with.
-
-    Raises:
-        UserError: the data set is not to be had, or not in this environment.
-    """
-    try:
-        import datasets
-    except ImportError as error:  # TF-GAN's environment
-        raise UserError(
-            f"Data sets cannot be read in this environment ({error}); give features that stand "
-            "with --dataset_stat."
-        ) from None
-    return datasets.load(data, "train")
+    weights = config.eval.get(f"{name}_weights")
+    if weights and not pathlib.Path(weights).is_file():
+        raise UserError(f"config.eval.{name}_weights is {weights}, and there is no such file.")
 
 
 # ---------------------------------------------------------------- encoding
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureFile:
+    """A file of features to be written: of which batches, and the other arrays in it."""
+
+    path: pathlib.Path
+    batches: Sequence[extractors.Batch]
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    logits: str = "logit"
 
 
 def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -124,8 +98,10 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
     (N, H, W, C), and of each class its `size` and where it `start`s.
 
     Raises:
-        UserError: the data set or its features are not to be had, or the file is a published one.
+        UserError: the data set or the feature network is missing, or the file is a published one.
     """
+    import datasets
+
     place = Workdir(workdir)
     by_class = draws_by_class(config)
     path = place.class_stat if by_class else place.dataset_stat(variant(config))
@@ -136,32 +112,25 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
         )
     place.check()
     extractor = open_extractor(config)
-    split = training_split(config.data)
-    place.create()
-    log_to(place.log_file)
-    images, arrays = split.images, {}
+    split = datasets.load(config.data, "train")
+    images, arrays, order = split.images.transpose(0, 2, 3, 1), {}, np.arange(len(split))
     if by_class:
-        size = np.bincount(split.labels, minlength=split.classes)
-        images = images[np.argsort(split.labels, kind="stable")]
-        arrays = {
-            "batch": images.transpose(0, 2, 3, 1),
-            "size": size,
-            "start": np.cumsum(size) - size,
-        }
-    batches = extractors.batches_of(images.transpose(0, 2, 3, 1), config.eval.batch_size)
-    meta = {
-        "features": extractor.name,
-        "count": len(images),
-        "samples": {
-            "dataset": config.data.dataset,
-            "split": "train",
-            "data": split.identity["hash"],
-            "classes": list(split.class_names),
-        },
+        order = np.argsort(split.labels, kind="stable")
+        counts = np.bincount(split.labels, minlength=split.classes)
+        arrays = {"batch": images[order], "size": counts, "start": np.cumsum(counts) - counts}
+    size = config.eval.batch_size
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    batches = [
+        extractors.Batch(len(rows), functools.partial(images.__getitem__, rows)) for rows in chunks
+    ]
+    origin = {
+        "dataset": config.data.dataset,
+        "split": "train",
+        "data": split.identity["hash"],
+        "classes": list(split.class_names),
     }
-    sharing.wait(**meta)
-    if _write(config, path, extractor, batches, meta, **arrays):
-        log.info("Wrote the features of %d images, %s, to %s.", len(images), extractor.name, path)
+    meta = {"features": extractor.name, "count": len(split), "samples": origin}
+    write_missing(config, place, extractor, [FeatureFile(path, batches, meta, arrays)])
 
 
 def encode_samples(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -169,54 +138,74 @@ def encode_samples(config: ml_collections.ConfigDict, workdir: str) -> None:
 
     Of samples without classes the file is ``stat{variant}/generated_stat.npz``. Of samples with
     classes there is ``latent{variant}/{class}/samples_{round}_latent.npz`` for each file of them,
-    with `logits` in place of `logit`; those that stand are kept.
+    with `logits` in place of `logit`.
 
     Raises:
-        UserError: samples are missing or of different origin, or no features are to be had.
+        UserError: samples are missing or of different origin, or the feature network is missing.
     """
     place = Workdir(workdir)
     parts = find_samples(config, place)
-    log_to(place.log_file)
     extractor = open_extractor(config)
     rounds = list(itertools.chain.from_iterable(parts))
     origin = dict(rounds[0].origin)
     if (nfe := mean_nfe(rounds)) is not None:
         origin["nfe"] = nfe
-    meta, count = {"features": extractor.name, "samples": origin}, sum(r.rows for r in rounds)
-    sharing.wait(**meta)
-    if not draws_by_class(config):
-        path = place.generated_stat(variant(config))
-        # The noise of pc and ode depends on the sizes of the rounds.
-        sizes = hashlib.sha256(str([r.rows for r in rounds]).encode()).hexdigest()[:16]
-        written = _write(config, path, extractor, rounds, dict(meta, count=count, rounds=sizes))
+    meta = {"features": extractor.name, "samples": origin}
+    if draws_by_class(config):
+        files = [
+            FeatureFile(
+                place.latents(label, variant(config)) / f"samples_{item.number}_latent.npz",
+                [item],
+                meta,
+                logits="logits",
+            )
+            for label, part in enumerate(parts)
+            for item in part
+        ]
     else:
-        path, written = place.latents(0, variant(config)).parent, True
-        every = [(label, item) for label, part in enumerate(parts) for item in part]
-        for label, item in tqdm(sharing.own(every), desc="latents", disable=not is_first()):
-            file = path / str(label) / f"samples_{item.number}_latent.npz"
-            _write(config, file, extractor, [item], meta, together=False)
-        sharing.wait()
-    if written:
-        log.info("Wrote the features of %d samples, %s, to %s.", count, extractor.name, path)
+        # The noise of pc and ode depends on the sizes of the rounds.
+        sizes = hashlib.sha256(str([item.rows for item in rounds]).encode()).hexdigest()[:16]
+        meta |= {"count": sum(item.rows for item in rounds), "rounds": sizes}
+        files = [FeatureFile(place.generated_stat(variant(config)), rounds, meta)]
+    write_missing(config, place, extractor, files)
 
 
-def _write(config, path, extractor, batches, meta, together=True, **more):
-    """Write the features of `batches`, with the arrays in `more` beside them; False: they stand.
+def write_missing(
+    config: ml_collections.ConfigDict,
+    place: Workdir,
+    extractor: extractors.Extractor,
+    files: Sequence[FeatureFile],
+) -> None:
+    """Encode and write those of the `files` that do not exist yet.
 
-    `together` the processes that torchrun started take batches in turn, and the first writes one
-    file; else each writes a file of its own.
+    Raises:
+        UserError: one exists and has another origin.
     """
-    count, logits = sum(batch.rows for batch in batches), "logit" if together else "logits"
-    shapes = {name: np.shape(array) for name, array in more.items()}
-    shapes |= {"pool_3": (count, extractor.pool_width), logits: (count, extractor.logit_width)}
-    place = path if together else path.parent.parent
-    if is_up_to_date(path, meta, f"remove {place} to encode anew.", **shapes):
-        if together:
-            log.info("%s stands.", path)
-        return False
-    pool, logit = extractors.extract(extractor, batches, config.eval.microbatch, together)
-    if is_first() or not together:
-        save_npz(path, **more, pool_3=pool, **{logits: logit}, meta=to_json(meta))
-    if together:
-        sharing.wait()  # until the file is there
-    return True
+    place.create()
+    log_to(place.log_file)
+    sharing.barrier(**files[0].meta)
+    missing = []
+    for file in files:
+        count = sum(batch.rows for batch in file.batches)
+        shapes = {name: np.shape(array) for name, array in file.arrays.items()}
+        shapes["pool_3"] = (count, extractor.pool_width)
+        shapes[file.logits] = (count, extractor.logit_width)
+        folder = file.path if len(files) == 1 else file.path.parent.parent
+        if not is_up_to_date(file.path, file.meta, f"remove {folder} to encode anew.", **shapes):
+            missing.append(file)
+    batches = [batch for file in missing for batch in file.batches]
+    encoded = extractors.encode_batches(extractor, batches, config.eval.microbatch)
+    for file in missing:
+        # Only rank 0 gets features; the first iteration of the others encodes all of their share.
+        if parts := list(itertools.islice(encoded, len(file.batches))):
+            pool, logits = map(np.concatenate, zip(*parts, strict=True))
+            arrays = {**file.arrays, "pool_3": pool, file.logits: logits}
+            save_npz(file.path, **arrays, meta=to_json(file.meta))
+    sharing.barrier()
+    log.info(
+        "Features %s: wrote %d of %d files, such as %s.",
+        extractor.name,
+        len(missing),
+        len(files),
+        files[0].path,
+    )

@@ -1,41 +1,33 @@
-"""Features as the metrics take them: (N, D) NumPy arrays, memory maps or torch tensors, checked."""
+"""Checks of features (N, D), which every metric makes first."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils import UserError
 
-if TYPE_CHECKING:  # torch need not be there
-    import torch
-
-ROWS = 4096  # samples taken to float64 at a time
+ROWS = 4096  # samples converted to float64 at a time
 
 
 def float64_chunks(features: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the rows of `features` (N, D) as float64 pieces of at most ROWS rows."""
+    """Yield the rows of `features` (N, D) in float64, at most ROWS at a time."""
     for start in range(0, len(features), ROWS):
         yield np.asarray(features[start : start + ROWS], dtype=np.float64)
 
 
-def checked(features: "np.ndarray | torch.Tensor", name: str, at_least: int = 1) -> np.ndarray:
-    """Return `features` as an (N, D) array or memory map that holds what the metrics can use.
+def checked(features: np.ndarray, name: str, at_least: int = 1) -> np.ndarray:
+    """`features`, checked to be an (N, D) array of finite values.
 
     Raises:
         UserError: not a matrix, fewer than `at_least` rows, or a value that is not finite.
     """
-    if hasattr(features, "detach"):  # a torch tensor
-        features = features.detach().cpu().numpy()
     if features.ndim != 2 or features.shape[1] == 0:
         raise UserError(f"The {name} have shape {features.shape}; expected (samples, width).")
     if len(features) < at_least:
         raise UserError(f"There are {len(features)} {name}; this metric needs {at_least} or more.")
     # The squares, because a covariance or a distance overflows where they do.
     with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(np.vdot(features, features)) or all(
-            np.isfinite(np.vdot(chunk, chunk)) for chunk in float64_chunks(features)
-        )
+        finite = all(np.isfinite(np.vdot(chunk, chunk)) for chunk in float64_chunks(features))
     if not finite:
         raise UserError(
             f"The {name} hold NaN, infinite or overflowing values; encode the images again, and "
@@ -45,7 +37,7 @@ def checked(features: "np.ndarray | torch.Tensor", name: str, at_least: int = 1)
 
 
 def checked_sets(
-    real: "np.ndarray | torch.Tensor", fake: "np.ndarray | torch.Tensor", at_least: int
+    real: np.ndarray, fake: np.ndarray, at_least: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both sets of features, `checked`, and of one width (else a UserError)."""
     real = checked(real, "real features", at_least)

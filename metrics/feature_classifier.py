@@ -1,8 +1,6 @@
 """Features of a small classifier that is trained on a data set itself; see `extractors`."""
 
-import contextlib
 import hashlib
-import os
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -13,27 +11,22 @@ from metrics.extractors import channels_first
 from storage.files import atomic_write
 from utils import UserError
 
-if TYPE_CHECKING:  # torch need not be there
+if TYPE_CHECKING:
     import torch
-
-SAVE_EVERY = 100  # steps of training
 
 
 def _small_classifier(channels, classes):
     """Three convolutions and a pool to ClassifierFeatures.pool_width, then a linear layer."""
     from torch import nn
 
-    layers = []
-    widths = (channels, 32, 64, ClassifierFeatures.pool_width)
-    for stage in range(3):
-        stride = 1 if stage == 0 else 2
-        layers += [
-            nn.Conv2d(widths[stage], widths[stage + 1], 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(widths[stage + 1]),
-            nn.ReLU(),
-        ]
-    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return nn.Sequential(body, nn.Linear(ClassifierFeatures.pool_width, classes))
+    def stage(wide_in, wide_out, stride):
+        convolution = nn.Conv2d(wide_in, wide_out, 3, stride, padding=1, bias=False)
+        return convolution, nn.BatchNorm2d(wide_out), nn.ReLU()
+
+    width = ClassifierFeatures.pool_width
+    stages = *stage(channels, 32, 1), *stage(32, 64, 2), *stage(64, width, 2)
+    body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(body, nn.Linear(width, classes))
 
 
 def _scaled(images, device):
@@ -41,36 +34,16 @@ def _scaled(images, device):
     return channels_first(images, device).float().div(127.5).sub(1)
 
 
-@contextlib.contextmanager
-def _one_thread():
-    """Within the context a CPU computes with one thread, whatever the process is allowed."""
-    import torch
-
-    allowed = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(allowed)
-
-
-@_one_thread()  # more add up in another order, and torchrun allows its processes another number
 def train_small_classifier(
     images: np.ndarray,
     labels: np.ndarray,
     device: "torch.device",
     steps: int = 1000,
     batch_size: int = 128,
-    cache: pathlib.Path | None = None,
 ) -> "torch.nn.Sequential":
     """Train the small classifier with Adam on uint8 images (N, H, W, C) and labels (N,).
 
-    Equal data give equal weights on one machine; another machine's rounding may differ. Every
-    SAVE_EVERY steps, and in the end, the state is written to `cache`: training on the same images
-    and labels continues from there.
-
-    Raises:
-        UserError: `cache` exists and is not such a file.
+    Equal data give equal weights on one machine with equally many threads.
     """
     import torch
 
@@ -79,49 +52,20 @@ def train_small_classifier(
         network = _small_classifier(images.shape[-1], int(labels.max()) + 1).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    parts = {"model": network, "optimizer": optimizer, "schedule": schedule}
-    data = _digest([images, labels]) if cache else None
-    done = _restore(parts, cache, data, steps) if cache else 0
     rng = np.random.default_rng(0)
-    for step in tqdm(range(steps if done < steps else 0), desc="feature classifier", unit="step"):
+    for _ in tqdm(range(steps), desc="feature classifier", unit="step"):
         index = rng.integers(len(images), size=batch_size)
-        if step < done:
-            continue
         target = torch.from_numpy(labels[index].astype(np.int64)).to(device)
         loss = torch.nn.functional.cross_entropy(network(_scaled(images[index], device)), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        if cache and (step + 1 == steps or (step + 1) % SAVE_EVERY == 0):
-            content = {name: part.state_dict() for name, part in parts.items()}
-            with atomic_write(cache) as file:
-                torch.save({"data": data, "step": step + 1, **content}, file)
     return network.eval()
 
 
-def _restore(parts, cache, data, steps):
-    """Load what the file `cache` holds of the same `data`; how many steps of it are done."""
-    import torch
-
-    if not cache.exists():
-        return 0
-    try:
-        state = torch.load(cache, map_location="cpu", weights_only=True)
-        if state["data"] != data:
-            return 0
-        for name in parts.keys() & state.keys():  # older files end with the weights alone
-            parts[name].load_state_dict(state[name])
-        return state.get("step", steps)
-    except Exception as error:  # a damaged file can fail anywhere
-        raise UserError(
-            f"{cache} does not hold a feature classifier ({error}); delete it, and it is made "
-            "again."
-        ) from None
-
-
 def _digest(arrays):
-    """SHA-256 of arrays: their shapes, types and values, read a piece at a time."""
+    """SHA-256 of arrays: their shapes, types and values, read in chunks."""
     digest = hashlib.sha256()
     for array in map(np.atleast_1d, arrays):
         digest.update(f"{array.shape} {array.dtype}".encode())
@@ -137,8 +81,7 @@ class ClassifierFeatures:
         dataset: the data set's name, for the extractor's.
         images, labels: the training split, uint8 (N, H, W, C) and integers (N,).
         device: where the network trains and runs.
-        cache: the file that keeps the trained weights; it is used if it was made from the same
-            images and labels, and replaced otherwise.
+        cache: the file of the trained weights; one of other images or labels is replaced.
 
     Raises:
         UserError: the images are of one class, or the cache exists and is not such a file.
@@ -152,20 +95,25 @@ class ClassifierFeatures:
         images: np.ndarray,
         labels: np.ndarray,
         device: "torch.device",
-        cache: str | os.PathLike,
+        cache: pathlib.Path,
     ) -> None:
-        labels = np.asarray(labels)
+        import torch
+
         if labels.min() == labels.max():
             raise UserError(
                 f"All images of {dataset} are of one class, of which no classifier can be trained; "
                 "choose other features, such as --config.eval.features=inception."
             )
-        network = train_small_classifier(images, labels, device, cache=pathlib.Path(cache))
-        self.logit_width = network[1].out_features
-        weights = _digest(tensor.cpu().numpy() for tensor in network.state_dict().values())
+        data = _digest([images, labels])
+        self.network = _read(cache, data, images.shape[-1], int(labels.max()) + 1, device)
+        if self.network is None:
+            self.network = train_small_classifier(images, labels, device)
+            with atomic_write(cache) as file:
+                torch.save({"data": data, "model": self.network.state_dict()}, file)
+        self.logit_width = self.network[1].out_features
+        weights = _digest(tensor.cpu().numpy() for tensor in self.network.state_dict().values())
         self.name = f"classifier-{dataset}-{weights[:8]}"
         self.device = device
-        self.network = network
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import torch
@@ -173,3 +121,22 @@ class ClassifierFeatures:
         with torch.inference_mode():
             pool = self.network[0](_scaled(images, self.device))
             return pool.cpu().numpy(), self.network[1](pool).cpu().numpy()
+
+
+def _read(cache, data, channels, classes, device):
+    """The network in the file `cache`; None if there is none that was trained on `data`."""
+    import torch
+
+    if not cache.exists():
+        return None
+    network = _small_classifier(channels, classes)
+    try:
+        content = torch.load(cache, map_location="cpu", weights_only=True)
+        if content["data"] != data:
+            return None
+        network.load_state_dict(content["model"])
+    except Exception as error:  # a damaged file can fail anywhere
+        raise UserError(
+            f"{cache} does not hold a feature classifier ({error}); delete it to train it again."
+        ) from None
+    return network.to(device).eval()

@@ -6,19 +6,19 @@ Nothing here imports PyTorch, so that features can be read in the environment of
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import ml_collections
 import numpy as np
 
-from metrics.sample_sets import find, flags_of, parts_of, read_meta
+from metrics.sample_sets import find, parts_of, read_meta
 from storage.files import load_npz
 from storage.settings import draws_by_class
 from storage.workdir import Workdir, variant
-from utils import UserError, require_positive, shares
+from utils import UserError, shares
 
-# Feature files of the published code say nothing about themselves. They are of the FID Inception
-# network, and comparable with what either of its two forms here gives.
+# Published feature files do not name their network. They are of the FID Inception network, and
+# compare with both of its forms here.
 PUBLISHED_FEATURES = ("inception-2015-12-05", "inception-tfhub")
 
 
@@ -28,19 +28,26 @@ class FeatureSet:
 
     Attributes:
         pool: (N, D).
-        logits: (N, K); None for real images, whose logits no metric asks for.
-        sizes: images of each class, in whose order they lie; None where there are no classes.
-        extractors: names of feature extractors that these may be of; one, where the file says.
-        origin: what made the images, a dict; empty where it is not known.
-        source: where the features lie.
+        logits: (N, K); None for real images, whose logits no metric reads.
+        extractors: names of the feature networks that these may be of; one, if the file names it.
+        origin: what made the images, a dict; empty if unknown.
+        source: the file or folder of the features.
+        sizes: number of images of each class, the order of the rows; None without classes.
     """
 
     pool: np.ndarray
     logits: np.ndarray | None
-    sizes: list[int] | None
     extractors: tuple[str, ...]
     origin: dict
     source: pathlib.Path
+    sizes: list[int] | None = None
+
+    def by_class(self) -> Iterator["FeatureSet"]:
+        """The features of each class."""
+        ends = np.cumsum(self.sizes)
+        for start, end in zip(ends - self.sizes, ends):
+            logits = None if self.logits is None else self.logits[start:end]
+            yield dataclasses.replace(self, pool=self.pool[start:end], logits=logits, sizes=None)
 
 
 def open_sets(
@@ -48,12 +55,8 @@ def open_sets(
 ) -> tuple[FeatureSet, FeatureSet]:
     """The real and the generated `FeatureSet` of a run.
 
-    Without classes the real one is `dataset_stat`, else the workdir's own, else the published file
-    of the data set, ``results/{dataset}_stats.npz``. With classes both lie class after class, and
-    of each class's samples the first ``config.eval.num_samples_all`` / classes count.
-
     Raises:
-        UserError: one is not there; says which command makes it.
+        UserError: one is missing; the message names the flag that writes it.
     """
     generated = open_generated(config, workdir)
     real = open_real(config, workdir, dataset_stat)
@@ -66,39 +69,55 @@ def open_sets(
 def open_real(
     config: ml_collections.ConfigDict, workdir: str, dataset_stat: str | os.PathLike | None = None
 ) -> FeatureSet:
-    """The real set of `open_sets`, with the same errors."""
-    place, command = Workdir(workdir), _command(config, workdir)
+    """The features of the real images; raises as `open_sets`.
+
+    Without classes: `dataset_stat`, else the workdir's own file, else the published one of the data
+    set, ``results/{dataset}_stats.npz``.
+    """
+    place = Workdir(workdir)
     if draws_by_class(config):
-        return _open(_first_that_exists([place.class_stat], f"{command} --stat --config …"), "size")
+        return _open([place.class_stat], "--stat writes them", "size")
     if dataset_stat is not None:
-        return _open(pathlib.Path(dataset_stat))
+        return _open([pathlib.Path(dataset_stat)], "name another file with --dataset_stat")
     published = pathlib.Path("results") / f"{config.data.dataset.lower()}_stats.npz"
-    own = [place.dataset_stat(variant(config)), *place.dataset_stats()]
-    advice = f"{command} --encode_dataset --config … (or name a file with --dataset_stat)"
-    return _open(_first_that_exists([*own, published], advice))
+    paths = [place.dataset_stat(variant(config)), *place.dataset_stats(), published]
+    return _open(paths, "--encode_dataset writes them, or name a file with --dataset_stat")
 
 
 def open_generated(config: ml_collections.ConfigDict, workdir: str) -> FeatureSet:
-    """The generated set of `open_sets`, with the same errors."""
-    place, command = Workdir(workdir), _command(config, workdir)
-    if draws_by_class(config):
-        return _open_latents(config, place, f"To complete it, {command} --latent --config …")
-    path = place.generated_stat(variant(config))
-    return _open(_first_that_exists([path], f"{command} --encode --config …"), "logit")
+    """The features of the samples; raises as `open_sets`.
 
-
-def _command(config, workdir):
-    script = "run_lib_evaluation.py" if draws_by_class(config) else "run_lib_evaluation_fidis.py"
-    return f"run first: python {script} --workdir {workdir}{flags_of(config)}"
+    With classes, the first ``config.eval.num_samples_all`` / classes of each class.
+    """
+    place = Workdir(workdir)
+    if not draws_by_class(config):
+        return _open([place.generated_stat(variant(config))], "--encode writes them", "logit")
+    parts = parts_of(config, place, place.latents)
+    sizes = shares(config.eval.num_samples_all, len(parts))
+    for part, size in zip(parts, sizes, strict=True):
+        if size > part.expected:
+            raise UserError(
+                f"config.eval.num_samples_all asks for {size} samples of {part.name}, but "
+                f"config.eval.num_samples is {config.eval.num_samples}, {part.expected} of "
+                f"{part.name}; ask for fewer."
+            )
+    pools, logits = [], []
+    classes = find(parts, "pool_3", "--latent writes what is missing.")
+    for rounds, size in zip(classes, sizes, strict=True):
+        files = [load_npz(item.path, "pool_3", "logits") for item in rounds]
+        pools.append(np.concatenate([file["pool_3"] for file in files])[:size])
+        logits.append(np.concatenate([file["logits"] for file in files])[:size])
+    content = np.concatenate(pools), np.concatenate(logits)
+    return FeatureSet(*content, *_claims(classes[0][0].origin), parts[0].folder.parent, sizes)
 
 
 def require_same_classes(
     real: Sequence[str] | None, generated: Sequence[str] | None, source: object
 ) -> None:
-    """Refuse to compare classes by number whose names, where both are known, differ.
+    """Check that classes of one number have one name, if both names are known.
 
     Raises:
-        UserError: they differ; `source` is where the real ones lie.
+        UserError: they differ; `source` names the real images.
     """
     if real and generated and list(real) != list(generated):
         raise UserError(
@@ -107,69 +126,17 @@ def require_same_classes(
         )
 
 
-def _first_that_exists(paths, advice):
-    for path in paths:
-        if path.exists():
-            return path
-    raise UserError(f"There are no features in {' or '.join(map(str, paths))}; {advice}")
-
-
-def _open(path, *more):
-    """The set in the file at `path`, with the arrays in `more`: its logits, or sizes of classes."""
+def _open(paths, advice, *more):
+    """The set in the first of `paths` that exists, with the arrays in `more`: `logit`, `size`."""
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
+        raise UserError(f"There are no features in {' or '.join(map(str, paths))}; {advice}.")
     content = load_npz(path, "pool_3", *more, optional=("meta",))
-    pool, size = _rows_of(content, "pool_3", path), content.get("size")
-    if size is not None and (size.dtype.kind not in "iu" or size.sum() != len(pool)):
-        raise UserError(f"{path} does not hold the number of images of each class.")
-    logits = _rows_of(content, "logit", path) if "logit" in content else None
-    sizes = None if size is None else size.tolist()
-    return FeatureSet(pool, logits, sizes, *_claims(read_meta(content, path), path), source=path)
+    sizes = content["size"].tolist() if "size" in content else None
+    claims = _claims(read_meta(content, path))
+    return FeatureSet(content["pool_3"], content.get("logit"), *claims, path, sizes)
 
 
-def _rows_of(content, name, path):
-    array = content[name]
-    if array.ndim != 2 or array.dtype.kind not in "iuf":
-        raise UserError(
-            f"{path} holds {name} of {array.dtype} and shape {array.shape}; expected a row of "
-            "numbers for each image."
-        )
-    return array
-
-
-def _claims(meta, path):
-    """The extractors that a feature file may be of, and the origin of its images."""
-    if not meta:
-        return PUBLISHED_FEATURES, {}
-    if not (isinstance(meta.get("features"), str) and isinstance(meta.get("samples"), dict)):
-        raise UserError(f"{path} does not say which features of which images it holds.")
-    return (meta["features"],), meta["samples"]
-
-
-def _open_latents(config, place, advice):
-    """The set in the files of every class's samples."""
-    parts = parts_of(config, place, place.latents)
-    total = require_positive(config.eval.num_samples_all, "config.eval.num_samples_all")
-    sizes = shares(total, len(parts))
-    for part, size in zip(parts, sizes, strict=True):
-        if size > part.expected:
-            raise UserError(
-                f"config.eval.num_samples_all is {total}, {size} of {part.name}, but of the "
-                f"{config.eval.num_samples} samples (config.eval.num_samples) that class has "
-                f"{part.expected}; ask for fewer."
-            )
-    pools, logits = [], []
-    classes = find(parts, "pool_3", advice)
-    first = classes[0][0]
-    for rounds, size in zip(classes, sizes, strict=True):
-        for item in rounds:
-            content = load_npz(item.path, "pool_3", "logits")
-            rows = max(0, min(size, item.rows))
-            size -= rows
-            pools.append(_rows_of(content, "pool_3", item.path)[:rows])
-            logits.append(_rows_of(content, "logits", item.path)[:rows])
-    try:
-        pool, logits = np.concatenate(pools), np.concatenate(logits)
-    except ValueError as error:
-        folder = parts[0].folder.parent
-        raise UserError(f"The files in {folder} do not fit together ({error}).") from None
-    claims = _claims(first.origin, first.path)
-    return FeatureSet(pool, logits, sizes, *claims, source=parts[0].folder.parent)
+def _claims(meta):
+    """The feature networks that a file with this `meta` may be of, and the origin of its images."""
+    return ((meta["features"],), meta["samples"]) if meta else (PUBLISHED_FEATURES, {})

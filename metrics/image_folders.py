@@ -1,14 +1,13 @@
-"""Folders of images, as any program leaves or takes them: read as sets, written from samples.
+"""Folders of images: `--folders A B` compares two, and `--png` writes samples into one.
 
-The images count as torch-fidelity counts them: those in the folder itself, in the order of their
-names, at their own size, in RGB (or in grey, where a configuration's data are). They are of the
-formats that training takes, and read as `readers.folder` reads them.
+As in torch-fidelity, a folder's images are those in the folder itself, in the order of their names,
+at their own size, in RGB (or in grey, if the configuration's data are). Formats and decoding are
+those of the data set `folder`, see `readers.folder`.
 """
 
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
@@ -20,11 +19,9 @@ from metrics.sample_sets import numbered_rounds
 from storage.files import load_npz
 from utils import UserError, is_first, lookup
 
-PNG_NAME = "_".join("[0-9]" * digits for digits in (4, 5, 5))  # of a sample: part, round, index
-
 
 def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """The images in `folder`, by name; other files and folders in it are passed over.
+    """The images in `folder`, by name; other files and folders in it are skipped.
 
     Raises:
         UserError: there is no such folder, or no image in it.
@@ -39,91 +36,81 @@ def image_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
     suffixes = {s for s, kind in Image.registered_extensions().items() if kind in IMAGE_FORMATS}
     names = [name for name in visible(folder) if os.path.splitext(name)[1].lower() in suffixes]
     if not names:
-        raise UserError(
-            f"{folder} holds no images ({', '.join(IMAGE_FORMATS)}); give a folder that does."
-        )
+        raise UserError(f"{folder} holds no images ({', '.join(IMAGE_FORMATS)}).")
     return [folder / name for name in names]
 
 
 def image_batches(
-    paths: Sequence[pathlib.Path], batch_size: int, channels: int
+    folder: str | os.PathLike, batch_size: int, channels: int
 ) -> list[extractors.Batch]:
-    """Batches of the images, uint8 (n, H, W, channels), which are read when they are needed.
+    """Batches of a folder's images, uint8 (n, H, W, channels), which ``read()`` decodes.
 
     Raises:
-        UserError: there is no picture of so many channels; and when a batch is read, a file is no
-            image, or of another size than the first.
+        UserError: a folder holds no images, or `channels` is not 1 or 3; and in ``read()``: a file
+            is no image, or the images of a batch differ in size.
     """
     from readers.folder import MODES, ImageReader
 
     reader = ImageReader(lookup(MODES, channels, "config.data.num_channels"))
+    paths = image_paths(folder)
     parts = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    return [
-        extractors.Batch(len(part), functools.partial(_read, reader, paths[0], part))
-        for part in parts
-    ]
+    return [extractors.Batch(len(part), functools.partial(_read, reader, part)) for part in parts]
 
 
-def _read(reader, first, paths):
-    """The images at `paths`, uint8 (n, H, W, C), if they are of the size of the image `first`."""
-    images = reader.read([first, *paths])
-    for path, image in zip(paths, images[1:], strict=True):
+def _read(reader, paths):
+    images = reader.read(paths)
+    for path, image in zip(paths, images, strict=True):
         if image.shape != images[0].shape:
             raise UserError(
-                f"{path} is of {image.shape[1]}×{image.shape[0]} pixels, {first} of "
-                f"{images[0].shape[1]}×{images[0].shape[0]}; the images of a folder must be of "
-                "one size. Resize them first."
+                f"{path} has the shape {image.shape}, {paths[0]} {images[0].shape}; the images of "
+                "a folder must be of one size."
             )
-    return np.stack(images[1:])
+    return np.stack(images)
 
 
 def open_folders(
     config: ml_collections.ConfigDict, samples: str | os.PathLike, real: str | os.PathLike
-) -> tuple[FeatureSet, FeatureSet]:
-    """The `FeatureSet` of the real images and that of the samples, encoded in memory.
+) -> list[FeatureSet]:
+    """The `FeatureSet` of the real images and that of the samples; nothing is written.
 
-    Processes that torchrun started share the work; the first has all of it in the end.
+    The ranks of torchrun share the encoding, and rank 0 alone returns the sets.
 
     Raises:
-        UserError: a folder holds no images, or not such as `image_batches` expects; or no features
-            are to be had.
+        UserError: see `image_batches` and `encoding.open_extractor`.
     """
-    paths = {folder: image_paths(folder) for folder in (real, samples)}
+    size, channels = config.eval.batch_size, config.data.num_channels
+    folders = {folder: image_batches(folder, size, channels) for folder in (real, samples)}
     extractor = encoding.open_extractor(config)
-    return tuple(_encode(config, extractor, folder, paths[folder]) for folder in (real, samples))
-
-
-def _encode(config, extractor, folder, paths):
-    batches = image_batches(paths, config.eval.batch_size, config.data.num_channels)
-    pool, logits = extractors.extract(extractor, batches, config.eval.microbatch, together=True)
-    origin = {"folder": str(folder)}
-    return FeatureSet(pool, logits, None, (extractor.name,), origin, pathlib.Path(folder))
+    sets = []
+    for folder in (real, samples):
+        parts = list(extractors.encode_batches(extractor, folders[folder], config.eval.microbatch))
+        if is_first():
+            pool, logits = map(np.concatenate, zip(*parts, strict=True))
+            origin, source = {"folder": str(folder)}, pathlib.Path(folder)
+            sets.append(FeatureSet(pool, logits, (extractor.name,), origin, source))
+    return sets
 
 
 def write_samples(folder: pathlib.Path) -> pathlib.Path:
-    """Write the samples in ``folder/{part}/samples_{round}.npz`` as PNG files into one folder.
+    """Write the images of ``folder/{part}/samples_{round}.npz`` as PNG files into one folder.
 
-    That is ``{folder}_png``, which is returned, the names in the order of the samples.
+    That is ``{folder}_png``, which is returned; the order of the names is that of the samples.
 
     Raises:
-        UserError: a file of samples holds no uint8 images (n, H, W, 1 or 3).
+        UserError: the samples are not images.
     """
     from PIL import Image
 
     target = folder.with_name(f"{folder.name}_png")
     target.mkdir(parents=True, exist_ok=True)
-    for name in target.glob(f"{PNG_NAME}.png"):
-        name.unlink()
-    places = folder.iterdir() if folder.exists() else ()  # no sample may have been asked for
-    parts = sorted((int(path.name), path) for path in places if path.name.isdecimal())
+    for path in target.glob("[0-9]*_[0-9]*_[0-9]*.png"):  # of other samples
+        path.unlink()
+    parts = sorted((int(path.name), path) for path in folder.glob("[0-9]*"))
     rounds = [(part, *found) for part, path in parts for found in numbered_rounds(path)]
     for part, number, path in tqdm(rounds, desc="PNG files", unit="file", disable=not is_first()):
         images = load_npz(path, "samples")["samples"]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise UserError(
-                f"{path} holds {images.dtype} of shape {images.shape}; PNG files are written of "
-                "uint8 images (n, height, width, 1 or 3)."
-            )
+        if images.ndim != 4:
+            raise UserError(f"{path} holds points; --png takes samples that are images.")
         for index, image in enumerate(images):
             image = image[..., 0] if image.shape[-1] == 1 else image
             Image.fromarray(image).save(target / f"{part:04}_{number:05}_{index:05}.png")

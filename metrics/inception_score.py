@@ -1,12 +1,8 @@
-"""The Inception score (Salimans et al., 2016, arXiv 1606.03498): exp E_x KL(p(y|x) ‖ p(y)).
-
-NumPy and SciPy alone, so that it also runs in the environment of ``requirements-tfgan.txt``.
-"""
+"""The Inception score (Salimans et al., 2016, arXiv 1606.03498): exp E_x KL(p(y|x) ‖ p(y))."""
 
 import numpy as np
 from scipy.special import entr, log_softmax
 
-from metrics import oracles
 from metrics.feature_arrays import checked, float64_chunks
 
 
@@ -27,13 +23,3 @@ def inception_score(logits: np.ndarray) -> float:
         sum_p_log_p += np.vdot(p, log_p)
     count = len(logits)
     return float(np.exp(entr(marginal / count).sum() + sum_p_log_p / count))
-
-
-def tfgan_inception_score(logits: np.ndarray) -> float:
-    """What `inception_score` returns, computed by TF-GAN.
-
-    Raises:
-        UserError: TF-GAN is not installed in this environment.
-    """
-    tfgan = oracles.load("tensorflow_gan", "TF-GAN")
-    return float(tfgan.eval.classifier_score_from_logits(logits))

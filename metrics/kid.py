@@ -4,16 +4,14 @@ The squared maximum mean discrepancy with the kernel k(x, y) = (xᵀy / D + 1)³
 samples x of one set and m samples y of the other:
     Σ_{i≠j} [k(x_i, x_j) + k(y_i, y_j)] / (m (m − 1)) − 2 Σ_{i,j} k(x_i, y_j) / m²
 
-Its mean over random subsets of the sets is what torch-fidelity reports; subsets, kernel and
-their random numbers are torch-fidelity's.
+Its mean over random subsets of the sets is what torch-fidelity reports. Subsets, kernel and random
+numbers are torch-fidelity's.
 """
 
 import numpy as np
 from tqdm import tqdm
 
-from metrics import oracles
 from metrics.feature_arrays import checked_sets
-from utils import UserError
 
 SUBSETS = 100
 SEED = 2020  # torch-fidelity's, so that the subsets are the same
@@ -25,19 +23,19 @@ def kernel_inception_distance(
     """Mean and standard deviation of the unbiased MMD² of features (N, D), (M, D) over subsets.
 
     Args:
-        subset_size: how many samples of each set a subset has, drawn without replacement; as many
-            as there are in the smaller set if they are fewer.
+        subset_size: samples of each set in a subset, drawn without replacement; at most those of
+            the smaller set.
 
     Returns:
         A dict of `kid`, `kid_std` and `kid_subset_size`, the size that was used. Of equal
         distributions `kid` is 0 on average, and may be below it.
 
     Raises:
-        UserError: fewer than 2 samples in a set, unequal widths, values that are not finite, or a
-            `subset_size` below 2.
+        UserError: fewer than 2 samples in a set, unequal widths, values that are not finite.
     """
-    real, fake, subset_size = _checked_sets(real, fake, subset_size)
-    # This generator, and the generated set first, because the oracle's draws are these.
+    real, fake = checked_sets(real, fake, at_least=2)
+    subset_size = min(subset_size, len(real), len(fake))
+    # This generator, and the generated set first: so torch-fidelity draws.
     draw = np.random.RandomState(SEED)
     values = []
     for _ in tqdm(range(SUBSETS), desc="KID", unit="subset", leave=None, delay=1):
@@ -63,36 +61,3 @@ def unbiased_mmd2(x: np.ndarray, y: np.ndarray) -> float:
 def _kernel(x, y):
     base = x @ y.T / x.shape[1] + 1
     return base * base * base  # NumPy's power takes many times as long
-
-
-def _checked_sets(real, fake, subset_size):
-    """Both sets, and the size of subsets that both can give."""
-    if subset_size < 2:
-        raise UserError(f"The subsets of KID have {subset_size} samples; expected 2 or more.")
-    real, fake = checked_sets(real, fake, at_least=2)
-    return real, fake, min(subset_size, len(real), len(fake))
-
-
-def torch_fidelity_kid(
-    real: np.ndarray, fake: np.ndarray, subset_size: int = 1000
-) -> dict[str, float]:
-    """What `kernel_inception_distance` returns, computed by torch-fidelity.
-
-    Raises:
-        UserError: the package is not installed, or what that function raises.
-    """
-    metric_kid = oracles.load("torch_fidelity.metric_kid", "torch-fidelity")
-    import torch
-
-    real, fake, subset_size = _checked_sets(real, fake, subset_size)
-    values = metric_kid.kid_features_to_metric(
-        *(torch.from_numpy(np.array(features)) for features in (fake, real)),
-        kid_subsets=SUBSETS,
-        kid_subset_size=subset_size,
-        verbose=False,
-    )
-    return {
-        "kid": values[metric_kid.KEY_METRIC_KID_MEAN],
-        "kid_std": values[metric_kid.KEY_METRIC_KID_STD],
-        "kid_subset_size": subset_size,
-    }

@@ -1,36 +1,38 @@
 """Precision and recall (Kynkäänniemi et al., 2019, arXiv 1904.06991), density and coverage.
 
-Which samples lie in the spheres that reach from each sample to its k-th nearest neighbour in its
-own set; density and coverage are Naeem et al.'s (2020, arXiv 2002.09797). torch is imported where
-the distances are computed (`neighbours`), and nowhere else.
+Each sample has a sphere that reaches to its k-th nearest neighbour in its own set. Precision is the
+share of generated samples in a sphere of a real one, recall the converse. Density and coverage are
+those of Naeem et al. (2020, arXiv 2002.09797).
+
+Distances come in blocks of |a|² + |b|² − 2ab, one matrix product in float64. As in scikit-learn,
+and so in `prdc`, those between float32 features are then rounded to float32, which makes equal
+distances compare as equal. Those between float64 features compare as equal where rounding could
+have made the difference.
 """
 
-import contextlib
-import sys
-from typing import TYPE_CHECKING
+import itertools
+import math
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
-from metrics import oracles
 from metrics.feature_arrays import checked_sets
 from utils import require_positive
 
-if TYPE_CHECKING:  # torch need not be there
-    import torch
+BLOCK = 2048  # rows and columns of a block of distances: 256 MiB with features 2,048 wide
 
 
 def precision_recall_density_coverage(
     real: np.ndarray,
     fake: np.ndarray,
     nearest_k: int = 3,
-    block_bytes: int = 2**28,
-    device: "torch.device | str" = "cpu",
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Precision, recall, density and coverage of features (N, D), (M, D), as `prdc` defines them.
 
     Args:
         nearest_k: the neighbour up to which a sample's sphere reaches.
-        block_bytes: what one block of distances may take on `device`, beside the features.
         device: where the distances are computed.
 
     Returns:
@@ -40,37 +42,59 @@ def precision_recall_density_coverage(
         UserError: fewer than nearest_k + 1 samples in a set, unequal widths, values that are not
             finite, or a `nearest_k` below 1.
     """
-    import torch
-
-    from metrics import neighbours
-
     require_positive(nearest_k, "nearest_k")
     real, fake = checked_sets(real, fake, at_least=nearest_k + 1)
-    side = neighbours.block_side(real.shape[1], block_bytes)
     dtype = np.result_type(real.dtype, fake.dtype, np.float32)
     real, fake = (torch.tensor(np.asarray(x, dtype), device=device) for x in (real, fake))
-    real_radii = neighbours.radii(real, nearest_k, side, "real–real")
-    fake_radii = neighbours.radii(fake, nearest_k, side, "generated–generated")
-    around_fake, covered, recalled = neighbours.spheres(real, fake, real_radii, fake_radii, side)
+    real_radii, fake_radii = radii(real, nearest_k), radii(fake, nearest_k)
+    spheres_around = torch.zeros(len(fake), dtype=torch.int64, device=device)
+    covered = torch.zeros(len(real), dtype=torch.bool, device=device)
+    recalled = torch.zeros_like(covered)
+    for rows, columns in _blocks(itertools.product(_slices(len(real)), _slices(len(fake)))):
+        block, error = distances(real[rows], fake[columns])
+        in_real = block < real_radii[rows, None] - error
+        spheres_around[columns] += in_real.sum(0)
+        covered[rows] |= in_real.any(1)
+        recalled[rows] |= (block < fake_radii[columns] - error).any(1)
     return {
-        "precision": (around_fake > 0).double().mean().item(),
+        "precision": (spheres_around > 0).double().mean().item(),
         "recall": recalled.double().mean().item(),
-        "density": around_fake.double().mean().item() / nearest_k,
+        "density": spheres_around.double().mean().item() / nearest_k,
         "coverage": covered.double().mean().item(),
     }
 
 
-def prdc_package(real: np.ndarray, fake: np.ndarray, nearest_k: int = 3) -> dict[str, float]:
-    """What `precision_recall_density_coverage` returns, computed by the `prdc` package.
+def distances(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Distances (n, m) of float32 features (n, D), (m, D); squared distances of float64 ones.
 
-    It holds whole distance matrices: 4·(N² + M² + NM) bytes and more.
-
-    Raises:
-        UserError: the package is not installed, or what that function raises.
+    Returns:
+        The distances, and by how much they must differ to count as different.
     """
-    package = oracles.load("prdc", "prdc")
-    require_positive(nearest_k, "nearest_k")
-    real, fake = checked_sets(real, fake, at_least=nearest_k + 1)
-    with contextlib.redirect_stdout(sys.stderr):  # it prints
-        values = package.compute_prdc(real, fake, nearest_k)
-    return {name: float(value) for name, value in values.items()}
+    rounded = a.dtype == torch.float32
+    a, b = a.double(), b.double()
+    squares = a.square().sum(1)[:, None] + b.square().sum(1)
+    squared = torch.addmm(squares, a, b.T, alpha=-2)
+    error = squares.mul_(2 * (a.shape[1] + 2) * torch.finfo(torch.float64).eps)
+    squared.masked_fill_(squared < error, 0)  # duplicates have distance 0
+    return (squared.float().sqrt_(), 0.0) if rounded else (squared, error)
+
+
+def radii(x: torch.Tensor, nearest_k: int) -> torch.Tensor:
+    """Distance (N,), as `distances` gives it, of each of x (N, D) to its k-th nearest neighbour."""
+    # One more than k, because every sample is its own nearest.
+    nearest = torch.full((len(x), nearest_k + 1), math.inf, dtype=x.dtype, device=x.device)
+    for rows, columns in _blocks(itertools.combinations_with_replacement(_slices(len(x)), 2)):
+        block, _ = distances(x[rows], x[columns])
+        pairs = [(rows, block)] if rows == columns else [(rows, block), (columns, block.T)]
+        for index, values in pairs:
+            both = torch.cat([nearest[index], values], dim=1)
+            nearest[index] = both.topk(nearest_k + 1, dim=1, largest=False).values
+    return nearest.amax(1)
+
+
+def _slices(count):
+    return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+
+
+def _blocks(pairs):
+    return tqdm(list(pairs), desc="distances", unit="block", leave=None, delay=1)

@@ -1,8 +1,8 @@
 """Which files of samples, or of their features, make up a set: all of them, in one fixed order.
 
-A set is made of parts, the divisions of a QC run or the classes of a DLSM run. A part is a folder
-of ``samples_{round}.npz`` (``samples_{round}_latent.npz`` for features). What the files were made
-with stands in their `meta`; files of the published code carry none.
+A set has parts, the divisions of a QC run or the classes of a DLSM run. A part is a folder of
+``samples_{round}.npz`` (``samples_{round}_latent.npz`` for features). The settings that made a file
+are in its `meta`; files of the published code have none.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from storage.files import load_npz, npz_header
 from storage.provenance import differences
 from storage.settings import draws_by_class, number_of_classes
 from storage.workdir import Workdir, variant
-from utils import UserError, require_positive, shares
+from utils import UserError, shares
 
 ROUND = re.compile(r"samples_(\d+)(?:_latent)?\.npz")
 PER_FILE = ("stream", "round")  # what files of one set differ in
-NAMED = 10  # files or parts that a sentence names
+NAMED = 10  # files or parts that a message names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """A file of a part: its number, its rows, what it was made with, and its NFE if it has one."""
+    """A file of a part: its number, the settings that made it, and its NFE if it has one."""
 
     path: pathlib.Path
     number: int
@@ -62,25 +62,22 @@ def numbered_rounds(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def look_at_round(number: int, path: pathlib.Path, array: str) -> Round:
-    """A round; of the rows `array` only the header is read.
+def read_round(number: int, path: pathlib.Path, array: str) -> Round:
+    """A round; only the header of its rows `array` is read.
 
     Raises:
         UserError: the file is damaged or lacks the array.
     """
     dtype, shape = npz_header(path, array)
     content = load_npz(path, optional=("meta", "nfe"))
-    nfe = content.get("nfe", np.array(np.nan))
-    if not shape or nfe.size != 1 or nfe.dtype.kind not in "iuf":
-        raise UserError(f"{path} does not hold rows of {array}, or no single number as nfe.")
-    nfe = float(nfe.item()) if "nfe" in content else None
     meta = read_meta(content, path)
     origin = {name: meta[name] for name in meta if name not in PER_FILE}
+    nfe = float(content["nfe"]) if "nfe" in content else None
     return Round(path, number, dtype, shape, origin, nfe)
 
 
 def read_meta(content: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, Any]:
-    """The `meta` among a file's arrays as a dict; empty where there is none.
+    """The `meta` among a file's arrays as a dict; empty if there is none.
 
     Raises:
         UserError: it is not one of ours.
@@ -89,18 +86,18 @@ def read_meta(content: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, A
 
 
 def find(parts: Sequence[Part], array: str, advice: str) -> list[list[Round]]:
-    """The rounds of each of `parts`, complete and of one origin: a list for each.
+    """The rounds of each of `parts`, checked to be complete and of one origin.
 
     Args:
         array: the name of the rows in each file.
-        advice: a sentence about what to do when something is missing.
+        advice: what to do if something is missing.
 
     Raises:
         UserError: parts or rounds are missing, there are more than asked for, or files of
             different origin; names them.
     """
     found = [
-        [look_at_round(number, path, array) for number, path in numbered_rounds(part.folder)]
+        [read_round(number, path, array) for number, path in numbered_rounds(part.folder)]
         for part in parts
     ]
     folder = parts[0].folder.parent
@@ -109,32 +106,30 @@ def find(parts: Sequence[Part], array: str, advice: str) -> list[list[Round]]:
         rows = sum(item.rows for item in rounds)
         if rows != part.expected:
             faults.append(f"{part.name} has {rows} of {part.expected}")
-    known = {part.folder.name for part in parts}
-    others = sorted(path for path in folder.glob("*") if path.is_dir() and path.name not in known)
-    faults += [f"{path} was not asked for" for path in others]
+    known = {part.folder for part in parts}
+    faults += [
+        f"{path} was not asked for"
+        for path in sorted(folder.glob("*"))
+        if path.is_dir() and path not in known
+    ]
     if faults:
-        raise UserError(f"{folder} does not hold what was asked for: {_some(faults)}. {advice}")
-    rounds = [item for part in found for item in part]
-    changed = {item.path: differences(item.origin, rounds[0].origin) for item in rounds}
-    others = [str(path) for path, names in changed.items() if names]
-    if others:
-        fields = sorted({name for names in changed.values() for name in names})
-        raise UserError(
-            f"{_some(others)} and {rounds[0].path} were made otherwise: {', '.join(fields)}. "
-            f"They do not mix: remove one kind. {advice}"
-        )
+        more = [f"and {len(faults) - NAMED} more"] if len(faults) > NAMED else []
+        faults = "; ".join([*faults[:NAMED], *more])
+        raise UserError(f"{folder} does not hold what was asked for: {faults}. {advice}")
+    first, *others = (item for rounds in found for item in rounds)
+    for item in others:
+        if changed := differences(item.origin, first.origin):
+            raise UserError(
+                f"{item.path} and {first.path} differ in {', '.join(changed)}. They do not mix: "
+                f"remove one kind. {advice}"
+            )
     return found
-
-
-def _some(items):
-    more = [f"and {len(items) - NAMED} more"] if len(items) > NAMED else []
-    return "; ".join([*items[:NAMED], *more])
 
 
 def check_images(
     dtype: np.dtype, shape: tuple, path: pathlib.Path, data: ml_collections.ConfigDict
 ) -> None:
-    """Refuse what are not stored samples of the domain of ``config.data``, (n, H, W, C) or (n, D).
+    """Check that samples are of the domain of ``config.data``: (n, H, W, C) or (n, D).
 
     Raises:
         UserError: another type or shape; names the file.
@@ -148,21 +143,13 @@ def check_images(
 
 
 def mean_nfe(rounds: Sequence[Round]) -> float | None:
-    """The mean number of function evaluations of a sample; None if a file does not say it."""
+    """The mean number of function evaluations of a sample; None if a file does not hold it."""
     if any(item.nfe is None for item in rounds):
         return None
     return sum(item.rows * item.nfe for item in rounds) / sum(item.rows for item in rounds)
 
 
 # ---------------------------------------------------------------- what a configuration asks for
-
-
-def flags_of(config: ml_collections.ConfigDict) -> str:
-    """The flags that choose the samples of ``config.sampling`` on a command line, after a space."""
-    method = config.sampling.method
-    text = {"pc": "", "ode": " --ode"}.get(method, f" --sampler {method}")
-    scaled = config.sampling.plain_scale is not None
-    return f"{text} --scale {config.sampling.scaling_factor:g}" if scaled else text
 
 
 def parts_of(
@@ -176,42 +163,33 @@ def parts_of(
         folder_of: function of a part's number and the samples' variant to its folder; None: that
             of the samples.
     """
-    by_class = draws_by_class(config)
-    total = require_positive(config.eval.num_samples, "config.eval.num_samples")
-    if by_class:
-        noun, count = "class", number_of_classes(config)
-        folder_of = folder_of or place.class_samples
+    if draws_by_class(config):
+        noun, count, folder = "class", number_of_classes(config), place.class_samples
     else:
-        noun, count = "division", config.eval.num_divisions
-        require_positive(count, "config.eval.num_divisions")
-        folder_of = folder_of or place.division
+        noun, count, folder = "division", config.eval.num_divisions, place.division
     return [
-        Part(f"{noun} {index}", folder_of(index, variant(config)), size)
-        for index, size in enumerate(shares(total, count))
+        Part(f"{noun} {index}", (folder_of or folder)(index, variant(config)), size)
+        for index, size in enumerate(shares(config.eval.num_samples, count))
     ]
 
 
 def origins(config: ml_collections.ConfigDict, place: Workdir) -> list[dict[str, Any]]:
-    """What the first file of each part of the samples was made with, of those that are there."""
+    """The origin of the first file of each part, of those that exist."""
     firsts = (numbered_rounds(part.folder)[:1] for part in parts_of(config, place))
-    return [
-        look_at_round(number, path, "samples").origin for first in firsts for number, path in first
-    ]
+    return [read_round(*found, "samples").origin for first in firsts for found in first]
 
 
 def find_samples(config: ml_collections.ConfigDict, place: Workdir) -> list[list[Round]]:
-    """The rounds of every part, checked to be all there, images of the data's shape, of one make.
+    """The rounds of every part, checked to be complete, of the data's shape, and of one origin.
 
     Raises:
         UserError: they are not.
     """
-    found = find(
-        parts_of(config, place),
-        "samples",
-        f"Draw what is missing with run_lib_sampling.py{flags_of(config)}, or say what there is "
-        "with --config.eval.num_samples and --config.eval.num_divisions.",
+    advice = (
+        "Draw what is missing with run_lib_sampling.py, or give the number of those that exist "
+        "with --config.eval.num_samples and --config.eval.num_divisions."
     )
-    for rounds in found:
-        for item in rounds:
-            check_images(item.dtype, item.shape, item.path, config.data)
+    found = find(parts_of(config, place), "samples", advice)
+    for item in (item for rounds in found for item in rounds):
+        check_images(item.dtype, item.shape, item.path, config.data)
     return found

@@ -1,30 +1,25 @@
-"""Evaluation in several processes, each on its own batches.
+"""Work that the ranks of torchrun share, over Gloo on the CPU.
 
-Behind ``torchrun`` the batches are dealt out in turn, so that a network sees in every pass what it
-would see in one process. Files of a batch each process writes itself. What becomes one file the
-first writes, when the others have come so far (`wait`) or have sent it their rows (`collect`);
-numbers it computes and prints alone.
-
-The processes are joined by Gloo, on the CPU. Without torchrun nothing here imports PyTorch, which
-TF-GAN's environment lacks.
+Batches go to the ranks in turn, so that a network sees the batches that it would see in one
+process. Rank 0 alone prints, and writes what becomes one file. Without torchrun nothing here
+imports PyTorch, which TF-GAN's environment lacks.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
-
-import numpy as np
+from typing import Any
 
 from utils import UserError, is_first, rank_and_size
 
 
-def own(items: Sequence) -> Sequence:
-    """What of a sequence is this process's: dealt out in turn, the first item to the first."""
+def local_shard(items: Sequence) -> Sequence:
+    """The items of this rank: every `size`-th."""
     rank, size = rank_and_size()
     return items[rank::size]
 
 
-def wait(**agreed: object) -> None:
-    """Return when all processes have come here.
+def barrier(**agreed: object) -> None:
+    """Wait for all ranks.
 
     Raises:
         UserError: they have other values of `agreed`; names the first.
@@ -33,49 +28,37 @@ def wait(**agreed: object) -> None:
     if size > 1:
         from distributed import require_agreement
 
-        with _joined():
+        with _process_group():
             require_agreement(agreed, group=None)
 
 
 @contextlib.contextmanager
-def first_ahead() -> Iterator[None]:
-    """The first process goes through the context alone; the others follow when it is out."""
+def rank0_first() -> Iterator[None]:
+    """Rank 0 runs the body first; the other ranks wait."""
     if not is_first():
-        wait()
+        barrier()
     yield
     if is_first():
-        wait()
+        barrier()
 
 
-def collect(arrays: Sequence[np.ndarray], parts: Sequence[slice]) -> None:
-    """Bring rows of NumPy `arrays` together in the first process's.
-
-    `parts` are slices of the rows, of which each process has filled its `own`.
-    """
+def gather(value: object) -> list[Any]:
+    """The picklable `value` of every rank, in their order, on rank 0; an empty list elsewhere."""
     rank, size = rank_and_size()
     if size == 1:
-        return
+        return [value]
 
-    import torch
     import torch.distributed as dist
 
-    with _joined():
-        for number, rows in enumerate(parts):
-            owner = number % size
-            for array in (each for each in arrays if owner and each.size):
-                if rank == 0:
-                    dist.recv(torch.from_numpy(array[rows]), owner)
-                elif rank == owner:
-                    dist.send(torch.from_numpy(array[rows]), 0)
+    with _process_group():
+        values = [None] * size if rank == 0 else None
+        dist.gather_object(value, values)
+    return values or []
 
 
 @contextlib.contextmanager
-def _joined():
-    """Within the context the processes can exchange tensors, from the first time on.
-
-    Raises:
-        UserError: one of them has ended meanwhile.
-    """
+def _process_group():
+    """Joins the ranks at the first use; a rank that has ended becomes a UserError."""
     import torch.distributed as dist
 
     from distributed import PATIENCE
@@ -84,9 +67,9 @@ def _joined():
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=PATIENCE)
         yield
-    except RuntimeError:  # Gloo's; it names an address, and nothing that would help
+    except RuntimeError:  # Gloo's, which names only an address
         rank, _ = rank_and_size()
         raise UserError(
-            f"Process {rank} waited for another one, which has ended. Look at what that one said, "
-            "and start them again: what is written is kept."
+            f"Process {rank} waited for another one, which has ended. Read that one's message, and "
+            "start them again: finished files are kept."
         ) from None

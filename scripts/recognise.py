@@ -35,12 +35,10 @@ def share_of_sure(probabilities):
     return (probabilities.max(axis=1) > 0.9).mean()
 
 
-def samples_of(folder):
-    """The samples (N, H, W, C) in a folder, and the number (N,) of the subfolder of each."""
-    paths = sorted(pathlib.Path(folder).rglob("samples_*.npz"))
-    parts = [load_npz(path, "samples")["samples"] for path in paths]
-    numbers = [int(path.parent.name) for path in paths]
-    return np.concatenate(parts), np.repeat(numbers, [len(part) for part in parts])
+def print_row(name, model, images, labels):
+    probabilities = model.predict_proba(flatten(images))
+    seen = "" if labels is None else f"{(probabilities.argmax(1) == labels).mean():.1%}"
+    print(f"| {name} | {len(images)} | {share_of_sure(probabilities):.1%} | {seen} |")
 
 
 def main(folders):
@@ -49,16 +47,12 @@ def main(folders):
     print("| images | number | above 0.9 | class asked for |")
     print("|---|---|---|---|")
     print_row("real test digits", model, test.images, test.labels)
-    for folder in folders:
-        images, numbers = samples_of(folder)
-        by_class = pathlib.Path(folder).name.startswith("eval_samples")
-        print_row(folder, model, images, numbers if by_class else None)
-
-
-def print_row(name, model, images, labels):
-    probabilities = model.predict_proba(flatten(images))
-    seen = "" if labels is None else f"{(probabilities.argmax(1) == labels).mean():.1%}"
-    print(f"| {name} | {len(images)} | {share_of_sure(probabilities):.1%} | {seen} |")
+    for folder in map(pathlib.Path, folders):
+        paths = sorted(folder.rglob("samples_*.npz"))
+        parts = [load_npz(path, "samples")["samples"] for path in paths]
+        labels = [int(path.parent.name) for path, part in zip(paths, parts) for _ in part]
+        by_class = folder.name.startswith("eval_samples")
+        print_row(folder, model, np.concatenate(parts), labels if by_class else None)
 
 
 if __name__ == "__main__":

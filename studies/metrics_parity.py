@@ -6,12 +6,15 @@ Compares with those that this environment has: torch-fidelity and prdc, or TF-GA
 ``requirements-tfgan.txt``.
 """
 
+import contextlib
 import importlib.util
+import sys
 
 import numpy as np
 
-import evaluation
-from metrics import prdc
+from metrics import kid
+from metrics.frechet import frechet_distance
+from metrics.inception_score import inception_score
 
 SIZES = ((2000, 3000), (5000, 4000), (10000, 8000))
 WIDTH = 2048
@@ -45,8 +48,15 @@ def real_and_fake(real_count, fake_count, width):
     return real, correlated_features(2, fake_count, width, shift=0.02, scale=0.97)
 
 
+# ---------------------------------------------------------------- our metrics, and the oracles
+
+
+def fid_and_is(real, fake, logits):
+    return {"fid": frechet_distance(real, fake), "is": inception_score(logits)}
+
+
 def torch_fidelity_fid_and_is(real, fake, logits):
-    """What `evaluation.fid_and_is` returns, computed by torch-fidelity; the score on one split."""
+    """FID and Inception score by torch-fidelity; the score on one split."""
     import torch
     from torch_fidelity import metric_fid, metric_isc
 
@@ -59,32 +69,68 @@ def torch_fidelity_fid_and_is(real, fake, logits):
     }
 
 
+def tfgan_fid_and_is(real, fake, logits):
+    """FID and Inception score by TF-GAN."""
+    import tensorflow_gan as tfgan
+
+    return {
+        "fid": float(tfgan.eval.frechet_classifier_distance_from_activations(real, fake)),
+        "is": float(tfgan.eval.classifier_score_from_logits(logits)),
+    }
+
+
+def torch_fidelity_kid(real, fake, subset_size):
+    """Mean and standard deviation of KID by torch-fidelity."""
+    import torch
+    from torch_fidelity import metric_kid
+
+    values = metric_kid.kid_features_to_metric(
+        *map(torch.from_numpy, (fake, real)),
+        kid_subsets=kid.SUBSETS,
+        kid_subset_size=subset_size,
+        verbose=False,
+    )
+    return {
+        "kid": values[metric_kid.KEY_METRIC_KID_MEAN],
+        "kid_std": values[metric_kid.KEY_METRIC_KID_STD],
+    }
+
+
+def ours_prdc(real, fake, logits):
+    from metrics.prdc import precision_recall_density_coverage
+
+    return precision_recall_density_coverage(real, fake)
+
+
+def compute_prdc(real, fake, nearest_k):
+    """Precision, recall, density and coverage by the package prdc."""
+    import prdc
+
+    with contextlib.redirect_stdout(sys.stderr):  # it prints
+        return prdc.compute_prdc(real, fake, nearest_k)
+
+
+def prdc_package(real, fake, logits):
+    return compute_prdc(real, fake, nearest_k=3)
+
+
+# Package -> its name in the table, our metrics, and its own.
+ORACLES = {
+    "tensorflow_gan": ("TF-GAN", fid_and_is, tfgan_fid_and_is),
+    "torch_fidelity": ("torch-fidelity", fid_and_is, torch_fidelity_fid_and_is),
+    "prdc": ("prdc", ours_prdc, prdc_package),
+}
+
+
 def main():
     print("| metric | real × generated | ours | oracle | its value | relative difference |")
     print("|---|---|---|---|---|---|")
+    installed = [ORACLES[name] for name in ORACLES if importlib.util.find_spec(name)]
     for real_count, fake_count in SIZES:
-        real, fake = real_and_fake(real_count, fake_count, WIDTH)
-        sets = real, fake, random_logits(3, fake_count, CLASSES)
-        oracles = {  # package -> its name, our metric, its metric, and what both take
-            "tensorflow_gan": ("TF-GAN", evaluation.fid_and_is, evaluation.tfgan_fid_and_is, sets),
-            "torch_fidelity": (
-                "torch-fidelity",
-                evaluation.fid_and_is,
-                torch_fidelity_fid_and_is,
-                sets,
-            ),
-            "prdc": (
-                "prdc",
-                prdc.precision_recall_density_coverage,
-                prdc.prdc_package,
-                (real, fake),
-            ),
-        }
-        for package, (oracle, ours, theirs, arrays) in oracles.items():
-            if not importlib.util.find_spec(package):
-                continue
-            expected = theirs(*arrays)
-            for metric, value in ours(*arrays).items():
+        sets = *real_and_fake(real_count, fake_count, WIDTH), random_logits(3, fake_count, CLASSES)
+        for oracle, ours, theirs in installed:
+            expected = theirs(*sets)
+            for metric, value in ours(*sets).items():
                 difference = abs(value - expected[metric]) / expected[metric]
                 print(
                     f"| {metric} | {real_count:,} × {fake_count:,} | {value:.9g} | {oracle} "

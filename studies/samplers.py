@@ -84,9 +84,7 @@ class Judge:
 
     def features(self, images):
         """Pooled features (N, D)."""
-        settings = self.config.eval
-        batches = extractors.batches_of(images, settings.batch_size)
-        return extractors.extract(self.extractor, batches, settings.microbatch)[0]
+        return extractors.encode(self.extractor, images, self.config.eval.microbatch)[0]
 
     def __call__(self, samples):
         pool = self.features(samples)

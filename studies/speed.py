@@ -37,7 +37,7 @@ from models.compute import freeze, prepare
 from models.scores import Score
 from storage.ema import EMA
 from studies.common import ROOT, print_table
-from studies.metrics_parity import real_and_fake
+from studies.metrics_parity import compute_prdc, real_and_fake
 
 sys.path.append(str(ROOT / "tests"))  # the oracles that are measured against are the tests'
 from oracles import double_backward, published_way
@@ -283,7 +283,7 @@ def rows(bench, only):
     if PRDC in only:
         real, fake = real_and_fake(10_000, 10_000, 2048)
         calls = (
-            lambda: prdc.prdc_package(real, fake),
+            lambda: compute_prdc(real, fake, nearest_k=3),
             lambda: prdc.precision_recall_density_coverage(real, fake, device=bench.device),
         )
         yield f"{PRDC}, 10,000 × 2,048", "", *meter(*calls)

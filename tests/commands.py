@@ -24,8 +24,9 @@ import torchvision  # noqa: F401
 from tqdm import tqdm
 
 import datasets
+import run_lib_likelihood  # noqa: F401
 import run_lib_sampling  # noqa: F401
-from metrics import feature_classifier, nll_and_asym  # noqa: F401
+from metrics import feature_classifier
 from readers import common
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -9,8 +9,9 @@ import tiny
 import tiny_classifier
 
 import evaluation
+import run_lib_likelihood
 import run_lib_sampling
-from metrics import encoding, feature_classifier, feature_sets, nll_and_asym
+from metrics import encoding, feature_classifier, feature_sets
 from storage.workdir import Workdir
 from utils import is_first
 
@@ -37,16 +38,16 @@ def score_config():
 def evaluate():
     """Of the run W: all that is shared, and what comes after it."""
     config = score_config()
-    nll_and_asym.calculate_nll(config, "W")
-    nll_and_asym.calculate_asym(config, "W")
+    run_lib_likelihood.calculate_nll(config, "W")
+    run_lib_likelihood.calculate_asym(config, "W")
     encoding.encode_dataset(config, "W")
     encoding.encode_samples(config, "W")
     guided = tiny_classifier.config("guided", "cache", eval__batch_size=40)
     encoding.encode_dataset(guided, "W")
     encoding.encode_samples(guided, "W")
     if is_first():
-        nll_and_asym.read_nll("W")
-        nll_and_asym.read_asym("W")
+        run_lib_likelihood.read_nll("W")
+        run_lib_likelihood.read_asym("W")
         place, every = Workdir("W"), evaluation.SAMPLE_METRICS
         sets = feature_sets.open_sets(config, "W")
         evaluation.measure(every, config, *sets, place=place)

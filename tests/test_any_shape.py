@@ -11,9 +11,9 @@ import datasets
 import models
 import report
 import run_lib
+import run_lib_likelihood
 import run_lib_sampling
 from configs import common
-from metrics import nll_and_asym
 from storage.files import load_npz
 from storage.workdir import Workdir
 from utils import UserError
@@ -71,13 +71,13 @@ def test_the_whole_way_without_a_test_split(here):
     assert (drawn.dtype, drawn.shape) == (np.uint8, (3, HEIGHT, WIDTH, 3))
     report.report(["run"])
 
-    for calculate in (nll_and_asym.calculate_nll, nll_and_asym.calculate_asym):
+    for calculate in (run_lib_likelihood.calculate_nll, run_lib_likelihood.calculate_asym):
         with pytest.raises(UserError, match="photos/test"):
             calculate(config(), "run")
     save(here / "photos" / "test" / "x.png", random_images(HEIGHT, WIDTH, 3, seed=50))
-    for calculate in (nll_and_asym.calculate_nll, nll_and_asym.calculate_asym):
+    for calculate in (run_lib_likelihood.calculate_nll, run_lib_likelihood.calculate_asym):
         calculate(config(), "run")
-    assert np.isfinite(nll_and_asym.read_nll("run")["bits_per_dim"])
+    assert np.isfinite(run_lib_likelihood.read_nll("run")["bits_per_dim"])
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (12, 8)])

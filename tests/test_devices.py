@@ -120,10 +120,8 @@ def test_waits_do_not_grow_with_the_steps(tmp_path, kind):
 def test_distances(tmp_path, monkeypatch):
     """In several blocks."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prdc, "BLOCK", 64)
     real, fake = real_and_fake(300, 200, 64)
-    blocks = {"block_bytes": 2**18}
     with elsewhere.Dispatch():
-        there = prdc.precision_recall_density_coverage(
-            real, fake, device=elsewhere.DEVICE, **blocks
-        )
+        there = prdc.precision_recall_density_coverage(real, fake, device=elsewhere.DEVICE)
     assert there == prdc.precision_recall_density_coverage(real, fake)

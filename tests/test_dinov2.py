@@ -33,12 +33,12 @@ def test_features(tmp_path, monkeypatch):
     config.eval.features = "dinov2"
     config.eval.dinov2_weights = str(tmp_path / "x.pth")
     torch.save({"a": torch.ones(1)}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"git clone .*facebookresearch_dinov2_main"):
+    with pytest.raises(UserError, match="facebookresearch_dinov2_main"):
         encoding.open_extractor(config)
     code = tmp_path / "facebookresearch_dinov2_main"
     code.mkdir()
     (code / "hubconf.py").write_text(CODE)
-    with pytest.raises(UserError, match=r"x\.pth does not hold DINOv2's ViT-L/14"):
+    with pytest.raises(UserError, match=r"x\.pth"):
         encoding.open_extractor(config)
     weight, bias = torch.randn(1024, 3), torch.randn(1024)
     torch.save({"map.weight": weight, "map.bias": bias}, tmp_path / "x.pth")

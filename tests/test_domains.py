@@ -139,23 +139,23 @@ def test_the_configuration_names_the_domain():
 
 
 @pytest.mark.parametrize(
-    ("given", "shape", "named"),
+    ("given", "shape", "field"),
     [
-        (domain(), (3, 4, 6), "data.image_width to 6"),
-        (domain(), (2,), "arrays of shape"),
-        (domains.Points(2), (3, 4, 4), "arrays of shape"),
-        (domains.Points(2), (3,), "data.dimensions to 3"),
+        (domain(), (3, 4, 6), "data.image_width"),
+        (domain(), (2,), "data.num_channels"),
+        (domains.Points(2), (3, 4, 4), "data.dimensions"),
+        (domains.Points(2), (3,), "data.dimensions"),
     ],
 )
-def test_another_shape_is_refused(given, shape, named):
+def test_another_shape_is_refused(given, shape, field):
     given.require_shape(given.shape, "some")
-    with pytest.raises(UserError, match=named):
+    with pytest.raises(UserError, match=field):
         given.require_shape(shape, "some")
 
 
 def test_what_is_made_for_the_other_domain_is_refused():
     points, images = data(dimensions=2), data(num_channels=3, image_size=4)
-    with pytest.raises(UserError, match="takes images"):
+    with pytest.raises(UserError):
         domains.images_of(points, "NCSN++")
-    with pytest.raises(UserError, match="takes points"):
+    with pytest.raises(UserError):
         domains.points_of(images, "A plane")

@@ -9,10 +9,10 @@ import losses
 import models
 import report
 import run_lib
+import run_lib_likelihood
 import run_lib_sampling
 import sde_lib
 from configs import points
-from metrics import nll_and_asym
 from models.scores import Score
 from storage.files import load_npz
 from storage.workdir import Workdir
@@ -130,18 +130,18 @@ def test_points_go_all_the_way(here, kind, capsys):
     assert (drawn["samples"].dtype, drawn["samples"].shape) == (np.float32, (10, 2))
     assert (place.division(0, "_ode") / "samples_1.png").exists()
 
-    nll_and_asym.calculate_nll(config, "run")
-    result = nll_and_asym.read_nll("run")
+    run_lib_likelihood.calculate_nll(config, "run")
+    result = run_lib_likelihood.read_nll("run")
     assert np.isfinite(result["nats"])
     assert "nats over 64 points" in capsys.readouterr().out
     config.loss.estimator = "skew"
-    nll_and_asym.calculate_asym(config, "run")
-    asym = nll_and_asym.read_asym("run")
+    run_lib_likelihood.calculate_asym(config, "run")
+    asym = run_lib_likelihood.read_asym("run")
     assert asym["asym"] >= 0
     assert (asym["nasym"] < 1e-6) == (kind == "csbm")
 
     report.report(["run"])
-    assert "ODE samples" in (place.root / "report.html").read_text()
+    assert "eval_sampling_ode" in (place.root / "report.html").read_text()
 
 
 # ---------------------------------------------------------------- the exact regulariser

@@ -53,7 +53,7 @@ def test_different_origins_do_not_mix(tmp_path):
     draw(tmp_path / "a", 2, 8, 2)
     draw(tmp_path / "b", 2, 8, 2, weights="ffff", more=1)
     (tmp_path / "b/1/samples_1.npz").replace(tmp_path / "a/1/samples_1.npz")
-    refused(tmp_path / "a", 2, 8, "1/samples_1.npz and", "weights=", "more=")
+    refused(tmp_path / "a", 2, 8, "1/samples_1.npz", "weights=", "more=")
 
 
 def test_files_of_the_published_code_say_nothing_and_are_taken(tmp_path):
@@ -64,10 +64,10 @@ def test_files_of_the_published_code_say_nothing_and_are_taken(tmp_path):
     (tmp_path / "0").replace(tmp_path / "other/0.new")
     (tmp_path / "other/0.new/samples_0.npz").replace(tmp_path / "other/0/samples_0.npz")
     (tmp_path / "other/0.new").rmdir()
-    refused(tmp_path / "other", 2, 4, "made otherwise")
+    refused(tmp_path / "other", 2, 4, "samples_0.npz")
 
 
-@pytest.mark.parametrize("spoil", [{"meta": "{"}, {"nfe": [1, 2]}, {"samples": 3}])
+@pytest.mark.parametrize("spoil", [{"meta": "{"}, {"meta": "[]"}])
 def test_a_file_of_somebody_elses_is_named(tmp_path, spoil):
     good = {"samples": np.zeros((2, 8, 8, 3), np.uint8)}
     save_npz(tmp_path / "0/samples_0.npz", **(good | spoil))

@@ -31,13 +31,13 @@ def evaluate_together(here):
     print("evaluated")
     rank = os.environ["RANK"]
     try:
-        sharing.wait(rank=int(rank))
+        sharing.barrier(rank=int(rank))
     except UserError as error:
         print(error)
     if rank == "1":
         sys.exit(7)
     try:
-        sharing.wait()
+        sharing.barrier()
     except UserError as error:  # Gloo's own means nothing to a user
         print(error)
         return
@@ -94,8 +94,8 @@ def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, proce
     # The first alone prints and logs.
     lines = done.stdout.splitlines()
     assert [line for line in lines if line in printed] == printed
-    for text, count in (("Wrote", 6), ("generated_stat.npz stands", 1)):
-        assert done.stdout.count(text) == count, said  # a line may stand behind another's end
+    for text, count in (("Wrote the results", 2), ("wrote 1 of 1", 3), ("wrote 0 of 1", 1)):
+        assert done.stdout.count(text) == count, said  # a line may follow another's end
     # Then one ends, and torchrun ends the others.
     assert done.stdout.count("Process 1 differs from process 0 in rank") == processes
     assert "exitcode  : 7" in done.stderr
@@ -103,12 +103,12 @@ def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, proce
 
 
 def test_items_are_dealt_out_in_turn(monkeypatch):
-    assert sharing.own([3, 4, 5]) == [3, 4, 5]
+    assert sharing.local_shard([3, 4, 5]) == [3, 4, 5]
     monkeypatch.setenv("WORLD_SIZE", "3")
     shares = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        shares.append(list(sharing.own(range(7))))
+        shares.append(list(sharing.local_shard(range(7))))
     assert shares == [[0, 3, 6], [1, 4], [2, 5]]
 
 
@@ -121,15 +121,15 @@ import numpy as np
 import run_lib_evaluation
 import evaluation
 from metrics import encoding, extractors, feature_sets, sharing
-sharing.wait(features="means")
-with sharing.first_ahead():
+sharing.barrier(features="means")
+with sharing.rank0_first():
     pass
 class Means:
     name, pool_width, logit_width = "means", 1, 1
     def __call__(self, images):
         return [images.mean(axis=(1, 2, 3))[:, None]] * 2
-batches = extractors.batches_of(np.full((2, 4, 4, 3), 7, np.uint8), 2)
-pool, _ = extractors.extract(Means(), batches, 9, together=True)
+images = np.full((2, 4, 4, 3), 7, np.uint8)
+[(pool, _)] = extractors.encode_batches(Means(), [extractors.Batch(2, lambda: images)], 9)
 assert pool.tolist() == [[7], [7]]
 """
     done = subprocess.run(

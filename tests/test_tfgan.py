@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from drawn import draw
 
-import evaluation
 from configs.demo import digits
-from metrics import encoding, extractors, inception_score
+from metrics import encoding, extractors
 from storage.files import load_npz, save_npz
 from storage.workdir import Workdir
+from studies import metrics_parity
 from studies.metrics_parity import random_logits, real_and_fake
 from utils import UserError
 
@@ -32,19 +32,10 @@ tf = pytest.importorskip("tensorflow")
 def test_fid_equals_tfgan(real_count, fake_count, width):
     real, fake = real_and_fake(real_count, fake_count, width)
     logits = random_logits(3, fake_count, 100)
-    ours = evaluation.fid_and_is(real, fake, logits)
-    theirs = evaluation.tfgan_fid_and_is(real, fake, logits)
+    ours = metrics_parity.fid_and_is(real, fake, logits)
+    theirs = metrics_parity.tfgan_fid_and_is(real, fake, logits)
     assert ours["fid"] == pytest.approx(theirs["fid"], rel=1e-3)
     assert ours["is"] == pytest.approx(theirs["is"], rel=1e-4)
-
-
-@pytest.mark.parametrize(("count", "classes"), [(5000, 1008), (10_000, 10), (50, 1008)])
-def test_inception_score_equals_tfgan(count, classes):
-    import tensorflow_gan as tfgan
-
-    logits = random_logits(0, count, classes)
-    theirs = float(tfgan.eval.classifier_score_from_logits(logits))
-    assert inception_score.inception_score(logits) == pytest.approx(theirs, rel=1e-4)
 
 
 class MeansModule(tf.Module):
@@ -64,7 +55,7 @@ def test_tfhub_features_stream_through_a_module(tmp_path, channels):
     tf.saved_model.save(MeansModule(), str(tmp_path))
     extractor = extractors.TFHubFeatures(str(tmp_path))
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels), dtype=np.uint8)
-    pool, logits = extractors.extract(extractor, extractors.batches_of(images, 3), rows=2)
+    pool, logits = extractors.encode(extractor, images, rows=2)
     expected = images.mean(axis=(1, 2, 3), dtype=np.float64)[:, None] / 127.5 - 1
     np.testing.assert_allclose(pool, np.repeat(expected, 2048, axis=1), atol=1e-5)
     np.testing.assert_allclose(logits, np.repeat(expected + 1, 1008, axis=1), atol=1e-5)
@@ -94,20 +85,19 @@ def test_samples_are_encoded_without_pytorch(tmp_path, monkeypatch):
 
 
 def test_the_command_needs_no_pytorch(tmp_path):
-    """FID and IS of feature files by TF-GAN and by ours, in this environment."""
+    """FID and IS of feature files, in this environment."""
     real, fake = real_and_fake(300, 200, 64)
+    logits = random_logits(3, 200, 100)
     stat = tmp_path / "results/W/stat"
     save_npz(stat / "dataset_stat.npz", pool_3=real)
-    save_npz(stat / "generated_stat.npz", pool_3=fake, logit=random_logits(3, 200, 100))
+    save_npz(stat / "generated_stat.npz", pool_3=fake, logit=logits)
     root = pathlib.Path(__file__).parent.parent
     config = root / "configs/qc_ncsn/evaluation/eval_cifar10_config.py"
-    values = []
-    for backend in ("ours", "tfgan"):
-        command = [sys.executable, root / "run_lib_evaluation_fidis.py", "--config", config]
-        command += ["--workdir", "W", "--fidis", "--backend", backend]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        values.append(json.loads((tmp_path / "results/W/metrics.json").read_text())["fid_is"])
-    assert values[1]["settings"]["backend"] == "tfgan"
-    assert values[0]["fid"] == pytest.approx(values[1]["fid"], rel=1e-3)
-    assert values[0]["is"] == pytest.approx(values[1]["is"], rel=1e-4)
+    command = [sys.executable, root / "run_lib_evaluation_fidis.py", "--config", config]
+    command += ["--workdir", "W", "--fidis"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "results/W/metrics.json").read_text())["fid_is"]
+    theirs = metrics_parity.tfgan_fid_and_is(real, fake, logits)
+    assert found["fid"] == pytest.approx(theirs["fid"], rel=1e-3)
+    assert found["is"] == pytest.approx(theirs["is"], rel=1e-4)

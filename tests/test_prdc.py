@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 
-import evaluation
-from metrics import neighbours, prdc
-from studies.metrics_parity import correlated_features, real_and_fake
+from metrics import prdc
+from studies.metrics_parity import compute_prdc, correlated_features, real_and_fake
 
 prdc_metrics = prdc.precision_recall_density_coverage
 
@@ -15,65 +13,63 @@ def counts(values, real_count, fake_count, nearest_k):
     """The four metrics as the numbers of samples that they are fractions of."""
     per = {"precision": fake_count, "recall": real_count, "coverage": real_count}
     per["density"] = nearest_k * fake_count
-    return {name: round(value * per[name], 6) for name, value in values.items()}
+    return {name: round(float(value) * per[name], 6) for name, value in values.items()}
+
+
+def check_equals_prdc(real, fake, nearest_k=3):
+    ours = prdc_metrics(real, fake, nearest_k)
+    sizes = len(real), len(fake), nearest_k
+    assert counts(ours, *sizes) == counts(compute_prdc(real, fake, nearest_k), *sizes)
+    return ours
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    ("real_count", "fake_count", "width", "block_bytes", "nearest_k"),
-    [
-        (1500, 2000, 256, 2**26, 3),
-        (701, 503, 40, 2**18, 1),
-        (300, 90, 2048, 2**20, 5),
-        (150, 120, 100, 2**13, 3),
-    ],
+    ("real_count", "fake_count", "width", "block", "nearest_k"),
+    [(1500, 2000, 256, 2048, 3), (701, 503, 40, 64, 1), (300, 90, 2048, 71, 5)],
 )
-def test_prdc_equals_prdc(real_count, fake_count, width, block_bytes, dtype, nearest_k):
+def test_prdc_equals_prdc(real_count, fake_count, width, block, dtype, nearest_k, monkeypatch):
+    monkeypatch.setattr(prdc, "BLOCK", block)
     real, fake = (x.astype(dtype) for x in real_and_fake(real_count, fake_count, width))
-    ours = prdc_metrics(real, fake, nearest_k, block_bytes)
-    theirs = prdc.prdc_package(real, fake, nearest_k)
-    sizes = real_count, fake_count, nearest_k
-    assert counts(ours, *sizes) == counts(theirs, *sizes)
+    ours = check_equals_prdc(real, fake, nearest_k)
     assert 0 < ours["precision"] < 1
     assert 0 < ours["recall"] < 1
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_prdc_equals_prdc_where_distances_tie(dtype):
+def test_prdc_equals_prdc_with_ties(dtype, monkeypatch):
     """On whole numbers many distances are equal, some are 0, and the comparison is a strict one."""
+    monkeypatch.setattr(prdc, "BLOCK", 100)
     rng = np.random.default_rng(0)
     real, fake = (rng.integers(0, 3, (count, 12)).astype(dtype) for count in (800, 650))
     real[:20] = real[20]
-    ours = prdc_metrics(real, fake, block_bytes=2**16)
-    assert counts(ours, 800, 650, 3) == counts(prdc.prdc_package(real, fake), 800, 650, 3)
+    check_equals_prdc(real, fake)
 
 
 def test_prdc_equals_prdc_far_from_the_origin():
     """|a|² + |b|² − 2ab cancels six digits here, which float32 would not have."""
     real, fake = (100 + 0.1 * x for x in real_and_fake(400, 300, 128))
-    ours, theirs = prdc_metrics(real, fake), prdc.prdc_package(real, fake)
-    assert counts(ours, 400, 300, 3) == counts(theirs, 400, 300, 3)
-    assert 0 < ours["recall"] < 1
+    assert 0 < check_equals_prdc(real, fake)["recall"] < 1
 
 
-def test_prdc_of_a_generator_that_returns_the_data():
+def test_prdc_of_a_generator_that_returns_the_data(monkeypatch):
     """Each sample lies in its own sphere and those of k − 1 neighbours; at the k-th it ties."""
+    monkeypatch.setattr(prdc, "BLOCK", 128)
     real = correlated_features(1, 900, 200)
     shuffled = real[np.random.default_rng(0).permutation(900)]
-    ours = prdc_metrics(real, shuffled, block_bytes=2**18)
-    theirs = prdc.prdc_package(real, shuffled)
-    assert counts(ours, 900, 900, 3) == counts(theirs, 900, 900, 3)
+    ours = check_equals_prdc(real, shuffled)
     assert ours == {"precision": 1, "recall": 1, "density": pytest.approx(1), "coverage": 1}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("count", "width", "block_bytes"), [(60, 2048, 2**28), (30, 8, 2**13)])
-def test_the_density_of_a_set_in_itself(count, width, block_bytes, dtype):
+@pytest.mark.parametrize(("count", "width", "block"), [(60, 2048, 2048), (30, 8, 7)])
+def test_the_density_of_a_set_in_itself(count, width, block, dtype, monkeypatch):
     """Within a radius lie k samples, the k-th neighbour itself not; of pairs the k-th ties, too."""
+    monkeypatch.setattr(prdc, "BLOCK", block)
     x = np.random.default_rng(0).normal(size=(count, width)).astype(dtype)
     pairs = np.repeat(x, 2, axis=0)
-    assert prdc_metrics(x, x, block_bytes=block_bytes)["density"] == pytest.approx(1)
-    assert prdc_metrics(pairs, pairs, block_bytes=block_bytes)["density"] == pytest.approx(2 / 3)
+    assert prdc_metrics(x, x)["density"] == pytest.approx(1)
+    assert prdc_metrics(pairs, pairs)["density"] == pytest.approx(2 / 3)
 
 
 def test_prdc_on_a_line_by_hand():
@@ -90,28 +86,7 @@ def test_prdc_of_a_collapsed_generator():
     """Copies of one sample have spheres of radius 0, exactly, so nothing is recalled."""
     real = correlated_features(1, 300, 512)
     fake = np.repeat(real[:1], 200, axis=0)
-    values = prdc_metrics(real, fake, block_bytes=2**18)
+    values = prdc_metrics(real, fake)
     assert values["recall"] == 0
     assert values["precision"] == 1
     assert prdc_metrics(fake, fake) == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
-
-
-def test_memory_maps_and_tensors_are_taken_as_they_are(tmp_path):
-    real, fake = real_and_fake(200, 150, 32)
-    np.save(tmp_path / "real.npy", real)
-    mapped, tensor = np.load(tmp_path / "real.npy", mmap_mode="r"), torch.from_numpy(fake)
-    assert prdc_metrics(mapped, tensor) == prdc_metrics(real, fake)
-    logits = tensor[:, :10]
-    assert evaluation.fid_and_is(mapped, tensor, logits) == evaluation.fid_and_is(
-        real, fake, fake[:, :10]
-    )
-
-
-@pytest.mark.parametrize("width", [1, 128, 2048])
-@pytest.mark.parametrize("block_bytes", [2**16, 2**26, 2**30])
-def test_a_block_is_the_largest_that_fits(width, block_bytes):
-    def needed(side):
-        return 2 * 8 * side * width + 48 * side**2
-
-    side = neighbours.block_side(width, block_bytes)
-    assert needed(side) <= block_bytes < needed(side + 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from models import jacobian
-from models.scores import ScoreWithJvp, parts
+from models.scores import parts
 from samplers.deterministic import no_callback
 from samplers.ode import MAX_NFE, ODECallback, integrate
 from sde_lib import SDE, ReverseSDE, ScoreFunction, perturb
@@ -91,37 +91,27 @@ def log_likelihood(
 
 
 def asymmetry(
-    score: ScoreWithJvp,
+    score: ScoreFunction,
     sde: SDE,
     x: torch.Tensor,
     t: torch.Tensor,
     z: torch.Tensor,
     v: torch.Tensor,
-    estimator: Callable = jacobian.paper_asymmetry,
+    estimator: str | Callable = "paper",
     rows: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Asym and NAsym (B,) of the score at x_t = mean + std·z.
+    """`jacobian.measure_asymmetry` (B,), twice, of the score at x_t = mean + std·z.
 
-    Asym estimates ½‖J − Jᵀ‖_F² by `estimator`, the mean over the K vectors `v`
-    (K, B, …); NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² likewise averaged. An image
-    makes 1 + K rows; the network takes `rows` of them at a time (None: all), but whole images.
+    `v` are the K vectors (K, B, …). An image makes 1 + K rows; the network takes `rows` of them at
+    a time (None: all), but whole images.
     """
     images = None if rows is None else max(1, rows // (1 + len(v)))
-    values = [
-        _asymmetry(score, sde, estimator, x[part], t[part], z[part], v[:, part])
-        for part in parts(len(x), images)
-    ]
+    values = []
+    for part in parts(len(x), images):
+        x_t, _ = perturb(sde, x[part], t[part], z[part])
+        both = jacobian.measure_asymmetry(score, x_t, t[part], v[:, part], estimator)
+        values.append(torch.stack(both, dim=1))
     return torch.cat(values).unbind(1)
-
-
-def _asymmetry(score, sde, estimator, x, t, z, v):
-    """Asym and NAsym side by side (b, 2), of v (K, b, …)."""
-    x_t, _ = perturb(sde, x, t, z)
-    with torch.no_grad():
-        p = score.jvp(x_t, t, v)
-    q = jacobian.vjp(score, x_t, t, v)
-    asym = estimator(p, q).mean(0)
-    return torch.stack([asym, 0.5 * asym / (jacobian.dot(q, q).mean(0) + 1e-8)], dim=1)
 
 
 def noise_times(levels: int, sde: SDE, eps: float) -> torch.Tensor:

@@ -7,11 +7,11 @@ loss of an image is ½‖s(x_t, t)·std + z‖², or ½g(t)²‖s(x_t, t) + z/st
 Quasi-conservative training (QC; Chao et al., ICML 2023) adds a regulariser of the asymmetry of the
 score's Jacobian. Its gradient, and that of a constrained model's DSM, contain second derivatives.
 Both are computed by reverse over forward: with r held constant, the gradient of a function of Jᵀr
-with respect to the parameters is that of a Jacobian-vector product (`models.jvp`).
+with respect to the parameters is that of a Jacobian-vector product (`models.jacobian`). What an
+objective returns has the loss's value and its gradient.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -21,8 +21,6 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from models import jacobian
-from models.dropout import replay_dropout
-from models.jvp import higher_derivatives
 from models.scores import EnergyScore, Score, ScoreWithJvp, class_log_likelihood
 from sde_lib import SDE, ScoreFunction, expand, perturb
 from utils import UserError, lookup
@@ -41,7 +39,7 @@ class Objective(Protocol):
         """The random numbers of a batch x (B, C, H, W)."""
 
     def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
-        """The scalar to differentiate, a mean over the images, and detached means to report."""
+        """The loss, a mean over the images, to differentiate; and detached means to report."""
 
 
 class ScoreObjective(Objective, Protocol):
@@ -142,14 +140,15 @@ class EnergyDSM(DSM):
     def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         t = draw_times(draws["u"], self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, draws["z"])
-        with torch.no_grad(), replay_dropout(x.device):
+        with torch.no_grad(), jacobian.replay_dropout(x.device):
             score = self.score(x_t, t)
         score.requires_grad_()
         residual = dsm_residual(score, self.sde, t, std, draws["z"], self.likelihood_weighting)
         loss = half_square(residual, self.reduce_mean).mean()
         (direction,) = torch.autograd.grad(loss, score)
-        slope = self.score.energy_jvp(x_t, t, direction[None])
-        return slope.sum(), {"loss": loss.detach()}
+        slope = self.score.energy_jvp(x_t, t, direction[None]).sum()
+        loss = jacobian.with_gradient_of(slope, loss)
+        return loss, {"loss": loss.detach()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,66 +156,42 @@ class QuasiConservative(DSM):
     """DSM + balancing_fac·r with r = std²·e, e an estimator of ½‖J − Jᵀ‖_F², J = ∂s/∂x_t.
 
     e is averaged over K = `slices` random sign vectors per image, which share the image's t and z
-    (Chao et al. 2023, eq. 12 and algorithm 1). With p = Jv and q = Jᵀv, its gradient is that of
-    (∂e/∂p)·(J v) + v·(J ∂e/∂q), the partial derivatives held constant.
+    (Chao et al. 2023, eq. 12 and algorithm 1).
+
+    Args:
+        estimator: as in `jacobian.qc_regulariser`. The whole Jacobian, `jacobian.EXACT`, is for
+            points, where D is small, and takes no vectors.
     """
 
     score: ScoreWithJvp
     balancing_fac: float = 0.0
     slices: int = 1
-    estimator: Callable = jacobian.paper_asymmetry
+    estimator: str | Callable = "paper"
 
     def draw(self, x: Tensor) -> Draws:
         """u, z, and standard normal v (B, K, C, H, W), whose signs are the random vectors."""
+        if self.estimator == jacobian.EXACT:
+            return super().draw(x)
         v = torch.randn(len(x), self.slices, *x.shape[1:], device=x.device, dtype=x.dtype)
         return dict(super().draw(x), v=v)
 
-    def both(self, x: Tensor, u: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """DSM (B,), the regulariser (B,), and the scalar whose gradient is the objective's."""
+    def both(
+        self, x: Tensor, u: Tensor, z: Tensor, v: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """DSM (B,) and the regulariser r (B,), both to differentiate."""
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
-        v = jacobian.rademacher(v).transpose(0, 1)  # slice-major (K, B, C, H, W), see `jacobian`
-
-        with replay_dropout(x.device):
-            q = jacobian.vjp(self.score, x_t, t, v)
-        with replay_dropout(x.device), torch.no_grad():
-            p = self.score.jvp(x_t, t, v)
-        over_p, over_q = jacobian.partial_derivatives(self.estimator, p, q)
-        s, Jv = self.score.value_and_jvp(x_t, t, torch.cat([v, over_q]))
+        # Slice-major (K, B, C, H, W), see `jacobian`.
+        signs = self.slices if v is None else jacobian.rademacher(v).transpose(0, 1)
+        s, e = jacobian.qc_regulariser(self.score, x_t, t, signs, self.estimator)
         residual = dsm_residual(s, self.sde, t, std, z, self.likelihood_weighting)
-        dsm = half_square(residual, self.reduce_mean)
-        slope = jacobian.dot(torch.cat([over_p, v]), Jv).unflatten(0, (2, -1)).sum(0)
-        regulariser = std**2 * self.estimator(p, q).mean(0)
-        surrogate = dsm.mean() + self.balancing_fac * (std**2 * slope.mean(0)).mean()
-        return dsm.detach(), regulariser, surrogate
+        return half_square(residual, self.reduce_mean), std**2 * e
 
     def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
-        dsm, regulariser, surrogate = self.both(x, **draws)
-        dsm, regulariser = dsm.mean(), regulariser.mean()
-        total = dsm + self.balancing_fac * regulariser
-        return surrogate, {"loss": total, "dsm": dsm, "regulariser": regulariser}
-
-
-@dataclasses.dataclass(frozen=True)
-class ExactQuasiConservative(QuasiConservative):
-    """QC with e = ½‖J − Jᵀ‖_F² itself, from the whole Jacobian: for points, where D is small."""
-
-    draw = DSM.draw
-
-    def both(self, x: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        t = draw_times(u, self.sde, self.eps)
-        x_t, std = perturb(self.sde, x, t, z)
-        s, J = jacobian.matrix(functools.partial(self.score.value_and_jvp, x_t, t), x_t)
-        residual = dsm_residual(s, self.sde, t, std, z, self.likelihood_weighting)
-        dsm, regulariser = half_square(residual, self.reduce_mean), std**2 * jacobian.asymmetry(J)
-        total = dsm.mean() + self.balancing_fac * regulariser.mean()
-        return dsm.detach(), regulariser.detach(), total
-
-
-QC_OBJECTIVES = {"exact": ExactQuasiConservative} | {
-    name: functools.partial(QuasiConservative, estimator=each)
-    for name, each in jacobian.ESTIMATORS.items()
-}
+        dsm, regulariser = (each.mean() for each in self.both(x, **draws))
+        loss = dsm + self.balancing_fac * regulariser
+        values = {"loss": loss, "dsm": dsm, "regulariser": regulariser}
+        return loss, {name: value.detach() for name, value in values.items()}
 
 
 def score_objective(config: ConfigDict, score: Score, sde: SDE) -> ScoreObjective:
@@ -238,12 +213,9 @@ def score_objective(config: ConfigDict, score: Score, sde: SDE) -> ScoreObjectiv
         return EnergyDSM(*common)
     if not regularised:
         return DSM(*common)
-    build = lookup(QC_OBJECTIVES, config.loss.estimator, "config.loss.estimator")
-    return build(
-        *common,
-        balancing_fac=config.loss.balancing_fac,
-        slices=config.loss.slices,
-    )
+    estimator, balancing_fac = config.loss.estimator, config.loss.balancing_fac
+    lookup({**jacobian.ESTIMATORS, jacobian.EXACT: None}, estimator, "config.loss.estimator")
+    return QuasiConservative(*common, balancing_fac, config.loss.slices, estimator)
 
 
 # ---------------------------------------------------------------- noise-conditioned classifiers
@@ -282,17 +254,50 @@ class CrossEntropy:
         return loss, {"loss": loss.detach()}
 
 
+def dlsm_loss(
+    classifier: Callable,
+    score: ScoreFunction,
+    x: Tensor,
+    t: Tensor,
+    sigma: Tensor,
+    z: Tensor,
+    labels: Tensor,
+    weighting: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """DLSM of a classifier f(x, σ), a scalar, and its logits (B, classes) for a cross-entropy.
+
+    With ℓ = log(softmax(logits) + 1e-8)[y] at the noisy images and w = `weighting`, it is the mean
+    over all elements of ½r², with r = σ^w ∇ₓℓ + σ^w s + σ^(w−1) z (Chao et al., ICLR 2022, eq. 9).
+
+    There is one forward pass, so that batch norms update their statistics once. The gradient is a
+    double backward through the classifier (`models.double_backward`), of which there is none where
+    gradients are disabled. Any classifier that PyTorch can differentiate twice will do.
+
+    Args:
+        classifier: function or module of x (B, C, H, W) and σ (B,) to logits (B, classes).
+        score: the score s(x, t) of the images, without gradients.
+        x: noisy images, mean + σ·z.
+        t, sigma: their times and noise's standard deviations σ, (B,).
+        z: the noise, shaped as `x`.
+        labels: y (B,).
+    """
+    with torch.no_grad():
+        prior = score(x, t) + z / expand(sigma, z)
+    keep_graph = torch.is_grad_enabled()
+    with torch.enable_grad(), jacobian.higher_derivatives():
+        x = x.detach().requires_grad_()
+        logits = classifier(x, sigma)
+        total = class_log_likelihood(logits, labels).sum()
+        (likelihood_score,) = torch.autograd.grad(total, x, create_graph=keep_graph)
+    residual = expand(sigma**weighting, z) * (likelihood_score + prior)
+    return 0.5 * residual.square().mean(), logits if keep_graph else logits.detach()
+
+
 @dataclasses.dataclass(frozen=True)
 class DLSM:
     """Denoising likelihood score matching with cross-entropy: DLSM + coef·CE.
 
-    Chao et al., ICLR 2022, eq. 9. With ℓ = log(softmax(logits) + 1e-8)[y] at (x_t, t), the frozen
-    score s and w = weighting_dlsm, DLSM is the mean over all M elements of ½r², with the residual
-    r = σ^w ∇ₓℓ + σ^w s + σ^(w−1) z.
-
-    One forward pass gives the logits of the cross-entropy and ∇ₓℓ; the gradient of DLSM is a double
-    backward through the classifier (`models.double_backward`). Any classifier that PyTorch can
-    differentiate twice will do.
+    Chao et al., ICLR 2022, eq. 9; the terms are `dlsm_loss` and `weighted_cross_entropy`.
 
     Args:
         classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes).
@@ -311,29 +316,14 @@ class DLSM:
 
     draw = DSM.draw
 
-    def likelihood_score(self, x_t: Tensor, std: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, classes) and ∇ₓℓ, shaped as `x_t`; with a graph where gradients are enabled.
-
-        There is one forward pass, so that batch norms update their statistics once.
-        """
-        keep_graph = torch.is_grad_enabled()
-        with torch.enable_grad(), higher_derivatives():
-            x_t = x_t.detach().requires_grad_()
-            logits = self.classifier(x_t, std)
-            total = class_log_likelihood(logits, labels).sum()
-            (gradient,) = torch.autograd.grad(total, x_t, create_graph=keep_graph)
-        return logits if keep_graph else logits.detach(), gradient
-
     def terms(self, x: Tensor, labels: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """DLSM and CE, scalars, of images x (B, C, H, W) and labels (B,)."""
         t = draw_times(u, self.sde, self.eps)
         x_t, std = perturb(self.sde, x, t, z)
-        with torch.no_grad():
-            prior = self.score(x_t, t) + z / expand(std, z)
-        logits, likelihood_score = self.likelihood_score(x_t, std, labels)
-        residual = expand(std**self.weighting_dlsm, z) * (likelihood_score + prior)
-        dlsm = 0.5 * residual.square().mean()
-        return dlsm, weighted_cross_entropy(logits, labels, std, self.weighting_ce)
+        loss, logits = dlsm_loss(
+            self.classifier, self.score, x_t, t, std, z, labels, self.weighting_dlsm
+        )
+        return loss, weighted_cross_entropy(logits, labels, std, self.weighting_ce)
 
     def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         dlsm, ce = self.terms(x, labels, **draws)

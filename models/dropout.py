@@ -1,6 +1,5 @@
-"""Dropout with byte masks, and the same masks in several passes."""
+"""Dropout with byte masks."""
 
-import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,8 +20,3 @@ def dropout_gain(probability: float) -> float:
 def apply_mask(x: torch.Tensor, kept: torch.Tensor | None, gain: float) -> torch.Tensor:
     """gain·x where `kept`, a mask shaped as x, is True, and 0 elsewhere; x without a mask."""
     return x if kept is None else torch.where(kept, x * gain, 0.0)
-
-
-def replay_dropout(device: torch.device) -> contextlib.AbstractContextManager:
-    """A context that restores the random generators: the next pass has the same masks."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

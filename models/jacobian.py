@@ -1,4 +1,7 @@
-"""Products with the Jacobian J = ∂f/∂x of a function on images, and what they estimate.
+"""The asymmetry of the Jacobian J = ∂s/∂x of any score s(x, t), and the QC regulariser.
+
+This file imports nothing but PyTorch: copied into another project it works as it is. A score is
+any function or module of x (B, …) and t (B,) that returns a tensor shaped as x.
 
 For random v with E[vvᵀ] = I, both of
     paper: ‖Jᵀv‖² − (Jv)·(Jᵀv)        (Chao et al., ICML 2023, eq. 12)
@@ -6,18 +9,126 @@ For random v with E[vvᵀ] = I, both of
 have the mean ½‖J − Jᵀ‖_F². The second is never negative and drops the first one's zero-mean cross
 term −2vᵀSKv, with S and K the symmetric and antisymmetric parts of J.
 
-Jv comes from a score's method `jvp`, Jᵀv from `vjp` here. Vectors are slice-major: (K, B, C, H, W)
-for K vectors for each of B images.
+The gradient is computed by reverse over forward. With p = Jv, q = Jᵀv and an estimator e(p, q), it
+is that of (∂e/∂p)·(J v) + v·(J ∂e/∂q), the partial derivatives held constant: two Jacobian-vector
+products that share one pass with the score's own values, and one backward pass. The products come
+from a score's method `value_and_jvp`, where it has one, and else from `torch.func.jvp`.
+
+Vectors are slice-major: (K, B, C, H, W) for K vectors for each of B images.
 """
 
-from collections.abc import Callable
+import contextlib
+import functools
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.autograd.forward_ad import make_dual, unpack_dual
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+EXACT = "exact"
+"""The name for the whole Jacobian instead of an estimator; for x of few dimensions."""
+
+# ---------------------------------------------------------------- of any score
+
+
+def qc_regulariser(
+    score: Callable,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    vectors: int | torch.Tensor = 1,
+    estimator: str | Callable = "paper",
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The score and its regulariser e of each image, from one pass that both can share.
+
+    A loss is for example ``dsm(s) + factor * (std**2 * e).mean()``. Dropout has the same masks in
+    all passes.
+
+    Args:
+        score: function or module of x (B, …) and t (B,).
+        vectors: v (K, B, …), or the number K of vectors of random signs.
+        estimator: a name in `ESTIMATORS`, a function of (p, q) like those there, or `EXACT`, which
+            takes no vectors.
+        generator: of the random signs; None: the default one.
+
+    Returns:
+        s (B, …), and e (B,), the mean over an image's vectors. Both can be differentiated, once,
+        with respect to parameters and x.
+
+    Raises:
+        ValueError: a batch norm in `score` takes its statistics of the batch.
+    """
+    if estimator == EXACT:
+        value, J = matrix(functools.partial(score_value_and_jvp, score, x, t), x)
+        return value, asymmetry(J)
+    v, estimator = as_vectors(vectors, x, generator), as_function(estimator)
+    with replay_dropout(x.device):
+        q = vjp(score, x, t, v)
+    with replay_dropout(x.device), torch.no_grad():
+        p = score_jvp(score, x, t, v)
+    over_p, over_q = partial_derivatives(estimator, p, q)
+    value, Jv = score_value_and_jvp(score, x, t, torch.cat([v, over_q]))
+    slope = dot(torch.cat([over_p, v]), Jv).unflatten(0, (2, -1)).sum(0).mean(0)
+    return value, with_gradient_of(slope, estimator(p, q).mean(0))
+
+
+@torch.no_grad()
+def measure_asymmetry(
+    score: Callable,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    vectors: int | torch.Tensor = 1,
+    estimator: str | Callable = "paper",
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Asym and NAsym (B,) of a score at x (B, …) and t (B,); arguments as in `qc_regulariser`.
+
+    Asym is ½‖J − Jᵀ‖_F² or its estimate; NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² averaged
+    over the vectors, or ‖J‖_F² (Chao et al., ICML 2023, section 5).
+    """
+    if estimator == EXACT:
+        _, J = matrix(functools.partial(score_value_and_jvp, score, x, t), x)
+        asym, square = asymmetry(J), J.square().sum((1, 2))
+    else:
+        v = as_vectors(vectors, x, generator)
+        p, q = score_jvp(score, x, t, v), vjp(score, x, t, v)
+        asym, square = as_function(estimator)(p, q).mean(0), dot(q, q).mean(0)
+    return asym, 0.5 * asym / (square + 1e-8)
+
+
+def with_gradient_of(surrogate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A tensor with the numbers of `value`, and the gradient of `surrogate`, shaped alike."""
+    return value.detach() + (surrogate - surrogate.detach())
+
+
+def replay_dropout(device: torch.device) -> contextlib.AbstractContextManager:
+    """A context that restores the random generators: the next pass has the same masks."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+# ---------------------------------------------------------------- vectors
 
 
 def rademacher(normal: torch.Tensor) -> torch.Tensor:
     """±1 from standard normal draws."""
     return torch.sign(normal)
+
+
+def as_vectors(
+    vectors: int | torch.Tensor, x: torch.Tensor, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Vectors (K, B, …) as they are, or K vectors of random signs for each row of `x` (B, …)."""
+    if isinstance(vectors, torch.Tensor):
+        return vectors
+    shape = (vectors, *x.shape)
+    return rademacher(torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))
 
 
 def unit_vectors(x: torch.Tensor) -> torch.Tensor:
@@ -27,6 +138,51 @@ def unit_vectors(x: torch.Tensor) -> torch.Tensor:
     return units[:, None].expand(D, len(x), D).reshape(D, *x.shape)
 
 
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Inner product per vector and image: (K, B, …), (K, B, …) → (K, B)."""
+    return (a * b).flatten(2).sum(2)
+
+
+# ---------------------------------------------------------------- estimators
+
+
+def paper_asymmetry(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """‖q‖² − p·q (K, B) with p = Jv and q = Jᵀv."""
+    return dot(q, q) - dot(p, q)
+
+
+def skew_asymmetry(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """½‖p − q‖² (K, B) with p = Jv and q = Jᵀv."""
+    return 0.5 * dot(p - q, p - q)
+
+
+ESTIMATORS = {"paper": paper_asymmetry, "skew": skew_asymmetry}
+"""Names of `loss.estimator`; a new one is a function of (p, q) with the mean above."""
+
+
+def as_function(estimator: str | Callable) -> Callable:
+    """The function of (p, q) that `estimator`, a name or the function itself, stands for."""
+    return ESTIMATORS[estimator] if isinstance(estimator, str) else estimator
+
+
+def partial_derivatives(
+    estimator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    p: torch.Tensor,
+    q: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """∂e/∂p and ∂e/∂q of the sum of an estimator's values."""
+    p, q = p.detach().requires_grad_(), q.detach().requires_grad_()
+    return torch.autograd.grad(estimator(p, q).sum(), (p, q))
+
+
+def asymmetry(J: torch.Tensor) -> torch.Tensor:
+    """½‖J − Jᵀ‖_F² = tr JJᵀ − tr JJ (B,) of J (B, D, D)."""
+    return 0.5 * (J - J.mT).square().sum((1, 2))
+
+
+# ---------------------------------------------------------------- products
+
+
 def matrix(value_and_jvp: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """f(x) (B, …) and J (B, D, D) at x (B, …) of D elements each.
 
@@ -34,11 +190,6 @@ def matrix(value_and_jvp: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torc
     """
     value, columns = value_and_jvp(unit_vectors(x))
     return value, columns.flatten(2).permute(1, 2, 0)
-
-
-def asymmetry(J: torch.Tensor) -> torch.Tensor:
-    """½‖J − Jᵀ‖_F² = tr JJᵀ − tr JJ (B,) of J (B, D, D)."""
-    return 0.5 * (J - J.mT).square().sum((1, 2))
 
 
 def vjp(score: Callable, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -62,30 +213,184 @@ def value_and_vjp(
     return out.detach(), torch.stack(q)
 
 
-def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Inner product per vector and image: (K, B, …), (K, B, …) → (K, B)."""
-    return (a * b).flatten(2).sum(2)
+def score_jvp(score: Callable, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """J v (K, B, …) for K vectors v, by the score's own method `jvp` where it has one."""
+    if hasattr(score, "jvp"):
+        return score.jvp(x, t, v)
+    return score_value_and_jvp(score, x, t, v)[1]
 
 
-def paper_asymmetry(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """‖q‖² − p·q (K, B) with p = Jv and q = Jᵀv."""
-    return dot(q, q) - dot(p, q)
-
-
-def skew_asymmetry(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """½‖p − q‖² (K, B) with p = Jv and q = Jᵀv."""
-    return 0.5 * dot(p - q, p - q)
-
-
-ESTIMATORS = {"paper": paper_asymmetry, "skew": skew_asymmetry}
-"""Names of `loss.estimator`; a new one is a function of (p, q) with the mean above."""
-
-
-def partial_derivatives(
-    estimator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    p: torch.Tensor,
-    q: torch.Tensor,
+def score_value_and_jvp(
+    score: Callable, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """∂e/∂p and ∂e/∂q of the sum of an estimator's values."""
-    p, q = p.detach().requires_grad_(), q.detach().requires_grad_()
-    return torch.autograd.grad(estimator(p, q).sum(), (p, q))
+    """s (B, …) and J v (K, B, …) for K vectors v, by the score's own method where it has one."""
+    if hasattr(score, "value_and_jvp"):
+        return score.value_and_jvp(x, t, v)
+    if name := norm_over_batch(score):
+        raise ValueError(
+            f"The batch norm {name} lets the images of a batch depend on each other in training; "
+            "products with the Jacobian of one image's score need a network without."
+        )
+    return value_and_jvp(lambda x: score(x, t), x, v)
+
+
+def norm_over_batch(network: Callable) -> str | None:
+    """The name of a batch norm in `network` that takes its statistics of the batch, or None.
+
+    The score of an image then depends on the other images, and J is not that of one image.
+    """
+    modules = network.named_modules() if isinstance(network, torch.nn.Module) else ()
+    for name, module in modules:
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            return name
+    return None
+
+
+def value_and_jvp(
+    f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """f(x) (B, …) and J v (m, B, …) for m vectors v, shaped (m, *x.shape), in one pass.
+
+    Both can be differentiated. Custom autograd functions within `f` need a `jvp` and a `vmap` rule.
+    """
+    _load()
+    with eager_higher_derivatives():
+        return torch.func.vmap(
+            lambda tangent: torch.func.jvp(f, (x,), (tangent,)),
+            out_dims=(None, 0),
+            randomness="same",
+        )(v)
+
+
+@functools.cache
+def _load():
+    """Load what `torch.func.jvp` needs, without the warning of PyTorch's own use of `torch.jit`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+# ---------------------------------------------------------------- higher derivatives
+
+
+@contextlib.contextmanager
+def higher_derivatives() -> Iterator[None]:
+    """Within the context attention and the functions of `REPLACED` have higher derivatives."""
+    with sdpa_kernel(SDPBackend.MATH), Replaced():
+        yield
+
+
+@contextlib.contextmanager
+def eager_higher_derivatives() -> Iterator[None]:
+    """`higher_derivatives` without compiled code, which cannot be differentiated twice."""
+    with torch.compiler.set_stance("force_eager"), higher_derivatives():
+        yield
+
+
+class Replaced(TorchFunctionMode):
+    """Within the context the functions in `REPLACED` are called in place of PyTorch's."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        function = REPLACED.get(function, function)
+        return function(*arguments, **(options or {}))
+
+
+def layer_norm(
+    input: torch.Tensor,
+    normalized_shape: Sequence[int],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> torch.Tensor:
+    """`F.layer_norm`, as a group norm of one group.
+
+    In PyTorch 2.14 the gradient of the layer norm's tangent is wrong, and its third derivative.
+    """
+    features = tuple(normalized_shape)
+    rows = input.reshape(-1, math.prod(features))
+    weight, bias = (p if p is None else p.flatten() for p in (weight, bias))
+    # The result is contiguous as PyTorch's is; the order of dropout's draws depends on that.
+    return F.group_norm(rows, 1, weight, bias, eps).view(input.shape)
+
+
+def instance_norm(
+    input: torch.Tensor,
+    running_mean: torch.Tensor | None = None,
+    running_var: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """`F.instance_norm` of maps (B, C, …), as a group norm of C groups; as `layer_norm`.
+
+    With running statistics PyTorch's own is called.
+    """
+    if running_mean is not None or not use_input_stats:
+        return F.instance_norm(
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+        )
+    return F.group_norm(input, input.shape[1], weight, bias, eps)
+
+
+def linear(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`F.linear` of rows: PyTorch may multiply each image by its own copy of the weight."""
+    if input.ndim < 3:
+        return linear_in_input(F.linear, input, weight, bias)
+    rows = linear_in_input(F.linear, input.flatten(0, -2), weight, bias)
+    return rows.unflatten(0, input.shape[:-1])
+
+
+def linear_in_input(
+    function: Callable,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *arguments: Any,
+    **options: Any,
+) -> torch.Tensor:
+    """A function such as `F.conv2d` of the values and, without the bias, of the tangents.
+
+    PyTorch also computes it with a zero tangent of the weight, a third product.
+    """
+    values, tangents = unpack_dual(input)
+    if tangents is None or unpack_dual(weight).tangent is not None:
+        return function(input, weight, bias, *arguments, **options)
+    out = function(values, weight, bias, *arguments, **options)
+    return make_dual(out, function(tangents, weight, None, *arguments, **options))
+
+
+def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """`F.glu`: a·sigmoid(b) of the two halves. PyTorch's tangent has no gradient."""
+    a, b = input.chunk(2, dim)
+    return a * torch.sigmoid(b)
+
+
+def dropout(
+    input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> torch.Tensor:
+    """`F.dropout` on a CPU with the mask of an ordinary pass, drawn in the map's memory order."""
+    if input.is_cuda or not training or p in (0, 1):
+        return F.dropout(input, p, training, inplace)
+    factors = torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
+    return input.mul_(factors) if inplace else input * factors
+
+
+CONVOLUTIONS = (
+    *(F.conv1d, F.conv2d, F.conv3d),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+)
+
+REPLACED = {
+    F.layer_norm: layer_norm,
+    torch.layer_norm: layer_norm,
+    F.instance_norm: instance_norm,
+    F.linear: linear,
+    **{function: functools.partial(linear_in_input, function) for function in CONVOLUTIONS},
+    F.glu: glu,
+    F.dropout: dropout,
+}

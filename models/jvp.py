@@ -6,31 +6,22 @@ all rows at once. Compared with forward mode, whose reverse derivatives PyTorch 
 layers save fewer tensors and can be compiled. They save tensors in the input's type and sum in
 float32 or wider.
 
-`value_and_jvp` takes the products of any function by `torch.func.jvp`. `higher_derivatives`
-replaces functions of PyTorch 2.14 whose higher derivatives are missing or wrong.
+Networks without such layers, and functions, are differentiated by `jacobian.value_and_jvp`.
 """
 
-import contextlib
-import functools
-import importlib
-import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd import Function
-from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from models.dropout import apply_mask
+from models.jacobian import norm_over_batch, value_and_jvp
 from utils import UserError
 
-# ---------------------------------------------------------------- of networks and functions
+# ---------------------------------------------------------------- of networks
 
 
 def network_value_and_jvp(
@@ -39,7 +30,7 @@ def network_value_and_jvp(
     """network(x, cond, **options) (B, …) and J v (m, B, …) for m vectors v (m, B, …).
 
     A network with the attribute ``carries_tangents = True`` is called as
-    ``network(x, cond, v, **options)`` and returns both. For any other, see `value_and_jvp`.
+    ``network(x, cond, v, **options)`` and returns both; for any other, `jacobian.value_and_jvp`.
     Dropout masks are those of an ordinary pass from the same random state, equal for all vectors.
 
     Raises:
@@ -51,43 +42,14 @@ def network_value_and_jvp(
     return value_and_jvp(lambda x: network(x, cond, **options), x, v)
 
 
-def value_and_jvp(
-    f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, v: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """f(x) (B, …) and J v (m, B, …) for m vectors v, shaped (m, *x.shape), in one pass.
-
-    Both can be differentiated. Custom autograd functions within `f` need a `jvp` and a `vmap` rule.
-    """
-    _load()
-    with eager_higher_derivatives():
-        return torch.func.vmap(
-            lambda tangent: torch.func.jvp(f, (x,), (tangent,)),
-            out_dims=(None, 0),
-            randomness="same",
-        )(v)
-
-
-@functools.cache
-def _load():
-    """Load what `torch.func.jvp` needs, without the warning of PyTorch's own use of `torch.jit`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        importlib.import_module("torch._decomp.decompositions_for_jvp")
-
-
 def require_separate_images(network: Callable) -> None:
-    """Raise a UserError if a batch norm in `network` takes its statistics of the batch.
-
-    The score of an image then depends on the other images, and J is not that of one image.
-    """
-    modules = network.named_modules() if isinstance(network, torch.nn.Module) else ()
-    for name, module in modules:
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise UserError(
-                f"{type(network).__name__} has a batch norm ({name}), which in training lets the "
-                "images of a batch depend on each other; products with the Jacobian of one "
-                "image's score need a network without, for example with group or layer norms."
-            )
+    """Raise a UserError if a batch norm in `network` takes its statistics of the batch."""
+    if name := norm_over_batch(network):
+        raise UserError(
+            f"{type(network).__name__} has a batch norm ({name}), which in training lets the "
+            "images of a batch depend on each other; products with the Jacobian of one "
+            "image's score need a network without, for example with group or layer norms."
+        )
 
 
 # ---------------------------------------------------------------- layers that carry tangents
@@ -231,129 +193,3 @@ def _per_channel(parameter, groups):
 
 def _mean(x):
     return x.mean(GROUP, keepdim=True)
-
-
-# ---------------------------------------------------------------- higher derivatives
-
-
-@contextlib.contextmanager
-def higher_derivatives() -> Iterator[None]:
-    """Within the context attention and the functions of `REPLACED` have higher derivatives."""
-    with sdpa_kernel(SDPBackend.MATH), Replaced():
-        yield
-
-
-@contextlib.contextmanager
-def eager_higher_derivatives() -> Iterator[None]:
-    """`higher_derivatives` without compiled code, which cannot be differentiated twice."""
-    with torch.compiler.set_stance("force_eager"), higher_derivatives():
-        yield
-
-
-class Replaced(TorchFunctionMode):
-    """Within the context the functions in `REPLACED` are called in place of PyTorch's."""
-
-    def __torch_function__(self, function, types, arguments=(), options=None):
-        function = REPLACED.get(function, function)
-        return function(*arguments, **(options or {}))
-
-
-def layer_norm(
-    input: torch.Tensor,
-    normalized_shape: Sequence[int],
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enable: bool = True,
-) -> torch.Tensor:
-    """`F.layer_norm`, as a group norm of one group.
-
-    In PyTorch 2.14 the gradient of the layer norm's tangent is wrong, and its third derivative.
-    """
-    features = tuple(normalized_shape)
-    rows = input.reshape(-1, math.prod(features))
-    weight, bias = (p if p is None else p.flatten() for p in (weight, bias))
-    # The result is contiguous as PyTorch's is; the order of dropout's draws depends on that.
-    return F.group_norm(rows, 1, weight, bias, eps).view(input.shape)
-
-
-def instance_norm(
-    input: torch.Tensor,
-    running_mean: torch.Tensor | None = None,
-    running_var: torch.Tensor | None = None,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> torch.Tensor:
-    """`F.instance_norm` of maps (B, C, …), as a group norm of C groups; as `layer_norm`.
-
-    With running statistics PyTorch's own is called.
-    """
-    if running_mean is not None or not use_input_stats:
-        return F.instance_norm(
-            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
-        )
-    return F.group_norm(input, input.shape[1], weight, bias, eps)
-
-
-def linear(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`F.linear` of rows: PyTorch may multiply each image by its own copy of the weight."""
-    if input.ndim < 3:
-        return linear_in_input(F.linear, input, weight, bias)
-    rows = linear_in_input(F.linear, input.flatten(0, -2), weight, bias)
-    return rows.unflatten(0, input.shape[:-1])
-
-
-def linear_in_input(
-    function: Callable,
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    *arguments: Any,
-    **options: Any,
-) -> torch.Tensor:
-    """A function such as `F.conv2d` of the values and, without the bias, of the tangents.
-
-    PyTorch also computes it with a zero tangent of the weight, a third product.
-    """
-    values, tangents = unpack_dual(input)
-    if tangents is None or unpack_dual(weight).tangent is not None:
-        return function(input, weight, bias, *arguments, **options)
-    out = function(values, weight, bias, *arguments, **options)
-    return make_dual(out, function(tangents, weight, None, *arguments, **options))
-
-
-def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """`F.glu`: a·sigmoid(b) of the two halves. PyTorch's tangent has no gradient."""
-    a, b = input.chunk(2, dim)
-    return a * torch.sigmoid(b)
-
-
-def dropout(
-    input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> torch.Tensor:
-    """`F.dropout` on a CPU with the mask of an ordinary pass, drawn in the map's memory order."""
-    if input.is_cuda or not training or p in (0, 1):
-        return F.dropout(input, p, training, inplace)
-    factors = torch.empty_like(input).bernoulli_(1 - p).div_(1 - p)
-    return input.mul_(factors) if inplace else input * factors
-
-
-CONVOLUTIONS = (
-    *(F.conv1d, F.conv2d, F.conv3d),
-    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-)
-
-REPLACED = {
-    F.layer_norm: layer_norm,
-    torch.layer_norm: layer_norm,
-    F.instance_norm: instance_norm,
-    F.linear: linear,
-    **{function: functools.partial(linear_in_input, function) for function in CONVOLUTIONS},
-    F.glu: glu,
-    F.dropout: dropout,
-}

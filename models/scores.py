@@ -14,7 +14,8 @@ from typing import Protocol
 
 import torch
 
-from models.jvp import eager_higher_derivatives, network_value_and_jvp
+from models.jacobian import eager_higher_derivatives
+from models.jvp import network_value_and_jvp
 from models.labels import NO_LABEL
 from sde_lib import SDE, ScoreFunction, expand
 from utils import shares

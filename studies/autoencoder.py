@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from models import jacobian
-from models.jvp import value_and_jvp
+from models.jacobian import value_and_jvp
 from models.points import Swish
 from studies import common
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from models import jacobian
-from models.jvp import value_and_jvp
+from models.jacobian import value_and_jvp
 from studies import common
 
 EPSILONS = (0.0, 5e-4, 7.5e-4, 1e-3, 1.5e-3, 1.75e-3, 2.25e-3)

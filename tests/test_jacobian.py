@@ -10,7 +10,7 @@ from device_option import DEVICE
 import models
 import sde_lib
 from models import jacobian
-from models.jvp import value_and_jvp
+from models.jacobian import value_and_jvp
 from models.scores import EnergyScore, Score
 
 torch.manual_seed(0)

@@ -109,9 +109,8 @@ def test_the_qc_gradient_is_that_of_double_backward(name, mode):
     """With dropout, too, whose masks every pass has alike; two slices."""
     net = network().train(mode == "train")
     x, drawn = draws(slices=2)
-    estimator = jacobian.ESTIMATORS[name]
     objective = losses.QuasiConservative(
-        Score(net, VE), VE, 1e-5, balancing_fac=0.3, slices=2, estimator=estimator
+        Score(net, VE), VE, 1e-5, balancing_fac=0.3, slices=2, estimator=name
     )
     torch.manual_seed(11)
     loss = double_backward.quasi_conservative(objective, x, **drawn)

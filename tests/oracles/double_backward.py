@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import losses
 import sde_lib
-from models.jvp import eager_higher_derivatives
+from models import jacobian
 
 
 def quasi_conservative(objective, x, u, z, v):
@@ -16,7 +16,7 @@ def quasi_conservative(objective, x, u, z, v):
     t = losses.draw_times(u, objective.sde, objective.eps)
     x_t, std = sde_lib.perturb(objective.sde, x, t, z)
     x_t.requires_grad_()
-    with eager_higher_derivatives():
+    with jacobian.eager_higher_derivatives():
         s = objective.score(x_t, t)
     residual = losses.dsm_residual(s, objective.sde, t, std, z, objective.likelihood_weighting)
     dsm = losses.half_square(residual, objective.reduce_mean)
@@ -26,7 +26,8 @@ def quasi_conservative(objective, x, u, z, v):
         dummy = torch.zeros_like(s, requires_grad=True)
         (linear,) = torch.autograd.grad(s, x_t, dummy, create_graph=True)
         p.append(torch.autograd.grad(linear, dummy, sign, create_graph=True)[0])
-    r = std**2 * objective.estimator(torch.stack(p), torch.stack(q)).mean(0)
+    estimator = jacobian.ESTIMATORS[objective.estimator]
+    r = std**2 * estimator(torch.stack(p), torch.stack(q)).mean(0)
     return dsm.mean() + objective.balancing_fac * r.mean()
 
 

@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import functools
+import pathlib
+import re
 
 import golden
 import pytest
@@ -134,6 +136,20 @@ def test_any_classifier_will_do():
         return dlsm + ce
 
     assert torch.autograd.gradcheck(loss, parameters)
+
+
+def test_the_documented_loss_runs():
+    """Of docs/any_model.md, by the one function; it is the objective's."""
+    page = pathlib.Path(__file__).parent.parent / "docs/any_model.md"
+    block = re.findall(r"```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)[1]
+    classifier, score, x, labels, draws = small_problem(torch.float64)
+    expected, _ = losses.DLSM(copy.deepcopy(classifier), score, VE, 1e-5)(x, labels, draws)
+    t, z = losses.draw_times(draws["u"], VE, 1e-5), draws["z"]
+    x_t, std = sde_lib.perturb(VE, x, t, z)
+    names = dict(locals(), losses=losses, torch=torch)
+    exec(block, names)
+    torch.testing.assert_close(names["dlsm"] + F.cross_entropy(names["logits"], labels), expected)
+    assert all(p.grad is not None for p in classifier.parameters() if p.requires_grad)
 
 
 def test_validation_needs_no_gradients_and_counts_nothing():

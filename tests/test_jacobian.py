@@ -1,6 +1,11 @@
 """Both estimators against exact Jacobians, in float64."""
 
+import ast
 import itertools
+import pathlib
+import re
+import shutil
+import sys
 
 import golden
 import pytest
@@ -126,3 +131,137 @@ def test_several_vectors_at_once_are_several_in_turn(make, kind):
     assert calls == [len(x)]
     net.eval()
     assert not torch.allclose(at_once, jacobian.vjp(score, x, t, v))
+
+
+# ---------------------------------------------------------------- of any score
+
+
+class Attentive(torch.nn.Module):
+    """A score of images: convolutions, norms, attention over the pixels, and a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.inward = torch.nn.Conv2d(2, 8, 3, padding=1)
+        self.norm = torch.nn.GroupNorm(2, 8)
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        self.layer_norm = torch.nn.LayerNorm(8)
+        self.outward = torch.nn.Conv2d(8, 2, 3, padding=1)
+
+    def forward(self, x, t):
+        h = torch.tanh(self.norm(self.inward(x))) + t[:, None, None, None]
+        pixels = self.layer_norm(h.flatten(2).mT)
+        attended, _ = self.attention(pixels, pixels, pixels, need_weights=False)
+        return self.outward(h + attended.mT.unflatten(2, h.shape[2:]))
+
+
+def attentive(rows=2):
+    torch.manual_seed(0)
+    x = torch.randn(rows, 2, 3, 3, device=DEVICE).double()
+    return Attentive().to(DEVICE).double(), x, torch.rand(rows, device=DEVICE).double()
+
+
+def whole_jacobian(score, x, t):
+    """J (B, D, D) by reverse mode, with a graph."""
+    rows = []
+    for image, time in zip(x, t):
+
+        def flat(pixels, shape=image.shape, time=time):
+            return score(pixels.reshape(1, *shape), time[None]).flatten()
+
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            rows.append(
+                torch.autograd.functional.jacobian(flat, image.flatten(), create_graph=True)
+            )
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("K", [1, 3])
+@pytest.mark.parametrize("name", [*jacobian.ESTIMATORS, jacobian.EXACT])
+def test_the_regulariser_of_any_network_and_its_gradient(name, K):
+    net, x, t = attentive()
+    v = torch.randn(K, *x.shape, device=DEVICE).double().sign()
+    J = whole_jacobian(net, x, t)
+    p, q = (torch.einsum(f"{ij},kbj->kbi", J, v.flatten(2)) for ij in ("bij", "bji"))
+    expected = {
+        "paper": ((q * q).sum(2) - (p * q).sum(2)).mean(0),
+        "skew": 0.5 * (p - q).square().sum(2).mean(0),
+        "exact": 0.5 * (J - J.mT).square().sum((1, 2)),
+    }[name]
+    weights = torch.tensor([1.0, -0.3], device=DEVICE).double()
+    parameters = list(net.parameters())
+    gradients = torch.autograd.grad(
+        (weights * expected).sum(), parameters, allow_unused=True, materialize_grads=True
+    )
+
+    s, r = jacobian.qc_regulariser(net, x, t, v, name)
+    torch.testing.assert_close(s, net(x, t), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(r, expected, rtol=1e-10, atol=1e-12)
+    ours = torch.autograd.grad(
+        (weights * r).sum(), parameters, allow_unused=True, materialize_grads=True
+    )
+    scale = max(float(g.abs().max()) for g in gradients)
+    for a, b in zip(ours, gradients):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10 * scale)
+
+    asym, nasym = jacobian.measure_asymmetry(net, x, t, v, name)
+    torch.testing.assert_close(asym, expected.detach(), rtol=1e-10, atol=1e-12)
+    square = J.square().sum((1, 2)) if name == "exact" else q.square().sum(2).mean(0)
+    torch.testing.assert_close(nasym, (0.5 * expected / (square + 1e-8)).detach())
+
+
+@pytest.mark.parametrize("name", [*jacobian.ESTIMATORS, jacobian.EXACT])
+def test_a_score_without_parameters_has_a_regulariser(name):
+    """s = Ax, with drawn vectors, as many as make the mean exact to its standard error."""
+    A = torch.randn(4, 4, device=DEVICE).double()
+    x = torch.randn(5, 4, device=DEVICE).double()
+    generator = torch.Generator(DEVICE).manual_seed(2)
+    s, r = jacobian.qc_regulariser(lambda x, t: x @ A.T, x, x[:, 0], 4000, name, generator)
+    torch.testing.assert_close(s, x @ A.T)
+    expected = 0.5 * (A - A.T).square().sum()
+    torch.testing.assert_close(r, expected.expand(5), rtol=0.1, atol=1e-9)
+    generator.manual_seed(2)
+    _, again = jacobian.qc_regulariser(lambda x, t: x @ A.T, x, x[:, 0], 4000, name, generator)
+    assert torch.equal(r, again)
+
+
+def test_the_gradient_with_respect_to_the_images_is_right():
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(2, 3, 4, dtype=torch.float64).sign()
+    weights = WEIGHTS[0].cpu(), WEIGHTS[1].cpu()
+
+    def regulariser(x):
+        score = lambda x, t: torch.tanh(x @ weights[0].T) @ weights[1].T  # noqa: E731
+        return jacobian.qc_regulariser(score, x, x[:, 0], v)[1]
+
+    assert torch.autograd.gradcheck(regulariser, (x,))
+
+
+def test_a_norm_over_the_batch_is_refused():
+    net, x, t = attentive()
+    net.norm = torch.nn.BatchNorm2d(8).double()
+    with pytest.raises(ValueError, match="norm"):
+        jacobian.qc_regulariser(net, x, t)
+
+
+# ---------------------------------------------------------------- a project of one's own
+
+
+def test_the_file_imports_pytorch_alone():
+    tree = ast.parse(pathlib.Path(jacobian.__file__).read_text())
+    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names |= {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    assert {name.split(".")[0] for name in names} - {*sys.stdlib_module_names} == {"torch"}
+
+
+def test_the_documented_loop_runs_on_a_copy(tmp_path, monkeypatch):
+    page = pathlib.Path(__file__).parent.parent / "docs/any_model.md"
+    block = re.search(r"```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)[1]
+    shutil.copy(jacobian.__file__, tmp_path / "jacobian.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "jacobian", raising=False)
+    names = {}
+    exec(block, names)
+    assert pathlib.Path(sys.modules["jacobian"].__file__).parent == tmp_path
+    assert names["loss"].isfinite()
+    assert names["r"].requires_grad
+    assert (names["nasym"].shape, names["asym"].shape) == ((32,), (32,))

@@ -1,8 +1,8 @@
 """Training objectives and the optimiser step.
 
 Denoising score matching (DSM; Vincent 2011, Song et al. 2021 eq. 7). With x_t = mean + std·z the
-loss of an image is ½‖s(x_t, t)·std + z‖², or ½g(t)²‖s(x_t, t) + z/std‖² with likelihood weighting
-(Song et al., "Maximum Likelihood Training of Score-Based Diffusion Models", 2021).
+loss of an image is ½λ‖s(x_t, t) + z/std‖². The weighting λ(t) is an entry of `WEIGHTINGS`, the
+distribution of t one of `TIMES`.
 
 Quasi-conservative training (QC; Chao et al., ICML 2023) adds a regulariser of the asymmetry of the
 score's Jacobian. Its gradient, and that of a constrained model's DSM, contain second derivatives.
@@ -12,6 +12,8 @@ objective returns has the loss's value and its gradient.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -61,11 +63,6 @@ def parts_of(x: Tensor, labels: Tensor, draws: Draws, size: int) -> Iterator[tup
         yield len(part[0]) / len(x), part
 
 
-def draw_times(u: Tensor, sde: SDE, eps: float) -> Tensor:
-    """Times t = u·(T − eps) + eps (B,) from uniform draws `u` (B,)."""
-    return u * (sde.T - eps) + eps
-
-
 def stratified(u: Tensor) -> Tensor:
     """Uniform draws (B,), one in each of B equal parts of [0, 1), in random order, from `u` (B,).
 
@@ -74,20 +71,77 @@ def stratified(u: Tensor) -> Tensor:
     return (torch.randperm(len(u), device=u.device) + u) / len(u)
 
 
-def dsm_residual(
-    score: Tensor, sde: SDE, t: Tensor, std: Tensor, z: Tensor, likelihood_weighting: bool
-) -> Tensor:
-    """r, shaped as `z`, with ½‖r‖² the DSM loss: s·std + z, or g·(s + z/std)."""
-    if not likelihood_weighting:
-        return score * expand(std, z) + z
-    _, diffusion = sde.sde(z, t)
-    return expand(diffusion, z) * (score + z / expand(std, z))
-
-
 def half_square(residual: Tensor, reduce_mean: bool) -> Tensor:
     """½‖r‖² per image (B,); with `reduce_mean` the mean of r² over its dimensions instead."""
     squares = residual.square().flatten(1)
     return squares.mean(1) if reduce_mean else 0.5 * squares.sum(1)
+
+
+# ---------------------------------------------------------------- weightings of DSM
+
+
+def variance_weighting(s: Tensor, sde: SDE, t: Tensor, std: Tensor, z: Tensor) -> Tensor:
+    """√λ·(s + z/std), shaped as `z`, for λ = std²: s·std + z."""
+    return s * expand(std, z) + z
+
+
+def likelihood_weighting(s: Tensor, sde: SDE, t: Tensor, std: Tensor, z: Tensor) -> Tensor:
+    """λ = g(t)² (Song et al., "Maximum Likelihood Training of …", NeurIPS 2021)."""
+    _, diffusion = sde.sde(z, t)
+    return expand(diffusion, z) * (s + z / expand(std, z))
+
+
+def edm_weighting(
+    s: Tensor, sde: SDE, t: Tensor, std: Tensor, z: Tensor, sigma_data: float
+) -> Tensor:
+    """λ = std²(σ² + σ_d²)/σ_d²: of the denoiser, (σ² + σ_d²)/(σσ_d)² (Karras et al. 2022, table 1).
+
+    With the network of `models.edm` this is the difference of F and its target.
+    """
+    scale, _ = sde.marginal_prob(torch.ones_like(t), t)
+    ratio = torch.sqrt(1 + (std / scale / sigma_data) ** 2)
+    return expand(ratio, z) * variance_weighting(s, sde, t, std, z)
+
+
+WEIGHTINGS = {
+    "variance": lambda config: variance_weighting,
+    "likelihood": lambda config: likelihood_weighting,
+    "edm": lambda config: functools.partial(edm_weighting, sigma_data=config.model.sigma_data),
+}
+"""``config.training.weighting`` -> a function of the configuration that gives the weighting."""
+
+
+# ---------------------------------------------------------------- distributions of t
+
+
+def draw_times(u: Tensor, sde: SDE, eps: float) -> Tensor:
+    """Uniform times t = u·(T − eps) + eps (B,) from uniform draws `u` (B,)."""
+    return u * (sde.T - eps) + eps
+
+
+def log_normal_times(
+    u: Tensor, sde: SDE, eps: float, mean: float = -1.2, std: float = 1.2
+) -> Tensor:
+    """Times (B,) from uniform draws `u` (B,), of which ln σ ~ N(mean, std²) within [σ(eps), σ(T)].
+
+    σ is the noise level, see `SDE.noise_level` (Karras et al. 2022, table 1).
+    """
+    ends = (math.log(sde.noise_level(t)) for t in (eps, sde.T))
+    low, high = (0.5 * math.erfc((mean - end) / (std * math.sqrt(2))) for end in ends)
+    normal = torch.special.ndtri(low + u.double() * (high - low))
+    return sde.time(torch.exp(mean + std * normal)).to(u.dtype)
+
+
+TIMES = {
+    "uniform": lambda config: draw_times,
+    "log_normal": lambda config: functools.partial(
+        log_normal_times, mean=config.training.log_sigma_mean, std=config.training.log_sigma_std
+    ),
+}
+"""``config.training.times`` -> a function of the configuration that gives the distribution."""
+
+
+# ---------------------------------------------------------------- of scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,26 +151,37 @@ class DSM:
     Args:
         score: function of x (B, C, H, W) and t (B,), shaped as x.
         eps: smallest training time.
-        likelihood_weighting, reduce_mean: as in the module's docstring and `half_square`.
+        weighting: as `variance_weighting`.
+        reduce_mean: as in `half_square`.
+        times: as `draw_times`.
     """
 
     score: ScoreFunction
     sde: SDE
     eps: float
-    likelihood_weighting: bool = False
+    weighting: Callable = variance_weighting
     reduce_mean: bool = False
+    times: Callable = draw_times
 
     def draw(self, x: Tensor) -> Draws:
         """Uniform draws u (B,) and noise z, shaped as `x`."""
         u = torch.rand(len(x), device=x.device, dtype=x.dtype)
         return {"u": u, "z": torch.randn_like(x)}
 
+    def perturb(self, x: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy images x_t, shaped as `x`, times t (B,) and std (B,)."""
+        t = self.times(u, self.sde, self.eps)
+        x_t, std = perturb(self.sde, x, t, z)
+        return x_t, t, std
+
+    def weighted(self, s: Tensor, t: Tensor, std: Tensor, z: Tensor) -> Tensor:
+        """DSM loss per image (B,) of the score's values s."""
+        return half_square(self.weighting(s, self.sde, t, std, z), self.reduce_mean)
+
     def loss(self, x: Tensor, u: Tensor, z: Tensor) -> Tensor:
         """DSM loss per image (B,)."""
-        t = draw_times(u, self.sde, self.eps)
-        x_t, std = perturb(self.sde, x, t, z)
-        residual = dsm_residual(self.score(x_t, t), self.sde, t, std, z, self.likelihood_weighting)
-        return half_square(residual, self.reduce_mean)
+        x_t, t, std = self.perturb(x, u, z)
+        return self.weighted(self.score(x_t, t), t, std, z)
 
     def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         loss = self.loss(x, **draws).mean()
@@ -138,13 +203,11 @@ class EnergyDSM(DSM):
     score: EnergyScore
 
     def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
-        t = draw_times(draws["u"], self.sde, self.eps)
-        x_t, std = perturb(self.sde, x, t, draws["z"])
+        x_t, t, std = self.perturb(x, **draws)
         with torch.no_grad(), jacobian.replay_dropout(x.device):
             score = self.score(x_t, t)
         score.requires_grad_()
-        residual = dsm_residual(score, self.sde, t, std, draws["z"], self.likelihood_weighting)
-        loss = half_square(residual, self.reduce_mean).mean()
+        loss = self.weighted(score, t, std, draws["z"]).mean()
         (direction,) = torch.autograd.grad(loss, score)
         slope = self.score.energy_jvp(x_t, t, direction[None]).sum()
         loss = jacobian.with_gradient_of(slope, loss)
@@ -179,13 +242,11 @@ class QuasiConservative(DSM):
         self, x: Tensor, u: Tensor, z: Tensor, v: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """DSM (B,) and the regulariser r (B,), both to differentiate."""
-        t = draw_times(u, self.sde, self.eps)
-        x_t, std = perturb(self.sde, x, t, z)
+        x_t, t, std = self.perturb(x, u, z)
         # Slice-major (K, B, C, H, W), see `jacobian`.
         signs = self.slices if v is None else jacobian.rademacher(v).transpose(0, 1)
         s, e = jacobian.qc_regulariser(self.score, x_t, t, signs, self.estimator)
-        residual = dsm_residual(s, self.sde, t, std, z, self.likelihood_weighting)
-        return half_square(residual, self.reduce_mean), std**2 * e
+        return self.weighted(s, t, std, z), std**2 * e
 
     def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
         dsm, regulariser = (each.mean() for each in self.both(x, **draws))
@@ -198,11 +259,21 @@ def score_objective(config: ConfigDict, score: Score, sde: SDE) -> ScoreObjectiv
     """The objective that a score model's configuration describes.
 
     Raises:
-        UserError: an unknown estimator, or a constrained model with the QC regulariser, which
-            would be zero.
+        UserError: an unknown weighting, distribution of t or estimator, two weightings, or a
+            constrained model with the QC regulariser, which would be zero.
     """
     training = config.training
-    common = (score, sde, training.eps, training.likelihood_weighting, training.reduce_mean)
+    weighting = training.weighting or "variance"
+    if training.likelihood_weighting:
+        if training.weighting not in (None, "likelihood"):
+            raise UserError(
+                f"config.training.weighting is {weighting!r} and config.training."
+                "likelihood_weighting is True; give one of them."
+            )
+        weighting = "likelihood"
+    weighting = lookup(WEIGHTINGS, weighting, "config.training.weighting")(config)
+    times = lookup(TIMES, training.times, "config.training.times")(config)
+    common = (score, sde, training.eps, weighting, training.reduce_mean, times)
     regularised = "loss" in config and config.loss.balancing_fac != 0
     if config.model.energy and regularised:
         raise UserError(

@@ -2,8 +2,9 @@
 
 Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations"
 (ICLR 2021): the variance-exploding (VE), variance-preserving (VP) and sub-VP SDE, their
-discretisations on N steps, and their reverse-time versions. Times `t` have shape (B,), images
-`x` (B, C, H, W) or any (B, ...). A new SDE is a subclass of `SDE` and an entry of `SDES`.
+discretisations on N steps, and their reverse-time versions; and the VP SDE of the cosine schedule.
+Times `t` have shape (B,), images `x` (B, C, H, W) or any (B, ...). A new SDE is a subclass of `SDE`
+and an entry of `SDES`.
 """
 
 import dataclasses
@@ -29,6 +30,11 @@ def expand(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
+def elementary(name: str, x: float | torch.Tensor) -> float | torch.Tensor:
+    """The function `name` of `math`, or of `torch` where `x` is a tensor."""
+    return getattr(torch if isinstance(x, torch.Tensor) else math, name)(x)
+
+
 def perturb(
     sde: "SDE", x: torch.Tensor, t: torch.Tensor, z: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,9 +44,10 @@ def perturb(
 
 
 class SDE:
-    """What samplers, losses and likelihoods ask of an SDE; T = 1 and `N` steps.
+    """What samplers, losses and likelihoods ask of an SDE; `N` steps.
 
     Attributes:
+        T: the largest time.
         sampling_eps: smallest time of samplers and of classifier training.
         likelihood_eps: smallest time of the likelihood's ODE.
         least_steps: the smallest N that predictors and correctors can do with.
@@ -71,8 +78,8 @@ class SDE:
         scale, std = self.scale_and_std(t)
         return std / scale
 
-    def time(self, sigma: float) -> float:
-        """The time whose `noise_level` is `sigma`, floats; above T where σ is above σ(T)."""
+    def time(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
+        """The time whose `noise_level` is `sigma`, floats or tensors; above T for σ above σ(T)."""
         raise NotImplementedError
 
     def prior_std(self) -> float:
@@ -141,8 +148,9 @@ class VESDE(SDE):
     def marginal_prob(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return x, self.sigma(t)
 
-    def time(self, sigma: float) -> float:
-        return math.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+    def time(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
+        ratio = math.log(self.sigma_max / self.sigma_min)
+        return elementary("log", sigma / self.sigma_min) / ratio
 
     def prior_std(self) -> float:
         return self.sigma_max
@@ -170,25 +178,20 @@ class VESDE(SDE):
         return cond, torch.ones_like(t)
 
 
-@dataclasses.dataclass(frozen=True)
-class VPSDE(SDE):
-    """dx = −½β(t) x dt + √β(t) dw with β(t) = β0 + t (β1 − β0)."""
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    N: int = 1000
-
-    @property
-    def least_steps(self) -> int:
-        """With it the largest β_i, β1/N, is below 1."""
-        return math.floor(self.beta_max) + 1
+class VariancePreserving(SDE):
+    """dx = −½β(t) x dt + √β(t) dw; a subclass says what β(t) is, its integral and the β_i."""
 
     def beta(self, t: torch.Tensor) -> torch.Tensor:
-        return self.beta_min + t * (self.beta_max - self.beta_min)
+        """β(t) (B,)."""
+        raise NotImplementedError
 
     def log_mean_coeff(self, t: torch.Tensor) -> torch.Tensor:
-        """c(t) = −¼t²(β1 − β0) − ½tβ0: the logarithm of the mean's factor."""
-        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+        """c(t) = −½∫β: the logarithm of the mean's factor."""
+        raise NotImplementedError
+
+    def discrete_beta(self, i: torch.Tensor) -> torch.Tensor:
+        """β_i of the discrete chain of N steps."""
+        raise NotImplementedError
 
     def sde(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         beta = self.beta(t)
@@ -198,18 +201,9 @@ class VPSDE(SDE):
         c = self.log_mean_coeff(t)
         return expand(torch.exp(c), x) * x, torch.sqrt(-torch.expm1(2 * c))
 
-    def decay(self, sigma: float) -> float:
-        """−c(t) at the time at which std/scale, here √(exp(−2c) − 1), is `sigma`; floats."""
-        return 0.5 * math.log1p(sigma**2)
-
-    def time(self, sigma: float) -> float:
-        # The positive root of ¼t²(β1 − β0) + ½tβ0 = decay, in the form that loses no digits.
-        decay, half = self.decay(sigma), 0.5 * self.beta_min
-        return 2 * decay / (half + math.sqrt(half**2 + (self.beta_max - self.beta_min) * decay))
-
-    def discrete_beta(self, i: torch.Tensor) -> torch.Tensor:
-        """β_i of linspace(β0/N, β1/N, N)."""
-        return self.beta(i / (self.N - 1)) / self.N
+    def decay(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
+        """−c(t) at the time at which std/scale, here √(exp(−2c) − 1), is `sigma`."""
+        return 0.5 * elementary("log1p", sigma**2)
 
     def discretize(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         beta = self.discrete_beta(self.index(t))
@@ -229,7 +223,7 @@ class VPSDE(SDE):
         if continuous:
             _, std = self.marginal_prob(t, t)
             return t * 999, -1 / std
-        label = t * (self.N - 1)
+        label = t * (self.N - 1) / self.T
         return label, -1 / self.discrete_std(t.device, t.dtype)[label.long()]
 
     def discrete_std(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -250,6 +244,37 @@ class VPSDE(SDE):
 
 
 @dataclasses.dataclass(frozen=True)
+class VPSDE(VariancePreserving):
+    """The VP SDE with β(t) = β0 + t (β1 − β0)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    N: int = 1000
+
+    @property
+    def least_steps(self) -> int:
+        """With it the largest β_i, β1/N, is below 1."""
+        return math.floor(self.beta_max) + 1
+
+    def beta(self, t: torch.Tensor) -> torch.Tensor:
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def log_mean_coeff(self, t: torch.Tensor) -> torch.Tensor:
+        """c(t) = −¼t²(β1 − β0) − ½tβ0: the logarithm of the mean's factor."""
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def time(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
+        # The positive root of ¼t²(β1 − β0) + ½tβ0 = decay, in the form that loses no digits.
+        decay, half = self.decay(sigma), 0.5 * self.beta_min
+        root = elementary("sqrt", half**2 + (self.beta_max - self.beta_min) * decay)
+        return 2 * decay / (half + root)
+
+    def discrete_beta(self, i: torch.Tensor) -> torch.Tensor:
+        """β_i of linspace(β0/N, β1/N, N)."""
+        return self.beta(i / (self.N - 1)) / self.N
+
+
+@dataclasses.dataclass(frozen=True)
 class SubVPSDE(VPSDE):
     """The VP SDE's drift with g = √(β(t) (1 − exp(−2β0 t − (β1 − β0) t²)))."""
 
@@ -261,8 +286,8 @@ class SubVPSDE(VPSDE):
         c = self.log_mean_coeff(t)
         return expand(torch.exp(c), x) * x, -torch.expm1(2 * c)
 
-    def decay(self, sigma: float) -> float:
-        return math.asinh(sigma / 2)  # std/scale is exp(−c) − exp(c) = 2 sinh(−c)
+    def decay(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
+        return elementary("asinh", sigma / 2)  # std/scale is exp(−c) − exp(c) = 2 sinh(−c)
 
     discretize = SDE.discretize
     ancestral = SDE.ancestral
@@ -273,6 +298,44 @@ class SubVPSDE(VPSDE):
                 "The sub-VP SDE has no discrete training; use --config.training.continuous=True."
             )
         return super().conditioning(t, continuous)
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineVPSDE(VariancePreserving):
+    """The VP SDE of the cosine schedule, whose mean's factor is √ᾱ(t) = cos θ(t)/cos θ(0).
+
+    θ(t) = ½π(t + s)/(1 + s) with s = 0.008 (Nichol and Dhariwal, ICML 2021, eq. 17), so that
+    β(t) = π/(1 + s)·tan θ(t). It has no bound towards t = 1. T is therefore 0.9946, where the noise
+    level is 119 (Lu et al., "DPM-Solver", NeurIPS 2022).
+    """
+
+    N: int = 1000
+
+    T = 0.9946
+    offset = 0.008
+
+    def angle(self, t: torch.Tensor | float) -> torch.Tensor | float:
+        """θ(t)."""
+        return 0.5 * math.pi * (t + self.offset) / (1 + self.offset)
+
+    def beta(self, t: torch.Tensor) -> torch.Tensor:
+        return math.pi / (1 + self.offset) * torch.tan(self.angle(t))
+
+    def log_mean_coeff(self, t: torch.Tensor) -> torch.Tensor:
+        # The difference of the cosines as a product, which loses no digits at small times.
+        first, half = self.angle(0.0), 0.25 * math.pi * t / (1 + self.offset)
+        difference = 2 * torch.sin(first + half) * torch.sin(half)
+        return torch.log1p(-difference / math.cos(first))
+
+    def time(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
+        cosine = math.cos(self.angle(0.0)) / elementary("sqrt", 1 + sigma**2)
+        return elementary("acos", cosine) * 2 * (1 + self.offset) / math.pi - self.offset
+
+    def discrete_beta(self, i: torch.Tensor) -> torch.Tensor:
+        """β_i = min(1 − ᾱ((i + 1)/N)/ᾱ(i/N), 0.999)."""
+        before, after = (torch.cos(self.angle((i.double() + k) / self.N)) for k in (0, 1))
+        beta = (1 - (after / before) ** 2).clamp(max=0.999)
+        return beta.to(i.dtype if i.is_floating_point() else torch.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +376,12 @@ def _subvpsde(model, N):
     return SubVPSDE(model.beta_min, model.beta_max, N)
 
 
-SDES = {"vesde": _vesde, "vpsde": _vpsde, "subvpsde": _subvpsde}
+def _cosine(model, N):
+    return CosineVPSDE(N)
+
+
+SDES = {"vesde": _vesde, "vpsde": _vpsde, "subvpsde": _subvpsde, "cosine_vpsde": _cosine}
+"""``config.training.sde`` -> a function of (config.model, N) that builds the SDE."""
 
 
 def from_config(config: ml_collections.ConfigDict) -> SDE:

@@ -60,6 +60,8 @@ def base(dataset):
     model.init_scale = 0.0
     model.scale_by_sigma = True
     model.num_classes = placeholder(int)  # none: the network takes no labels
+    model.preconditioning = placeholder(str)  # none, or edm, see models/edm.py
+    model.sigma_data = 0.5  # root mean square of the data, for edm
     model.ema_rate = 0.999
     model.score_restore_path = placeholder(str)  # none: the one in the workdir
 
@@ -77,6 +79,11 @@ def base(dataset):
     training.continuous = True
     training.likelihood_weighting = False
     training.reduce_mean = False
+    # Of DSM; none: variance, or likelihood by likelihood_weighting. See losses.WEIGHTINGS.
+    training.weighting = placeholder(str)
+    training.times = "uniform"  # or log_normal, of σ: see losses.TIMES
+    training.log_sigma_mean = -1.2
+    training.log_sigma_std = 1.2
     training.eps = 1e-5
     training.n_iters = 450001
     training.init_step = 0  # of a restored file without a step
@@ -138,7 +145,14 @@ def base(dataset):
 
 SHARED = (
     *("name", "energy", "sigma_min", "sigma_max", "beta_min", "beta_max", "num_scales"),
-    *("dropout", "ema_rate", "score_restore_path", "classifier_restore_path"),
+    *(
+        "preconditioning",
+        "sigma_data",
+        "dropout",
+        "ema_rate",
+        "score_restore_path",
+        "classifier_restore_path",
+    ),
     *("loss_type", "weighting_dlsm", "weighting_ce", "coef"),
 )
 
@@ -172,6 +186,10 @@ def dlsm_score(dataset):
     return config
 
 
+# What only the training of a score model reads.
+OF_DSM = "eps", "label_dropout", "weighting", "times", "log_sigma_mean", "log_sigma_std"
+
+
 def dlsm_classifier(dataset, network):
     """The classifier, class-guided sampling and evaluation: configs/classifier, configs/eval."""
     config = _dlsm(dataset)
@@ -200,8 +218,8 @@ def dlsm_classifier(dataset, network):
     training.eval_freq = 500
     training.snapshot_freq = 50000 if dataset == CIFAR100 else 5000
     # The classifier's smallest time is the SDE's, as in sampling.
-    del training.eps
-    del training.label_dropout
+    for name in OF_DSM:
+        del training[name]
     return config
 
 

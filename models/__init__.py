@@ -7,6 +7,7 @@ import ml_collections
 import torch
 
 import sde_lib
+from models.edm import EDM
 from models.ncsnpp import NCSNpp, NCSNppMod
 from models.points import MoonsClassifier, MoonsNet, PlaneNet
 from models.resnet import NoiseConditionedResNet
@@ -22,6 +23,9 @@ MODELS = {
     "moons": MoonsNet.from_config,
 }
 """``config.model.name`` -> a function of the configuration that builds the network."""
+
+PRECONDITIONINGS = {"edm": EDM.from_config}
+"""``config.model.preconditioning`` -> a function of (network, config) that wraps it."""
 
 RESNET = NoiseConditionedResNet.from_config
 
@@ -47,7 +51,10 @@ def create_model(config: ml_collections.ConfigDict) -> torch.nn.Module:
             f"config.model.num_classes is {config.model.num_classes}, but the model "
             f"{config.model.name} takes no labels; leave it out, or use ncsnpp."
         )
-    return network
+    name = config.model.get("preconditioning")
+    if name is None:
+        return network
+    return lookup(PRECONDITIONINGS, name, "config.model.preconditioning")(network, config)
 
 
 def create_classifier(config: ml_collections.ConfigDict) -> torch.nn.Module:
@@ -63,10 +70,12 @@ def create_score(config: ml_collections.ConfigDict, network: Callable, sde: sde_
     """The score that ``config.model`` describes, of a network that takes x and a condition.
 
     Raises:
-        UserError: an energy is asked for with another SDE than the continuous VE one.
+        UserError: an energy or a preconditioning with another SDE than the continuous VE one.
     """
-    if not config.model.energy:
-        return Score(network, sde, config.training.continuous)
-    if not (isinstance(sde, sde_lib.VESDE) and config.training.continuous):
-        raise UserError("config.model.energy needs the continuous VE SDE (training.sde=vesde).")
-    return EnergyScore(network, sde)
+    continuous = config.training.continuous
+    for field in ("energy", "preconditioning"):
+        if config.model.get(field) and not (isinstance(sde, sde_lib.VESDE) and continuous):
+            raise UserError(
+                f"config.model.{field} needs the continuous VE SDE (training.sde=vesde)."
+            )
+    return EnergyScore(network, sde) if config.model.energy else Score(network, sde, continuous)

@@ -19,6 +19,7 @@ LEAST = {
 POSITIVE = {
     *("model.sigma_min", "model.sigma_max", "model.beta_min", "model.beta_max"),
     *("model.fourier_scale", "classifier.fourier_scale", "optim.eps", "optim.grad_clip"),
+    *("model.sigma_data", "training.log_sigma_std"),
     *("sampling.atol", "sampling.rtol", "eval.atol", "eval.rtol", "training.eps"),
 }
 NOT_NEGATIVE = {

@@ -28,7 +28,7 @@ from metrics.prdc import precision_recall_density_coverage
 from models.scores import GuidedScore
 from models.trained import load_classifier, load_score
 from samplers import fast, grids
-from sde_lib import VESDE, expand, perturb
+from sde_lib import VESDE, expand
 from storage.workdir import Workdir
 from studies import common, oracle
 from training.classifier import ClassifierTraining
@@ -44,22 +44,19 @@ HEUN_STEPS, PUBLISHED_STEPS = 18, 1000
 CORRECTOR = 3.5  # ε of the published corrector
 
 
-class WeightedDSM(losses.DSM):
-    """The mean over all elements of (σ² s + σ z)², per point (B,)."""
-
-    def loss(self, x: torch.Tensor, u: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        t = losses.draw_times(u, self.sde, self.eps)
-        x_t, std = perturb(self.sde, x, t, z)
-        residual = losses.dsm_residual(self.score(x_t, t), self.sde, t, std, z, False)
-        return losses.half_square(expand(std, z) * residual, reduce_mean=True)
+def fourth_power(s, sde, t, std, z):
+    """σ² s + σ z: the weighting λ = σ⁴."""
+    return expand(std, z) * losses.variance_weighting(s, sde, t, std, z)
 
 
 class MoonsScoreTraining(ScoreTraining):
-    """A score network with `WeightedDSM`."""
+    """A score network with the mean over all elements of (σ² s + σ z)²."""
 
     def __init__(self, config: ml_collections.ConfigDict, device: torch.device) -> None:
         super().__init__(config, device)
-        self.objective = WeightedDSM(self.score, self.sde, config.training.eps)
+        self.objective = losses.DSM(
+            self.score, self.sde, config.training.eps, fourth_power, reduce_mean=True
+        )
 
 
 # ---------------------------------------------------------------- the exact scores

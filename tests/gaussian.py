@@ -28,14 +28,16 @@ class GaussianData:
         a, _, variance = self.marginal(t)
         return -(x - expand(a * self.mean, x)) / expand(variance, x)
 
-    def dsm_loss(self, t, shape, likelihood_weighting, reduce_mean):
-        """Expected DSM loss of the exact score at the time t (1,).
+    def dsm_loss(self, t, shape, weighting, reduce_mean):
+        """Expected DSM loss of the exact score at the time t (1,), by the name of the weighting.
 
         The residual s·σ + z has the variance a²std²/variance in every dimension.
         """
         a, sigma, variance = self.marginal(t)
         loss = (a * self.std) ** 2 / variance
-        if likelihood_weighting:
+        if weighting == "likelihood":
             _, g = self.sde.sde(torch.ones_like(t), t)
             loss = loss * g**2 / sigma**2
+        if weighting == "edm":  # with the data's own standard deviation as sigma_data
+            loss = loss * (1 + (sigma / a / self.std) ** 2)
         return float(loss) * (1.0 if reduce_mean else 0.5 * torch.Size(shape).numel())

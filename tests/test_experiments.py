@@ -172,7 +172,7 @@ def test_the_weighted_loss_is_the_papers():
 
     torch.manual_seed(0)
     x = torch.randn(7, 2)
-    objective = moons.WeightedDSM(score, sde, 1e-5)
+    objective = losses.DSM(score, sde, 1e-5, moons.fourth_power, reduce_mean=True)
     draws = objective.draw(x)
     t = losses.draw_times(draws["u"], sde, 1e-5)
     sigma = 1e-3 * 1e4 ** t[:, None]

@@ -1,18 +1,32 @@
 """DSM and the optimiser step: parity, and the closed form for Gaussian data."""
 
+import math
+
 import golden
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from device_option import DEVICE
 from gaussian import GaussianData
+from ml_collections import ConfigDict
 
 import losses
 import sde_lib
+from configs.demo import digits
 from models.scores import Score
 from storage.ema import EMA
 from utils import UserError
 
-SDES = {"vp": sde_lib.VPSDE(), "subvp": sde_lib.SubVPSDE()}
+SDES = {"vp": sde_lib.VPSDE(), "subvp": sde_lib.SubVPSDE(), "cosine": sde_lib.CosineVPSDE()}
+SIGMA_DATA = 0.7
+
+
+def weighting(name):
+    """The entry of `losses.WEIGHTINGS`."""
+    return losses.WEIGHTINGS[name](ConfigDict({"model": {"sigma_data": SIGMA_DATA}}))
+
+
 DSM_ENTRIES = [
     name for name in golden.names("loss_dsm") if not golden.manifest("qc")[name].get("energy")
 ]
@@ -34,31 +48,72 @@ def test_dsm_is_the_published_one(name):
     entry, data = golden.manifest("qc")[name], golden.arrays(name)
     net = golden.network(entry["model"])
     sde = SDES.get(name.rsplit("_", 1)[1], sde_lib.VESDE())
-    objective = losses.DSM(
-        Score(net, sde), sde, entry["eps"], entry.get("likelihood_weighting", False)
-    )
+    name = "likelihood" if entry.get("likelihood_weighting") else "variance"
+    objective = losses.DSM(Score(net, sde), sde, entry["eps"], weighting(name))
     loss = objective.loss(data["x"], data["u_t"], data["z"]).mean()
     loss.backward()
     assert loss.item() == pytest.approx(data["loss"].item(), rel=1e-5)
     check_gradient_norms(net, entry["grad_norm"])
 
 
-@pytest.mark.parametrize("likelihood_weighting", [False, True])
+@pytest.mark.parametrize("name", losses.WEIGHTINGS)
 @pytest.mark.parametrize("reduce_mean", [False, True])
 @pytest.mark.parametrize("sde", [sde_lib.VESDE(), *SDES.values()], ids=lambda s: type(s).__name__)
-def test_dsm_of_the_exact_score_is_its_closed_form(sde, likelihood_weighting, reduce_mean):
+def test_dsm_of_the_exact_score_is_its_closed_form(sde, name, reduce_mean):
     torch.manual_seed(1)
-    data = GaussianData(mean=0.3, std=0.7, sde=sde)
+    data = GaussianData(mean=0.3, std=SIGMA_DATA, sde=sde)
     count, shape = 20000, (3, 2, 2)
     x = data.sample(count, shape)
     for u in (0.1, 0.5, 0.9):
         times = torch.full((count,), u, device=DEVICE)
-        objective = losses.DSM(data.score, sde, 1e-5, likelihood_weighting, reduce_mean)
+        objective = losses.DSM(data.score, sde, 1e-5, weighting(name), reduce_mean)
         loss = objective.loss(x, times, torch.randn_like(x)).double()
         t = losses.draw_times(times[:1].double(), sde, 1e-5)
-        expected = data.dsm_loss(t, shape, likelihood_weighting, reduce_mean)
+        expected = data.dsm_loss(t, shape, name, reduce_mean)
         error = loss.std() / count**0.5
         assert abs(loss.mean() - expected) < 4 * error, u
+
+
+@pytest.mark.parametrize("sde", [sde_lib.VESDE(), *SDES.values()], ids=lambda s: type(s).__name__)
+def test_log_normal_times_are_a_truncated_normal_of_ln_sigma(sde):
+    """Against SciPy's distribution, at equidistant quantiles."""
+    u = torch.arange(1, 200, dtype=torch.float32, device=DEVICE) / 200
+    t = losses.log_normal_times(u, sde, 1e-3, mean=-1.0, std=1.5)
+    assert t.dtype == u.dtype
+    assert (t.min() >= 1e-3) & (t.max() <= sde.T)
+    low, high = ((math.log(sde.noise_level(end)) + 1.0) / 1.5 for end in (1e-3, sde.T))
+    expected = scipy.stats.truncnorm(low, high, loc=-1.0, scale=1.5).ppf(u.cpu().double())
+    found = [math.log(sde.noise_level(time)) for time in t.tolist()]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+def test_a_configuration_adds_a_weighting_and_a_distribution(monkeypatch):
+    monkeypatch.setitem(losses.WEIGHTINGS, "zero", lambda config: lambda s, sde, t, std, z: 0 * z)
+    monkeypatch.setitem(losses.TIMES, "last", lambda config: lambda u, sde, eps: 0 * u + sde.T)
+    config = digits.get_config()
+    config.training.weighting, config.training.times = "zero", "last"
+    told = []
+    score = lambda x, t: told.append(t) or x  # noqa: E731
+    objective = losses.score_objective(config, score, sde_lib.VESDE())
+    x = torch.ones(2, 1, 2, 2)
+    loss, _ = objective(x, None, objective.draw(x))
+    assert float(loss) == 0
+    assert told[0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"weighting": "none such"}, "training.weighting"),
+        ({"times": "none such"}, "training.times"),
+        ({"weighting": "edm", "likelihood_weighting": True}, "likelihood_weighting"),
+    ],
+)
+def test_weightings_that_cannot_be_get_a_sentence(fields, named):
+    config = digits.get_config()
+    config.training.update(fields)
+    with pytest.raises(UserError, match=named):
+        losses.score_objective(config, None, sde_lib.VESDE())
 
 
 def config_optim(**changes):

@@ -1,5 +1,6 @@
 """SDEs: parity of every quantity, reverse and probability flow, and the closed forms."""
 
+import math
 import re
 
 import golden
@@ -14,7 +15,7 @@ from utils import UserError
 
 GOLDEN = golden.arrays("sde")
 PREFIXES = sorted(key.removesuffix("_mean") for key in GOLDEN if key.endswith("_mean"))
-ALL = [sde_lib.VESDE(), sde_lib.VPSDE(), sde_lib.SubVPSDE()]
+ALL = [sde_lib.VESDE(), sde_lib.VPSDE(), sde_lib.SubVPSDE(), sde_lib.CosineVPSDE()]
 
 
 def build(prefix):
@@ -87,6 +88,37 @@ def test_small_times_lose_no_digits(sde):
         strict=True,
     ):
         torch.testing.assert_close(single.double(), exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("sde", ALL, ids=lambda sde: type(sde).__name__)
+def test_times_and_noise_levels_are_inverse(sde):
+    """Of floats, and of tensors alike."""
+    times = [1e-3, 0.1, 0.5, 0.9, sde.T]
+    sigmas = [sde.noise_level(t) for t in times]
+    assert [sde.time(sigma) for sigma in sigmas] == pytest.approx(times, rel=1e-9)
+    tensor = torch.tensor(sigmas, dtype=torch.float64, device=DEVICE)
+    assert sde.time(tensor).tolist() == pytest.approx(times, rel=1e-9)
+
+
+def test_the_cosine_schedule_is_the_papers():
+    """ᾱ(t) = f(t)/f(0) with f = cos²; β_i = min(1 − ᾱ_i/ᾱ_{i−1}, 0.999), also diffusers' chain."""
+    sde, one = sde_lib.CosineVPSDE(N=50), torch.ones(1, dtype=torch.float64)
+
+    def f(t):
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    for t in (1e-3, 0.3, 0.99):
+        assert sde.scale_and_std(t)[0] ** 2 == pytest.approx(f(t) / f(0), rel=1e-12)
+    betas = [min(1 - f((i + 1) / 50) / f(i / 50), 0.999) for i in range(50)]
+    ours = sde.discrete_beta(torch.arange(50, dtype=torch.float64))
+    assert ours.tolist() == pytest.approx(betas, rel=1e-9)
+    assert sde.discrete_beta(torch.arange(50)).dtype == torch.float32
+    f_end, G = sde.discretize(one.float(), sde.T * one.float())
+    assert G.item() ** 2 == pytest.approx(0.999)
+    assert f_end.item() == pytest.approx(0.001**0.5 - 1, rel=1e-5)
+    label, scale = sde.conditioning(sde.T * one, continuous=False)
+    assert label.item() == 49
+    assert scale.item() == pytest.approx(-1)
 
 
 def test_the_discrete_chain_is_multiplied_once(monkeypatch):

@@ -19,8 +19,10 @@ from utils import UserError, flatten
 FIXED_SECTIONS = ("data", "model", "classifier", "loss", "cas")
 FIXED_TRAINING = (
     *("sde", "continuous", "likelihood_weighting", "reduce_mean", "eps", "batch_size"),
-    "label_dropout",
+    *("weighting", "times", "log_sigma_mean", "log_sigma_std", "label_dropout"),
 )
+# Fields that older checkpoints do not hold, and what they were trained with.
+ADDED = {"training.weighting": None, "training.times": "uniform", "model.preconditioning": None}
 # Paths may change: files move.
 PLACES = ("data.root", "data.cache")
 
@@ -55,6 +57,7 @@ def require_same_run(
         UserError: a field that must not change differs; names it.
     """
     before, now = flatten(before), flatten(json.loads(config.to_json()))
+    before = {**ADDED, **before} if before else before
     changed = [name for name in now if name in before and before[name] != now[name]]
     fixed = [name for name in changed if _is_fixed(name, before[name], step)]
     if fixed:

@@ -18,8 +18,7 @@ def quasi_conservative(objective, x, u, z, v):
     x_t.requires_grad_()
     with jacobian.eager_higher_derivatives():
         s = objective.score(x_t, t)
-    residual = losses.dsm_residual(s, objective.sde, t, std, z, objective.likelihood_weighting)
-    dsm = losses.half_square(residual, objective.reduce_mean)
+    dsm = objective.weighted(s, t, std, z)
     q, p = [], []
     for sign in v.sign().transpose(0, 1):
         q.append(torch.autograd.grad(s, x_t, sign, create_graph=True)[0])

@@ -71,7 +71,7 @@ def precision_recall_density_coverage(
     )
 
 
-SAMPLE_METRICS = (
+SAMPLE_METRICS = [
     SampleMetric(
         name="fid_is",
         flag="fidis",
@@ -98,7 +98,8 @@ SAMPLE_METRICS = (
         compute=precision_recall_density_coverage,
         settings=("nearest_k",),
     ),
-)
+]
+"""Of which a configuration may add to; --measure asks for those by name."""
 
 # What --metric calls a metric of a score model over the test split -> labels of its values.
 SCORE_METRICS = {

@@ -24,7 +24,7 @@ from storage import settings
 from storage.files import to_json
 from storage.settings import describes_classifier, draws_by_class
 from storage.workdir import Workdir
-from utils import UserError, flatten, is_first
+from utils import UserError, flatten, is_first, lookup
 
 FLAGS = flags.FLAGS
 FOLDERS_CONFIG = pathlib.Path(__file__).parent / "configs" / "folders.py"
@@ -38,7 +38,7 @@ FIELDS = {
     "rtol": "eval.rtol",
     "slices": "loss.slices",
 }
-METRIC_FLAGS = [metric.flag for metric in evaluation.SAMPLE_METRICS]
+METRIC_FLAGS = [*(metric.flag for metric in evaluation.SAMPLE_METRICS), "measure"]
 # Each flag that asks for something, with the flags that this reads.
 CHOICE_OF_SAMPLES = {"ode", "sampler", "scale"}
 NLL = {"metric", "checkpoint_idx", "bs", "atol", "rtol", "ema"}
@@ -78,6 +78,7 @@ def define_flags(metric: str | None = None) -> None:
     flags.DEFINE_bool("latent", False, "With classes: write the samples' features.")
     for sample_metric in evaluation.SAMPLE_METRICS:
         flags.DEFINE_bool(sample_metric.flag, False, sample_metric.help)
+    flags.DEFINE_multi_string("measure", [], "Metrics of samples that the configuration adds.")
     flags.DEFINE_bool("nfe", False, "Print the mean NFE of the samples.")
     cli.define_sampler_flags()
     cli.define_dry_run()
@@ -89,7 +90,7 @@ def define_flags(metric: str | None = None) -> None:
 
 
 def launch() -> None:
-    cli.launch(main, lists=("folders",))
+    cli.launch(main, lists=("folders", "measure"))
 
 
 def main() -> None:
@@ -97,6 +98,8 @@ def main() -> None:
     config, workdir = FLAGS.config, FLAGS.workdir
     asked = [name for name in READS if FLAGS[name].value]
     metrics = [metric for metric in evaluation.SAMPLE_METRICS if metric.flag in asked]
+    by_name = {metric.name: metric for metric in evaluation.SAMPLE_METRICS}
+    metrics += [lookup(by_name, name, "--measure") for name in FLAGS.measure]
     cli.apply_flags(config, FIELDS)
     if FLAGS.folders:
         compare_folders(config, metrics)

@@ -272,7 +272,8 @@ class ODESampler:
         return x, nfe
 
 
-def _pc_sampler(sampling, sde):
+def pc_sampler(sampling: ml_collections.ConfigDict, sde: SDE) -> PCSampler:
+    """The entry `pc` of `SAMPLERS`."""
     if sde.least_steps > sde.N:
         raise UserError(
             f"The sampler pc would take {sde.N} steps, but with config.model.beta_max at "
@@ -291,12 +292,14 @@ def _pc_sampler(sampling, sde):
     )
 
 
-def _ode_sampler(sampling, sde):
+def ode_sampler(sampling: ml_collections.ConfigDict, sde: SDE) -> ODESampler:
+    """The entry `ode` of `SAMPLERS`."""
     names = "rtol", "atol", "noise_removal", "max_nfe"
     return ODESampler(sde, **{name: sampling[name] for name in names})
 
 
-def _fast_sampler(function, sampling, sde):
+def fast_sampler(function: Callable, sampling: ml_collections.ConfigDict, sde: SDE) -> FastSampler:
+    """The entry of a `function` as in `samplers.fast`, once that is filled in."""
     if sampling.num_scales is not None:
         raise UserError(
             f"config.sampling.num_scales is {sampling.num_scales}, but the sampler "
@@ -313,18 +316,20 @@ def _fast_sampler(function, sampling, sde):
 
 
 SAMPLERS = {
-    "pc": _pc_sampler,
-    "ode": _ode_sampler,
-    **{name: functools.partial(_fast_sampler, each) for name, each in fast.SAMPLERS.items()},
+    "pc": pc_sampler,
+    "ode": ode_sampler,
+    **{name: functools.partial(fast_sampler, each) for name, each in fast.SAMPLERS.items()},
 }
 """``config.sampling.method`` -> a function of (config.sampling, SDE) that builds the sampler."""
 
 # Of ``config.sampling`` what the samplers read.
-PC_FIELDS = (
-    *("predictor", "corrector", "snr", "n_steps_each", "probability_flow", "noise_removal"),
-    *("last_step_snr", "num_scales"),
-)
-ODE_FIELDS = ("atol", "rtol", "noise_removal")
+FIELDS = {
+    "pc": (
+        *("predictor", "corrector", "snr", "n_steps_each", "probability_flow", "noise_removal"),
+        *("last_step_snr", "num_scales"),
+    ),
+    "ode": ("atol", "rtol", "noise_removal"),
+}
 FAST_FIELDS = ("steps", "grid", "guidance_interval")
 
 
@@ -338,7 +343,7 @@ def from_config(sampling: ml_collections.ConfigDict, sde: SDE) -> Sampler:
             or too few steps for the SDE.
     """
     build = lookup(SAMPLERS, sampling.method, "config.sampling.method")
-    if sampling.method not in fast.SAMPLERS and sampling.guidance_interval:
+    if sampling.method in FIELDS and sampling.guidance_interval:
         raise UserError(
             f"config.sampling.guidance_interval is for the samplers {', '.join(fast.SAMPLERS)}; "
             f"{sampling.method} guides at every noise level."
@@ -353,6 +358,9 @@ def settings(sampling: ml_collections.ConfigDict, guided: bool) -> dict[str, Any
 
     The names are `method`, what its sampler reads, and `scaling_factor`.
     """
-    names = {"pc": PC_FIELDS, "ode": ODE_FIELDS}.get(sampling.method, FAST_FIELDS)
-    names = ("method", *names, *(("scaling_factor",) if guided else ()))
+    names = (
+        "method",
+        *FIELDS.get(sampling.method, FAST_FIELDS),
+        *(("scaling_factor",) if guided else ()),
+    )
     return {name: value for name, value in sampling.to_dict().items() if name in names}

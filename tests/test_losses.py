@@ -1,5 +1,6 @@
 """DSM and the optimiser step: parity, and the closed form for Gaussian data."""
 
+import json
 import math
 
 import golden
@@ -16,6 +17,7 @@ import sde_lib
 from configs.demo import digits
 from models.scores import Score
 from storage.ema import EMA
+from training import resuming
 from utils import UserError
 
 SDES = {"vp": sde_lib.VPSDE(), "subvp": sde_lib.SubVPSDE(), "cosine": sde_lib.CosineVPSDE()}
@@ -114,6 +116,22 @@ def test_weightings_that_cannot_be_get_a_sentence(fields, named):
     config.training.update(fields)
     with pytest.raises(UserError, match=named):
         losses.score_objective(config, None, sde_lib.VESDE())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("weighting", "edm"), ("times", "log_normal"), ("log_sigma_std", 1.0)]
+)
+def test_a_run_goes_on_with_its_weighting_and_times_alone(field, value):
+    now = digits.get_config()
+    before = json.loads(now.to_json())
+    assert resuming.require_same_run(before, now, "checkpoint.pth", 1) == []
+    now.training[field] = value
+    with pytest.raises(UserError, match=f"training.{field}"):
+        resuming.require_same_run(before, now, "checkpoint.pth", 1)
+    if field in ("weighting", "times"):  # older checkpoints do not hold them
+        del before["training"][field]
+        with pytest.raises(UserError, match=f"training.{field}"):
+            resuming.require_same_run(before, now, "checkpoint.pth", 1)
 
 
 def config_optim(**changes):

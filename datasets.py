@@ -273,6 +273,20 @@ def fixed_batch(split: Split, count: int, seed: int) -> tuple[torch.Tensor, torc
     return torch.from_numpy(split.images[chosen]), torch.from_numpy(split.labels[chosen])
 
 
+def evenly(split: Split, count: int | None) -> Split:
+    """`count` images of the split, evenly spaced in it; None: the whole split.
+
+    Raises:
+        UserError: it holds fewer.
+    """
+    if count is None:
+        return split
+    if count > len(split):
+        raise UserError(f"config.eval.num_images is {count}; the split holds {len(split)} images.")
+    chosen = np.arange(count) * len(split) // count
+    return dataclasses.replace(split, images=split.images[chosen], labels=split.labels[chosen])
+
+
 def eval_batches(split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every image once, in order, (B, …) and int64 (B,); the last batch may be smaller."""
     for start in range(0, len(split), batch_size):

@@ -35,9 +35,24 @@ class Domain:
             )
 
 
+def channels_first(images: "np.ndarray | torch.Tensor") -> "np.ndarray | torch.Tensor":
+    """(N, H, W, C), as samples are stored, to (N, C, H, W), as models and data sets have them.
+
+    An array or a tensor; a view of it.
+    """
+    return images.swapaxes(1, 3).swapaxes(2, 3)
+
+
+def channels_last(images: "np.ndarray | torch.Tensor") -> "np.ndarray | torch.Tensor":
+    """The inverse of `channels_first`."""
+    return images.swapaxes(1, 3).swapaxes(1, 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Images(Domain):
     """8-bit images, stored as uint8 (N, C, H, W) in data sets and (N, H, W, C) as samples.
+
+    `to_stored` and `from_stored` are the way from a model's images to samples and back.
 
     Args:
         channels, height, width: C, H and W.
@@ -113,7 +128,13 @@ class Images(Domain):
         import torch
 
         pixels = (255 * self.inverse_scaler(x)).clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return channels_last(pixels).contiguous().cpu().numpy()
+
+    def from_stored(self, samples: np.ndarray) -> "torch.Tensor":
+        """Samples, uint8 (N, H, W, C), as float32 (N, C, H, W) in the model's range."""
+        import torch
+
+        return self.to_model(torch.tensor(channels_first(samples)), train=False)
 
     def share_outside(self, x: "torch.Tensor", margin: float = 0.1) -> float:
         """The share of values more than `margin` outside [0, 1], which `to_stored` clips."""
@@ -137,7 +158,7 @@ class Images(Domain):
         from torchvision.utils import make_grid
 
         columns = columns or max(1, int(len(samples) ** 0.5))
-        grid = make_grid(torch.from_numpy(samples).permute(0, 3, 1, 2), nrow=columns, padding=1)
+        grid = make_grid(channels_first(torch.from_numpy(samples)), nrow=columns, padding=1)
         picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
         zoom = max(1, 32 // samples.shape[1])
         size = (picture.width * zoom, picture.height * zoom)
@@ -173,6 +194,12 @@ class Points(Domain):
     def to_stored(self, x: "torch.Tensor") -> np.ndarray:
         """Samples (N, D) of the model as a float32 array."""
         return x.float().cpu().numpy()
+
+    def from_stored(self, samples: np.ndarray) -> "torch.Tensor":
+        """Samples (N, D) as a float32 tensor."""
+        import torch
+
+        return torch.tensor(samples, dtype=torch.float32)
 
     def share_outside(self, x: "torch.Tensor") -> float:
         """0: points have no range."""

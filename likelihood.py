@@ -6,10 +6,13 @@ ICLR 2021, appendix D.2); asymmetry of the score's Jacobian as in Chao et al. (I
 D unit vectors (`jacobian.unit_vectors`), which give it exactly.
 """
 
+import functools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
+from domains import Images, Points
 from models import jacobian
 from models.scores import parts
 from samplers.deterministic import no_callback
@@ -88,6 +91,36 @@ def log_likelihood(
     )
     z, delta = end[:, :-1].reshape(x.shape), end[:, -1]
     return sde.prior_logp(z) + delta, z.float(), nfe
+
+
+def nll(
+    score: ScoreFunction,
+    sde: SDE,
+    domain: Images | Points,
+    images: np.ndarray | torch.Tensor,
+    *,
+    vectors: int = 1,
+    rtol: float = 1e-3,
+    atol: float = 1e-5,
+    rows: int | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """NLL (B,) of images: bits per dimension, or nats of points.
+
+    Args:
+        domain: scales the images for the score, see `domains.from_config`.
+        images: uint8 (B, C, H, W), as data sets have them; of pictures (B, H, W, C) see
+            `domains.channels_first`. Points (B, D).
+        vectors: how many random sign vectors an image's divergence is estimated by.
+        rtol, atol, rows: as in `log_likelihood`.
+        generator: of the vectors and the dequantisation's noise; None: the device's default.
+    """
+    images = torch.asarray(images, copy=True)  # a mapped file's are read-only
+    rand = functools.partial(torch.rand, generator=generator, device=images.device)
+    x = domain.to_density(images, rand)
+    v = jacobian.as_vectors(vectors, x, generator)
+    density, _, _ = log_likelihood(score, sde, x, v, rtol=rtol, atol=atol, rows=rows)
+    return domain.negative_log_likelihood(density)
 
 
 def asymmetry(

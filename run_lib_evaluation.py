@@ -32,6 +32,7 @@ FOLDERS_CONFIG = pathlib.Path(__file__).parent / "configs" / "folders.py"
 FIELDS = {
     "checkpoint_idx": "eval.checkpoint_idx",
     "bs": "eval.batch_size",
+    "num_images": "eval.num_images",
     "nl": "eval.noise_levels",
     "total_repeat": "eval.total_repeat",
     "atol": "eval.atol",
@@ -41,8 +42,8 @@ FIELDS = {
 METRIC_FLAGS = [*(metric.flag for metric in evaluation.SAMPLE_METRICS), "measure"]
 # Each flag that asks for something, with the flags that this reads.
 CHOICE_OF_SAMPLES = {"ode", "sampler", "scale"}
-NLL = {"metric", "checkpoint_idx", "bs", "atol", "rtol", "ema"}
-ASYM = {"metric", "checkpoint_idx", "bs", "slices", "nl", "total_repeat", "ema"}
+NLL = {"metric", "checkpoint_idx", "bs", "num_images", "atol", "rtol", "ema"}
+ASYM = {"metric", "checkpoint_idx", "bs", "num_images", "slices", "nl", "total_repeat", "ema"}
 ENCODE = {"bs", *CHOICE_OF_SAMPLES}
 MEASURE = {"mode", "dataset_stat", *CHOICE_OF_SAMPLES}
 READS = {
@@ -66,6 +67,7 @@ def define_flags(metric: str | None = None) -> None:
     flags.DEFINE_bool("read", False, "Average and print what was calculated.")
     flags.DEFINE_integer("checkpoint_idx", None, "Number of the checkpoint; else the newest.")
     flags.DEFINE_integer("bs", None, "Batch size.")
+    flags.DEFINE_integer("num_images", None, "Test images of NLL and asymmetry; else all.")
     flags.DEFINE_integer("slices", None, "Random vectors per image of the asymmetry.")
     flags.DEFINE_integer("nl", None, "Noise levels of the asymmetry.")
     flags.DEFINE_integer("total_repeat", None, "Repetitions of the asymmetry.")

@@ -45,7 +45,8 @@ class ScoreEvaluation:
         path = place.checkpoint(config.eval.checkpoint_idx)
         self.trained = load_score(config, path, self.device, use_ema)
         self.config = self.trained.config
-        self.split = datasets.load(self.config.data, "test")
+        test = datasets.load(self.config.data, "test")
+        self.split = datasets.evenly(test, config.eval.num_images)
         self.domain = domains.from_config(self.config.data)
         self.starts = range(0, len(self.split), config.eval.batch_size)  # of the batches
         place.create()

@@ -129,6 +129,7 @@ def base(dataset):
     evaluation.num_samples_all = 50000  # of all classes together, of which the metrics are taken
     evaluation.num_divisions = 10
     evaluation.batch_splits = 5
+    evaluation.num_images = placeholder(int)  # of the NLL and the asymmetry; none: the test split
     evaluation.noise_levels = 100  # of the asymmetry
     evaluation.total_repeat = 1
     evaluation.atol = 1e-5  # of the likelihood's ODE

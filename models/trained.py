@@ -21,7 +21,7 @@ from storage import checkpoints, descriptions
 from storage.ema import EMA
 from storage.settings import describes_classifier
 from storage.workdir import Workdir
-from utils import UserError
+from utils import UserError, get_device
 
 # What a classifier and the score model that it guides must have in common.
 SHARED_DATA = ("data.centered", "data.image_size", "data.num_channels")
@@ -92,6 +92,18 @@ def load_score(
     loaded = _loaded_from(content, path, network.parameters(), ema_of_file)
     compute.freeze(network, config.compute, device)
     return TrainedScore(models.create_score(config, network, sde), sde, config, loaded)
+
+
+def open_score(path: str | os.PathLike, device: str = "auto", use_ema: bool = True) -> TrainedScore:
+    """`load_score` of a checkpoint that holds its configuration, which is therefore not needed.
+
+    Raises:
+        UserError: it is missing, or of a published kind that holds none.
+    """
+    before = checkpoints.read_config(path)
+    if before is None:
+        raise UserError(f"{path} holds no configuration; call load_score with the one it is of.")
+    return load_score(ml_collections.ConfigDict(before), path, get_device(device), use_ema)
 
 
 def load_classifier(

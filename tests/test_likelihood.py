@@ -1,8 +1,10 @@
 """Likelihood and asymmetry: parity and closed forms."""
 
+import functools
 import math
 
 import golden
+import numpy as np
 import pytest
 import torch
 from device_option import DEVICE
@@ -191,3 +193,30 @@ def test_the_asymmetry_in_parts_is_that_of_the_whole_batch(network_and_data, row
     for ours, expected in zip(parts, whole):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     assert max(sizes) <= max(rows, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_nll_of_images_from_python(channels):
+    """Of 8-bit noise under the score of a wide Gaussian, in both ranges: the same bits."""
+    sde = sde_lib.VESDE()
+    stored = np.random.default_rng(0).integers(0, 256, (4, 5, 3, channels), dtype=np.uint8)
+    images = domains.channels_first(stored)
+    assert images.shape == (4, channels, 5, 3)
+    assert np.array_equal(domains.channels_last(images), stored)
+    bits = []
+    for centered in (False, True):
+        domain = domains.Images(channels, 5, 3, centered=centered)
+        again = domain.to_stored(domain.from_stored(stored)).astype(int)
+        assert np.abs(again - stored).max() <= 1  # it truncates
+        data = GaussianData(mean=0.0 if centered else 0.5, std=1.0 + centered, sde=sde)
+        drawn = torch.Generator().manual_seed(1)
+        found = likelihood.nll(
+            data.score, sde, domain, images, rtol=1e-5, atol=1e-5, generator=drawn
+        )
+        rand = functools.partial(torch.rand, generator=torch.Generator().manual_seed(1))
+        x = domain.to_density(torch.tensor(images), rand).double()
+        density = torch.distributions.Normal(data.mean, data.std).log_prob(x).flatten(1).sum(1)
+        expected = domain.negative_log_likelihood(density)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
+        bits.append(found)
+    torch.testing.assert_close(*bits, rtol=0, atol=0.01)

@@ -104,6 +104,18 @@ def test_a_calculation_does_only_what_is_missing(trained, metric, more, folder):
     assert works(f"{line} --read", trained, UNTYPED) == first
 
 
+@pytest.mark.parametrize(("metric", "more"), [("nll", "--atol 0.1 --rtol 0.1"), ("asym", "--nl 2")])
+def test_some_of_the_test_images_suffice(trained, metric, more):
+    few = trained / "results" / f"few_{metric}"
+    few.mkdir()
+    (few / "checkpoints").symlink_to("../W/checkpoints")
+    line = f"run_lib_evaluation.py {EVAL.format(ROOT).replace(' W', f' {few.name}')}"
+    line += f" --metric {metric}"
+    works(f"{line} {more} --num_images 3 --bs 2 --calculate", trained, UNTYPED)
+    assert "3 images" in works(f"{line} --read", trained, UNTYPED)
+    refused(f"{line} {more} --num_images 30 --bs 2 --calculate", trained, "num_images", UNTYPED)
+
+
 def test_raw_and_averaged_weights_lie_side_by_side(trained):
     """The published command takes the raw weights, --ema the averaged ones."""
     line = f"run_lib_evaluation_nll.py {EVAL.format(ROOT)}"

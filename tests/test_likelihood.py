@@ -41,7 +41,9 @@ def test_bits_per_dim_are_the_published_ones():
 
 
 @pytest.mark.parametrize(
-    "sde", [sde_lib.VESDE(), sde_lib.VPSDE(), sde_lib.SubVPSDE()], ids=lambda s: type(s).__name__
+    "sde",
+    [sde_lib.VESDE(), sde_lib.VPSDE(), sde_lib.SubVPSDE(), sde_lib.CosineVPSDE()],
+    ids=lambda s: type(s).__name__,
 )
 def test_bits_per_dim_of_gaussian_data(sde):
     """Under its exact score, the flow's likelihood is the Gaussian's, within 0.01 bits/dim."""

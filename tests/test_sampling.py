@@ -73,7 +73,7 @@ def check_moments(samples, mean, std):
     assert abs(float(samples.std()) - std) < 3 * std / (2 * count) ** 0.5
 
 
-SDES = [sde_lib.VESDE(), sde_lib.VPSDE(), sde_lib.SubVPSDE()]
+SDES = [sde_lib.VESDE(), sde_lib.VPSDE(), sde_lib.SubVPSDE(), sde_lib.CosineVPSDE()]
 
 
 @pytest.mark.parametrize("corrector", sorted(sampling.CORRECTORS))

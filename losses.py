@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from models import jacobian
-from models.scores import EnergyScore, Score, ScoreWithJvp, class_log_likelihood
+from models.scores import EnergyScore, Score, class_log_likelihood
 from sde_lib import SDE, ScoreFunction, expand, perturb
 from utils import UserError, lookup
 
@@ -226,7 +226,6 @@ class QuasiConservative(DSM):
             points, where D is small, and takes no vectors.
     """
 
-    score: ScoreWithJvp
     balancing_fac: float = 0.0
     slices: int = 1
     estimator: str | Callable = "paper"

@@ -10,7 +10,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
@@ -19,18 +18,6 @@ from models.jvp import network_value_and_jvp
 from models.labels import NO_LABEL
 from sde_lib import SDE, ScoreFunction, expand
 from utils import shares
-
-
-class ScoreWithJvp(ScoreFunction, Protocol):
-    """What the QC regulariser and the asymmetry take."""
-
-    def jvp(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """J v (K, B, …) for K vectors v (K, B, …)."""
-
-    def value_and_jvp(
-        self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """s (B, …) and J v (K, B, …)."""
 
 
 @dataclasses.dataclass(frozen=True)

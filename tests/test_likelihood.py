@@ -18,6 +18,7 @@ from models.scores import EnergyScore, Score
 from utils import UserError
 
 
+@pytest.mark.slow  # 980 evaluations of the network
 def test_bits_per_dim_are_the_published_ones():
     (name,) = golden.names("likelihood")
     entry, data = golden.manifest("qc")[name], golden.arrays(name)

@@ -7,6 +7,8 @@ from device_option import DEVICE
 
 import sde_lib
 from models.scores import EnergyScore, InParts, Score
+from models.trained import open_score
+from utils import UserError
 
 VE, VP = sde_lib.VESDE(), sde_lib.VPSDE()
 
@@ -80,3 +82,9 @@ def test_a_score_in_parts_is_the_whole_ones(rows):
     assert max(sizes) <= rows
     assert max(sizes) - min(sizes) <= 1
     assert sum(sizes) == len(x)
+
+
+def test_a_published_file_holds_no_configuration():
+    path = golden.DIRECTORY / "official_qc_checkpoint.pth"
+    with pytest.raises(UserError, match=path.name):
+        open_score(path, "cpu")

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 import datasets
+import domains
 import run_lib
 from metrics.feature_sets import require_same_classes
 from metrics.sample_sets import check_images, numbered_rounds, read_round
@@ -136,7 +137,7 @@ def read_samples(
                 raise UserError(f"The samples in {folder} do not mix: {', '.join(changed)}.")
             batch = item.read()
             check_images(batch.dtype, batch.shape, path, config.data)
-            images.append(batch[:missing].transpose(0, 3, 1, 2))
+            images.append(domains.channels_first(batch[:missing]))
             missing -= len(images[-1])
             if not missing:
                 break

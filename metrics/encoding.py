@@ -38,7 +38,7 @@ def classifier(config: ml_collections.ConfigDict) -> feature_classifier.Classifi
     log.info("The features are of a classifier of %s.", data.dataset)
     split = datasets.load(data, "train")
     cache = pathlib.Path(data.cache) / f"{data.dataset}-features.pth"
-    images, device = split.images.transpose(0, 2, 3, 1), get_device(config.device)
+    images, device = domains.channels_last(split.images), get_device(config.device)
     return feature_classifier.ClassifierFeatures(data.dataset, images, split.labels, device, cache)
 
 
@@ -113,7 +113,7 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
     place.check()
     extractor = open_extractor(config)
     split = datasets.load(config.data, "train")
-    images, arrays, order = split.images.transpose(0, 2, 3, 1), {}, np.arange(len(split))
+    images, arrays, order = domains.channels_last(split.images), {}, np.arange(len(split))
     if by_class:
         order = np.argsort(split.labels, kind="stable")
         counts = np.bincount(split.labels, minlength=split.classes)

@@ -24,6 +24,7 @@ from unittest import mock
 import numpy as np
 from tqdm import tqdm
 
+import domains
 from metrics import sharing
 from utils import UserError, is_first, rank_and_size
 
@@ -117,8 +118,8 @@ def channels_first(images: np.ndarray, device: "torch.device | str") -> "torch.T
     """
     import torch
 
-    channels_first = torch.tensor(images, device=device).permute(0, 3, 1, 2)
-    return channels_first.clone(memory_format=torch.contiguous_format)
+    copy = domains.channels_first(torch.tensor(images, device=device))
+    return copy.clone(memory_format=torch.contiguous_format)
 
 
 # ---------------------------------------------------------------- torch-fidelity's networks

@@ -127,7 +127,7 @@ def _folder_blocks(paths, labels, shape, mode, classes):
     reader = ImageReader(mode, shape[1:])
     for start in range(0, len(paths), common.BLOCK):
         part = slice(start, start + common.BLOCK)
-        images = np.stack(reader.read(paths[part])).transpose(0, 3, 1, 2)
+        images = domains.channels_first(np.stack(reader.read(paths[part])))
         yield block(os.path.dirname(paths[start]), images, labels[part], shape, classes)
 
 

@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
+import domains
 from readers import common
 from readers.common import Source, block
 from utils import UserError
@@ -41,7 +42,7 @@ def _tfds_blocks(directory, split, name, shape, classes):
         examples = builder.as_data_source(split)
         for start in range(0, len(examples), common.BLOCK):
             part = [examples[i] for i in range(start, min(start + common.BLOCK, len(examples)))]
-            images = np.stack([example["image"] for example in part]).transpose(0, 3, 1, 2)
+            images = domains.channels_first(np.stack([example["image"] for example in part]))
             labels = np.array([example["label"] for example in part])
             yield block(f"tfds {name}", images, labels, shape, classes)
     except UserError:

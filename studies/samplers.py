@@ -17,6 +17,7 @@ from absl import flags
 
 import cli
 import datasets
+import domains
 import sampling
 from metrics import encoding, extractors, frechet, prdc
 from metrics.sample_sets import find_samples, mean_nfe
@@ -80,7 +81,7 @@ class Judge:
         self.extractor = encoding.open_extractor(config)
         train = datasets.load(config.data, "train")
         self.recogniser = recogniser(train)
-        self.real = self.features(train.images.transpose(0, 2, 3, 1))
+        self.real = self.features(domains.channels_last(train.images))
 
     def features(self, images):
         """Pooled features (N, D)."""

@@ -15,7 +15,7 @@ datasets likelihood
 metrics
 evaluation
 training
-run_lib
+run_lib run_lib_likelihood
 planning
 report run_lib_cas run_lib_evaluation run_lib_sampling
 main run_lib_evaluation_asym run_lib_evaluation_cas run_lib_evaluation_fidis run_lib_evaluation_nll

@@ -49,15 +49,15 @@ def _range(name, value):
     """Whether a number is within its range, and the range in words."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True, ""
-    if isinstance(value, int):
-        least = LEAST.get(name, 1)
-        return value >= least, f"a whole number of at least {least}"
     if name in POSITIVE:
         return 0 < value < math.inf, "a number above 0"
     if name in NOT_NEGATIVE:
         return 0 <= value < math.inf, "a number of at least 0"
     if name in SHARE:
         return 0 <= value < 1, "a number from 0 to below 1"
+    if isinstance(value, int):
+        least = LEAST.get(name, 1)
+        return value >= least, f"a whole number of at least {least}"
     return math.isfinite(value), "a finite number"
 
 

@@ -20,7 +20,6 @@ from tqdm import tqdm
 import datasets
 import domains
 import run_lib
-import run_lib_likelihood
 import sampling
 from metrics import encoding, feature_sets
 from metrics.sample_sets import find_samples
@@ -173,12 +172,7 @@ def sample(config: ConfigDict, workdir: str, total: int) -> None:
 
 
 def evaluate(
-    config: ConfigDict,
-    workdir: str,
-    asked: Sequence[str],
-    metric: str | None,
-    ema: bool,
-    dataset_stat: str | None,
+    config: ConfigDict, workdir: str, asked: Sequence[str], ema: bool, dataset_stat: str | None
 ) -> None:
     """Print what an evaluation would take by the flags that are `asked` for; raises as it does."""
     place, asked, facts = Workdir(workdir), {*asked}, {"asked for": ", ".join(asked)}
@@ -192,8 +186,6 @@ def evaluate(
         facts |= evaluation_of(products, trained.score.net, trained.config)
         facts["weights"] = str(trained.loaded)
         datasets.source(trained.config.data, "test")
-    elif "read" in asked:
-        run_lib_likelihood.read_files(workdir, metric, ema, "*.npz")
     encodes_real, encodes_samples = {"encode_dataset", "stat"} & asked, {"encode", "latent"} & asked
     if encodes_real:
         datasets.source(config.data, "train")
@@ -202,9 +194,6 @@ def evaluate(
     if encodes_real or encodes_samples:
         encoding.require_extractor(config)
         facts["features"] = config.eval.features
-    if asked - {"calculate", "read", "nfe"} - encodes_real - encodes_samples:
-        if not encodes_samples:
-            feature_sets.open_generated(config, workdir)
-        if not encodes_real:
-            feature_sets.open_real(config, workdir, dataset_stat)
+    elif asked - {"calculate", "read", "nfe"}:
+        feature_sets.open_sets(config, workdir, dataset_stat)
     print_plan(config, facts)

@@ -115,7 +115,7 @@ def main() -> None:
     if FLAGS.dry_run:
         import planning
 
-        planning.evaluate(config, workdir, asked, FLAGS.metric, FLAGS.ema, FLAGS.dataset_stat)
+        planning.evaluate(config, workdir, asked, FLAGS.ema, FLAGS.dataset_stat)
         return
     if "calculate" in asked:
         import run_lib_likelihood  # PyTorch, which TF-GAN's environment lacks

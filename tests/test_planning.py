@@ -51,7 +51,6 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(run, line, said):
 MISSING = [
     ("main.py --workdir V --restore none.pth", "none.pth"),
     (f"{SAMPLING} --checkpoint_idx 9", "checkpoint_9.pth"),
-    (f"{EVALUATION} --metric nll --read", "results/W/nll"),
     (f"{EVALUATION} --encode", "division 0"),
     (f"{EVALUATION} --fidis", "generated_stat.npz"),
 ]

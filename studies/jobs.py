@@ -79,7 +79,7 @@ def tiny(device, batch=4):
     bench = published(device, batch)
     config = bench.config
     config.data.image_size, config.classifier.model = 8, "resnet_small_cond"
-    config.model.nf, config.model.ch_mult, config.model.num_res_blocks = 8, (1, 2), 1
+    config.model.nf, config.model.ch_mult, config.model.num_res_blocks = 8, (1, 1), 1
     config.model.attn_resolutions = (4,)
     return bench
 
@@ -127,9 +127,7 @@ def step(objective_of, bench, way):
     """A call that makes one update of one of `OBJECTIVES`."""
     network, objective = objective_of(bench, way)
     x, labels = bench.draw()
-    return update(
-        network.train(), bench.config, lambda: objective(x, labels, objective.draw(x))[0]
-    )
+    return update(network.train(), bench.config, lambda: objective(x, labels, objective.draw(x))[0])
 
 
 def evaluation(bench, way):

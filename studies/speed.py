@@ -169,9 +169,13 @@ def rows(bench, only):
             yield name, way, *measure(baseline, ours(bench, settings))
     if PRDC in only:
         real, fake = real_and_fake(10_000, 10_000, 2048)
-        yield f"{PRDC}, 10,000 × 2,048", "", *measure(
-            lambda: compute_prdc(real, fake, nearest_k=3),
-            lambda: prdc.precision_recall_density_coverage(real, fake),
+        yield (
+            f"{PRDC}, 10,000 × 2,048",
+            "",
+            *measure(
+                lambda: compute_prdc(real, fake, nearest_k=3),
+                lambda: prdc.precision_recall_density_coverage(real, fake),
+            ),
         )
 
 

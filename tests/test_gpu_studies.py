@@ -1,14 +1,17 @@
 """The studies of speed: launches that are counted, and both sides of every job."""
 
+import os
+import pathlib
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny
 import torch
 
-from studies import jobs, launches, speed
+from studies import gpu, jobs, launches, speed
 
 CPU = torch.device("cpu")
 
@@ -69,6 +72,56 @@ def test_the_study_of_launches_prints_each_job():
     assert name == "DSM step"
     assert int(eager) > int(compiled) > 0
     assert float(eager_gb) > float(compiled_gb) > 0
+
+
+BLOCKED = ("ml_collections", "tensorboard", "tensorflow", "prdc", "torch_fidelity", "sklearn")
+
+
+@pytest.mark.slow
+def test_the_battery_fills_every_row_without_the_missing_wheels(tmp_path):
+    """On a CPU, with networks whose times mean nothing, and of the packages all but some."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for path in pathlib.Path(torch.__file__).parents[1].iterdir():
+        if not path.name.startswith((*BLOCKED, "_", "easy-install")):
+            (packages / path.name).symlink_to(path)
+    file = tmp_path / "rows.md"
+    command = [sys.executable, "-S", "-m", "studies.gpu", "--small", "--file", str(file)]
+    environment = dict(os.environ, PYTHONPATH=str(packages), OMP_NUM_THREADS="1")
+    done = subprocess.run(
+        command, cwd=tiny.ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    written = file.read_text()
+    rows = [line.strip("| ").split(" | ") for line in written.splitlines() if line[:2] == "| "]
+    names = [row[0] for row in rows]
+    for name in [*(timed for timed in gpu.PLAN if gpu.PLAN[timed] in gpu.TIMED), "P/R/D/C of"]:
+        assert any(row.startswith(name) for row in names), name
+    assert all(cell for row in rows for cell in row)
+    assert [row[-1] for row in rows if row[-1] in ("right", "WRONG")] == ["right"] * len(gpu.CHECKS)
+    missing = written.splitlines()[0]
+    assert "ml_collections" in missing
+    assert "PIL" not in missing
+    assert "failed" not in written
+    assert "Left out" not in written
+
+
+def test_what_the_battery_has_no_time_for_is_named(tmp_path, monkeypatch):
+    def endless(battery):
+        while True:
+            time.sleep(0.01)
+
+    def broken(battery):
+        raise ValueError("no such thing")
+
+    plan = {"broken": broken, "endless": endless, "last": endless}
+    monkeypatch.setattr(gpu, "PLAN", plan)
+    with open(tmp_path / "rows.md", "w") as file:
+        gpu.run(gpu.Battery(CPU, jobs.tiny, 32, file), 0.2)
+    broken, left = (tmp_path / "rows.md").read_text().split("\n\n")
+    assert "broken" in broken
+    assert "no such thing" in broken
+    assert "endless; last" in left
 
 
 @pytest.mark.slow

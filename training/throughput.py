@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import compute, resampling
 from training.job import Job
-from utils import rank_and_size
+from utils import log, rank_and_size
 
 WARM_UP = 3  # steps before those that are profiled
+LINE_SECONDS = 600  # between lines of the log
 SIZES = {"cuda": 8192}  # rows of the square matrices whose product takes milliseconds
 
 
@@ -56,10 +57,9 @@ def flops_of_an_image(job: Job, images: int = 2) -> float:
 
 
 class Throughput:
-    """How fast a job trains, measured between its reports.
+    """How fast a job trains between its reports, without what else it does.
 
-    On CUDA it begins with a measurement of the matrix rate and a count of the FLOPs of a step, some
-    seconds; elsewhere the images/s are all that it reports.
+    On CUDA the matrix rate is measured and the FLOPs of a step are counted first, in seconds.
     """
 
     def __init__(self, job: Job, step: int) -> None:
@@ -69,22 +69,32 @@ class Throughput:
             dtype = compute.AUTOCAST[job.config.compute.precision] or torch.float32
             self.rate = matrix_rate(self.device, dtype)
             self.flops = flops_of_an_image(job) / rank_and_size()[1]
-        self.restart(step)
+        self.step, self.time, self.next_line = step, time.perf_counter(), 0.0
 
-    def restart(self, step: int) -> None:
-        """Leave what was done since the last report out of the next one."""
-        self.step, self.time = step, time.perf_counter()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time within the context is not training's."""
+        start = time.perf_counter()
+        yield
+        self.time += time.perf_counter() - start
 
     def report(self, step: int) -> dict[str, float]:
-        """Since the last report: images/s of all processes; on CUDA also this GPU's share, GiB."""
-        seconds = time.perf_counter() - self.time
-        speed = (step - self.step) * self.batch / seconds
-        self.restart(step)
-        if self.rate is None:
-            return {"images_per_s": speed}
-        peak = torch.cuda.max_memory_allocated(self.device) / 2**30
-        share = speed * self.flops / self.rate
-        return {"images_per_s": speed, "share_of_matrix_rate": share, "peak_GiB": peak}
+        """Since the last report: images/s of all processes, and on CUDA this GPU's share and GiB.
+
+        Every `LINE_SECONDS` they go to the log.
+        """
+        now = time.perf_counter()
+        speed = (step - self.step) * self.batch / (now - self.time)
+        self.step, self.time = step, now
+        values = {"images_per_s": speed}
+        if self.rate is not None:
+            values["share_of_matrix_rate"] = speed * self.flops / self.rate
+            values["peak_GiB"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        if now >= self.next_line:
+            self.next_line = now + LINE_SECONDS
+            text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            log.info("Step %d, speed: %s.", step, text)
+        return values
 
 
 @contextlib.contextmanager

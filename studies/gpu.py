@@ -147,25 +147,23 @@ def other_way(way, battery):
     return relative_error([ours], [theirs])
 
 
-def regulariser(battery):
-    """QC's gradient against double backward."""
+def gradient_error(objective_of, published, battery):
+    """Of an objective's gradient, against double backward of ``published(…)``."""
     bench = right_bench(battery)
-    network, objective = jobs.qc(bench, jobs.FP32)
+    network, objective = objective_of(bench, jobs.FP32)
     x, labels = bench.draw()
-    draws = objective.draw(x)
-    theirs = gradients(network, double_backward.quasi_conservative(objective, x, **draws))
-    return relative_error(gradients(network, objective(x, labels, draws)[0]), theirs)
-
-
-def likelihood_matching(battery):
-    """DLSM's gradient against double backward."""
-    bench = right_bench(battery)
-    network, objective = jobs.dlsm(bench, jobs.FP32)
-    x, labels = bench.draw()
-    draws = objective.draw(x)
+    batch = x, labels, objective.draw(x)
     network.train()
-    theirs = gradients(network, sum(double_backward.dlsm(objective, x, labels, **draws)))
-    return relative_error(gradients(network, objective(x, labels, draws)[0]), theirs)
+    theirs = gradients(network, published(objective, *batch))
+    return relative_error(gradients(network, objective(*batch)[0]), theirs)
+
+
+def published_qc(objective, x, labels, draws):
+    return double_backward.quasi_conservative(objective, x, **draws)
+
+
+def published_dlsm(objective, x, labels, draws):
+    return sum(double_backward.dlsm(objective, x, labels, **draws))
 
 
 LAST = dict(jobs.FP32, channels_last=True)
@@ -173,8 +171,8 @@ CHECKS = (
     ("NCSN++, golden numbers, fp32", published_networks, 1e-4),
     ("channels last against first, fp32", functools.partial(other_way, LAST), 1e-4),
     ("bf16, channels last, against fp32", functools.partial(other_way, jobs.EAGER), 5e-2),
-    ("QC gradient against double backward", regulariser, 1e-3),
-    ("DLSM gradient against double backward", likelihood_matching, 1e-3),
+    ("QC gradient, fp32", functools.partial(gradient_error, jobs.qc, published_qc), 1e-3),
+    ("DLSM gradient, fp32", functools.partial(gradient_error, jobs.dlsm, published_dlsm), 1e-3),
 )
 
 

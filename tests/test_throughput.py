@@ -59,13 +59,13 @@ def test_the_matrix_rate_is_a_product_in_its_time(monkeypatch):
 
 
 @pytest.mark.parametrize("eval_freq", [200, 2])
-def test_cas_validates_two_percent_of_its_passes(eval_freq, tmp_path):
+def test_cas_validates_two_percent_of_its_passes(eval_freq):
     """As published, 1,800 images every 200 steps of 150; never fewer than the loop's own."""
     config = common.dlsm_cas(common.CIFAR10, "resnet18_cond")
     config.cas.model, config.training.eval_freq = "small_cnn", eval_freq
     images = np.zeros((3000, 3, 8, 8), np.uint8)
     test = datasets.Split(images, np.arange(3000) % 10, 10)
-    job = CASTraining(config, CPU, test, test, tmp_path / "images.json")
+    job = CASTraining(config, CPU, test, test)
     seen = []
     job.model.register_forward_hook(lambda module, args, out: seen.append(len(out)))
     batch = datasets.fixed_batch(test, 128, 0)

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -63,6 +64,7 @@ def test_a_compiled_function_has_its_gradient():
     assert trained.flops == 5 * 2 * 4 * 8 * 8  # the input's gradient is not needed
 
 
+@pytest.mark.slow
 def test_the_study_of_launches_prints_each_job():
     command = [sys.executable, "-m", "studies.launches", "--small", "--only", "DSM step"]
     done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
@@ -86,12 +88,16 @@ def test_the_battery_fills_every_row_without_the_missing_wheels(tmp_path):
         if not path.name.startswith((*BLOCKED, "_", "easy-install")):
             (packages / path.name).symlink_to(path)
     file = tmp_path / "rows.md"
-    command = [sys.executable, "-S", "-m", "studies.gpu", "--small", "--file", str(file)]
+    command = [sys.executable, "-S", "-m", "studies.gpu", "--small", "--seconds", "3000"]
+    command += ["--file", str(file)]
     environment = dict(os.environ, PYTHONPATH=str(packages), OMP_NUM_THREADS="1")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run(
         command, cwd=tiny.ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    # Of the processor, which others may use as well.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 120
     written = file.read_text()
     rows = [line.strip("| ").split(" | ") for line in written.splitlines() if line[:2] == "| "]
     names = [row[0] for row in rows]

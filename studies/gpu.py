@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import gc
 import importlib.util
+import operator
 import pathlib
 import resource
 import signal
@@ -127,7 +128,7 @@ def published_networks(battery):
     errors = []
     for name in names[:2] if battery.shrink > 1 else names:
         data = golden.arrays(name)
-        with torch.no_grad():
+        with torch.no_grad(), exact_products():
             out = golden.network(name)(data["x"], data["cond"])
         errors.append(relative_error([out], [data["out"]]))
     return max(errors)
@@ -143,7 +144,9 @@ def right_bench(battery):
 def other_way(way, battery):
     """A score in another way to compute, against float32."""
     bench = right_bench(battery)
-    ours, theirs = (jobs.evaluation(bench, each)() for each in (way, jobs.FP32))
+    calls = [jobs.evaluation(bench, each) for each in (way, jobs.FP32)]
+    with exact_products():
+        ours, theirs = (call() for call in calls)
     return relative_error([ours], [theirs])
 
 
@@ -154,8 +157,10 @@ def gradient_error(objective_of, published, battery):
     x, labels = bench.draw()
     batch = x, labels, objective.draw(x)
     network.train()
-    theirs = gradients(network, published(objective, *batch))
-    return relative_error(gradients(network, objective(*batch)[0]), theirs)
+    with exact_products():
+        ours = gradients(network, objective(*batch)[0])
+        theirs = gradients(network, published(objective, *batch))
+    return relative_error(ours, theirs)
 
 
 def published_qc(objective, x, labels, draws):
@@ -179,8 +184,7 @@ CHECKS = (
 def checks(battery):
     heads = "check", "relative error", "bound", ""
     for name, error_of, bound in CHECKS:
-        with exact_products():
-            error = error_of(battery)
+        error = error_of(battery)
         verdict = "right" if error < bound else "WRONG"
         battery.row(heads, name, f"{error:.1e}", f"{bound:.0e}", verdict)
 
@@ -212,17 +216,16 @@ def enqueued(battery, call):
 
 def kernels(battery, call):
     """The kernels of a call, (name, ms, count), the longest first; on a CPU its operations."""
-    on_gpu = battery.device.type == "cuda"
-    activity = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profile:
+    kind = battery.device.type.upper()
+    activity = getattr(torch.profiler.ProfilerActivity, kind)
+    with torch.profiler.profile(activities=[activity]) as profile:
         call()
         wait_for(battery.device)
-    found = []
-    for event in profile.key_averages():
-        us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        if us:
-            found.append((event.key, us / 1e3, event.count))
-    return sorted(found, key=lambda kernel: -kernel[1])
+    # The host's events of a GPU's profile have the times of their kernels once more.
+    events = [event for event in profile.key_averages() if event.device_type.name == kind]
+    time_of = operator.attrgetter(f"self_{'device' if kind == 'CUDA' else 'cpu'}_time_total")
+    events.sort(key=time_of, reverse=True)
+    return [(event.key, time_of(event) / 1e3, event.count) for event in events]
 
 
 def peak_bytes(battery):
@@ -245,7 +248,7 @@ class Timed:
     @property
     def name(self):
         last = ", channels last" * self.way["channels_last"]
-        how = ", compiled" * self.way["compile"] + ", graph replay" * self.graph
+        how = ", compiled" * self.way["compile"] + ", CUDA graph" * self.graph
         return f"{self.job}, {self.images} images, {self.way['precision']}{last}{how}"
 
     def __call__(self, battery):

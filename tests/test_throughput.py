@@ -48,7 +48,6 @@ def test_pauses_are_not_training(monkeypatch):
 
 def test_a_step_has_the_flops_of_the_dry_run():
     job = ScoreTraining(tiny.config("cache"), CPU)
-    job.model.train()
     assert throughput.flops_of_an_image(job) == planning.step_of(job, 2)[0] > 0
 
 

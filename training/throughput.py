@@ -41,6 +41,7 @@ def wait_for(device: torch.device) -> None:
 def flops_of_an_image(job: Job, images: int = 2) -> float:
     """FLOPs of a training step for each image, counted on fake tensors by PyTorch's formulas."""
     parameters = [p for p in job.model.parameters() if p.requires_grad]
+    job.model.eval()  # in training, batch norms would wait for the other processes
     try:
         with (
             torch.compiler.set_stance("force_eager"),
@@ -69,6 +70,7 @@ class Throughput:
             dtype = compute.AUTOCAST[job.config.compute.precision] or torch.float32
             self.rate = matrix_rate(self.device, dtype)
             self.flops = flops_of_an_image(job) / rank_and_size()[1]
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.step, self.time, self.next_line = step, time.perf_counter(), 0.0
 
     @contextlib.contextmanager

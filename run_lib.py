@@ -26,6 +26,7 @@ from training import resuming
 from training.job import Job, MakeJob
 from training.safeguards import FiniteWatch, Stopped, StopRequest
 from training.score import ScoreTraining
+from training.throughput import Throughput, trace
 from utils import (
     UserError,
     flatten,
@@ -118,6 +119,10 @@ def _train(config, place, restore, make_job, typed):
         stop = stack.enter_context(StopRequest())
         stack.enter_context(logging_redirect_tqdm([log]))
         bar = stack.enter_context(progress_bar(state, training, job.domain.unit))
+        profiler = stack.enter_context(
+            trace(training.profile_steps if is_first() else None, place.tensorboard)
+        )
+        throughput = Throughput(job, state.step)
         saved = state.step
         with contextlib.suppress(Stopped):
             draw_pictures(state, job, place, stop)  # a kill may have come before they were drawn
@@ -139,18 +144,25 @@ def _train(config, place, restore, make_job, typed):
             values = training_step(state, job, batches, world)
             watch.see(state.step, values["loss"], values["grad_norm"])
             bar.update(training.batch_size)
+            if profiler is not None:
+                profiler.step()
             if state.step % training.log_freq == 0:
                 watch.check()
                 numbers = {name: float(value) for name, value in values.items()}
                 bar.set_postfix(step=state.step, loss=f"{numbers['loss']:.4g}")
+                numbers |= throughput.report(state.step)
                 if is_first():
                     write_scalars(writer, "train", numbers, state.step)
             # Save before validation and sampling, which take long.
             due = state.step % training.snapshot_freq_for_preemption == 0
             if due or is_snapshot(state, training):
-                save(state, config, place, watch)
+                with throughput.paused():
+                    save(state, config, place, watch)
                 saved = state.step
-            with contextlib.suppress(Stopped):  # the next round of the loop sees the signal
+            with (
+                throughput.paused(),
+                contextlib.suppress(Stopped),
+            ):  # the next round of the loop sees the signal
                 if is_first() and validation and state.step % training.eval_freq == 0:
                     validate(state, job, *validation, writer, stop)
                 draw_pictures(state, job, place, stop)

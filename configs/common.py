@@ -92,6 +92,7 @@ def base(dataset):
     training.label_dropout = 0.1  # share of labels that are dropped, with model.num_classes
     training.log_freq = 50
     training.eval_freq = 100
+    training.profile_steps = placeholder(int)  # of a profiler's trace; none: no trace
     training.snapshot_freq = 10000
     training.snapshot_freq_for_preemption = 10000
     training.snapshot_sampling = True

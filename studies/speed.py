@@ -1,13 +1,12 @@
-"""What training, sampling and evaluation cost here, beside the way the published code took.
+"""What training, sampling and evaluation cost on a CPU, beside the way the published code took.
 
-    python -m studies.speed [--device cpu|cuda] [--size small|published] [--only JOB …]
+    python -m studies.speed [--only JOB …]
 
 Prints the machine and a Markdown table. Both sides of a row run in this process: the baseline in
 float32, channels first, not compiled, with convolutions for resampling, create_graph double
 backward, loops over parameters, two forward passes for a likelihood and SciPy on the host; ours as
 the row says. Times are medians of `RUNS` runs in turns, after a warm-up in which compilations fall.
-Memory is the peak above what was in use before, of the process on a CPU, of PyTorch's allocator on
-a GPU.
+Memory is the peak of the process above what was in use before. `studies.gpu` measures a GPU.
 """
 
 import argparse
@@ -16,7 +15,6 @@ import dataclasses
 import functools
 import gc
 import pathlib
-import platform
 import re
 import statistics
 import sys
@@ -24,282 +22,170 @@ import time
 
 import torch
 
-import domains
 import likelihood
 import losses
-import models
 import sampling
-import sde_lib
-from configs import common
 from metrics import prdc
 from models import jacobian
-from models.compute import freeze, prepare
-from models.scores import Score
 from storage.ema import EMA
+from studies import jobs
 from studies.common import ROOT, print_table
 from studies.metrics_parity import compute_prdc, real_and_fake
 
 sys.path.append(str(ROOT / "tests"))  # the oracles that are measured against are the tests'
 from oracles import double_backward, published_way
 
-RUNS, PRDC = 5, "P/R/D/C"
-# The ways to compute that are tried, as fields of `config.compute`.
-BASELINE = {"precision": "fp32", "channels_last": False, "compile": False}
+CPU = torch.device("cpu")
+RUNS, PC_STEPS, PRDC = 5, 4, "P/R/D/C"
+TOLERANCES = {"rtol": 1e-3, "atol": 1e-5}
 WAYS = {
-    "cpu": {
-        "fp32": BASELINE,
-        "bf16": dict(BASELINE, precision="bf16"),
-        "bf16 compiled": dict(BASELINE, precision="bf16", compile=True),
-    },
-    "cuda": {
-        "fp32": BASELINE,
-        "tf32 compiled": {"precision": "tf32", "channels_last": True, "compile": True},
-        "bf16": {"precision": "bf16", "channels_last": True, "compile": False},
-        "bf16 compiled": {"precision": "bf16", "channels_last": True, "compile": True},
-    },
+    "fp32": jobs.FP32,
+    "bf16": dict(jobs.FP32, precision="bf16"),
+    "bf16 compiled": dict(jobs.FP32, precision="bf16", compile=True),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """Sizes, networks and data on one device.
-
-    Attributes:
-        config: of a score model and, in `classifier`, of a classifier.
-        batch: images of a step.
-        pc_steps: steps of the PC sampler.
-    """
-
-    device: torch.device
-    config: object
-    batch: int
-    pc_steps: int
-
-    def draw(self):
-        """Images (B, C, H, W), labels (B,)."""
-        torch.manual_seed(1)
-        shape = (self.batch, *domains.from_config(self.config.data).shape)
-        labels = torch.randint(self.config.classifier.classes, (self.batch,), device=self.device)
-        return torch.rand(shape, device=self.device), labels
-
-    @property
-    def sde(self):
-        return sde_lib.from_config(self.config)
-
-    def network(self, create, way, ready=prepare):
-        """A network of `models` with the same weights whatever the way to compute."""
-        torch.manual_seed(0)
-        settings = self.config.copy_and_resolve_references().compute
-        settings.update(way)
-        return ready(create(self.config), settings, self.device)
-
-    def score(self, way, ready=freeze):
-        return Score(self.network(models.create_model, way, ready), self.sde)
-
-
-def small(device):
-    """A score network that two CPU cores train in a second a step; the published classifier."""
-    config = common.dlsm_classifier(common.CIFAR10, "resnet18_cond")
-    config.model.nf = 64
-    config.model.ch_mult = (1, 2, 2)
-    config.model.num_res_blocks = 1
-    return Bench(device, config, batch=16, pc_steps=4)
-
-
-def published(device):
-    """The published CIFAR-10 networks and batch."""
-    config = common.dlsm_classifier(common.CIFAR10, "resnet18_cond")
-    return Bench(device, config, batch=128, pc_steps=10)
-
-
-SIZES = {"small": small, "published": published}
 
 
 # ---------------------------------------------------------------- the jobs
 
 
-def update(network, config, loss, baseline):
-    """A call that makes one update: the gradient of ``loss()``, and the optimiser's step."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    ema = EMA(parameters, config.model.ema_rate)
-    if baseline:
-        optimizer = torch.optim.Adam(parameters, lr=config.optim.lr, foreach=False)
-    else:
-        optimizer = losses.make_optimizer(parameters, config.optim)
+def published_step(objective_of, loss_of, bench, way):
+    """`jobs.step` with ``loss_of(objective, x, labels, draws)`` and loops over the parameters."""
+    network, objective = objective_of(bench, way)
+    x, labels = bench.draw()
+    parameters = [p for p in network.train().parameters() if p.requires_grad]
+    rate, ema = bench.config.model.ema_rate, EMA(parameters, bench.config.model.ema_rate)
+    optimizer = torch.optim.Adam(parameters, lr=bench.config.optim.lr, foreach=False)
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        loss().backward()
-        losses.optimize(optimizer, parameters, 1, config.optim)
-        if not baseline:
-            ema.update()
-            return
+        loss_of(objective, x, labels, objective.draw(x)).backward()
+        losses.optimize(optimizer, parameters, 1, bench.config.optim)
         with torch.no_grad():
             for shadow, parameter in zip(ema.shadow, parameters):
-                shadow.sub_((1 - config.model.ema_rate) * (shadow - parameter))
+                shadow.sub_((1 - rate) * (shadow - parameter))
 
     return step
 
 
-def dsm(bench, way, baseline):
-    x, labels = bench.draw()
-    score = bench.score(way, prepare)
-    objective = losses.DSM(score, bench.sde, 1e-5)
-    return update(
-        score.net, bench.config, lambda: objective(x, labels, objective.draw(x))[0], baseline
-    )
+def dsm_loss(objective, x, labels, draws):
+    return objective(x, labels, draws)[0]
 
 
-def qc(bench, way, baseline):
-    x, labels = bench.draw()
-    score = bench.score(way, prepare)
-    objective = losses.QuasiConservative(score, bench.sde, 1e-5, balancing_fac=1e-4, slices=1)
-
-    def loss():
-        draws = objective.draw(x)
-        if baseline:
-            return double_backward.quasi_conservative(objective, x, **draws)
-        return objective(x, labels, draws)[0]
-
-    return update(score.net, bench.config, loss, baseline)
+def qc_loss(objective, x, labels, draws):
+    return double_backward.quasi_conservative(objective, x, **draws)
 
 
-def dlsm(bench, way, baseline):
-    x, labels = bench.draw()
-    classifier = bench.network(models.create_classifier, way)
-    objective = losses.DLSM(classifier, bench.score(way), bench.sde, 1e-5)
-
-    def loss():
-        draws = objective.draw(x)
-        if baseline:
-            return sum(double_backward.dlsm(objective, x, labels, **draws))
-        return objective(x, labels, draws)[0]
-
-    return update(classifier, bench.config, loss, baseline)
+def dlsm_loss(objective, x, labels, draws):
+    return sum(double_backward.dlsm(objective, x, labels, **draws))
 
 
-def pc_sampling(bench, way, baseline):
-    """Both sides take the same steps."""
-    sde = dataclasses.replace(bench.sde, N=bench.pc_steps)
+def pc_sampling(bench, way):
+    sde = dataclasses.replace(bench.sde, N=PC_STEPS)
     sampler, score = sampling.from_config(bench.config.sampling, sde), bench.score(way)
     x, _ = bench.draw()
     return lambda: sampler(score, torch.randn_like(x))
 
 
-def nll(bench, way, baseline):
-    score = bench.score(way)
+def likelihood_of(bench, way):
+    """A score, the SDE, a quarter of the images and their random vectors."""
     x = bench.draw()[0][: bench.batch // 4]
-    epsilon = jacobian.rademacher(torch.randn_like(x))
-    tolerances = {"rtol": 1e-3, "atol": 1e-5}
-    if baseline:
-        return lambda: published_way.bits_ode(bench.sde, score, x, epsilon, **tolerances)
-    return lambda: likelihood.log_likelihood(score, bench.sde, x, epsilon[None], **tolerances)
+    return bench.score(way), bench.sde, x, jacobian.rademacher(torch.randn_like(x))
 
 
-NETWORK_JOBS = {
-    "DSM step": dsm,
-    "QC step": qc,
-    "DLSM step": dlsm,
-    "PC sampling": pc_sampling,
-    "NLL": nll,
+def nll(bench, way):
+    score, sde, x, epsilon = likelihood_of(bench, way)
+    return lambda: likelihood.log_likelihood(score, sde, x, epsilon[None], **TOLERANCES)
+
+
+def published_nll(bench, way):
+    score, sde, x, epsilon = likelihood_of(bench, way)
+    return lambda: published_way.bits_ode(sde, score, x, epsilon, **TOLERANCES)
+
+
+def both_steps(name, loss_of):
+    """The published step and ours, of one of `jobs.OBJECTIVES`."""
+    objective_of = jobs.OBJECTIVES[name]
+    published = functools.partial(published_step, objective_of, loss_of)
+    return published, functools.partial(jobs.step, objective_of)
+
+
+JOBS = {
+    "DSM step": both_steps("DSM step", dsm_loss),
+    "QC step": both_steps("QC step", qc_loss),
+    "DLSM step": both_steps("DLSM step", dlsm_loss),
+    "PC sampling": (pc_sampling, pc_sampling),
+    "NLL": (published_nll, nll),
 }
+"""Name -> the published way and ours: functions of (bench, way) that return a call."""
 
 
 # ---------------------------------------------------------------- measuring
 
 
-@dataclasses.dataclass(frozen=True)
-class Meter:
-    """Seconds and gigabytes of calls on a device."""
+def peak(reset=False):
+    """Bytes of the process at the peak since the last reset."""
+    if reset:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
 
-    device: torch.device
 
-    def synchronise(self):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+def seconds(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
-    def peak(self, reset=False):
-        """Bytes at the peak since the last reset."""
-        if self.device.type == "cuda":
-            if reset:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats(self.device)
-            return torch.cuda.max_memory_allocated(self.device)
-        if reset:
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)
-            pathlib.Path("/proc/self/clear_refs").write_text("5")
-        status = pathlib.Path("/proc/self/status").read_text()
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
 
-    def gigabytes(self, call):
-        """At the peak of a call, above what was in use before."""
-        self.synchronise()
-        before = self.peak(reset=True)
-        self.seconds(call)
-        return (self.peak() - before) / 1e9
+def gigabytes(call):
+    """At the peak of a call, above what was in use before."""
+    before = peak(reset=True)
+    call()
+    return (peak() - before) / 1e9
 
-    def seconds(self, call):
-        self.synchronise()
-        start = time.perf_counter()
+
+def measure(*calls):
+    """(seconds, gigabytes) of each call; they take turns, so that all see the same machine."""
+    for call in calls:
         call()
-        self.synchronise()
-        return time.perf_counter() - start
-
-    def __call__(self, *calls):
-        """(seconds, gigabytes) of each call; they take turns, so that all see the same machine."""
-        for call in calls:
-            call()
-        memory = [self.gigabytes(call) for call in calls]
-        times = zip(*([self.seconds(call) for call in calls] for _ in range(RUNS)))
-        return list(zip(map(statistics.median, times), memory))
+    memory = [gigabytes(call) for call in calls]
+    times = zip(*([seconds(call) for call in calls] for _ in range(RUNS)))
+    return list(zip(map(statistics.median, times), memory))
 
 
-def machine(device):
-    """What this runs on, in words."""
-    cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
-    words = [f"{cpu[1] if cpu else platform.machine()}, {torch.get_num_threads()} threads"]
-    if device.type == "cuda":
-        words.append(torch.cuda.get_device_name(device))
-    words += [f"PyTorch {torch.__version__}", f"Python {platform.python_version()}"]
-    return ", ".join(words)
-
-
-def as_published(device, call):
-    with published_way.published_layers(device):
+def as_published(call):
+    with published_way.published_layers(CPU):
         call()
 
 
 def rows(bench, only):
     """Yields (job, way, seconds and gigabytes of the baseline, of ours); of `only` some jobs."""
-    meter = Meter(bench.device)
     for name in only:
-        ways = WAYS[bench.device.type] if name in NETWORK_JOBS else {}
-        for way, settings in ways.items():
+        for way, settings in WAYS.items() if name in JOBS else ():
             torch.compiler.reset()
-            baseline = NETWORK_JOBS[name](bench, BASELINE, baseline=True)
-            ours = NETWORK_JOBS[name](bench, settings, baseline=False)
-            yield name, way, *meter(functools.partial(as_published, bench.device, baseline), ours)
+            published, ours = JOBS[name]
+            baseline = functools.partial(as_published, published(bench, jobs.FP32))
+            yield name, way, *measure(baseline, ours(bench, settings))
     if PRDC in only:
         real, fake = real_and_fake(10_000, 10_000, 2048)
-        calls = (
-            lambda: compute_prdc(real, fake, nearest_k=3),
-            lambda: prdc.precision_recall_density_coverage(real, fake, device=bench.device),
+        yield (
+            f"{PRDC}, 10,000 × 2,048",
+            "",
+            *measure(
+                lambda: compute_prdc(real, fake, nearest_k=3),
+                lambda: prdc.precision_recall_density_coverage(real, fake),
+            ),
         )
-        yield f"{PRDC}, 10,000 × 2,048", "", *meter(*calls)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", choices=SIZES)
-    jobs = [*NETWORK_JOBS, PRDC]
-    parser.add_argument("--only", nargs="*", choices=jobs, default=jobs)
+    names = [*JOBS, PRDC]
+    parser.add_argument("--only", nargs="*", choices=names, default=names)
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    size = arguments.size or ("published" if device.type == "cuda" else "small")
-    bench = SIZES[size](device)
-    print(f"{machine(device)}; {size} networks, {bench.batch} images\n")
+    bench = jobs.small(CPU)
+    print(f"{jobs.machine(CPU)}; small networks, {bench.batch} images\n")
     heads = "job", "ours", "s", "baseline s", "times as fast", "GB", "baseline GB", "share"
     print_table(heads, [])
     for name, way, (their_s, their_gb), (s, gb) in rows(bench, arguments.only):

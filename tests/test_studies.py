@@ -23,7 +23,7 @@ from models.trained import load_score
 from readers.idx import read_idx
 from storage.files import save_npz
 from storage.workdir import Workdir
-from studies import common, dlsm, qc, samplers, speed
+from studies import common, dlsm, qc, samplers
 from utils import UserError
 
 CPU = torch.device("cpu")
@@ -254,17 +254,3 @@ def test_the_estimators_have_one_mean_and_the_skew_one_a_smaller_variance(digits
     error = ((paper - skew).var(0) / len(v)).sqrt()
     assert ((paper - skew).mean(0).abs() < 4 * error).all()
     assert (skew.var(0) < paper.var(0)).all()
-
-
-@pytest.mark.slow
-def test_both_sides_of_every_job_run(monkeypatch):
-    """In seconds: sizes and repetitions whose numbers mean nothing."""
-    config = speed.common.dlsm_classifier(speed.common.CIFAR10, "resnet_small_cond")
-    config.data.image_size, config.model.nf, config.model.ch_mult = 8, 8, (1, 2)
-    config.model.num_res_blocks, config.model.attn_resolutions = 1, (4,)
-    bench = speed.Bench(CPU, config, batch=4, pc_steps=2)
-    monkeypatch.setattr(speed, "RUNS", 1)
-    monkeypatch.setattr(speed, "WAYS", {"cpu": {"fp32": speed.BASELINE}})
-    rows = list(speed.rows(bench, speed.NETWORK_JOBS))
-    assert [row[:2] for row in rows] == [(name, "fp32") for name in speed.NETWORK_JOBS]
-    assert all(seconds > 0 for *_, theirs, ours in rows for seconds, _ in (theirs, ours))

@@ -1,0 +1,379 @@
+"""The first eight minutes on a GPU: rates, whether numbers are right, then times.
+
+    python -m studies.gpu [--seconds 480] [--file rows.md] [--small]
+
+One process. Each row is printed and written to the file as soon as it is known; what does not fit
+into the seconds is left out and named. Needs torch, NumPy, SciPy, absl, PyYAML and tqdm; the
+wheels that the commands need besides are named. On a machine without a GPU it takes the CPU, for
+which `--small` is meant: tiny networks, whose times mean nothing.
+"""
+
+import argparse
+import dataclasses
+import functools
+import gc
+import importlib.util
+import operator
+import pathlib
+import resource
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+# The tests have the golden numbers; the stand-in serves only where there is no ml_collections.
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
+sys.path.append(str(pathlib.Path(__file__).parent / "stand_in"))
+
+import device_option
+from oracles import double_backward
+
+from metrics import prdc
+from models.compute import exact_products
+from studies import jobs, launches
+from training.throughput import matrix_rate, wait_for
+
+WHEELS = "ml_collections tensorboard tensorflow_datasets prdc torch_fidelity sklearn PIL".split()
+EVALUATION, DSM, QC, DLSM = launches.JOBS
+TIMES = "job, ms, TFLOP/s, share, host ms, kernel ms, kernels, peak GiB, first call s".split(", ")
+
+
+def missing_wheels():
+    """Those of `WHEELS` that are not installed."""
+    specs = {name: importlib.util.find_spec(name) for name in WHEELS}
+    return [name for name, spec in specs.items() if not spec or "stand_in" in str(spec.origin)]
+
+
+class OutOfTime(BaseException):
+    """The deadline has come; no ``except Exception`` on the way catches it."""
+
+
+def ring(number, frame):
+    raise OutOfTime
+
+
+@dataclasses.dataclass
+class Battery:
+    """What the rows need.
+
+    Attributes:
+        bench: a function of (device, batch), `jobs.published` or `jobs.tiny`.
+        shrink: by how much batches are smaller than the published ones.
+        rates: FLOP/s of matrix products by precision; filled by the first rows.
+        flops: of a job, for each image; filled as jobs are measured.
+    """
+
+    device: torch.device
+    bench: Callable
+    shrink: int
+    file: object
+    rates: dict = dataclasses.field(default_factory=dict)
+    flops: dict = dataclasses.field(default_factory=dict)
+    heads: tuple = ()
+
+    def write(self, line):
+        """To standard output and the file, at once."""
+        for file in (sys.stdout, self.file):
+            print(line, file=file, flush=True)
+
+    def row(self, heads, *cells):
+        """A row of a Markdown table; the heads come before it where the last row's were others."""
+        if tuple(heads) != self.heads:
+            self.heads = tuple(heads)
+            self.write("")
+            self.write(f"| {' | '.join(heads)} |")
+            self.write(f"|{'---|' * len(heads)}")
+        self.write(f"| {' | '.join(map(str, cells))} |")
+
+
+# ---------------------------------------------------------------- rates
+
+
+def rates(battery):
+    heads = "rate", "value"
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        battery.rates[name] = matrix_rate(battery.device, dtype)
+        battery.row(heads, f"matrix products, {name}", f"{battery.rates[name] / 1e12:.4g} TFLOP/s")
+    source = torch.ones(2**29 // battery.shrink**2, device=battery.device)
+    copy = torch.empty_like(source)
+    seconds = repeated(battery, functools.partial(copy.copy_, source), 10)
+    battery.row(heads, "copies, read and written", f"{2 * source.nbytes / seconds / 1e9:.4g} GB/s")
+
+
+# ---------------------------------------------------------------- right first
+
+
+def relative_error(ours, theirs):
+    """|ours − theirs| over |theirs|, of tensors or lists of them taken as one."""
+    ours, theirs = (torch.cat([x.detach().flatten().double() for x in xs]) for xs in (ours, theirs))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def gradients(network, loss):
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found)]
+
+
+def published_networks(battery):
+    """NCSN++ in float32 against the golden numbers."""
+    device_option.DEVICE = str(battery.device)
+    import golden
+
+    names = [name for name in golden.names("ncsnpp_") if "v" in golden.arrays(name)]
+    errors = []
+    for name in names[:2] if battery.shrink > 1 else names:
+        data = golden.arrays(name)
+        with torch.no_grad(), exact_products():
+            out = golden.network(name)(data["x"], data["cond"])
+        errors.append(relative_error([out], [data["out"]]))
+    return max(errors)
+
+
+def right_bench(battery):
+    """Small networks without dropout, whose last layers are not zero."""
+    bench = jobs.tiny(battery.device)
+    bench.config.model.dropout, bench.config.model.init_scale = 0.0, 1.0
+    return bench
+
+
+def other_way(way, battery):
+    """A score in another way to compute, against float32."""
+    bench = right_bench(battery)
+    calls = [jobs.evaluation(bench, each) for each in (way, jobs.FP32)]
+    with exact_products():
+        ours, theirs = (call() for call in calls)
+    return relative_error([ours], [theirs])
+
+
+def gradient_error(objective_of, published, battery):
+    """Of an objective's gradient, against double backward of ``published(…)``."""
+    bench = right_bench(battery)
+    network, objective = objective_of(bench, jobs.FP32)
+    x, labels = bench.draw()
+    batch = x, labels, objective.draw(x)
+    network.train()
+    with exact_products():
+        ours = gradients(network, objective(*batch)[0])
+        theirs = gradients(network, published(objective, *batch))
+    return relative_error(ours, theirs)
+
+
+def published_qc(objective, x, labels, draws):
+    return double_backward.quasi_conservative(objective, x, **draws)
+
+
+def published_dlsm(objective, x, labels, draws):
+    return sum(double_backward.dlsm(objective, x, labels, **draws))
+
+
+LAST = dict(jobs.FP32, channels_last=True)
+CHECKS = (
+    ("NCSN++, golden numbers, fp32", published_networks, 1e-4),
+    ("channels last against first, fp32", functools.partial(other_way, LAST), 1e-4),
+    ("bf16, channels last, against fp32", functools.partial(other_way, jobs.EAGER), 5e-2),
+    ("QC gradient, fp32", functools.partial(gradient_error, jobs.qc, published_qc), 1e-3),
+    ("DLSM gradient, fp32", functools.partial(gradient_error, jobs.dlsm, published_dlsm), 1e-3),
+)
+
+
+def checks(battery):
+    heads = "check", "relative error", "bound", ""
+    for name, error_of, bound in CHECKS:
+        error = error_of(battery)
+        verdict = "right" if error < bound else "WRONG"
+        battery.row(heads, name, f"{error:.1e}", f"{bound:.0e}", verdict)
+
+
+# ---------------------------------------------------------------- times
+
+
+def repeated(battery, call, repeats):
+    """Seconds of one of `repeats` calls, without waiting between them."""
+    call()
+    wait_for(battery.device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    wait_for(battery.device)
+    return (time.perf_counter() - start) / repeats
+
+
+def enqueued(battery, call):
+    """Seconds that the host takes to ask for the work of a call, the median of three."""
+    times = []
+    for _ in range(3):
+        wait_for(battery.device)
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def kernels(battery, call):
+    """The kernels of a call, (name, ms, count), the longest first; on a CPU its operations."""
+    kind = battery.device.type.upper()
+    activity = getattr(torch.profiler.ProfilerActivity, kind)
+    with torch.profiler.profile(activities=[activity]) as profile:
+        call()
+        wait_for(battery.device)
+    # The host's events of a GPU's profile have the times of their kernels once more.
+    events = [event for event in profile.key_averages() if event.device_type.name == kind]
+    time_of = operator.attrgetter(f"self_{'device' if kind == 'CUDA' else 'cpu'}_time_total")
+    events.sort(key=time_of, reverse=True)
+    return [(event.key, time_of(event) / 1e3, event.count) for event in events]
+
+
+def peak_bytes(battery):
+    if battery.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(battery.device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """A row of times: a job of `launches.JOBS` for `images` in a way to compute, of a precision."""
+
+    job: str
+    way: dict
+    images: int
+    once: bool = False  # one call after the first
+    graph: bool = False  # replayed as a CUDA graph
+    longest: int = 0  # so many of its kernels are listed
+
+    @property
+    def name(self):
+        last = ", channels last" * self.way["channels_last"]
+        how = ", compiled" * self.way["compile"] + ", CUDA graph" * self.graph
+        return f"{self.job}, {self.images} images, {self.way['precision']}{last}{how}"
+
+    def __call__(self, battery):
+        batch = max(2, self.images // battery.shrink)
+        if self.job not in battery.flops:
+            battery.flops[self.job] = flops_of(self.job, battery.bench(launches.GPU, batch)) / batch
+        if battery.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(battery.device)
+        call = launches.JOBS[self.job](battery.bench(battery.device, batch), self.way)
+        start = time.perf_counter()
+        call()
+        wait_for(battery.device)
+        first = time.perf_counter() - start
+        if self.graph and battery.device.type == "cuda":
+            call = captured(call)
+        seconds = repeated(battery, call, 1 if self.once else 5)
+        host, found = enqueued(battery, call), kernels(battery, call)
+        rate = battery.flops[self.job] * batch / seconds
+        ms = sum(kernel_ms for _, kernel_ms, _ in found)
+        battery.row(
+            TIMES,
+            self.name if batch == self.images else f"{self.name}, in small {batch}",
+            f"{1e3 * seconds:.4g}",
+            f"{rate / 1e12:.4g}",
+            f"{rate / battery.rates[self.way['precision']]:.1%}",
+            f"{1e3 * host:.4g}",
+            f"{ms:.4g}",
+            sum(count for *_, count in found),
+            f"{peak_bytes(battery) / 2**30:.3g}",
+            f"{first:.1f}",
+        )
+        heads = f"longest kernels of {self.name}", "ms", "calls", "share"
+        for key, kernel_ms, count in found[: self.longest]:
+            name = key.replace("|", "/")[:90]
+            battery.row(heads, name, f"{kernel_ms:.4g}", count, f"{kernel_ms / ms:.1%}")
+
+
+def flops_of(job, bench):
+    """Of one call of a job, counted on fake tensors; `bench` is on `launches.GPU`."""
+    counter = launches.Launches()
+    with launches.pretended_gpu(counter):
+        launches.JOBS[job](bench, jobs.EAGER)()
+    return counter.flops
+
+
+def captured(call):
+    """The replay of a CUDA graph of `call`, which has been made before."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def metrics(battery):
+    """P/R/D/C: its distances are products of matrices, and its copies between host and GPU."""
+    count, width = 50_000 // battery.shrink**2, 2048 // battery.shrink
+    rng = np.random.default_rng(0)
+    real, fake = (rng.standard_normal((count, width), dtype=np.float32) for _ in range(2))
+    start = time.perf_counter()
+    prdc.precision_recall_density_coverage(real, fake, device=battery.device)
+    seconds = time.perf_counter() - start
+    heads = "metric", "s", "peak GiB"
+    name = f"P/R/D/C of {count:,} × {width:,}"
+    battery.row(heads, name, f"{seconds:.3g}", f"{peak_bytes(battery) / 2**30:.3g}")
+
+
+TIMED = (
+    Timed(EVALUATION, jobs.EAGER, 100, longest=15),
+    Timed(EVALUATION, jobs.EAGER, 128),
+    Timed(DSM, jobs.EAGER, 128, longest=15),
+    Timed(EVALUATION, jobs.COMPILED, 128),
+    Timed(DSM, jobs.COMPILED, 128),
+    Timed(EVALUATION, jobs.EAGER, 128, graph=True),
+    Timed(DSM, jobs.FP32, 128, once=True),
+    Timed(EVALUATION, jobs.FP32, 128, once=True),
+    Timed(QC, jobs.FP32, 64, once=True),
+    Timed(QC, jobs.EAGER, 64),
+    Timed(QC, jobs.COMPILED, 64),
+    Timed(DLSM, jobs.EAGER, 128),
+)
+PLAN = {"rates": rates, "checks": checks, **{timed.name: timed for timed in TIMED}}
+PLAN["P/R/D/C"] = metrics
+"""Name -> what writes the rows, a function of the battery; the cheap ones before the compiled."""
+
+
+def run(battery, seconds):
+    """Write all rows of `PLAN` that `seconds` are enough for."""
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    left = list(PLAN)
+    try:
+        while left:
+            try:
+                PLAN[left[0]](battery)
+            except Exception as error:
+                text = str(error).strip().splitlines() or [""]
+                battery.write(f"\n{left[0]}: failed, {type(error).__name__}: {text[0]}")
+                battery.heads = ()
+            del left[0]
+            gc.collect()
+            torch.compiler.reset()
+            if battery.device.type == "cuda":
+                torch.cuda.empty_cache()
+    except OutOfTime:
+        battery.write(f"\nLeft out after {seconds:g} s: {'; '.join(left)}.")
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=480, help="after which the rest is left")
+    parser.add_argument("--file", default="gpu_rows.md", help="where the rows are kept")
+    parser.add_argument("--small", action="store_true", help="tiny networks, for a CPU")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bench, shrink = (jobs.tiny, 32) if arguments.small else (jobs.published, 1)
+    if arguments.small:  # a CPU's compiler takes minutes
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    with open(arguments.file, "w") as file:
+        battery = Battery(device, bench, shrink, file)
+        battery.write(
+            f"{jobs.machine(device)}. Wheels to bring: {', '.join(missing_wheels()) or 'none'}."
+        )
+        run(battery, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()

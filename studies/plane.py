@@ -130,15 +130,27 @@ def measures_of(config: ml_collections.ConfigDict) -> Measures:
     return Measures(exact, test, config.seed)
 
 
-def run(config: ml_collections.ConfigDict, kind: str, measures: Measures) -> dict[str, float]:
-    """Train and measure: the row, a dict."""
+def train(config: ml_collections.ConfigDict, kind: str) -> Score | EnergyScore:
+    """The trained score."""
     training = config.training
     size = f"b{training.batch_size}_s{config.seed}_{training.n_iters}"
     name = f"studies/plane/{config.data.dataset}_{kind}_{size}"
     run_lib.train(config, name)
-    score = load_score(config, Workdir(name).checkpoint(), torch.device("cpu")).score
+    return load_score(config, Workdir(name).checkpoint(), torch.device("cpu")).score
+
+
+def run(config: ml_collections.ConfigDict, kind: str, measures: Measures) -> dict[str, float]:
+    """Train and measure: the row, a dict."""
+    score = train(config, kind)
     sampler = sampling.from_config(config.sampling, measures.sde)
     return measures.everything(score, sampler) | measures.asymmetry(score)
+
+
+def define_flags() -> None:
+    """Define the flags of the trainings."""
+    flags.DEFINE_integer("batch", 250, "Batch size; the paper's is 5000.")
+    flags.DEFINE_integer("steps", 500, "Steps; the paper's are 2000, 4000 for checkerboard.")
+    common.define_seeds([0])
 
 
 def main() -> None:
@@ -162,7 +174,5 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_enum("dataset", None, list(oracle.PLANE), "The set of points; without it, all.")
     flags.DEFINE_multi_enum("kind", list(KINDS), list(KINDS), "Kinds of models.")
-    flags.DEFINE_integer("batch", 250, "Batch size; the paper's is 5000.")
-    flags.DEFINE_integer("steps", 500, "Steps; the paper's are 2000, 4000 for checkerboard.")
-    common.define_seeds([0])
+    define_flags()
     cli.launch(main, lists=("kind", "seeds"))

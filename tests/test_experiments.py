@@ -96,6 +96,16 @@ def test_the_sets_exact_scores_are_those_of_many_of_their_points(name):
     assert (found - expected).norm(dim=1).mean() < 0.05 * expected.norm(dim=1).mean()
 
 
+@pytest.mark.parametrize("name", oracle.PLANE)
+def test_the_sets_densities_have_these_scores_and_integrate_to_1(name):
+    known, line = oracle.PLANE[name](), torch.linspace(-13, 13, 53, dtype=torch.float64)
+    x = torch.cartesian_prod(line, line).requires_grad_()
+    found = known.log_density(x, variance=0.5)
+    (expected,) = torch.autograd.grad(found.sum(), x)
+    torch.testing.assert_close(known(x.detach(), variance=0.5), expected, rtol=1e-6, atol=1e-6)
+    assert found.exp().sum().item() * 0.5**2 == pytest.approx(1, abs=1e-3)
+
+
 # ---------------------------------------------------------------- the plane
 
 

@@ -42,8 +42,30 @@ def test_means_spreads_and_paired_differences(capsys):
         "| U | 3 | 5.167 ± 0.15 | 0 ± 0 |",
         "| QC | 3 | 5.033 ± 0.15 | 0 ± 0 |",
         f"| QC − U | 3 | -0.1333 ± 0.058 (p = {p:.2g}) |  |",
+        "1 p-values; held: at 0.05 by Holm's test of all of them.",
     ]
     assert common.difference([27.0, 27.0], [33.0, 33.0]) == "6 ± 0"
+
+
+def test_holms_test():
+    """Holm 1979's steps: 0.01 ≤ 0.05/4 and 0.015 ≤ 0.05/3, but 0.03 > 0.05/2, and so 0.04."""
+    assert common.holm([0.03, 0.01, 0.04, 0.015]) == 0.015
+    assert common.holm([0.02, 0.03, 0.04]) == 0  # all at 0.05, none after correction
+    assert common.holm([]) == 0
+
+
+def test_what_survives_holm_is_marked(capsys):
+    """Alone, p of a would do; beside b it takes half the level."""
+    u = [{"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 2.0}, {"a": 3.0, "b": 3.0}]
+    other = [{"a": 0.85, "b": 0.9}, {"a": 1.75, "b": 1.91}, {"a": 2.7, "b": 2.92}]
+    common.print_seeds("model", {"U": u, "V": other}, reference="U")
+    *_, row, note = capsys.readouterr().out.strip().splitlines()
+    assert note.startswith("2 p-values")
+    cells = row.split(" | ")
+    assert "held" not in cells[2]
+    assert "held" in cells[3]
+    common.print_seeds("model", {"U": [{"a": x["a"]} for x in u], "V": other}, reference="U")
+    assert "held" in capsys.readouterr().out.strip().splitlines()[-2]
 
 
 # ---------------------------------------------------------------- Fashion-MNIST

@@ -54,17 +54,19 @@ def test_holms_test():
     assert common.holm([]) == 0
 
 
+MOVES = (1.0, 0.15, 0.10), (2.0, 0.25, 0.09), (3.0, 0.3, 0.08)  # p is 0.034 and 0.004
+
+
 def test_what_survives_holm_is_marked(capsys):
-    """Alone, p of a would do; beside b it takes half the level."""
-    u = [{"a": 1.0, "b": 1.0}, {"a": 2.0, "b": 2.0}, {"a": 3.0, "b": 3.0}]
-    other = [{"a": 0.85, "b": 0.9}, {"a": 1.75, "b": 1.91}, {"a": 2.7, "b": 2.92}]
+    """Of three, the smallest takes a third of the level and the next half: too much for them."""
+    u = [{"a": x, "b": x, "c": x} for x in (1.0, 2.0, 3.0)]
+    other = [{"a": x - y, "b": x - z, "c": x - y} for x, y, z in MOVES]
     common.print_seeds("model", {"U": u, "V": other}, reference="U")
     *_, row, note = capsys.readouterr().out.strip().splitlines()
-    assert note.startswith("2 p-values")
-    cells = row.split(" | ")
-    assert "held" not in cells[2]
-    assert "held" in cells[3]
-    common.print_seeds("model", {"U": [{"a": x["a"]} for x in u], "V": other}, reference="U")
+    assert note.startswith("3 p-values")
+    assert ["held" in cell for cell in row.split(" | ")[2:]] == [False, True, False]
+    alone = [{"a": seed["a"]} for seed in other]
+    common.print_seeds("model", {"U": u, "V": alone}, reference="U")
     assert "held" in capsys.readouterr().out.strip().splitlines()[-2]
 
 

@@ -12,7 +12,6 @@ s − r and s − ∇φ. Likelihoods and samples begin at the exact density at �
 import dataclasses
 import itertools
 import math
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -24,7 +23,6 @@ from scipy.sparse.linalg import splu
 
 import cli
 from samplers import fast, grids
-from storage.files import atomic_write
 from studies import common, oracle, plane
 
 TIMES = (np.arange(10) + 0.5) / 10  # of the noise levels
@@ -127,22 +125,24 @@ def main() -> None:
             results[kind].append(measure(score, measures, levels))
         common.print_seeds(dataset, results, reference="usbm")
         rows = results["usbm"] + results["csbm"]  # QC's begin as U's do, and end near them
-        for part, outcome in itertools.product(COLUMNS[:2], COLUMNS[2:4]):
-            found = stats.spearmanr(*zip(*((row[part], row[outcome]) for row in rows)))
-            print(
-                f"{part}, {outcome}: rank correlation {found.statistic:.2f}, p {found.pvalue:.2g}"
-            )
-        for axes, names in zip(column, (COLUMNS[:3], COLUMNS[3:])):
+        found = {
+            pair: stats.spearmanr(*zip(*([row[key] for key in pair] for row in rows)))
+            for pair in itertools.product(COLUMNS[:2], COLUMNS[2:4])
+        }
+        limit = common.holm([each.pvalue for each in found.values()])
+        for pair, (value, p) in found.items():
+            held = ", held" if p <= limit else ""
+            print(f"rank correlation, {', '.join(pair)}: {value:.2f} (p = {p:.2g} of 4{held})")
+        units = "nats", "energy distance"
+        for axes, names, unit in zip(column, (COLUMNS[:3], COLUMNS[3:]), units):
             for k, name in enumerate(names):
                 heights = [np.mean([row[name] for row in rows]) for rows in results.values()]
                 axes.bar(np.arange(3) + k / 4, heights, 0.25, label=name)
             axes.set_xticks(np.arange(3) + 0.25, ["U", "QC", "C"])
+            axes.set_ylabel(unit)
+            axes.legend(fontsize="small")
         column[0].set_title(dataset)
-    for axes, unit in zip(figure.axes[::3], ("nats", "energy distance")):
-        axes.set_ylabel(unit)
-        axes.legend()
-    with atomic_write(pathlib.Path("results/studies/helmholtz.png")) as file:
-        figure.savefig(file, format="png", dpi=100)
+    figure.savefig("results/studies/helmholtz.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def measure_asymmetry(
     """Asym and NAsym (B,) of a score at x (B, …) and t (B,); arguments as in `qc_regulariser`.
 
     Asym is ½‖J − Jᵀ‖_F² or its estimate; NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² averaged
-    over the vectors, or ‖J‖_F² (Chao et al., ICML 2023, section 5).
+    over the vectors, or ‖J‖_F² (Chao et al., ICML 2023, section 5). An estimate of Asym has no
+    bias; one of NAsym, a ratio, has a bias of order 1/K for K vectors, another for each estimator.
     """
     if estimator == EXACT:
         _, J = matrix(functools.partial(score_value_and_jvp, score, x, t), x)

@@ -80,7 +80,8 @@ def deis(
     """DEIS of order 4, ρAB (Zhang and Chen, ICLR 2023): Adams-Bashforth in σ.
 
     A polynomial through the last four slopes is integrated. Where steps are equal its weights are
-    iPNDM's, (55, −59, 37, −9)/24.
+    iPNDM's, (55, −59, 37, −9)/24. The first three steps have lower orders, the first is Euler's:
+    where they dominate the error, it falls with the square of the number of steps.
     """
     points = []
     for sigma, following in itertools.pairwise(sigmas):
@@ -137,7 +138,8 @@ def dpmpp_3m(
     """DPM-Solver++(3M) (Lu et al. 2022, arXiv 2211.01095): proposition 4.1, expanded to k = 3.
 
     The derivatives of D are those of the parabola in λ through its last three values. Of D'' that
-    is twice the second divided difference; with half of it the order is 2.
+    is twice the second divided difference; with half of it the order is 2. The first step is
+    Euler's and the second 2M's, as in `deis`.
     """
     points = []
     for sigma, following in itertools.pairwise(sigmas):

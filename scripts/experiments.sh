@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The papers' small experiments, one after the other. Run again, it continues.
 source "$(dirname "$0")/stages.sh"
-stages=4
+stages=6
 
 stage "Gaussian with a rotating error"
 $python -m studies.gaussian
@@ -11,3 +11,7 @@ stage "Moons"
 $python -m studies.moons
 stage "Plane"
 $python -m studies.plane
+stage "Parts of the score's error"
+$python -m studies.helmholtz
+stage "Samplers with exact scores"
+$python -m studies.exact_samplers

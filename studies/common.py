@@ -35,13 +35,29 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"
 
 
-def difference(first: Sequence[float], other: Sequence[float]) -> str:
-    """Mean ± standard deviation of other − first, seed by seed, and p of Student's paired test."""
+def paired_p(first: Sequence[float], other: Sequence[float]) -> float | None:
+    """p of Student's paired test of `other` against `first`; None where it has none."""
     more = np.subtract(other, first)
+    return stats.ttest_1samp(more, 0).pvalue if len(more) and np.ptp(more) > 0 else None
+
+
+def difference(first: Sequence[float], other: Sequence[float], limit: float = 0.0) -> str:
+    """Mean ± standard deviation of other − first, seed by seed, and p; "held" up to `limit`."""
+    more, p = np.subtract(other, first), paired_p(first, other)
     if not more.any():
         return ""
-    p = f" (p = {stats.ttest_1samp(more, 0).pvalue:.2g})" if np.ptp(more) > 0 else ""
-    return spread(more) + p
+    held = ", held" if p is not None and p <= limit else ""
+    return spread(more) + ("" if p is None else f" (p = {p:.2g}{held})")
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> float:
+    """The largest of the p-values that Holm's step-down test rejects at `level`, or 0."""
+    largest = 0.0
+    for k, p in enumerate(sorted(p_values)):
+        if p > level / (len(p_values) - k):
+            break
+        largest = p
+    return largest
 
 
 def print_seeds(
@@ -50,6 +66,8 @@ def print_seeds(
     reference: str | None = None,
 ) -> None:
     """Print mean ± standard deviation over seeds, and paired differences from one row.
+
+    Says how many p-values the table has, and marks "held" those that Holm's test of them rejects.
 
     Args:
         results: row -> for each seed the numbers by column.
@@ -62,16 +80,22 @@ def print_seeds(
     }
     counts = {name: str(len(seeds)) for name, seeds in results.items()}
     rows = [[name, counts[name], *map(spread, values[name])] for name in results]
+    p_values = []
     if len(results.get(reference, ())) > 1:
         names = list(results)
-        for name in names[names.index(reference) + 1 :]:
-            differences = [
-                difference(first, other) if first and other else ""
-                for first, other in zip(values[reference], values[name])
-            ]
-            rows.append([f"{name} − {reference}", counts[name], *differences])
+        pairs = {
+            name: list(zip(values[reference], values[name]))
+            for name in names[names.index(reference) + 1 :]
+        }
+        tested = [paired_p(*pair) for row in pairs.values() for pair in row if all(pair)]
+        p_values = [p for p in tested if p is not None]
+        for name, row in pairs.items():
+            cells = [difference(*pair, holm(p_values)) if all(pair) else "" for pair in row]
+            rows.append([f"{name} − {reference}", counts[name], *cells])
     print()
     print_table([title, "seeds", *columns], rows)
+    if p_values:
+        print(f"{len(p_values)} p-values; held: at 0.05 by Holm's test of all of them.")
 
 
 def grid(low: float, high: float, count: int, dtype: str | None = None) -> np.ndarray:

@@ -7,7 +7,6 @@ All is computed in float64, and differentiable.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 
@@ -61,17 +60,22 @@ def boxes_score(
 
 def _boxes_score(x, low, high, variance):
     std = math.sqrt(variance)
+    a, b, upper, log_mass = _boxes_log_masses(x, low, high, std)
+    # ∂/∂x of them, with the sign that the exchange has turned.
+    slope = torch.exp(_log_normal(a) - log_mass) - torch.exp(_log_normal(b) - log_mass)
+    slope = torch.where(upper, -slope, slope) / std
+    weights = torch.softmax(log_mass.sum(2), 1)
+    return (weights[:, :, None] * slope).sum(1)
+
+
+def _boxes_log_masses(x, low, high, std):
+    """a, b, which of them are exchanged, and log(Φ(b) − Φ(a)): (B, N, 2) each."""
     a, b = (low - x[:, None]) / std, (high - x[:, None]) / std
     # Φ(b) − Φ(a) = Φ(−a) − Φ(−b): of the two, the one in the lower tail does not cancel.
     upper = a + b > 0
     a, b = torch.where(upper, -b, a), torch.where(upper, -a, b)
     log_b = torch.special.log_ndtr(b)
-    log_mass = log_b + torch.log(-torch.expm1(torch.special.log_ndtr(a) - log_b))
-    # ∂/∂x of it, with the sign that the exchange above has turned.
-    slope = torch.exp(_log_normal(a) - log_mass) - torch.exp(_log_normal(b) - log_mass)
-    slope = torch.where(upper, -slope, slope) / std
-    weights = torch.softmax(log_mass.sum(2), 1)
-    return (weights[:, :, None] * slope).sum(1)
+    return a, b, upper, log_b + torch.log(-torch.expm1(torch.special.log_ndtr(a) - log_b))
 
 
 def _log_normal(u):
@@ -81,28 +85,65 @@ def _log_normal(u):
 # ---------------------------------------------------------------- the sets of the plane
 
 
-def checkerboard() -> Callable[..., torch.Tensor]:
-    """The score (B, 2) at x (B, 2) and a variance of the noise, of the set of that name."""
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """The uniform distribution on boxes of equal size with `low` and `high` corners (N, D)."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def __call__(self, x: torch.Tensor, variance: float) -> torch.Tensor:
+        """The score (B, D) at x (B, D) under noise of this variance."""
+        return boxes_score(x, self.low, self.high, variance)
+
+    def log_density(self, x: torch.Tensor, variance: float) -> torch.Tensor:
+        """The log-density (B,), likewise."""
+        parts = x.double().split(max(1, CHUNK // len(self.low)))
+        std = math.sqrt(variance)
+        masses = [_boxes_log_masses(part, self.low, self.high, std)[3].sum(2) for part in parts]
+        volume = len(self.low) * (self.high - self.low)[0].prod().item()
+        return torch.cat([torch.logsumexp(mass, 1) for mass in masses]) - math.log(volume)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussians:
+    """Equal Gaussians N(c_i, v I) around the `centres` c_i (N, D), of `variance` v."""
+
+    centres: torch.Tensor
+    variance: float
+
+    def __call__(self, x: torch.Tensor, variance: float) -> torch.Tensor:
+        """The score (B, D) at x (B, D) under noise of this variance."""
+        return score(x, self.centres, self.variance + variance)
+
+    def log_density(self, x: torch.Tensor, variance: float) -> torch.Tensor:
+        """The log-density (B,), likewise."""
+        total = self.variance + variance
+        logits = -torch.cdist(x.double(), self.centres).square() / (2 * total)
+        size = math.log(len(self.centres)) + x.shape[1] / 2 * math.log(2 * math.pi * total)
+        return torch.logsumexp(logits, 1) - size
+
+
+def checkerboard() -> Boxes:
+    """The set of that name."""
     corners = [(column, row + column % 2) for column in range(-2, 2) for row in (-2, 0)]
     low = 3 * torch.tensor(corners, dtype=torch.float64)
-    return functools.partial(boxes_score, low=low, high=low + 3)
+    return Boxes(low, low + 3)
 
 
-def gaussian_8() -> Callable[..., torch.Tensor]:
-    """As `checkerboard`."""
+def gaussian_8() -> Gaussians:
+    """The set of that name."""
     angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
-    centres = 8 / math.sqrt(2) * torch.stack([angles.cos(), angles.sin()], dim=1)
-    return lambda x, variance: score(x, centres, 0.5 + variance)
+    return Gaussians(8 / math.sqrt(2) * torch.stack([angles.cos(), angles.sin()], dim=1), 0.5)
 
 
-def spiral_2() -> Callable[..., torch.Tensor]:
-    """As `checkerboard`: boxes at the middles of `ARM` equally probable parts of each arm."""
+def spiral_2() -> Boxes:
+    """The set of that name: boxes at the middles of `ARM` equally probable parts of each arm."""
     n = 3 * math.pi * torch.sqrt((torch.arange(ARM, dtype=torch.float64) + 0.5) / ARM)
     low = torch.stack([-n * n.cos(), n * n.sin()], dim=1)
     high = low + 0.5
     scale = 2.3 / 3
-    low, high = scale * torch.cat([low, -high]), scale * torch.cat([high, -low])
-    return functools.partial(boxes_score, low=low, high=high)
+    return Boxes(scale * torch.cat([low, -high]), scale * torch.cat([high, -low]))
 
 
 PLANE = {"checkerboard": checkerboard, "gaussian_8": gaussian_8, "spiral_2": spiral_2}

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from absl import flags
+from scipy import integrate
 
 import losses
 import sampling
 import sde_lib
 from configs import points
 from readers import points as sets
-from studies import autoencoder, gaussian, moons, oracle, plane
+from studies import autoencoder, exact_samplers, gaussian, helmholtz, moons, oracle, plane
 from utils import UserError
 
 # ε, steps, NAsym and Asym with the rotating error, steps with the other.
@@ -50,6 +51,40 @@ AUTOENCODER = [
 def test_autoencoder_gives_the_published_rows(steps):
     for found, row in zip(autoencoder.train(steps), AUTOENCODER):
         assert found == pytest.approx(row, rel=0.01)
+
+
+# ---------------------------------------------------------------- samplers with exact scores
+
+
+def test_two_gaussians_and_their_guided_target():
+    """The score is the density's by autograd, and p(x)·p(y|x)³ has the mean of its integrals."""
+    classes = exact_samplers.CLASSES
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None].requires_grad_()
+    t = torch.full((9,), 0.5, dtype=torch.float64)
+    sigma = exact_samplers.SDE.sigma(t)
+    log_p = torch.logsumexp(classes.logits(x, sigma), 1)
+    (expected,) = torch.autograd.grad(log_p.sum(), x)
+    torch.testing.assert_close(classes.score(x.detach(), t), expected)
+
+    def target(x):
+        left, right = (math.exp(-((x - mean) ** 2) / (2 * 0.4**2)) for mean in (-0.5, 0.5))
+        return left**3 / (left + right) ** 2
+
+    mass, first = (integrate.quad(lambda x, k=k: x**k * target(x), -4, 4)[0] for k in (0, 1))
+    line = np.linspace(-4, 4, 2001)
+    assert (line * classes.guided_target(line)).sum() == pytest.approx(first / mass, rel=1e-4)
+
+
+def test_a_sampler_with_exact_scores_is_measured(monkeypatch):
+    monkeypatch.setattr(exact_samplers, "DRAWN", 2000)
+    line = np.linspace(-3, 2, 501)
+    row, x = exact_samplers.measure(exact_samplers.samplers(40)["heun"], line)
+    assert row["share left"] == pytest.approx(0.3, abs=0.04)
+    assert row["spread"] == pytest.approx(1, abs=0.08)
+    assert row["guided mean"] == x.mean()
+    target = (line * exact_samplers.CLASSES.guided_target(line)).sum()
+    assert row["guided mean"] < target - 0.2  # Heun's go too far
+    assert row["guided KS"] > 0.2
 
 
 # ---------------------------------------------------------------- the exact scores
@@ -94,6 +129,16 @@ def test_the_sets_exact_scores_are_those_of_many_of_their_points(name):
     expected = oracle.score(x, torch.from_numpy(drawn), 1.0)
     found = oracle.PLANE[name]()(x, variance=1.0)
     assert (found - expected).norm(dim=1).mean() < 0.05 * expected.norm(dim=1).mean()
+
+
+@pytest.mark.parametrize("name", oracle.PLANE)
+def test_the_sets_densities_have_these_scores_and_integrate_to_1(name):
+    known, line = oracle.PLANE[name](), torch.linspace(-13, 13, 53, dtype=torch.float64)
+    x = torch.cartesian_prod(line, line).requires_grad_()
+    found = known.log_density(x, variance=0.5)
+    (expected,) = torch.autograd.grad(found.sum(), x)
+    torch.testing.assert_close(known(x.detach(), variance=0.5), expected, rtol=1e-6, atol=1e-6)
+    assert found.exp().sum().item() * 0.5**2 == pytest.approx(1, abs=1e-3)
 
 
 # ---------------------------------------------------------------- the plane
@@ -153,6 +198,68 @@ def test_samples_of_the_exact_score_lie_in_the_real_points(tmp_path, monkeypatch
         measures.exact, sampling.from_config(config.sampling, measures.exact.sde)
     )
     assert row["precision"] > 0.9
+
+
+# ---------------------------------------------------------------- Helmholtz
+
+
+def turned(field):
+    """A field's quarter turn; of ∇ log p it is r: p·r is a turned gradient, without divergence."""
+    return torch.stack([-field[:, 1], field[:, 0]], dim=1)
+
+
+def test_the_decomposition_of_a_known_field():
+    """∇(sin x₁ + x₁x₂) and the rotation, on a Gaussian; halving the step quarters the error."""
+    known = oracle.Gaussians(torch.zeros(1, 2, dtype=torch.float64), 0.5)
+    errors = []
+    for count in (65, 129):
+        level = helmholtz.Decomposition(known, 0.5, count)
+        seen = level.on_edges(lambda x: torch.stack([x[:, 0].cos() + x[:, 1], x[:, 0]], dim=1))
+        unseen = level.on_edges(turned)
+        assert level.mean_square(unseen) == pytest.approx(2 * 0.75, rel=1e-3)
+        found = level.split(seen + unseen)
+        errors.append(level.mean_square(found[0] - seen) ** 0.5)
+        assert level.mean_square(found[1] - unseen) ** 0.5 == pytest.approx(errors[-1])
+        total = sum(map(level.mean_square, found))
+        assert total == pytest.approx(level.mean_square(seen + unseen), rel=1e-6)
+    assert errors[0] < 0.02
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+def test_a_corrected_score_is_linear_in_space_and_time():
+    known = oracle.Gaussians(torch.zeros(1, 2, dtype=torch.float64), 0.5)
+    level = helmholtz.Decomposition(known, 0.5, 17)
+    nodes = level.on_nodes(level.on_edges(lambda x: 2 * x + 1))
+    fields = [((1 + k) * nodes, level.length) for k in range(len(helmholtz.TIMES))]
+    score = helmholtz.Corrected(lambda x, t: 5 * x, fields)
+    x = torch.tensor([[0.3, -0.7], [0.9, 0.1]])
+    for t, factor in ((0.0, 1.0), (0.05, 1.0), (0.175, 2.25), (1.0, 10.0)):
+        expected = 5 * x - factor * (2 * x + 1)
+        torch.testing.assert_close(score(x, torch.full((2,), t)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_only_the_seen_part_changes_samples(tmp_path, monkeypatch):
+    """Exact scores with errors that are all unseen, a turned score, and all seen, a constant."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plane, "DRAWN", 2000)
+    measures = plane.measures_of(plane.configure("gaussian_8", "usbm", seed=0, batch=16, steps=4))
+    exact, levels = measures.exact, []
+    for t in helmholtz.TIMES:
+        level = helmholtz.Decomposition(exact.score, measures.sde.noise_level(t), 65)
+        levels.append(level)
+
+    def measure(score):
+        return helmholtz.measure(score, measures, levels)
+
+    rotating = measure(lambda x, t: exact(x, t) + 0.5 * turned(exact(x, t)))
+    moved = measure(lambda x, t: exact(x, t) + 0.2)
+    assert rotating["seen"] < 0.01 * rotating["unseen"]
+    assert moved["unseen"] < 0.01 * moved["seen"]
+    assert abs(rotating["KL"]) < 0.01 < moved["KL"]
+    assert rotating["distance"] < 0.01 < moved["distance"]
+    assert moved["without r"] == pytest.approx(moved["distance"], rel=0.05)
+    assert moved["without ∇φ"] < 0.01
 
 
 def small(base):

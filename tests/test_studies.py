@@ -42,8 +42,32 @@ def test_means_spreads_and_paired_differences(capsys):
         "| U | 3 | 5.167 ± 0.15 | 0 ± 0 |",
         "| QC | 3 | 5.033 ± 0.15 | 0 ± 0 |",
         f"| QC − U | 3 | -0.1333 ± 0.058 (p = {p:.2g}) |  |",
+        "1 p-values; held: at 0.05 by Holm's test of all of them.",
     ]
     assert common.difference([27.0, 27.0], [33.0, 33.0]) == "6 ± 0"
+
+
+def test_holms_test():
+    """Holm 1979's steps: 0.01 ≤ 0.05/4 and 0.015 ≤ 0.05/3, but 0.03 > 0.05/2, and so 0.04."""
+    assert common.holm([0.03, 0.01, 0.04, 0.015]) == 0.015
+    assert common.holm([0.02, 0.03, 0.04]) == 0  # all at 0.05, none after correction
+    assert common.holm([]) == 0
+
+
+MOVES = (1.0, 0.15, 0.10), (2.0, 0.25, 0.09), (3.0, 0.3, 0.08)  # p is 0.034 and 0.004
+
+
+def test_what_survives_holm_is_marked(capsys):
+    """Of three, the smallest takes a third of the level and the next half: too much for them."""
+    u = [{"a": x, "b": x, "c": x} for x in (1.0, 2.0, 3.0)]
+    other = [{"a": x - y, "b": x - z, "c": x - y} for x, y, z in MOVES]
+    common.print_seeds("model", {"U": u, "V": other}, reference="U")
+    *_, row, note = capsys.readouterr().out.strip().splitlines()
+    assert note.startswith("3 p-values")
+    assert ["held" in cell for cell in row.split(" | ")[2:]] == [False, True, False]
+    alone = [{"a": seed["a"]} for seed in other]
+    common.print_seeds("model", {"U": u, "V": alone}, reference="U")
+    assert "held" in capsys.readouterr().out.strip().splitlines()[-2]
 
 
 # ---------------------------------------------------------------- Fashion-MNIST

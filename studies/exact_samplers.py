@@ -1,0 +1,130 @@
+"""What each sampler draws where score and classifier are exact: two Gaussians on a line.
+
+    python -m studies.exact_samplers --steps 25
+
+First ¼-wide Gaussians at −1 and 1, of weights 0.3 and 0.7: the share of samples below 0 and the
+standard deviation of the left ones, over the exact one; then with a score 5 % too small. Then two
+classes N(−0.5, 0.4²) and N(0.5, 0.4²) and the first one's guided score at scale 3: the samples'
+mean, that of p(x)·p(y|x)³, and the Kolmogorov-Smirnov distance from it. A figure lies in
+results/studies/exact_samplers.png.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from absl import flags
+from matplotlib.figure import Figure
+
+import cli
+import sampling
+from models.scores import GuidedScore
+from samplers import fast, grids
+from sde_lib import VESDE
+from storage.files import atomic_write
+from studies import common
+
+DRAWN = 20000
+SCALE = 3.0
+SHOWN = "PC", "heun", "dpmpp_2m_sde", "dpmpp_2m_sde_eta2"
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoGaussians:
+    """weight·N(−mean, std²) + (1 − weight)·N(mean, std²) under VE noise, points x (B, 1)."""
+
+    weight: float
+    mean: float
+    std: float
+
+    def logits(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """The exact classifier (B, 2) at noise levels σ (B,)."""
+        centres = torch.tensor([-self.mean, self.mean], dtype=x.dtype)
+        shares = torch.tensor([self.weight, 1 - self.weight], dtype=x.dtype)
+        return shares.log() - (x - centres).square() / (2 * (self.std**2 + sigma[:, None] ** 2))
+
+    def score(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The exact score (B, 1)."""
+        sigma = SDE.sigma(t)
+        left, right = torch.softmax(self.logits(x, sigma), 1).T
+        return ((right - left) * self.mean - x[:, 0])[:, None] / (self.std**2 + sigma**2)[:, None]
+
+    def guided_target(self, line: np.ndarray) -> np.ndarray:
+        """p(x)·p(y = 0 | x)^SCALE on an even `line`, of sum 1."""
+        logits = self.logits(torch.from_numpy(line)[:, None], torch.zeros(len(line)))
+        density = torch.logsumexp(logits, 1) + SCALE * torch.log_softmax(logits, 1)[:, 0]
+        return torch.softmax(density, 0).numpy()
+
+
+SDE = VESDE()
+MODES, CLASSES = TwoGaussians(0.3, 1.0, 0.25), TwoGaussians(0.5, 0.5, 0.4)
+
+
+def samplers(steps: int) -> dict[str, sampling.Sampler]:
+    """PC and RK45 as published, and the fast samplers in so many steps."""
+    reference = {
+        "PC": sampling.PCSampler(
+            sde=SDE,
+            predictor=sampling.reverse_diffusion,
+            corrector=sampling.langevin,
+            snr=0.16,
+            n_steps=1,
+            probability_flow=False,
+            noise_removal=True,
+        ),
+        "RK45": sampling.ODESampler(SDE, rtol=1e-5, atol=1e-5),
+    }
+    grid = grids.of_sde(SDE, steps)
+    return reference | {
+        name: fast.FastSampler(function, SDE, grid) for name, function in fast.SAMPLERS.items()
+    }
+
+
+def draw(score: Callable, sampler: sampling.Sampler) -> tuple[np.ndarray, int]:
+    """Samples (DRAWN,), with one seed, and their NFE."""
+    noise = sampling.SeededNoise(torch.device("cpu"), "exact_samplers", 0)
+    x, nfe = sampler(score, noise.randn((DRAWN, 1)), noise.randn_like)
+    return x[:, 0].double().numpy(), nfe
+
+
+def measure(sampler: sampling.Sampler, line: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+    """The row of a sampler, and its guided samples (DRAWN,)."""
+    row = {}
+    for ending, factor in (("", 1.0), (", 0.95 s", 0.95)):
+        x, row["NFE"] = draw(lambda x, t, factor=factor: factor * MODES.score(x, t), sampler)
+        row[f"share left{ending}"] = (x < 0).mean()
+        row[f"spread{ending}"] = x[x < 0].std() / MODES.std
+    guided = GuidedScore(CLASSES.score, CLASSES.logits, SDE, torch.tensor([0]), SCALE)
+    x, _ = draw(guided, sampler)
+    row["guided mean"] = x.mean()
+    share = np.searchsorted(np.sort(x), line) / len(x)
+    row["guided KS"] = np.abs(share - CLASSES.guided_target(line).cumsum()).max()
+    return row, x
+
+
+def main() -> None:
+    line = np.linspace(-3, 2, 2001)
+    target = CLASSES.guided_target(line)
+    exact = {"share left": MODES.weight, "spread": 1.0, "guided mean": (line * target).sum()}
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(line, target / (line[1] - line[0]), "k", label="p(x)·p(y|x)³")
+    rows = []
+    for name, sampler in samplers(flags.FLAGS.steps).items():
+        row, x = measure(sampler, line)
+        rows.append([name, *(f"{value:.4g}" for value in row.values())])
+        if name in SHOWN:
+            axes.hist(x, bins=100, range=(-2, 1), density=True, histtype="step", label=name)
+    rows.insert(0, ["exact", *(f"{exact[key]:.4g}" if key in exact else "" for key in row)])
+    common.print_table(["sampler", *row], rows)
+    axes.set(xlim=(-2, 1), xlabel="x", ylabel="density")
+    axes.legend()
+    with atomic_write(pathlib.Path("results/studies/exact_samplers.png")) as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("steps", 25, "Steps of the fast samplers.")
+    cli.launch(main)

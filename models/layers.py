@@ -91,6 +91,11 @@ def channels_come_last(x: torch.Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def memory_format(x: torch.Tensor) -> torch.memory_format:
+    """Channels last or contiguous, as maps (B, C, H, W) are."""
+    return torch.channels_last if channels_come_last(x) else torch.contiguous_format
+
+
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     """A context within which operations compute in the types of their inputs."""
     if torch.amp.is_autocast_available(device_type):
@@ -343,7 +348,7 @@ class ResnetBlock(nn.Module):
         h, kept = self.Conv_0.linear(h), None
         if self.training and self.dropout:
             shape = (len(h) // (1 + tangents), *h.shape[1:])
-            kept = dropout_mask(shape, self.dropout, h.device)
+            kept = dropout_mask(shape, self.dropout, h.device, memory_format(h))
         h = self.GroupNorm_1(h, tangents, self.act, shift, kept, self.gain)
         h = self.Conv_1(h, tangents)
         if self.shortcut is not None:

@@ -1,5 +1,7 @@
 """config.compute: compiled and eager training agree, bfloat16 is near, mistakes get sentences."""
 
+import functools
+
 import golden
 import pytest
 import tiny
@@ -172,24 +174,44 @@ def test_cudnn_searches_unless_deterministic_algorithms_are_asked_for(monkeypatc
         torch.use_deterministic_algorithms(False)
 
 
+class Formats:
+    """Notes the feature maps, and their gradients, that are not in channels-last order.
+
+    Maps of three channels and less are images, which are small. Gradients may be views.
+    """
+
+    def __init__(self, network):
+        self.left = []
+        for name, layer in network.named_modules():
+            layer.register_forward_hook(functools.partial(self.see_output, name))
+
+    def see_output(self, name, layer, inputs, out):
+        if not torch.is_tensor(out):
+            return
+        self.see(name, out)
+        if out.requires_grad:
+            out.register_hook(functools.partial(self.see, f"gradient of {name}"))
+
+    def see(self, name, x):
+        if x.ndim == 4 and x.shape[1] > 3 and x.shape[2] > 1 and x.stride(1) != 1:
+            self.left.append(f"{name} {tuple(x.shape)}")
+
+
+def with_dropout(name):
+    """A golden entry's network in training mode, with dropout."""
+    config = ConfigDict(golden.manifest("qc")[name]["config"])
+    config.model.dropout = 0.1
+    return models.create_model(config).train()
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_no_layer_leaves_channels_last_on_a_gpu(name):
-    """A GPU's kernels choose formats otherwise than a CPU's; tensors without data know how.
-
-    Maps of three channels and less are images, which are small.
-    """
-    left = []
-
-    def look(layer, inputs, out):
-        maps = torch.is_tensor(out) and out.ndim == 4 and out.shape[1] > 3 and out.shape[2] > 1
-        if maps and not out.is_contiguous(memory_format=torch.channels_last):
-            left.append(f"{type(layer).__name__} {tuple(out.shape)}")
-
+    """A GPU's kernels choose formats otherwise than a CPU's; tensors without data know how."""
     resampling.fir_matrix.cache_clear()
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
-        network = models.create_model(ConfigDict(golden.manifest("qc")[name]["config"]))
+        network = with_dropout(name)
+        formats = Formats(network)
         for layer in network.modules():
-            layer.register_forward_hook(look)
             if isinstance(layer, torch.nn.Conv2d):
                 weight = layer.weight.detach().to(memory_format=torch.channels_last)
                 layer.weight = torch.nn.Parameter(weight)
@@ -197,7 +219,20 @@ def test_no_layer_leaves_channels_last_on_a_gpu(name):
         network(x, torch.ones(len(x)))
         network(x, torch.ones(len(x)), torch.empty(2, *x.shape))
     resampling.fir_matrix.cache_clear()
-    assert not left
+    assert not formats.left
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", SMALL)
+def test_no_layer_and_no_gradient_leaves_channels_last(name, precision):
+    settings = tiny.config("cache", compute__channels_last=True, compute__precision=precision)
+    network = compute.prepare(with_dropout(name), settings.compute, CPU)
+    formats = Formats(network)
+    x = torch.rand(golden.arrays(name)["x"].shape)
+    network(x, torch.ones(len(x))).sum().backward()
+    out, Jv = network(x, torch.ones(len(x)), torch.randn(2, *x.shape))
+    (out.sum() + Jv.sum()).backward()
+    assert not formats.left
 
 
 @pytest.mark.slow

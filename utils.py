@@ -139,7 +139,12 @@ def log_to(path: str | os.PathLike | None = None) -> None:
 def get_device(name: str) -> "torch.device":
     """The torch device of ``config.device``; ``auto`` is CUDA where there is one, else the CPU.
 
+<<<<<<< HEAD
     Each process of torchrun on a machine gets one GPU.
+=======
+    Each of the processes that torchrun started on a machine has a GPU of its own. A GPU that has a
+    number becomes PyTorch's current one.
+>>>>>>> 6236cdb (models: compile residual and attention blocks whole)
 
     Raises:
         UserError: the name is no device, or CUDA is asked for and absent.
@@ -164,4 +169,6 @@ def get_device(name: str) -> "torch.device":
             f"There is no {device}: this machine shows {torch.cuda.device_count()} CUDA GPUs to "
             "PyTorch. Start at most one process for each."
         )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device

@@ -138,12 +138,16 @@ def bf16():
 
 
 def check_frozen(network):
-    """No pass casts a weight; biases, norms, embeddings and the edges' weights are float32."""
-    exact = {layer.weight for layer, _ in compute.edges(network)}
-    for name, parameter in network.named_parameters():
-        assert not parameter.requires_grad
-        cast = parameter.ndim > 1 and parameter not in exact
-        assert parameter.dtype == (torch.bfloat16 if cast else torch.float32), name
+    """No pass casts a parameter; norms, embeddings and the edges are float32."""
+    exact = {parameter for layer, _ in compute.edges(network) for parameter in layer.parameters()}
+    for layer in network.modules():
+        if isinstance(layer, layers.ResnetBlock):
+            exact.add(layer.Conv_0.bias)  # of a sum in float32
+    for layer in network.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            assert not parameter.requires_grad
+            cast = isinstance(layer, tuple(compute.CAST)) and parameter not in exact
+            assert parameter.dtype == (torch.bfloat16 if cast else torch.float32), (layer, name)
 
 
 def test_a_fingerprint_is_of_float32_weights(tmp_path, monkeypatch):
@@ -236,24 +240,54 @@ def test_no_layer_and_no_gradient_leaves_channels_last(name, precision):
 
 
 @pytest.mark.slow
-def test_a_compiled_group_norm_is_the_eager_one_in_either_memory_format():
-    """With its gradients."""
-    x, cotangent = torch.randn(2, 3, 8, 4, 6, dtype=torch.float64)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        found = []
-        for compiled in (False, True):
-            norm = layers.GroupNorm(8).double()
-            torch.manual_seed(0)
-            torch.nn.init.normal_(norm.weight)
-            torch.nn.init.normal_(norm.bias)
-            if compiled:
-                compute.compile_layers(norm)
-            probe = (5 + x).contiguous(memory_format=memory_format).requires_grad_()
-            out = norm(probe, act=layers.ACTIVATIONS["swish"])
-            assert out.is_contiguous(memory_format=memory_format)
-            parameters = probe, norm.weight, norm.bias
-            found.append((out, *torch.autograd.grad(out, parameters, cotangent)))
-        torch.testing.assert_close(*found)
+@pytest.mark.parametrize("tangents", [0, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_compiled_block_is_the_eager_one(memory_format, tangents):
+    """With dropout; outputs and gradients, in the memory format of the maps."""
+    block = layers.ResnetBlock(
+        layers.ACTIVATIONS["swish"], 8, 12, 4, dropout=0.1, skip_rescale=True, init_scale=1.0
+    ).to(memory_format=memory_format)
+    torch.manual_seed(0)
+    x = torch.randn(3 * (1 + tangents), 8, 4, 6).contiguous(memory_format=memory_format)
+    temb, cotangent = torch.randn(3, 4), torch.randn(len(x), 12, 4, 6)
+    cotangent = cotangent.contiguous(memory_format=memory_format)
+    inputs = x.requires_grad_(), temb.requires_grad_(), *block.parameters()
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            compute.compile_layers(block)
+        torch.manual_seed(1)
+        out = block(x, temb, tangents)
+        gradients = torch.autograd.grad(out, inputs, cotangent)
+        for maps in (out, gradients[0]):
+            assert maps.is_contiguous(memory_format=memory_format)
+        found.append((out, *gradients))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_training_that_carries_tangents_is_compiled_by_default_on_a_gpu():
+    unset = tiny.config("cache").compute
+    gpu = torch.device("cuda")
+    assert compute.is_compiled(unset, gpu, tangents=True)
+    assert not compute.is_compiled(unset, gpu, tangents=False)
+    assert not compute.is_compiled(unset, CPU, tangents=True)
+    for on in (False, True):
+        typed = tiny.config("cache", compute__compile=on).compute
+        assert compute.is_compiled(typed, gpu, tangents=not on) == on
+
+
+def test_float32_is_strict_where_it_is_asked_for(monkeypatch):
+    """Elsewhere cuDNN's convolutions are as PyTorch has them."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    config = tiny.config("cache")
+    compute.prepare(models.create_model(config), config.compute, CPU)
+    assert torch.backends.cudnn.allow_tf32
+    with compute.strict_float32(config.compute):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    config.compute.precision = "tf32"
+    with compute.strict_float32(config.compute):
+        assert torch.backends.cudnn.allow_tf32
 
 
 def test_an_unknown_precision_gets_a_sentence():

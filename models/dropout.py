@@ -10,12 +10,13 @@ def dropout_mask(
     shape: Sequence[int],
     probability: float,
     device: torch.device,
-    memory_format: torch.memory_format = torch.contiguous_format,
+    channels_last: bool = False,
 ) -> torch.Tensor:
     """Which units of maps (B, C, H, W) are kept: False with `probability`, one byte a unit.
 
     On a CPU the mask of a random state does not depend on the memory format.
     """
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     kept = torch.empty(shape, dtype=torch.bool, device=device, memory_format=memory_format)
     if kept.is_cuda:
         return kept.bernoulli_(1 - probability)  # one kernel

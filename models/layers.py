@@ -91,11 +91,6 @@ def channels_come_last(x: torch.Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def memory_format(x: torch.Tensor) -> torch.memory_format:
-    """Channels last or contiguous, as maps (B, C, H, W) are."""
-    return torch.channels_last if channels_come_last(x) else torch.contiguous_format
-
-
 def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     """A context within which operations compute in the types of their inputs."""
     if torch.amp.is_autocast_available(device_type):
@@ -366,7 +361,7 @@ class ResnetBlock(Block):
             return None
         size = x.shape[2:] if self.resample is None else self.resample.resized(*x.shape[2:])
         shape = (len(x) // (1 + tangents), self.Conv_0.out_channels, *size)
-        return dropout_mask(shape, self.dropout, x.device, memory_format(x))
+        return dropout_mask(shape, self.dropout, x.device, channels_come_last(x))
 
     def rows(
         self,

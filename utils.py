@@ -139,15 +139,10 @@ def log_to(path: str | os.PathLike | None = None) -> None:
 def get_device(name: str) -> "torch.device":
     """The torch device of ``config.device``; ``auto`` is CUDA where there is one, else the CPU.
 
-<<<<<<< HEAD
-    Each process of torchrun on a machine gets one GPU.
-=======
-    Each of the processes that torchrun started on a machine has a GPU of its own. A GPU that has a
-    number becomes PyTorch's current one.
->>>>>>> 6236cdb (models: compile residual and attention blocks whole)
+    Each process of torchrun on a machine gets one GPU, PyTorch's current one from here on.
 
-    Raises:
-        UserError: the name is no device, or CUDA is asked for and absent.
+        Raises:
+            UserError: the name is no device, or CUDA is asked for and absent.
     """
     import torch
 

@@ -26,7 +26,7 @@ from storage.descriptions import identity
 from storage.ema import EMA
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
-from utils import UserError
+from utils import UserError, get_device
 
 CPU = torch.device("cpu")
 
@@ -274,6 +274,20 @@ def test_training_that_carries_tangents_is_compiled_by_default_on_a_gpu():
     for on in (False, True):
         typed = tiny.config("cache", compute__compile=on).compute
         assert compute.is_compiled(typed, gpu, tangents=not on) == on
+
+
+def test_each_process_has_a_current_gpu_of_its_own(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert str(get_device("auto")) == f"cuda:{rank}"
+    assert current == ["cuda:0", "cuda:1"]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="cuda:2"):
+        get_device("auto")
 
 
 def test_float32_is_strict_where_it_is_asked_for(monkeypatch):

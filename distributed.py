@@ -87,8 +87,6 @@ def join(
         yield World(objective)
         return
     gpu = device if device.type == "cuda" else None
-    if gpu is not None:
-        torch.cuda.set_device(gpu)
     dist.init_process_group("gloo" if gpu is None else "nccl", device_id=gpu)
     try:
         waiting = dist.new_group(backend="gloo", timeout=PATIENCE)

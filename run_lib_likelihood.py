@@ -23,6 +23,7 @@ import sampling
 from evaluation import describe_origin
 from metrics import sharing
 from models import jacobian
+from models.compute import strict_float32
 from models.trained import load_score
 from samplers.progress import RoundProgress
 from storage import descriptions
@@ -107,7 +108,7 @@ class ScoreEvaluation:
             disable=not is_first(),
         )
         done, advice = 0, f"remove {self.folder} to calculate anew."
-        with bar:
+        with bar, strict_float32(self.config.compute):
             for repeat, number, images in tasks:
                 path, count = path_of(repeat, number), len(images)
                 expected = {name: (*shape, count) for name, shape in shapes.items()}

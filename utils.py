@@ -139,10 +139,10 @@ def log_to(path: str | os.PathLike | None = None) -> None:
 def get_device(name: str) -> "torch.device":
     """The torch device of ``config.device``; ``auto`` is CUDA where there is one, else the CPU.
 
-    Each process of torchrun on a machine gets one GPU.
+    Each process of torchrun on a machine gets one GPU, PyTorch's current one from here on.
 
-    Raises:
-        UserError: the name is no device, or CUDA is asked for and absent.
+        Raises:
+            UserError: the name is no device, or CUDA is asked for and absent.
     """
     import torch
 
@@ -164,4 +164,6 @@ def get_device(name: str) -> "torch.device":
             f"There is no {device}: this machine shows {torch.cuda.device_count()} CUDA GPUs to "
             "PyTorch. Start at most one process for each."
         )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device

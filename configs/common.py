@@ -19,7 +19,7 @@ def base(dataset):
     config.compute = compute = ml_collections.ConfigDict()
     compute.precision = "fp32"  # or tf32, bf16, see models/compute.py
     compute.channels_last = False
-    compute.compile = False
+    compute.compile = placeholder(bool)  # none: on CUDA where training carries tangents
 
     config.data = data = ml_collections.ConfigDict()
     data.dataset = dataset

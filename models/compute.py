@@ -1,7 +1,9 @@
-"""How networks compute, as ``config.compute`` says: precision, memory format, compiled layers.
+"""How networks compute, as ``config.compute`` says: precision, memory format, compilation.
 
-Only norms, activations and residual sums are compiled: convolutions are library calls, and small
-pieces compile in seconds. A piece is compiled once per shape, whatever the depth of the network.
+Residual and attention blocks are compiled whole for passes without tangents, one graph for all
+blocks of a shape. Where a training step carries tangents (`jvp`), norms, activations and residual
+sums are compiled instead: a compiled block computes the gradients of its weights even where only
+the input's is asked for, as in Jᵀv.
 """
 
 import contextlib
@@ -13,29 +15,36 @@ import torch
 from torch import nn
 
 from models import double_backward
-from models.layers import NIN, GroupNorm, ResidualSum, no_autocast
-from utils import lookup
+from models.layers import NIN, Block, GroupNorm, ResidualSum, ResnetBlock, no_autocast
+from utils import log, lookup
 
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16}
 """``config.compute.precision`` -> the type that convolutions and matrix products compute in."""
 
 COMPILED = GroupNorm, ResidualSum
 
-# The layers that autocast computes in bfloat16, with the names of their weights.
-CAST = {nn.Conv2d: "weight", nn.Linear: "weight", NIN: "W"}
+# The layers that autocast computes in bfloat16, with the names of their parameters.
+CAST = {nn.Conv2d: ("weight", "bias"), nn.Linear: ("weight", "bias"), NIN: ("W", "b")}
 
 # The shapes of layers, with and without gradients and tangents, that one network may have.
 SHAPES = 1024
 
 
 def prepare(
-    network: nn.Module, compute: ml_collections.ConfigDict, device: torch.device
+    network: nn.Module,
+    compute: ml_collections.ConfigDict,
+    device: torch.device,
+    tangents: bool = False,
 ) -> nn.Module:
     """Move `network` to `device` and let it compute as `compute` (``config.compute``) says.
 
     Its inputs and outputs stay float32. Two settings apply to the whole process: the precision of
-    CUDA's float32 products (TF32 or full), and cuDNN's search for the fastest algorithm of each
-    shape, which is off if deterministic algorithms were chosen.
+    CUDA's float32 matrix products, and cuDNN's search for the fastest algorithm of each shape,
+    which is off if deterministic algorithms were chosen. Whether cuDNN's float32 convolutions use
+    TF32 is left as PyTorch has it (they do), see `strict_float32`.
+
+    Args:
+        tangents: whether training carries tangents; then it is compiled by default on CUDA.
 
     Returns:
         The network.
@@ -44,21 +53,38 @@ def prepare(
         UserError: an unknown precision.
     """
     dtype = lookup(AUTOCAST, compute.precision, "config.compute.precision")
-    exact = compute.precision != "tf32"
-    torch.set_float32_matmul_precision("highest" if exact else "high")
-    torch.backends.cudnn.allow_tf32 = not exact
+    torch.set_float32_matmul_precision("high" if compute.precision == "tf32" else "highest")
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    tangents = tangents and getattr(network, "carries_tangents", False)
+    compiled = is_compiled(compute, device, tangents)
+    log.info("%s computes in %s.", type(network).__name__, in_words(compute, device, compiled))
     network.to(device)
     if compute.channels_last:
         network.to(memory_format=torch.channels_last)
-    if compute.compile:
-        compile_layers(network)
+    if compiled:
+        compile_layers(network, blocks=not tangents)
     if dtype is not None:
         for layer, inner in edges(network):
             result = dtype if inner else torch.float32
             layer.forward = functools.partial(_exactly, layer.forward, device.type, result)
         network.forward = torch.autocast(device.type, dtype)(network.forward)
     return network
+
+
+def is_compiled(compute: ml_collections.ConfigDict, device: torch.device, tangents: bool) -> bool:
+    """``config.compute.compile``; where it is not set, whether tangents are carried on CUDA.
+
+    Without compilation a norm with tangents is a long chain of kernels, each as slow as memory.
+    """
+    return device.type == "cuda" and tangents if compute.compile is None else compute.compile
+
+
+def in_words(compute: ml_collections.ConfigDict, device: torch.device, compiled: bool) -> str:
+    """The precision, the memory format and whether layers are compiled, for the log."""
+    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    words = [compute.precision + " with TF32 convolutions" * (compute.precision == "fp32" and tf32)]
+    words += ["channels last"] * compute.channels_last + ["compiled"] * compiled
+    return ", ".join(words)
 
 
 def edges(network: nn.Module) -> Iterable[tuple[nn.Module, bool]]:
@@ -77,8 +103,8 @@ def freeze(
 ) -> nn.Module:
     """`prepare` a `network` whose weights will not change: in eval mode, without gradients.
 
-    Weights of layers that compute in bfloat16 are cast once; autocast would cast them in every
-    pass, with the same results bit for bit. All other weights stay float32.
+    Weights and biases of layers that compute in bfloat16 are cast once; autocast would cast them in
+    every pass, with the same results bit for bit. All other parameters stay float32.
 
     Returns:
         The network.
@@ -91,16 +117,19 @@ def freeze(
     if dtype is None:
         return network
     exact = {layer for layer, _ in edges(network)}
+    # A block adds this bias to its noise embedding in float32.
+    summed = {block.Conv_0.bias for block in network.modules() if isinstance(block, ResnetBlock)}
     for layer in network.modules():
-        for kind, name in CAST.items():
-            if isinstance(layer, kind) and layer not in exact:
-                weight = getattr(layer, name).to(dtype)
-                setattr(layer, name, nn.Parameter(weight, requires_grad=False))
+        names = [name for kind in CAST if isinstance(layer, kind) for name in CAST[kind]]
+        for name in names if layer not in exact else ():
+            parameter = getattr(layer, name)
+            if parameter is not None and parameter not in summed:
+                setattr(layer, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
     return network
 
 
-def compile_layers(network: nn.Module) -> None:
-    """Compile the network's norms with their activations, its residual sums, and batch norms."""
+def compile_layers(network: nn.Module, blocks: bool = True) -> None:
+    """Compile norms with their activations, residual sums and batch norms, and whole `blocks`."""
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES
     # Jᵀv of several v goes backward through one graph several times.
@@ -109,12 +138,15 @@ def compile_layers(network: nn.Module) -> None:
     for layer in network.modules():
         if isinstance(layer, COMPILED):
             layer.forward = compiled(layer.forward)
+        if isinstance(layer, Block) and blocks:
+            layer.compiled_values = compiled(layer.rows)
         if isinstance(layer, double_backward.BatchNorm2d):
             layer.kernels = kernels
 
 
 def compiled(function: Callable) -> Callable:
-    return torch.compile(function, dynamic=False)
+    """`function`, compiled; maps keep the memory format that they come in."""
+    return torch.compile(function, dynamic=False, options={"layout_optimization": False})
 
 
 @contextlib.contextmanager
@@ -127,3 +159,11 @@ def exact_products() -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def strict_float32(compute: ml_collections.ConfigDict) -> contextlib.AbstractContextManager:
+    """A context in which ``config.compute.precision`` fp32 means `exact_products`.
+
+    For likelihoods and asymmetries, whose differences are small.
+    """
+    return exact_products() if compute.precision == "fp32" else contextlib.nullcontext()

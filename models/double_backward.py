@@ -123,8 +123,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Update the running statistics; this process has `pixels` of each channel."""
         pixels *= distributed.size()
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (pixels / (pixels - 1)), self.momentum)
+        unbiased = variance * (pixels / (pixels - 1))
+        torch._foreach_lerp_([self.running_mean, self.running_var], [mean, unbiased], self.momentum)
 
 
 def normalise(

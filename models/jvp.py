@@ -74,7 +74,7 @@ def add_to_values(x: torch.Tensor, shift: torch.Tensor, tangents: int) -> torch.
     if not tangents:
         return x + shift
     count = len(x) // (1 + tangents)
-    shift = shift.expand(count, -1, -1, -1)
+    shift = shift.to(x.dtype).expand(count, -1, -1, -1)  # as autocast rounds biases
     return x.add_(F.pad(shift, (0, 0, 0, 0, 0, 0, 0, len(x) - count)))
 
 

@@ -274,7 +274,23 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tangents: int =
     return join_rows(weights @ v, d @ v + weights @ dv)
 
 
-class AttnBlock(nn.Module):
+class Block(nn.Module):
+    """Base of the blocks: ``rows(x, …, tangents)`` computes what `forward` returns.
+
+    `compute.prepare` may set `compiled_values`, which is `rows` compiled whole for passes without
+    tangents.
+    """
+
+    compiled_values: Callable | None = None
+
+    def run(self, *inputs: Any, tangents: int) -> torch.Tensor:
+        """``rows(*inputs, tangents)``, compiled where it may be."""
+        if tangents or self.compiled_values is None:
+            return self.rows(*inputs, tangents)
+        return self.compiled_values(*inputs, 0)
+
+
+class AttnBlock(Block):
     """One head of self-attention over all pixels, q·k/√C, with a residual connection."""
 
     def __init__(self, channels: int, skip_rescale: bool, init_scale: float) -> None:
@@ -287,13 +303,16 @@ class AttnBlock(nn.Module):
         self.add = ResidualSum(skip_rescale)
 
     def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
+        return self.run(x, tangents=tangents)
+
+    def rows(self, x: torch.Tensor, tangents: int) -> torch.Tensor:
         h = self.GroupNorm_0(x, tangents)
         q, k, v = (nin(h, tangents).flatten(2).mT for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
         h = attention(q, k, v, tangents).mT.reshape(x.shape)
         return self.add(x, self.NIN_3(h, tangents))
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(Block):
     """Two 3×3 convolutions around the noise embedding, with a residual connection.
 
     `resample`, an `Upsample` or `Downsample`, also changes the resolution (BigGAN's block);
@@ -334,16 +353,30 @@ class ResnetBlock(nn.Module):
     def forward(
         self, x: torch.Tensor, temb: torch.Tensor | None = None, tangents: int = 0
     ) -> torch.Tensor:
+        return self.run(x, temb, self.draw_mask(x, tangents), tangents=tangents)
+
+    def draw_mask(self, x: torch.Tensor, tangents: int) -> torch.Tensor | None:
+        """Dropout's mask; outside of `rows`, so that compiled and eager passes have the same."""
+        if not (self.training and self.dropout):
+            return None
+        size = x.shape[2:] if self.resample is None else self.resample.resized(*x.shape[2:])
+        shape = (len(x) // (1 + tangents), self.Conv_0.out_channels, *size)
+        return dropout_mask(shape, self.dropout, x.device, channels_come_last(x))
+
+    def rows(
+        self,
+        x: torch.Tensor,
+        temb: torch.Tensor | None,
+        kept: torch.Tensor | None,
+        tangents: int,
+    ) -> torch.Tensor:
         h = self.GroupNorm_0(x, tangents, self.act)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         shift = self.Conv_0.bias[None, :, None, None]
         if temb is not None:
             shift = shift + self.Dense_0(self.act(temb))[:, :, None, None]
-        h, kept = self.Conv_0.linear(h), None
-        if self.training and self.dropout:
-            shape = (len(h) // (1 + tangents), *h.shape[1:])
-            kept = dropout_mask(shape, self.dropout, h.device)
+        h = self.Conv_0.linear(h)
         h = self.GroupNorm_1(h, tangents, self.act, shift, kept, self.gain)
         h = self.Conv_1(h, tangents)
         if self.shortcut is not None:

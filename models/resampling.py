@@ -93,12 +93,18 @@ class Resampler(nn.Module):
 class Downsample(Resampler):
     """Half the resolution, without parameters."""
 
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        return height // 2, width // 2
+
     def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         return self.down(x)
 
 
 class Upsample(Resampler):
     """Twice the resolution, without parameters."""
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        return 2 * height, 2 * width
 
     def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
         return self.up(x)

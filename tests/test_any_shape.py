@@ -7,7 +7,6 @@ import torch
 from raw_data import random_images
 from test_image_folder import save
 
-import datasets
 import models
 import report
 import run_lib
@@ -48,15 +47,6 @@ def config(**more):
         training__eval_freq=1,
         training__snapshot_sampling=True,
         **more,
-    )
-
-
-def test_a_flat_folder_is_one_class(here):
-    split = datasets.load(config().data, "train")
-    assert (split.images.shape, split.classes) == ((20, 3, HEIGHT, WIDTH), 1)
-    assert not split.labels.any()
-    np.testing.assert_array_equal(
-        split.images[3], random_images(8, 12, 3, seed=3).transpose(2, 0, 1)
     )
 
 

@@ -185,31 +185,6 @@ def test_the_guided_score_is_the_formula(batch):
     assert rows == [12]  # one pass
 
 
-def test_on_a_mixture_it_is_the_likelihoods_score():
-    """s(x, t, y) − s(x, t) = ∇ₓ log p_t(y | x), here of the exact posterior."""
-    mixture = points(VE)
-    score = Score(ClassScores(mixture), VE)
-    x = torch.randn(8, 2, dtype=torch.float64, device=DEVICE, requires_grad=True)
-    t = torch.full((8,), 0.5, dtype=torch.float64, device=DEVICE)
-    labels = torch.arange(8, device=DEVICE) % 3
-    _, std = VE.marginal_prob(x, t)
-    covariance = mixture.covariance + std[0] ** 2 * torch.eye(2, dtype=x.dtype, device=DEVICE)
-    logits = torch.stack(
-        [
-            w.log() + torch.distributions.MultivariateNormal(m, covariance).log_prob(x)
-            for w, m in zip(mixture.weights, mixture.means)
-        ],
-        dim=1,
-    )
-    posterior = torch.log_softmax(logits, 1)[torch.arange(8), labels]
-    (likelihood_score,) = torch.autograd.grad(posterior.sum(), x)
-    with torch.no_grad():
-        for scale in (0.0, 1.0, 3.0):
-            guided = ClassifierFreeScore(score, labels, scale)(x, t)
-            expected = mixture.score(x, t) + scale * likelihood_score
-            torch.testing.assert_close(guided, expected, rtol=1e-8, atol=1e-8)
-
-
 @pytest.mark.parametrize("method", ["pc", "ode", "heun", "restart"])
 def test_every_sampler_takes_it(method):
     """Samples of a class near its component's mean, with an interval where there may be one."""

@@ -1,5 +1,7 @@
 """config.compute: compiled and eager training agree, bfloat16 is near, mistakes get sentences."""
 
+import functools
+
 import golden
 import pytest
 import tiny
@@ -24,7 +26,7 @@ from storage.descriptions import identity
 from storage.ema import EMA
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
-from utils import UserError
+from utils import UserError, get_device
 
 CPU = torch.device("cpu")
 
@@ -136,12 +138,16 @@ def bf16():
 
 
 def check_frozen(network):
-    """No pass casts a weight; biases, norms, embeddings and the edges' weights are float32."""
-    exact = {layer.weight for layer, _ in compute.edges(network)}
-    for name, parameter in network.named_parameters():
-        assert not parameter.requires_grad
-        cast = parameter.ndim > 1 and parameter not in exact
-        assert parameter.dtype == (torch.bfloat16 if cast else torch.float32), name
+    """No pass casts a parameter; norms, embeddings and the edges are float32."""
+    exact = {parameter for layer, _ in compute.edges(network) for parameter in layer.parameters()}
+    for layer in network.modules():
+        if isinstance(layer, layers.ResnetBlock):
+            exact.add(layer.Conv_0.bias)  # of a sum in float32
+    for layer in network.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            assert not parameter.requires_grad
+            cast = isinstance(layer, tuple(compute.CAST)) and parameter not in exact
+            assert parameter.dtype == (torch.bfloat16 if cast else torch.float32), (layer, name)
 
 
 def test_a_fingerprint_is_of_float32_weights(tmp_path, monkeypatch):
@@ -172,24 +178,44 @@ def test_cudnn_searches_unless_deterministic_algorithms_are_asked_for(monkeypatc
         torch.use_deterministic_algorithms(False)
 
 
+class Formats:
+    """Notes the feature maps, and their gradients, that are not in channels-last order.
+
+    Maps of three channels and less are images, which are small. Gradients may be views.
+    """
+
+    def __init__(self, network):
+        self.left = []
+        for name, layer in network.named_modules():
+            layer.register_forward_hook(functools.partial(self.see_output, name))
+
+    def see_output(self, name, layer, inputs, out):
+        if not torch.is_tensor(out):
+            return
+        self.see(name, out)
+        if out.requires_grad:
+            out.register_hook(functools.partial(self.see, f"gradient of {name}"))
+
+    def see(self, name, x):
+        if x.ndim == 4 and x.shape[1] > 3 and x.shape[2] > 1 and x.stride(1) != 1:
+            self.left.append(f"{name} {tuple(x.shape)}")
+
+
+def with_dropout(name):
+    """A golden entry's network in training mode, with dropout."""
+    config = ConfigDict(golden.manifest("qc")[name]["config"])
+    config.model.dropout = 0.1
+    return models.create_model(config).train()
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_no_layer_leaves_channels_last_on_a_gpu(name):
-    """A GPU's kernels choose formats otherwise than a CPU's; tensors without data know how.
-
-    Maps of three channels and less are images, which are small.
-    """
-    left = []
-
-    def look(layer, inputs, out):
-        maps = torch.is_tensor(out) and out.ndim == 4 and out.shape[1] > 3 and out.shape[2] > 1
-        if maps and not out.is_contiguous(memory_format=torch.channels_last):
-            left.append(f"{type(layer).__name__} {tuple(out.shape)}")
-
+    """A GPU's kernels choose formats otherwise than a CPU's; tensors without data know how."""
     resampling.fir_matrix.cache_clear()
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
-        network = models.create_model(ConfigDict(golden.manifest("qc")[name]["config"]))
+        network = with_dropout(name)
+        formats = Formats(network)
         for layer in network.modules():
-            layer.register_forward_hook(look)
             if isinstance(layer, torch.nn.Conv2d):
                 weight = layer.weight.detach().to(memory_format=torch.channels_last)
                 layer.weight = torch.nn.Parameter(weight)
@@ -197,28 +223,85 @@ def test_no_layer_leaves_channels_last_on_a_gpu(name):
         network(x, torch.ones(len(x)))
         network(x, torch.ones(len(x)), torch.empty(2, *x.shape))
     resampling.fir_matrix.cache_clear()
-    assert not left
+    assert not formats.left
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", SMALL)
+def test_no_layer_and_no_gradient_leaves_channels_last(name, precision):
+    settings = tiny.config("cache", compute__channels_last=True, compute__precision=precision)
+    network = compute.prepare(with_dropout(name), settings.compute, CPU)
+    formats = Formats(network)
+    x = torch.rand(golden.arrays(name)["x"].shape)
+    network(x, torch.ones(len(x))).sum().backward()
+    out, Jv = network(x, torch.ones(len(x)), torch.randn(2, *x.shape))
+    (out.sum() + Jv.sum()).backward()
+    assert not formats.left
 
 
 @pytest.mark.slow
-def test_a_compiled_group_norm_is_the_eager_one_in_either_memory_format():
-    """With its gradients."""
-    x, cotangent = torch.randn(2, 3, 8, 4, 6, dtype=torch.float64)
-    for memory_format in (torch.contiguous_format, torch.channels_last):
-        found = []
-        for compiled in (False, True):
-            norm = layers.GroupNorm(8).double()
-            torch.manual_seed(0)
-            torch.nn.init.normal_(norm.weight)
-            torch.nn.init.normal_(norm.bias)
-            if compiled:
-                compute.compile_layers(norm)
-            probe = (5 + x).contiguous(memory_format=memory_format).requires_grad_()
-            out = norm(probe, act=layers.ACTIVATIONS["swish"])
-            assert out.is_contiguous(memory_format=memory_format)
-            parameters = probe, norm.weight, norm.bias
-            found.append((out, *torch.autograd.grad(out, parameters, cotangent)))
-        torch.testing.assert_close(*found)
+@pytest.mark.parametrize("tangents", [0, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_compiled_block_is_the_eager_one(memory_format, tangents):
+    """With dropout; outputs and gradients, in the memory format of the maps."""
+    block = layers.ResnetBlock(
+        layers.ACTIVATIONS["swish"], 8, 12, 4, dropout=0.1, skip_rescale=True, init_scale=1.0
+    ).to(memory_format=memory_format)
+    torch.manual_seed(0)
+    x = torch.randn(3 * (1 + tangents), 8, 4, 6).contiguous(memory_format=memory_format)
+    temb, cotangent = torch.randn(3, 4), torch.randn(len(x), 12, 4, 6)
+    cotangent = cotangent.contiguous(memory_format=memory_format)
+    inputs = x.requires_grad_(), temb.requires_grad_(), *block.parameters()
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            compute.compile_layers(block)
+        torch.manual_seed(1)
+        out = block(x, temb, tangents)
+        gradients = torch.autograd.grad(out, inputs, cotangent)
+        for maps in (out, gradients[0]):
+            assert maps.is_contiguous(memory_format=memory_format)
+        found.append((out, *gradients))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_training_that_carries_tangents_is_compiled_by_default_on_a_gpu():
+    unset = tiny.config("cache").compute
+    gpu = torch.device("cuda")
+    assert compute.is_compiled(unset, gpu, tangents=True)
+    assert not compute.is_compiled(unset, gpu, tangents=False)
+    assert not compute.is_compiled(unset, CPU, tangents=True)
+    for on in (False, True):
+        typed = tiny.config("cache", compute__compile=on).compute
+        assert compute.is_compiled(typed, gpu, tangents=not on) == on
+
+
+def test_each_process_has_a_current_gpu_of_its_own(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert str(get_device("auto")) == f"cuda:{rank}"
+    assert current == ["cuda:0", "cuda:1"]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="cuda:2"):
+        get_device("auto")
+
+
+def test_float32_is_strict_where_it_is_asked_for(monkeypatch):
+    """Elsewhere cuDNN's convolutions are as PyTorch has them."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    config = tiny.config("cache")
+    compute.prepare(models.create_model(config), config.compute, CPU)
+    assert torch.backends.cudnn.allow_tf32
+    with compute.strict_float32(config.compute):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    config.compute.precision = "tf32"
+    with compute.strict_float32(config.compute):
+        assert torch.backends.cudnn.allow_tf32
 
 
 def test_an_unknown_precision_gets_a_sentence():
@@ -234,24 +317,6 @@ def test_results_of_another_precision_are_others():
 
 
 @pytest.mark.slow
-def test_training_continues_in_another_memory_format(tmp_path, monkeypatch):
-    """Adam's moments of a channels-last run serve one that is not, and the other way round."""
-    monkeypatch.chdir(tmp_path)
-    kept = {}
-    for first, second in ((False, False), (False, True), (True, False)):
-        name = f"run-{first}-{second}"
-        for last, steps in ((first, 3), (second, 6)):
-            config = tiny.config(
-                "cache", compute__channels_last=last, training__n_iters=steps, optim__warmup=0
-            )
-            kept[name] = run_lib.train(config, name).model.state_dict()
-    expected, *others = kept.values()
-    for other in others:
-        for name, value in expected.items():
-            torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.slow
 def test_a_compiled_constrained_model_has_the_same_products():
     config = tiny.config("cache", model__energy=True)
     x, t = torch.rand(2, 1, 8, 8), torch.tensor([0.3, 0.7])
@@ -260,7 +325,8 @@ def test_a_compiled_constrained_model_has_the_same_products():
     for on in (False, True):
         config.compute.compile = on
         torch.manual_seed(0)
-        network = compute.prepare(models.create_model(config), config.compute, CPU).eval()
+        network = models.create_model(config).eval()
+        compute.prepare(network, config.compute, CPU, tangents=True)
         score = EnergyScore(network, sde_lib.from_config(config))
         products.append((*score.value_and_jvp(x, t, v), vjp(score, x, t, v)))
     for ours, expected in zip(products[1], products[0]):

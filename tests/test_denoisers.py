@@ -1,6 +1,5 @@
 """Denoisers of scores under every SDE, guided and not."""
 
-import golden
 import mixture
 import pytest
 import torch
@@ -63,17 +62,6 @@ def test_the_denoiser_of_a_vp_network_takes_its_output_for_the_noise(sigma):
     torch.testing.assert_close(seen["x"], x_t.float())
     off = denoised - (x - sigma * torch.cos(x_t.float()).double())
     assert off.abs().max() < 1e-6 * sigma
-
-
-def test_the_denoiser_of_a_ve_network_is_x_plus_variance_times_score():
-    entry = golden.manifest("qc")["loss_dsm"]
-    sde = VESDE()
-    net = golden.network(entry["model"])
-    x = golden.arrays("loss_dsm")["x"].double()
-    with torch.no_grad():
-        denoised = Denoiser(Score(net, sde), sde)(x, 0.3)
-        exact = x + 0.09 * net(x.float(), torch.full((len(x),), 0.3, device=DEVICE)).double()
-    assert golden.relative_error(denoised, exact) < 1e-5
 
 
 def test_guidance_is_in_the_interval_alone():

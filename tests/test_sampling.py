@@ -184,15 +184,6 @@ def test_the_callback_of_the_ode_is_told_of_time_and_evaluations():
     assert nfe - 8 < counts[-1] < nfe
 
 
-def test_the_most_evaluations_do_not_tell_samples_apart():
-    from configs import common
-
-    settings = ConfigDict(common.base("CIFAR10").sampling)
-    settings.method, settings.max_nfe = "ode", 77
-    assert sampling.from_config(settings, sde_lib.VESDE()).max_nfe == 77
-    assert "max_nfe" not in sampling.settings(settings, guided=False)
-
-
 def test_the_last_step():
     """The mean, or x with noise of scale 2·last_step_snr², or x itself."""
     sde = sde_lib.VESDE(N=4)

@@ -10,8 +10,7 @@ import models
 import sde_lib
 from configs.demo import digits_transformer
 from models import compute, jacobian
-from models.jacobian import vjp
-from models.scores import EnergyScore, Score
+from models.scores import Score
 from utils import UserError
 
 CPU = torch.device("cpu")
@@ -119,30 +118,6 @@ def test_the_qc_gradient_is_that_of_double_backward(name, mode):
     surrogate, values = objective(x, None, drawn)
     torch.testing.assert_close(values["loss"], loss.detach())
     check_gradients(torch.autograd.grad(surrogate, trained(net)), expected)
-
-
-def test_the_gradient_of_a_constrained_model_is_that_of_double_backward():
-    net = network()
-    score = EnergyScore(net, VE)
-    x, drawn = draws()
-    del drawn["v"]
-    torch.manual_seed(11)
-    loss = losses.DSM(score, VE, 1e-5).loss(x, **drawn).mean()
-    expected = torch.autograd.grad(loss, trained(net), allow_unused=True)
-    torch.manual_seed(11)
-    surrogate, values = losses.EnergyDSM(score, VE, 1e-5)(x, None, drawn)
-    torch.testing.assert_close(values["loss"], loss.detach())
-    check_gradients(torch.autograd.grad(surrogate, trained(net)), expected)
-
-
-def test_the_jacobian_of_a_constrained_model_is_symmetric():
-    score = EnergyScore(network().eval(), VE)
-    x, t = torch.rand(2, 1, 8, 8).double(), torch.tensor([0.3, 0.7]).double()
-    v = torch.randn(2, *x.shape).double()
-    s, p = score.value_and_jvp(x, t, v)
-    torch.testing.assert_close(s, score(x, t))
-    torch.testing.assert_close(p, vjp(score, x, t, v))
-    assert float(p.abs().max()) > 1e-3
 
 
 # ---------------------------------------------------------------- ways to compute

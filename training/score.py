@@ -33,9 +33,11 @@ class ScoreTraining:
         self.ema_rate = config.model.ema_rate
         self.sde = sde_lib.from_config(config)
         self.sampler = sampling.from_config(config.sampling, self.sde)
-        self.model = compute.prepare(models.create_model(config), config.compute, device)
+        self.model = models.create_model(config)
         self.score = models.create_score(config, self.model, self.sde)
         self.objective = losses.score_objective(config, self.score, self.sde)
+        carries_tangents = isinstance(self.objective, (losses.QuasiConservative, losses.EnergyDSM))
+        compute.prepare(self.model, config.compute, device, carries_tangents)
         if config.model.get("num_classes"):
             self.objective = LabelDropout(self.objective, config.training.label_dropout)
 

@@ -29,7 +29,7 @@ def attention(q, k, v, tangents=0):
     return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), dim=-1) @ v
 
 
-def dropout_mask(shape, probability, device):
+def dropout_mask(shape, probability, device, channels_last):
     # As PyTorch's own draws it on a CPU. On a GPU that has one kernel for all of dropout.
     return torch.empty(shape, device=device).bernoulli_(1 - probability).bool()
 

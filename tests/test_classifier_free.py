@@ -8,9 +8,9 @@ import shutil
 import pytest
 import tiny
 import torch
+from commands import works
 from device_option import DEVICE
 from mixture import points
-from test_dlsm_commands import typed
 
 import losses
 import models
@@ -272,14 +272,14 @@ def test_from_training_to_classwise_metrics(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_classifier, "train_small_classifier", briefly)
     cache = tmp_path / "cache"
     train = arguments("digits_cfg", cache)
-    typed("main.py --workdir W", tmp_path, train)
+    works("main.py --workdir W", tmp_path, train)
     fast = "--sampler heun --steps 3"
-    typed("run_lib_evaluation_asym.py --workdir W --bs 360 --nl 1 --calculate", tmp_path, train)
+    works("run_lib_evaluation_asym.py --workdir W --bs 360 --nl 1 --calculate", tmp_path, train)
     # By class, from the same checkpoint.
     few = {"eval__num_samples": 40, "eval__num_samples_all": 40, "eval__num_divisions": 2}
     guided = arguments("digits_cfg_guided", cache, eval__batch_size=3, **few)
     sample = f"run_lib_sampling.py {fast} --mode full"
-    typed(f"{sample} --workdir W", tmp_path, guided)
+    works(f"{sample} --workdir W", tmp_path, guided)
     results = tmp_path / "results"
     folder = results / "W/eval_samples_heun"
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.npz")}
@@ -290,18 +290,18 @@ def test_from_training_to_classwise_metrics(tmp_path, monkeypatch):
     # A class of its own, in another workdir, in a division.
     restore = "--restore results/W/checkpoints/checkpoint.pth"
     one = f"run_lib_sampling.py {fast} --mode class --classid 3 --division_idx 1 {restore}"
-    typed(f"{one} --workdir V", tmp_path, guided)
+    works(f"{one} --workdir V", tmp_path, guided)
     (again,) = (results / "V").rglob("*.npz")
     assert again.name == "samples_1.npz"
     assert again.read_bytes() == files["3/samples_1.npz"]
     shutil.rmtree(results / "V")
-    typed(f"{one} --workdir V --scale 0", tmp_path, guided)
+    works(f"{one} --workdir V --scale 0", tmp_path, guided)
     (again,) = (results / "V/eval_samples_heun_scale0").rglob("*.npz")
     assert again.read_bytes() != files["3/samples_1.npz"]
     # The class-wise metrics.
     features = [*guided, "--config.eval.nearest_k=1"]
     measure = "run_lib_evaluation.py --sampler heun --workdir W"
-    typed(f"{measure} --stat --latent", tmp_path, features)
-    typed(f"{measure} --fidis --prdc --mode class", tmp_path, features)
+    works(f"{measure} --stat --latent", tmp_path, features)
+    works(f"{measure} --fidis --prdc --mode class", tmp_path, features)
     metrics = json.loads((results / "W/metrics.json").read_text())
     assert {"fid_is_class_heun", "prdc_class_heun"} <= metrics.keys()

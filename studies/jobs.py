@@ -5,6 +5,7 @@ published size or small ones.
 """
 
 import dataclasses
+import functools
 import pathlib
 import platform
 import re
@@ -95,7 +96,7 @@ def dsm(bench, way):
 
 def qc(bench, way):
     """As `dsm`, with one slice."""
-    score = bench.score(way, prepare)
+    score = bench.score(way, functools.partial(prepare, tangents=True))
     return score.net, losses.QuasiConservative(score, bench.sde, 1e-5, balancing_fac=1e-4)
 
 

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 import tiny
 from commands import start
 from evaluations import brief_features
@@ -11,6 +12,7 @@ from evaluations import brief_features
 PAGE = tiny.ROOT / "docs/extending.md"
 
 
+@pytest.mark.slow
 def test_a_configuration_file_adds_to_every_table(tmp_path):
     blocks = re.findall(r"```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "mine.py").write_text("\n\n".join(reversed(blocks)))

@@ -138,9 +138,9 @@ def main() -> None:
             for k, name in enumerate(names):
                 heights = [np.mean([row[name] for row in rows]) for rows in results.values()]
                 axes.bar(np.arange(3) + k / 4, heights, 0.25, label=name)
-            axes.set_xticks(np.arange(3) + 0.25, ["U", "QC", "C"])
-            axes.set_ylabel(unit)
-            axes.legend(fontsize="small")
+            axes.set(xticks=np.arange(3) + 0.25, xticklabels=["U", "QC", "C"], ylabel=unit)
+            axes.margins(y=0.4)  # room for the legend
+            axes.legend(loc="upper left", fontsize="small")
         column[0].set_title(dataset)
     figure.savefig("results/studies/helmholtz.png", dpi=100)
 

@@ -141,8 +141,8 @@ def get_device(name: str) -> "torch.device":
 
     Each process of torchrun on a machine gets one GPU, PyTorch's current one from here on.
 
-        Raises:
-            UserError: the name is no device, or CUDA is asked for and absent.
+    Raises:
+        UserError: the name is no device, or CUDA is asked for and absent.
     """
     import torch
 

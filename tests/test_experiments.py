@@ -262,6 +262,28 @@ def test_only_the_seen_part_changes_samples(tmp_path, monkeypatch):
     assert moved["without ∇φ"] < 0.01
 
 
+def test_tables_correlations_and_figure_of_the_parts(tmp_path, monkeypatch, capsys):
+    """Of rows in which the distance goes with what is seen, and KL with nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results/studies").mkdir(parents=True)
+    chosen = types.SimpleNamespace(seeds=list(range(6)), batch=16, steps=2)
+    monkeypatch.setattr(flags, "FLAGS", chosen)
+    monkeypatch.setattr(points, "base", small(points.base))
+    monkeypatch.setattr(plane, "train", lambda config, kind: config.seed + (kind == "csbm") / 2)
+    monkeypatch.setattr(helmholtz, "Decomposition", lambda known, sigma: sigma)
+
+    def row(score, measures, levels):
+        values = score, -(score % 3), score % 2, score, score, 0.0
+        return dict(zip(helmholtz.COLUMNS, values))
+
+    monkeypatch.setattr(helmholtz, "measure", row)
+    helmholtz.main()
+    printed = capsys.readouterr().out
+    assert printed.count("rank correlation, seen, distance: 1.00") == len(oracle.PLANE)
+    assert ", held" in printed
+    assert (tmp_path / "results/studies/helmholtz.png").stat().st_size > 0
+
+
 def small(base):
     """`points.base` with 200 points, whatever number is asked for."""
     return lambda dataset, count: base(dataset, 200)

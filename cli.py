@@ -11,7 +11,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
-from utils import UserError, log_to
+from utils import VERSION, UserError, log_to
 
 
 def define_common_flags(default_config: str | None = None) -> None:
@@ -143,6 +143,9 @@ def _repeat_flags(arguments, lists):
 
 def _parse_flags(arguments, lists, words):
     FLAGS = flags.FLAGS
+    if "--version" in arguments:
+        print(VERSION)
+        sys.exit(0)
     try:
         script, *rest = FLAGS(_repeat_flags(arguments, lists))
         if rest and not words:

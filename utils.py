@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # torch need not be there
     import ml_collections
     import torch
 
+VERSION = "1.1.0"
+
 log = logging.getLogger("dlsm_qc")
 
 

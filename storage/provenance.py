@@ -5,9 +5,8 @@ import hashlib
 import pathlib
 import re
 
-from utils import flatten
+from utils import VERSION, flatten
 
-VERSION = "1.0"
 # Files of the same weights may have other names.
 NAMES_OF_FILES = re.compile(r"(.*\.)?(checkpoint|classifier)")
 

@@ -2,21 +2,23 @@
 
 import contextlib
 import importlib
-import io
 import operator
 import re
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import tiny
+import torch
 
-import run_lib
 from configs import common
-from configs.demo import digits
 from evaluation import SAMPLE_METRICS
 from utils import flatten
 
 PAGES = [
-    *(tiny.ROOT / name for name in ("README.md", "SECURITY.md", "pretrained/README.md")),
+    *(tiny.ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")),
+    tiny.ROOT / "pretrained/README.md",
     *sorted((tiny.ROOT / "docs").glob("*.md")),
 ]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -28,18 +30,48 @@ def blocks(page, language):
     return [block for written_in, block in found if written_in == language]
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch):
-    """On a tiny model in place of the demo's."""
+def test_the_readmes_python_runs():
     (block,) = blocks(PAGES[0], "python")
-    monkeypatch.chdir(tmp_path)
-    config = tiny.config(tmp_path / "cache", training__n_iters=2)
-    run_lib.train(config, "demo")
-    monkeypatch.setattr(digits, "get_config", lambda: config)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(block, {})
-    assert printed.getvalue().startswith("torch.Size([4, 1, 8, 8]) ")
-    assert "nan" not in printed.getvalue()
+    z, std = torch.randn(2, 1, 4, 4), torch.full((2,), 0.5)
+    weight = torch.ones((), requires_grad=True)
+    names = {"score": lambda x, t: weight * x.flip(-1), "x_t": z, "t": std, "std": std, "z": z}
+    exec(block, names)
+    names["loss"].backward()
+    assert weight.grad.isfinite()
+
+
+@pytest.mark.slow
+def test_the_example_prints_what_the_readme_says(tmp_path):
+    done = subprocess.run(
+        [sys.executable, tiny.ROOT / "example.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "example.png").is_file()
+    expected = next(block for block in blocks(PAGES[0], "") if block.startswith("8 pictures"))
+    numbers = [re.findall(r"[\d.]+\b", text) for text in (done.stdout, expected)]
+    printed, read = (np.array([*map(float, found)]) for found in numbers)
+    # Another machine rounds otherwise.
+    np.testing.assert_allclose(printed, read, rtol=0.05)
+
+
+def test_every_field_is_described():
+    text = (tiny.ROOT / "docs/configuration.md").read_text()
+    described = set(re.findall(r"`([\w.]+)`", text))
+    assert sorted({name for name in FIELDS if "." in name} - described) == []
+
+
+def sentences(page):
+    """The sentences of a page, without code, tables, headings and addresses of links."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    formulas_links_tables = r"\$\$.*?\$\$|\]\([^)]*\)|^#.*?$|^\|.*?$|^!.*?$"
+    text = re.sub(formulas_links_tables, "", text, flags=re.DOTALL | re.MULTILINE)
+    for paragraph in re.split(r"\n\s*\n|\n\s*[-*\d]+\.? ", text):
+        yield from re.split(r"(?<=[.:;?!])\s+", " ".join(paragraph.split()))
+
+
+@each_page
+def test_sentences_are_short(page):
+    assert [s for s in sentences(page) if len(s.split()) > 30] == []
 
 
 def test_the_notebooks_python_runs(tmp_path, monkeypatch):
@@ -75,7 +107,7 @@ MODULES = [
     ".".join(path.relative_to(tiny.ROOT).with_suffix("").parts)
     for path in [*tiny.ROOT.glob("*.py"), *tiny.ROOT.glob("[a-z]*/*.py")]
 ]
-CONFIGS = [common.qc("qc_ncsn", "CIFAR10"), common.dlsm_classifier("CIFAR10", "resnet18_cond")]
+CONFIGS = [common.qc("qc_ncsn", "CIFAR10"), common.dlsm_cas("CIFAR10", "resnet18_cond")]
 FIELDS = {name for config in CONFIGS for name in [*flatten(config.to_dict()), *config]}
 FIELDS |= {"model.num_classes", "training.label_dropout"}
 DATA_FILES = (".db", ".html", ".ini", ".json", ".npz", ".pth", ".txt")

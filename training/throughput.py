@@ -68,8 +68,11 @@ class Throughput:
         self.flops = self.rate = None
         if self.device.type == "cuda":
             dtype = compute.AUTOCAST[job.config.compute.precision] or torch.float32
-            self.rate = matrix_rate(self.device, dtype)
-            self.flops = flops_of_an_image(job) / rank_and_size()[1]
+            try:  # a count that fails is no reason not to train
+                self.flops = flops_of_an_image(job) / rank_and_size()[1]
+                self.rate = matrix_rate(self.device, dtype)
+            except Exception as error:
+                log.warning("The share of the matrix rate is not reported: %s", error)
             torch.cuda.reset_peak_memory_stats(self.device)
         self.step, self.time, self.next_line = step, time.perf_counter(), 0.0
 
@@ -91,6 +94,7 @@ class Throughput:
         values = {"images_per_s": speed}
         if self.rate is not None:
             values["share_of_matrix_rate"] = speed * self.flops / self.rate
+        if self.device.type == "cuda":
             values["peak_GiB"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         if now >= self.next_line:
             self.next_line = now + LINE_SECONDS

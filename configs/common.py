@@ -170,6 +170,32 @@ def other_network(config, name, **options):
     return config
 
 
+# ---------------------------------------------------------------- diffusers
+
+
+def diffusers(dataset, pretrained=None):
+    """A UNet2DModel of the package diffusers: configs/diffusers. What it is, its directory says."""
+    config = other_network(
+        qc("u_ncsn", dataset),
+        "diffusers",
+        pretrained=placeholder(str) if pretrained is None else pretrained,
+        unet=placeholder(str),  # this and the next are taken from there
+        prediction_type="epsilon",  # or v_prediction
+        beta_schedule="linear",  # or scaled_linear, squaredcos_cap_v2
+        num_classes=placeholder(int),
+    )
+    config.data.centered = True
+    config.model.dropout = 0.0
+    config.training.sde = "ddpm"
+    config.training.continuous = False
+    config.training.init_step = 0
+    config.optim.lr = 2e-5  # of a fine-tuning
+    config.optim.warmup = 500
+    config.sampling.method = "dpmpp_2m"
+    config.sampling.steps = 20
+    return config
+
+
 # ---------------------------------------------------------------- DLSM
 
 

@@ -190,7 +190,7 @@ def evaluate(
         datasets.source(trained.config.data, "test")
     encodes_real, encodes_samples = {"encode_dataset", "stat"} & asked, {"encode", "latent"} & asked
     if encodes_real:
-        datasets.source(config.data, "train")
+        datasets.source(config.data, config.eval.real_split)
     if encodes_samples or "nfe" in asked:
         find_samples(config, place)
     if encodes_real or encodes_samples:

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import norm
+from tqdm import tqdm
 
 import cli
 import datasets
@@ -166,8 +167,8 @@ def cost(config: ConfigDict) -> str:
     step = flops * training.batch_size
     return (
         f"{training.n_iters:,} steps of {training.batch_size} images on {device}, "
-        f"{planning.readable(step, 'FLOP')} each and "
-        f"{planning.readable(step * training.n_iters, 'FLOP')} in all; memory "
+        f"{tqdm.format_sizeof(step, 'FLOP')} each and "
+        f"{tqdm.format_sizeof(step * training.n_iters, 'FLOP')} in all; memory "
         f"{planning.in_bytes(fixed + each * training.batch_size)}"
     )
 

@@ -50,6 +50,7 @@ def test_the_configuration_runs(tmp_path, monkeypatch, capsys):
         return config
 
     monkeypatch.setattr(common, "own_images", small)
+    monkeypatch.setattr(images, "cost", lambda config: f"{config.training.n_iters} steps")
     path = images.describe(folder(tmp_path / "grey"), target="own.py", holdout=0.0)
     said = capsys.readouterr().out
     largest = math.sqrt(3 * 16 * 16)  # black and white
@@ -82,7 +83,7 @@ def test_mistakes_get_a_sentence(tmp_path):
 
 
 def shapes(root, count=160, size=64, classes=False):
-    """Red or blue discs and squares on a light ground, side `size`; one directory for each shape."""
+    """Red or blue discs and squares on light grounds; with `classes` a directory for each shape."""
     rng = np.random.default_rng(0)
     for number in range(count):
         shape = ("disc", "square")[number % 2]
@@ -144,10 +145,8 @@ def test_a_test_folder_is_all_that_is_held_out(tmp_path):
 @pytest.mark.parametrize("on_cpu", [False, True])
 @pytest.mark.parametrize("count", [5, 160, 60000])
 def test_sizes_follow_the_images(count, on_cpu):
-    config = common.own_images(
-        "x", 64, 3, images=count, held_out=count // 10, holdout=0.1, sigma_max=50.0, num_scales=1000,
-        snr=0.1, on_cpu=on_cpu,
-    )  # fmt: skip
+    counts = {"images": count, "held_out": count // 10, "holdout": 0.1, "on_cpu": on_cpu}
+    config = common.own_images("x", 64, 3, **counts, sigma_max=50.0, num_scales=1000, snr=0.1)
     training = config.training
     assert training.n_iters < 450001
     assert config.optim.warmup < training.n_iters

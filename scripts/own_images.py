@@ -42,6 +42,7 @@ SIGMA_MIN = 0.01
 LANGEVIN_STEPS, OVERLAP = 5, 0.5
 USUAL_SCALES = 1000  # of the published configurations
 MULTIPLE = 8  # of which a side must be, to be halved three times
+CPU_SIDE = 32  # of images that a network learns on a CPU in minutes
 CONFIG = '''"""NCSN++ on the images in {root}."""
 
 from configs import common
@@ -182,7 +183,8 @@ def describe(
     """Print what is in `root` and what a score model of it takes; write a configuration.
 
     Args:
-        size: side of the images that are modelled; None: what all images hold.
+        size: side of the images that are modelled; None: what all images hold, on a CPU at most
+            CPU_SIDE.
         target: the configuration's file; None: ``configs/own_{name of the folder}.py``.
         holdout: the share of the images that is held out where there is no directory ``test``.
 
@@ -201,8 +203,9 @@ def describe(
         raise UserError(f"--holdout is {holdout}; expected a share from 0 to below 1.")
     holdout = 0.0 if (root / "test").is_dir() else holdout
     found = look(root, holdout)
-    smallest = min(map(min, found.sizes))
-    size = smallest // MULTIPLE * MULTIPLE if size is None else size
+    smallest, on_cpu = min(map(min, found.sizes)), get_device("auto").type == "cpu"
+    if size is None:
+        size = min(smallest, CPU_SIDE if on_cpu else smallest) // MULTIPLE * MULTIPLE
     if size < MULTIPLE or size % MULTIPLE:
         raise UserError(
             f"The images would be of {size}×{size} pixels; expected a multiple of {MULTIPLE}. The "
@@ -224,7 +227,7 @@ def describe(
     print(f"snr {settings['snr']:g} (technique 4)")
 
     fields = {"images": count, "held_out": found.held_out, "holdout": holdout, **settings}
-    fields["on_cpu"] = on_cpu = get_device("auto").type == "cpu"
+    fields["on_cpu"] = on_cpu
     print(f"training: {cost(common.own_images(str(root), size, channels, **fields))}")
     with atomic_write(path, "w") as file:
         fields = ",\n        ".join(f"{field}={value!r}" for field, value in fields.items())
@@ -235,7 +238,10 @@ def describe(
     print(f"  python run_lib_sampling.py {run} --png")
     print(f"  python run_lib_evaluation.py {run} --encode_dataset --encode --kid")
     if on_cpu:
-        print("These steps are a first look; more of them, --config.training.n_iters, go on.")
+        print(
+            f"Without a GPU this is a first look: at most {CPU_SIDE} pixels unless --size is given,"
+        )
+        print("and few steps. Training continues with a larger --config.training.n_iters.")
     return path
 
 

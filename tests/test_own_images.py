@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+import runpy
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw
 import datasets
 from configs import common
 from metrics import encoding
+from metrics.kid import kernel_inception_distance
 from readers.folder import is_held_out
 from scripts import own_images as images
 from utils import UserError
@@ -175,12 +177,17 @@ def test_from_pictures_to_kid(tmp_path, monkeypatch, classes):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(encoding.EXTRACTORS, "inception", lambda config: Blocks())
     shapes(tmp_path / "mine", classes=classes)
-    config = images.describe(tmp_path / "mine", size=16, target="own.py")
-    run = functools.partial(command, cwd=tmp_path, extra=["--config.device=cpu"])
+    path = images.describe(tmp_path / "mine", size=16, target="own.py")
+    run = functools.partial(command, cwd=tmp_path, extra=["--config.training.n_iters=500"])
     scripts = "main.py", "run_lib_sampling.py", "run_lib_evaluation.py"
     for script, flags in zip(scripts, ("", "--png", "--encode_dataset --encode --kid")):
-        done = run(f"{script} --config {config} --workdir W {flags}")
+        done = run(f"{script} --config {path} --workdir W {flags}")
         assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = (v for k, v in json.loads((tmp_path / "results/W/metrics.json").read_text()).items()
-                if k.startswith("kid"))  # fmt: skip
-    print(found)
+    recorded = json.loads((tmp_path / "results/W/metrics.json").read_text())
+    (found,) = (each for name, each in recorded.items() if name.startswith("kid"))
+    config = runpy.run_path(path)["get_config"]()
+    real = datasets.load(config.data, "test").images.transpose(0, 2, 3, 1)
+    noise = np.random.default_rng(0).integers(0, 256, (100, 16, 16, 3), dtype=np.uint8)
+    real, noise = (Blocks()(pictures)[0] for pictures in (real, noise))
+    of_noise = kernel_inception_distance(real, noise, config.eval.kid_subset_size)["kid"]
+    assert found["kid"] < 0.3 * of_noise

@@ -31,6 +31,7 @@ def base(dataset):
     data.random_flip = dataset != IMAGENET
     data.centered = False
     data.uniform_dequantization = False
+    data.holdout = 0.0  # share of the images of the data set folder that are the test split
 
     config.model = model = ml_collections.ConfigDict()
     model.name = "ncsnpp"

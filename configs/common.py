@@ -349,7 +349,7 @@ def own_images(
     model.num_scales = num_scales
     if on_cpu:
         training.batch_size = 16
-        training.n_iters = 2000
+        training.n_iters = 1500
         model.nf = 16
         model.ch_mult = (1, 2, 4)
         model.num_res_blocks = 1

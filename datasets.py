@@ -189,7 +189,8 @@ def _build(place, raw, dataset, split):
         temporary.rename(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    log.info("Prepared %s: %d images, %d classes.", name, len(labels), raw.classes)
+    classes = f", {raw.classes} classes" if raw.classes > 1 else ""
+    log.info("Prepared %s: %d images%s.", name, len(labels), classes)
 
 
 # ---------------------------------------------------------------- which data

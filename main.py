@@ -2,14 +2,16 @@
 
 python main.py --config configs/score/cifar10_score_configs.py --model score --workdir NAME
 
-For a classifier --restore names the score model that it is trained against.
+For a classifier --restore names the score model that it is trained against. With
+--export_diffusers DIR nothing is trained: the newest averaged weights are written for diffusers.
 """
 
 from absl import flags
+from ml_collections import ConfigDict
 
 import cli
 from storage.settings import describes_cas, describes_classifier
-from utils import UserError
+from utils import UserError, log
 
 FLAGS = flags.FLAGS
 cli.define_common_flags()
@@ -18,6 +20,7 @@ flags.DEFINE_string("restore", None, "Checkpoint to start from.")
 flags.DEFINE_integer("bs", None, "Batch size; by default the configuration's.")
 flags.DEFINE_float("balancing_fac", None, "Weight of the QC regulariser.")
 flags.DEFINE_integer("slices", None, "Random vectors per image of the QC regulariser.")
+flags.DEFINE_string("export_diffusers", None, "Write the trained model there; train nothing.")
 cli.define_dry_run()
 
 
@@ -26,6 +29,25 @@ FIELDS = {
     "balancing_fac": "loss.balancing_fac",
     "slices": "loss.slices",
 }
+
+
+def export(config: ConfigDict, directory: str) -> None:
+    """Write the averaged weights of the workdir's newest checkpoint to `directory`.
+
+    Raises:
+        UserError: there is none, or it is no network of diffusers.
+    """
+    import torch
+
+    from models.trained import load_score, trained_weights
+    from storage import pipelines
+    from storage.workdir import Workdir
+
+    trained = load_score(
+        config, trained_weights(config, Workdir(FLAGS.workdir)), torch.device("cpu")
+    )
+    pipelines.write(directory, trained.score.net, trained.config)
+    log.info("Wrote the %s to %s.", trained.loaded, directory)
 
 
 def main() -> None:
@@ -50,6 +72,10 @@ def main() -> None:
         raise UserError("This configuration describes a classifier; use --model classifier.")
     elif not config.loss.balancing_fac:
         cli.refuse_flags(["slices"], "a balancing factor of 0")
+    if FLAGS.export_diffusers is not None:
+        cli.refuse_flags([*FIELDS, "restore", "dry_run"], "--export_diffusers")
+        export(config, FLAGS.export_diffusers)
+        return
     typed = cli.typed_fields()
     if FLAGS.model == "classifier":
         paths = [("score model", config.model.score_restore_path)]

@@ -24,7 +24,7 @@ import sampling
 from metrics import encoding, feature_sets
 from metrics.sample_sets import find_samples
 from models import jacobian, resampling
-from models.trained import load_sampling_model, load_score
+from models.trained import load_sampling_model, load_score, trained_weights
 from storage.workdir import Workdir
 from training.job import Job, MakeJob
 from utils import flatten, get_device, is_first, rank_and_size
@@ -40,6 +40,8 @@ class Cost(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function is torch.ops.aten._efficientzerotensor.default:  # made, it is on no device
+            function = torch.ops.aten.zeros.default
         result = function(*args, **kwargs)
         if formula := flop_registry.get(getattr(function, "_overloadpacket", None)):
             self.flops += formula(*args, **kwargs, out_val=result)
@@ -177,7 +179,7 @@ def evaluate(
     """Print what an evaluation would take by the flags that are `asked` for; raises as it does."""
     place, asked, facts = Workdir(workdir), {*asked}, {"asked for": ", ".join(asked)}
     if "calculate" in asked:
-        path = place.checkpoint(config.eval.checkpoint_idx)
+        path = trained_weights(config, place)
         trained = load_score(config, path, get_device(config.device), ema)
 
         def products(x, t):
@@ -188,7 +190,7 @@ def evaluate(
         datasets.source(trained.config.data, "test")
     encodes_real, encodes_samples = {"encode_dataset", "stat"} & asked, {"encode", "latent"} & asked
     if encodes_real:
-        datasets.source(config.data, "train")
+        datasets.source(config.data, config.eval.real_split)
     if encodes_samples or "nfe" in asked:
         find_samples(config, place)
     if encodes_real or encodes_samples:

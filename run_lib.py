@@ -182,7 +182,7 @@ def prepare(
     Writes nothing. Arguments and errors are those of `train`.
     """
     device = get_device(config.device)
-    start = resuming.find(place, restore)
+    start = resuming.find(place, restore, config.model.get("pretrained"))
     config = start.adopt(config, typed)
     seed_default_generators("weights", config.seed)
     job = make_job(config, device)

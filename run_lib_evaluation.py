@@ -205,11 +205,11 @@ def refuse_other_samples(config: ml_collections.ConfigDict, origin: dict[str, An
 def with_model_of_checkpoint(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """`config` with the model of the workdir's checkpoint, if PyTorch can be imported."""
     try:
-        from models.trained import adopt_from_checkpoints
+        from models.trained import adopt_from_checkpoints, trained_weights
     except ImportError:  # TF-GAN's environment has no PyTorch
         return config
     kind = "classifier" if describes_classifier(config) else "score model"
-    path = Workdir(FLAGS.workdir).checkpoint(config.eval.checkpoint_idx)
+    path = trained_weights(config, Workdir(FLAGS.workdir))
     return adopt_from_checkpoints(config, [(kind, path)], cli.typed_fields())
 
 

@@ -13,7 +13,10 @@ import math
 from typing import Protocol
 
 import ml_collections
+import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq
 
 from utils import UserError, lookup
 
@@ -300,6 +303,106 @@ class SubVPSDE(VPSDE):
         return super().conditioning(t, continuous)
 
 
+def _linear_betas(first, last, count):
+    return np.linspace(first, last, count)
+
+
+def _scaled_linear_betas(first, last, count):
+    return np.linspace(first**0.5, last**0.5, count) ** 2
+
+
+def _cosine_betas(first, last, count):
+    """Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2021), eq. 17."""
+    levels = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.minimum(1 - levels[1:] / levels[:-1], 0.999)
+
+
+BETA_SCHEDULES = {
+    "linear": _linear_betas,
+    "scaled_linear": _scaled_linear_betas,
+    "squaredcos_cap_v2": _cosine_betas,
+}
+"""``config.model.beta_schedule`` -> β (N,) of the first one, the last one and N."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPM(VariancePreserving):
+    """The VP SDE through the steps of a DDPM (Ho et al., NeurIPS 2020), a chain β_0 … β_{n−1}.
+
+    At t = i/(n − 1) the mean's factor is √ᾱ_i, ᾱ_i the product of 1 − β_j up to i. Between these
+    times log ᾱ is a monotone cubic (PCHIP). The smallest time is 0, where ᾱ is ᾱ_0.
+
+    Args:
+        beta_min, beta_max: n times the first and the last β, which the cosine schedule ignores.
+        N: steps of the discretisation, whose β_i are those between N equidistant times.
+        schedule: name in `BETA_SCHEDULES`.
+        length: n, the steps that the network was trained with.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    N: int = 1000
+    schedule: str = "linear"
+    length: int = 1000
+
+    sampling_eps = 0.0
+    likelihood_eps = 0.0
+
+    @functools.cached_property
+    def _log_mean(self):
+        """c(t), a piecewise cubic through ½ log ᾱ_i."""
+        n = self.length
+        betas = BETA_SCHEDULES[self.schedule](self.beta_min / n, self.beta_max / n, n)
+        return PchipInterpolator(np.arange(n) / (n - 1), np.log1p(-betas).cumsum() / 2)
+
+    def _cubic(self, t):
+        """The coefficients (4, …) of c about the start of each t's piece, and t from there."""
+        key = t.device, t.dtype
+        table = self._tables.get(key)
+        if table is None:
+            table = torch.from_numpy(self._log_mean.c).to(*key)
+            if type(table) is torch.Tensor:  # and not a fake one, which holds no numbers
+                self._tables[key] = table
+        pieces = self.length - 1
+        piece = (t * pieces).long().clamp(0, pieces - 1)
+        return table[:, piece], t - piece.to(t.dtype) / pieces
+
+    @functools.cached_property
+    def _tables(self):
+        """The coefficients by device and dtype."""
+        return {}
+
+    def log_mean_coeff(self, t: torch.Tensor) -> torch.Tensor:
+        (a, b, c, d), u = self._cubic(t)
+        return ((a * u + b) * u + c) * u + d
+
+    def beta(self, t: torch.Tensor) -> torch.Tensor:
+        (a, b, c, _), u = self._cubic(t)
+        return -2 * ((3 * a * u + 2 * b) * u + c)
+
+    def time(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
+        """As `SDE.time`, within [0, T]: networks know no other steps."""
+        if isinstance(sigma, torch.Tensor):
+            return sigma.new_tensor([self.time(each) for each in sigma.tolist()])
+        first, last = self._log_mean(0.0), self._log_mean(1.0)
+        c = min(max(-self.decay(sigma), last), first)
+        return brentq(lambda t: self._log_mean(t) - c, 0.0, 1.0, xtol=1e-15)
+
+    def index(self, t: torch.Tensor) -> torch.Tensor:
+        """Index of the nearest point of the grid of N points to `t`."""
+        return (t * (self.N - 1)).round().long()
+
+    def discrete_beta(self, i: torch.Tensor) -> torch.Tensor:
+        """β_i = 1 − ᾱ(t_i)/ᾱ(t_{i−1}) on N equidistant times; ᾱ is 1 before the first."""
+        i, steps = i.double(), self.N - 1  # in float32 the difference would lose digits
+        c, before = self.log_mean_coeff(i / steps), self.log_mean_coeff((i - 1) / steps)
+        return -torch.expm1(2 * (c - torch.where(i == 0, torch.zeros_like(c), before))).float()
+
+    def conditioning(self, t: torch.Tensor, continuous: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        _, std = self.marginal_prob(t, t)
+        return t * (self.length - 1), -1 / std
+
+
 @dataclasses.dataclass(frozen=True)
 class CosineVPSDE(VariancePreserving):
     """The VP SDE of the cosine schedule, whose mean's factor is √ᾱ(t) = cos θ(t)/cos θ(0).
@@ -380,7 +483,18 @@ def _cosine(model, N):
     return CosineVPSDE(N)
 
 
-SDES = {"vesde": _vesde, "vpsde": _vpsde, "subvpsde": _subvpsde, "cosine_vpsde": _cosine}
+def _ddpm(model, N):
+    lookup(BETA_SCHEDULES, model.beta_schedule, "config.model.beta_schedule")
+    return DDPM(model.beta_min, model.beta_max, N, model.beta_schedule, length=N)
+
+
+SDES = {
+    "vesde": _vesde,
+    "vpsde": _vpsde,
+    "subvpsde": _subvpsde,
+    "cosine_vpsde": _cosine,
+    "ddpm": _ddpm,
+}
 """``config.training.sde`` -> a function of (config.model, N) that builds the SDE."""
 
 

@@ -31,6 +31,7 @@ def base(dataset):
     data.random_flip = dataset != IMAGENET
     data.centered = False
     data.uniform_dequantization = False
+    data.holdout = 0.0  # share of the images of the data set folder that are the test split
 
     config.model = model = ml_collections.ConfigDict()
     model.name = "ncsnpp"
@@ -136,6 +137,7 @@ def base(dataset):
     evaluation.atol = 1e-5  # of the likelihood's ODE
     evaluation.rtol = 1e-3
     evaluation.nearest_k = 3
+    evaluation.real_split = "train"  # or test: the real images that samples are compared with
     evaluation.kid_subset_size = 1000
     evaluation.features = "inception"  # or tfhub, dinov2, classifier: see metrics/extractors.py
     evaluation.inception_weights = placeholder(str)  # none: the cached or downloaded ones
@@ -167,6 +169,32 @@ def other_network(config, name, **options):
     config.model.name = name
     for field, value in options.items():
         config.model[field] = value
+    return config
+
+
+# ---------------------------------------------------------------- diffusers
+
+
+def diffusers(dataset, pretrained=None):
+    """A UNet2DModel of the package diffusers: configs/diffusers. What it is, its directory says."""
+    config = other_network(
+        qc("u_ncsn", dataset),
+        "diffusers",
+        pretrained=placeholder(str) if pretrained is None else pretrained,
+        unet=placeholder(str),  # this and the next are taken from there
+        prediction_type="epsilon",  # or v_prediction
+        beta_schedule="linear",  # or scaled_linear, squaredcos_cap_v2
+        num_classes=placeholder(int),
+    )
+    config.data.centered = True
+    config.model.dropout = 0.0
+    config.training.sde = "ddpm"
+    config.training.continuous = False
+    config.training.init_step = 0
+    config.optim.lr = 2e-5  # of a fine-tuning
+    config.optim.warmup = 500
+    config.sampling.method = "dpmpp_2m"
+    config.sampling.steps = 20
     return config
 
 
@@ -290,13 +318,60 @@ def qc(kind, dataset, ode=False):
 # ---------------------------------------------------------------- images of one's own
 
 
-def own_images(root, image_size, num_channels, *, sigma_max, num_scales, snr):
-    """Training, sampling and evaluation on the folder `root`: what scripts/own_images.py writes."""
+def own_images(
+    root,
+    image_size,
+    num_channels,
+    *,
+    images,
+    held_out,
+    holdout,
+    sigma_max,
+    num_scales,
+    snr,
+    on_cpu=False,
+):
+    """Training, sampling and evaluation on the folder `root`: what scripts/own_images.py writes.
+
+    Args:
+        images, held_out: how many are trained on, and how many are not.
+        holdout: the share of the images that the data set ``folder`` is to hold out.
+        on_cpu: a small network, and steps for a few minutes.
+    """
     config = qc("u_ncsn", "folder")
     config.data.root = root
     config.data.image_size = image_size
     config.data.num_channels = num_channels
-    config.model.sigma_max = sigma_max
-    config.model.num_scales = num_scales
-    config.sampling.snr = snr
+    config.data.holdout = holdout
+
+    model, training = config.model, config.training
+    model.sigma_max = sigma_max
+    model.num_scales = num_scales
+    if on_cpu:
+        training.batch_size = 16
+        training.n_iters = 1500
+        model.nf = 16
+        model.ch_mult = (1, 2, 4)
+        model.num_res_blocks = 1
+        model.dropout = 0.0
+        config.optim.lr = 2e-3
+    else:
+        training.batch_size = 128 if images >= 10000 else 64
+        # As many epochs as the published runs on CIFAR-10, within limits.
+        training.n_iters = min(max(1000 * images // training.batch_size, 20000), 450000)
+        model.num_res_blocks = 4 if images >= 10000 else 2
+    config.optim.warmup = min(training.n_iters // 10, 5000)
+    training.snapshot_freq = training.n_iters // 5
+    training.snapshot_freq_for_preemption = training.eval_freq = training.n_iters // 20
+    training.init_step = 0
+
+    sampling, evaluation = config.sampling, config.eval
+    sampling.snr = snr  # of the sampler pc
+    sampling.method = "dpmpp_2m_sde"  # its noise corrects what a short training leaves
+    sampling.steps = 40
+    sampling.batch_size = 16
+    evaluated(config, num_samples=min(images, 50000), batch_size=100, noise_levels=10)
+    evaluation.num_samples_all = evaluation.num_samples
+    evaluation.kid_subset_size = max(2, min(held_out // 2, 1000))
+    evaluation.real_split = "test" if held_out else "train"
     return config

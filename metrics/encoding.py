@@ -91,7 +91,7 @@ class FeatureFile:
 
 
 def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Write the features of the real training split: pool_3 (N, D) and logit (N, K).
+    """Write the features of the split ``config.eval.real_split``: pool_3 (N, D) and logit (N, K).
 
     Of samples without classes the file is ``stat{variant}/dataset_stat.npz``. Of samples with
     classes it is ``stat/stat.npz``, class after class, with the images, `batch`, uint8
@@ -112,7 +112,7 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
         )
     place.check()
     extractor = open_extractor(config)
-    split = datasets.load(config.data, "train")
+    split = datasets.load(config.data, config.eval.real_split)
     images, arrays, order = domains.channels_last(split.images), {}, np.arange(len(split))
     if by_class:
         order = np.argsort(split.labels, kind="stable")
@@ -125,7 +125,7 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
     ]
     origin = {
         "dataset": config.data.dataset,
-        "split": "train",
+        "split": config.eval.real_split,
         "data": split.identity["hash"],
         "classes": list(split.class_names),
     }

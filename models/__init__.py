@@ -7,6 +7,7 @@ import ml_collections
 import torch
 
 import sde_lib
+from models.diffusers_unet import DiffusersUNet
 from models.edm import EDM
 from models.ncsnpp import NCSNpp, NCSNppMod
 from models.points import MoonsClassifier, MoonsNet, PlaneNet
@@ -19,6 +20,7 @@ MODELS = {
     "ncsnpp": NCSNpp.from_config,
     "ncsnpp_mod": NCSNppMod.from_config,
     "transformer": Transformer.from_config,
+    "diffusers": DiffusersUNet.from_config,
     "plane": PlaneNet.from_config,
     "moons": MoonsNet.from_config,
 }

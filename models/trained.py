@@ -17,7 +17,7 @@ import sde_lib
 from models import compute
 from models.scores import ClassifierFreeScore, EnergyScore, GuidedScore, Score
 from sde_lib import SDE
-from storage import checkpoints, descriptions
+from storage import checkpoints, descriptions, pipelines
 from storage.ema import EMA
 from storage.settings import describes_classifier
 from storage.workdir import Workdir
@@ -190,6 +190,20 @@ def load_sampling_model(
     return SamplingModel(config, trained, guidance, origin, words)
 
 
+def trained_weights(config: ml_collections.ConfigDict, place: Workdir) -> str | os.PathLike:
+    """The workdir's checkpoint of ``config.eval.checkpoint_idx``, by default the newest.
+
+    Where there is none yet, by default the weights that ``config.model.pretrained`` names.
+
+    Raises:
+        UserError: those cannot be had.
+    """
+    path, pretrained = place.checkpoint(config.eval.checkpoint_idx), config.model.get("pretrained")
+    if pretrained is None or config.eval.checkpoint_idx is not None or path.exists():
+        return path
+    return pipelines.local(pretrained)
+
+
 def checkpoint_paths(
     config: ml_collections.ConfigDict, place: Workdir
 ) -> Iterator[tuple[str, str | os.PathLike]]:
@@ -197,7 +211,7 @@ def checkpoint_paths(
 
     Those that ``config.model`` does not name are in the workdir.
     """
-    newest = place.checkpoint(config.eval.checkpoint_idx)
+    newest = trained_weights(config, place)
     yield "score model", config.model.get("score_restore_path") or newest
     if describes_classifier(config):
         yield "classifier", config.model.classifier_restore_path or newest

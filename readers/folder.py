@@ -7,6 +7,7 @@ readable image is a UserError that names it.
 
 import concurrent.futures
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 
@@ -32,47 +33,62 @@ RULE = 2  # of decoding and of the order of classes: a change of one changes it,
 def folder(data: ml_collections.ConfigDict, split: str) -> Source:
     """Images laid out as ``root/train/<class>/*`` and ``root/test/<class>/*``, or without classes.
 
-    The classes are the directories in ``train``: by number if all names are numbers, else by name.
-    Images that lie in ``train`` itself are of one class. Each image becomes grey (num_channels 1)
-    or RGB (3), is cropped about its centre to the form of image_size rows of image_width (none: a
-    square) and resized to that.
+    Without a directory ``train`` the images lie in ``root`` itself. The classes are the directories
+    there: by number if all names are numbers, else by name. Images that lie there themselves have
+    no classes. Without ``root/test`` the share ``data.holdout`` of the images is the test split,
+    see `is_held_out`. Each image becomes grey (num_channels 1) or RGB (3), is cropped about its
+    centre to the form of image_size rows of image_width (none: a square) and resized to that.
 
     Raises:
-        MissingSplit: there is no ``root/test``.
+        MissingSplit: there is no ``root/test``, and nothing is held out.
         UserError: there are no images, a class of ``test`` is not in ``train``, something that is
-            no file lies among the images, a link leads back to a folder that it lies in, or a size
-            or num_channels is none.
+            no file lies among the images, a link leads back to a folder that it lies in, there are
+            both a test directory and a held-out share, or a size or num_channels is none.
     """
     domain = domains.images_of(data, "The data set folder")
     require_positive(domain.height, "data.image_size")
     require_positive(domain.width, "data.image_width")
     mode = lookup(MODES, data.num_channels, "data.num_channels")
-    root = os.path.realpath(data.root)
-    names = _class_names(root, "train")
-    if split == "test" and not os.path.isdir(os.path.join(root, split)):
+    root, share = os.path.realpath(data.root), data.get("holdout", 0.0)
+    place = training_images(root)
+    names = _class_names(root, place)
+    has_test = os.path.isdir(os.path.join(root, "test"))
+    if has_test and share:
+        raise UserError(
+            f"{root} has a directory test, so nothing need be held out of train; set data.holdout "
+            "to 0."
+        )
+    if split == "test" and has_test:
+        place = os.path.join(root, "test")
+    elif split == "test" and not share:
         raise MissingSplit(
-            f"{root}/{split} is no directory; expected the test images, laid out as "
-            "train/<class>/<image> are, in the folder that data.root names."
+            f"{root}/test is no directory; expected the test images, laid out as those of train "
+            "are, or a share that is held out, data.holdout."
         )
     paths, labels = [], []
-    for name in names if split == "train" else _class_names(root, split):
+    for name in names if split == "train" else _class_names(root, place):
         if name not in names:
             raise UserError(
-                f"{root}/{split} has the class {name!r}, which {root}/train lacks; expected some "
+                f"{place} has the class {name!r}, which {root}/train lacks; expected some "
                 f"of {', '.join(names)} (. stands for images without classes)."
             )
-        found = _entries(root, os.path.normpath(os.path.join(root, split, name)))
+        found = _entries(root, os.path.normpath(os.path.join(place, name)))
         if not found and split == "train":
-            raise UserError(f"{root}/{split}/{name} holds no images; add some or remove it.")
+            raise UserError(f"{place}/{name} holds no images; add some or remove it.")
+        if share:
+            test = split == "test"
+            found = [p for p in found if is_held_out(os.path.relpath(p, place), share) == test]
         paths += found
         labels += [names.index(name)] * len(found)
     for path in paths:
         if not os.path.isfile(path):
             raise UserError(f"{path} is no file; expected nothing but images beside it.")
+    if not paths and split == "test" and share:
+        raise MissingSplit(f"Of the images in {place} the share {share} is none.")
     if not paths:
-        raise UserError(f"{root}/{split} holds no images; expected {split}/<class>/<image>.")
+        raise UserError(f"{place} holds no images; expected <class>/<image>.")
     stamps = file_stamps(paths)
-    place = os.path.join(root, split, "")
+    place = os.path.join(place, "")
     return Source(
         domain.shape,
         len(names),
@@ -84,13 +100,28 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
     )
 
 
-def _class_names(root, split):
-    """The ordered names of the directories in ``root/split``; ``"."`` of images without classes."""
-    directory = os.path.join(root, split)
+def training_images(root: str | os.PathLike) -> str:
+    """The directory of the training images: ``root/train``, or where that is not, `root`."""
+    train = os.path.join(root, "train")
+    is_split = os.path.isdir(train) or os.path.isdir(os.path.join(root, "test"))
+    return train if is_split else str(root)
+
+
+def is_held_out(name: str, share: float) -> bool:
+    """Whether an image is of the held-out `share`, by the hash of its `name` below the folder.
+
+    It stays so when other images are added or the folder is moved.
+    """
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _class_names(root, directory):
+    """The ordered names of the directories in `directory`; ``"."`` of images without classes."""
     if not os.path.isdir(directory):
         raise UserError(
-            f"{directory} is no directory; expected images laid out as train/<class>/<image>, or "
-            "train/<image> without classes, in the folder that data.root names."
+            f"{directory} is no directory; expected images laid out as train/<class>/<image>, "
+            "<class>/<image> or without classes, in the folder that data.root names."
         )
     paths = _entries(root, directory)
     folders = [path for path in paths if os.path.isdir(path)]
@@ -100,7 +131,7 @@ def _class_names(root, split):
         other = ", ".join(path for path in paths if path not in folders) or "nothing"
         raise UserError(
             f"{directory} holds {other} beside the directories of the classes; expected "
-            f"{split}/<class>/<image>."
+            "<class>/<image>."
         )
     names = [os.path.basename(path) for path in paths]
     return sorted(names, key=int) if all(map(str.isdecimal, names)) else names

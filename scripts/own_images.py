@@ -1,14 +1,17 @@
 """What a folder of images asks of a score model, and a configuration for it.
 
-python -m scripts.own_images DIR [--size 64] [--config_file configs/own.py]
+python -m scripts.own_images DIR [--size 64] [--holdout 0.1] [--config_file configs/own.py]
 
-`DIR` is laid out as the data set ``folder``: ``train/<class>/*`` or ``train/*``. The noise levels
-follow Song and Ermon, "Improved Techniques for Training Score-Based Generative Models" (NeurIPS
-2020): σ_max is the largest distance of two images (technique 1), the ratio γ of neighbouring levels
-lets them overlap (technique 2), and Langevin's steps keep each level's variance (technique 4).
+`DIR` is laid out as the data set ``folder``: images, or a directory of them for each class, there
+or in ``train/``. Without a directory ``test`` a share of them is held out. Steps, batch and counts
+follow from the number of images, the network from the device. The noise levels are those of Song
+and Ermon, "Improved Techniques for Training Score-Based Generative Models" (NeurIPS 2020): σ_max is
+the largest distance of two images (technique 1), the ratio γ of neighbouring levels lets them
+overlap (technique 2), and Langevin's steps keep each level's variance (technique 4).
 """
 
 import collections
+import dataclasses
 import math
 import os
 import pathlib
@@ -17,16 +20,21 @@ import sys
 import numpy as np
 import torch
 from absl import flags
+from ml_collections import ConfigDict
 from PIL import Image
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import norm
+from tqdm import tqdm
 
 import cli
 import datasets
+import planning
 from configs import common
-from readers.folder import IMAGE_FORMATS, folder
+from readers.common import MissingSplit
+from readers.folder import IMAGE_FORMATS, folder, training_images
 from storage.files import atomic_write
-from utils import UserError
+from training.score import ScoreTraining
+from utils import UserError, get_device
 
 MOST = 5000  # images that are compared with each other
 SIGMA_MIN = 0.01
@@ -34,6 +42,7 @@ SIGMA_MIN = 0.01
 LANGEVIN_STEPS, OVERLAP = 5, 0.5
 USUAL_SCALES = 1000  # of the published configurations
 MULTIPLE = 8  # of which a side must be, to be halved three times
+CPU_SIDE = 32  # of images that a network learns on a CPU in minutes
 CONFIG = '''"""NCSN++ on the images in {root}."""
 
 from configs import common
@@ -41,43 +50,69 @@ from configs import common
 
 def get_config():
     return common.own_images(
-        {root!r}, {size}, {channels}, sigma_max={sigma_max}, num_scales={num_scales}, snr={snr}
+        {root!r},
+        {size},
+        {channels},
+        {fields},
     )
 '''
 
 
-def look(root: pathlib.Path) -> tuple[collections.Counter, int, int]:
-    """The sizes (W, H) of the images in ``root/train`` with counts, their classes and channels.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What lies in a folder.
+
+    Attributes:
+        sizes: (W, H) of the training images, with their counts.
+        classes: their names; empty where there are none.
+        channels: 1 if all are grey, else 3.
+        held_out: how many images the test split has.
+    """
+
+    sizes: collections.Counter
+    classes: tuple[str, ...]
+    channels: int
+    held_out: int
+
+
+def look(root: pathlib.Path, holdout: float) -> Found:
+    """What the training and the test images in `root` are.
 
     Raises:
         UserError: as `readers.folder.folder`; or a file is no image.
     """
-    source = folder(_data(root, MULTIPLE, 3), "train")
+    data = _data(root, MULTIPLE, 3, holdout)
+    source, place = folder(data, "train"), pathlib.Path(training_images(root))
     sizes, modes = collections.Counter(), set()
     for line in source.files:
-        path = root / "train" / line.rsplit(" ", 1)[0]
+        path = place / line.rsplit(" ", 1)[0]
         try:
             with Image.open(path, formats=IMAGE_FORMATS) as image:
                 sizes[image.size] += 1
                 modes.add(image.mode)
         except Exception as error:  # PIL raises nearly anything on a damaged file
             raise UserError(f"{path} cannot be read as an image ({error}).") from None
-    return sizes, source.classes, 1 if modes <= {"1", "L", "LA"} else 3
+    try:
+        held_out = len(folder(data, "test").files)
+    except MissingSplit:
+        held_out = 0
+    return Found(sizes, source.class_names, 1 if modes <= {"1", "L", "LA"} else 3, held_out)
 
 
-def _data(root, size, channels):
+def _data(root, size, channels, holdout):
     config = common.base("folder").data
     config.root, config.image_size, config.num_channels = str(root), size, channels
+    config.holdout = holdout
     return config
 
 
-def largest_distance(root: pathlib.Path, size: int, channels: int) -> tuple[float, int]:
+def largest_distance(data: ConfigDict) -> tuple[float, int]:
     """The largest Euclidean distance of two training images in [0, 1], of at most MOST of them.
 
     Returns:
         The distance, and how many images were compared.
     """
-    images = datasets.load(_data(root, size, channels), "train").images
+    images = datasets.load(data, "train").images
     chosen = np.random.default_rng(0).permutation(len(images))[:MOST]
     x = torch.from_numpy(images[np.sort(chosen)]).flatten(1).float() / 255
     # Without the mean the products are small, and so is what float32 rounds of them.
@@ -113,8 +148,8 @@ def step_size(ratio: float, steps: int = LANGEVIN_STEPS) -> float:
     return minimize_scalar(deviation, bounds=(0, 1), options={"xatol": 1e-8}).x
 
 
-def settings_for(largest: float, size: int, channels: int) -> dict[str, float]:
-    """The arguments of `common.own_images` for images of this size and largest distance."""
+def noise_settings(largest: float, size: int, channels: int) -> dict[str, float]:
+    """The noise levels of `common.own_images` for images of this size and largest distance."""
     ratio = ratio_of_levels(channels * size**2)
     sigma_max = max(1.0, float(f"{largest:.3g}"))
     # The steps of the corrector `langevin` are 2(snr·σ)².
@@ -126,14 +161,32 @@ def settings_for(largest: float, size: int, channels: int) -> dict[str, float]:
     }
 
 
+def cost(config: ConfigDict) -> str:
+    """What training takes, in words."""
+    training, device = config.training, get_device(config.device)
+    flops, fixed, each = planning.step_of(ScoreTraining(config, device), images=2)
+    step = flops * training.batch_size
+    return (
+        f"{training.n_iters:,} steps of {training.batch_size} images on {device}, "
+        f"{tqdm.format_sizeof(step, 'FLOP')} each and "
+        f"{tqdm.format_sizeof(step * training.n_iters, 'FLOP')} in all; memory "
+        f"{planning.in_bytes(fixed + each * training.batch_size)}"
+    )
+
+
 def describe(
-    root: str | os.PathLike, size: int | None = None, target: str | os.PathLike | None = None
+    root: str | os.PathLike,
+    size: int | None = None,
+    target: str | os.PathLike | None = None,
+    holdout: float = 0.1,
 ) -> pathlib.Path:
     """Print what is in `root` and what a score model of it takes; write a configuration.
 
     Args:
-        size: side of the images that are modelled; None: what all images hold.
+        size: side of the images that are modelled; None: what all images hold, on a CPU at most
+            CPU_SIDE.
         target: the configuration's file; None: ``configs/own_{name of the folder}.py``.
+        holdout: the share of the images that is held out where there is no directory ``test``.
 
     Returns:
         The configuration's path.
@@ -142,45 +195,66 @@ def describe(
         UserError: the folder is not laid out as expected, or the size is none.
     """
     root = pathlib.Path(root).resolve()
-    sizes, classes, channels = look(root)
-    smallest = min(map(min, sizes))
-    size = smallest // MULTIPLE * MULTIPLE if size is None else size
+    name = "".join(c if c.isalnum() else "_" for c in root.name)
+    path = pathlib.Path(target or f"configs/own_{name}.py")
+    if path.exists():
+        raise UserError(f"{path} exists; name another file with --config_file.")
+    if not 0 <= holdout < 1:
+        raise UserError(f"--holdout is {holdout}; expected a share from 0 to below 1.")
+    holdout = 0.0 if (root / "test").is_dir() else holdout
+    found = look(root, holdout)
+    smallest, on_cpu = min(map(min, found.sizes)), get_device("auto").type == "cpu"
+    if size is None:
+        size = min(smallest, CPU_SIDE if on_cpu else smallest) // MULTIPLE * MULTIPLE
     if size < MULTIPLE or size % MULTIPLE:
         raise UserError(
             f"The images would be of {size}×{size} pixels; expected a multiple of {MULTIPLE}. The "
             f"smallest side in {root} is {smallest}; give --size."
         )
-    shapes = ", ".join(f"{w}×{h} ({n})" for (w, h), n in sizes.most_common(5))
-    print(f"{root}: {sizes.total()} training images in {classes} classes")
-    print(f"sizes: {shapes}{', …' if len(sizes) > 5 else ''}; channels: {channels}")
+    count, channels, classes = found.sizes.total(), found.channels, found.classes
+    shapes = ", ".join(f"{w}×{h} ({n})" for (w, h), n in found.sizes.most_common(5))
+    kinds = f" in {len(classes)} classes" if classes else ""
+    print(f"{root}: {count} training images{kinds}, and {found.held_out} that are held out")
+    print(f"sizes: {shapes}{', …' if len(found.sizes) > 5 else ''}; channels: {channels}")
     print(f"modelled: {channels}×{size}×{size}, cropped about the centre and resized")
-    largest, compared = largest_distance(root, size, channels)
+    largest, compared = largest_distance(_data(root, size, channels, holdout))
     print(f"largest distance of two of {compared} images in [0, 1]: {largest:.4g}")
-    settings = settings_for(largest, size, channels)
+    settings = noise_settings(largest, size, channels)
     ratio = ratio_of_levels(channels * size**2)
     levels = number_of_levels(settings["sigma_max"], ratio)
     print(f"σ_max {settings['sigma_max']:g} (technique 1), σ_min {SIGMA_MIN}")
     print(f"at least {levels} noise levels, ratio {ratio:.4f} (technique 2)")
     print(f"snr {settings['snr']:g} (technique 4)")
-    name = "".join(c if c.isalnum() else "_" for c in root.name)
-    path = pathlib.Path(target or f"configs/own_{name}.py")
-    if path.exists():
-        raise UserError(f"{path} exists; name another file with --config_file.")
+
+    fields = {"images": count, "held_out": found.held_out, "holdout": holdout, **settings}
+    fields["on_cpu"] = on_cpu
+    print(f"training: {cost(common.own_images(str(root), size, channels, **fields))}")
     with atomic_write(path, "w") as file:
-        file.write(CONFIG.format(root=str(root), size=size, channels=channels, **settings))
-    print(f"Wrote {path}. Train with: python main.py --config {path} --workdir {name}")
-    print("With --dry_run it prints the memory that a training step takes.")
+        fields = ",\n        ".join(f"{field}={value!r}" for field, value in fields.items())
+        file.write(CONFIG.format(root=str(root), size=size, channels=channels, fields=fields))
+    run = f"--config {path} --workdir {name}"
+    print(f"Wrote {path}. Train, draw samples, and compare them with the held-out images by:")
+    print(f"  python main.py {run}")
+    print(f"  python run_lib_sampling.py {run} --png")
+    print(f"  python run_lib_evaluation.py {run} --encode_dataset --encode --kid")
+    if on_cpu:
+        print(
+            f"Without a GPU this is a first look: at most {CPU_SIDE} pixels unless --size is given,"
+        )
+        print("and few steps. Training continues with a larger --config.training.n_iters.")
     return path
 
 
 def main() -> None:
-    arguments = flags.FLAGS(sys.argv)[1:]
+    FLAGS = flags.FLAGS
+    arguments = FLAGS(sys.argv)[1:]
     if len(arguments) != 1:
         raise UserError("Give one folder of images: python -m scripts.own_images DIR.")
-    describe(arguments[0], flags.FLAGS.size, flags.FLAGS.config_file)
+    describe(arguments[0], FLAGS.size, FLAGS.config_file, FLAGS.holdout)
 
 
 if __name__ == "__main__":
     flags.DEFINE_integer("size", None, "Side of the images that are modelled.")
     flags.DEFINE_string("config_file", None, "The configuration that is written.")
+    flags.DEFINE_float("holdout", 0.1, "Share of the images to hold out, without a test folder.")
     cli.launch(main, words=True)

@@ -26,6 +26,7 @@ import ml_collections
 import numpy as np
 import torch
 
+from storage import pipelines
 from storage.ema import EMA
 from storage.files import atomic_write
 from storage.provenance import code_version
@@ -94,14 +95,14 @@ def publish(path: pathlib.Path, name: pathlib.Path) -> None:
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint to the CPU without running any code of it.
+    """Read a checkpoint, or a directory of diffusers, to the CPU without running any code of it.
 
     A bare state dict, or one under the name ``state_dict``, is returned as {"model": it}.
 
     Raises:
         UserError: the file is missing, damaged, of another kind, or has no model.
     """
-    content = _load(path, mmap=False)
+    content = pipelines.read(path) if os.path.isdir(path) else _load(path, mmap=False)
     if zipfile.is_zipfile(path):
         # PyTorch does not check the archive's checksums. This takes 0.2 s for a GB.
         try:
@@ -126,6 +127,8 @@ def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
     Raises:
         UserError: the file is missing, damaged or of another kind.
     """
+    if os.path.isdir(path):
+        return config_of(pipelines.read_config(path))
     return config_of(_load(path, mmap=zipfile.is_zipfile(path)))
 
 
@@ -144,8 +147,6 @@ def _load(path, mmap):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise UserError(f"The checkpoint {path} does not exist.") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a directory; give a checkpoint file.") from None
     except Exception as error:  # PyTorch's reader raises many types on damaged files
         raise UserError(f"{path} {_what_is_wrong(error)}") from None
     if not isinstance(content, dict):

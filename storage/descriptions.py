@@ -21,8 +21,8 @@ OTHER_SECTIONS = {
 }
 # Fields of `model` that are paths or belong to the training of a classifier.
 NOT_OF_THE_MODEL = {
-    *("model.score_restore_path", "model.classifier_restore_path", "model.loss_type"),
-    *("model.weighting_dlsm", "model.weighting_ce", "model.coef"),
+    *("model.score_restore_path", "model.classifier_restore_path", "model.pretrained"),
+    *("model.loss_type", "model.weighting_dlsm", "model.weighting_ce", "model.coef"),
 }
 # Fields of the command's configuration where a run starts from another run's checkpoint.
 OF_A_TRAINING = {"model.ema_rate", "model.dropout", "model.energy", "model.num_classes"}

@@ -26,7 +26,7 @@ NOT_NEGATIVE = {
     *("model.init_scale", "model.coef", "optim.lr", "optim.weight_decay", "loss.balancing_fac"),
     *("sampling.snr", "sampling.last_step_snr", "sampling.guidance_interval"),
 }
-SHARE = {"model.dropout", "model.ema_rate", "optim.beta1", "training.label_dropout"}
+SHARE = {"data.holdout", "model.dropout", "model.ema_rate", "optim.beta1", "training.label_dropout"}
 INCREASING = (("sigma_min", "sigma_max"), ("beta_min", "beta_max"))
 
 

@@ -108,6 +108,7 @@ MODULES = [
     for path in [*tiny.ROOT.glob("*.py"), *tiny.ROOT.glob("[a-z]*/*.py")]
 ]
 CONFIGS = [common.qc("qc_ncsn", "CIFAR10"), common.dlsm_cas("CIFAR10", "resnet18_cond")]
+CONFIGS.append(common.diffusers("CIFAR10"))
 FIELDS = {name for config in CONFIGS for name in [*flatten(config.to_dict()), *config]}
 FIELDS |= {"model.num_classes", "training.label_dropout"}
 DATA_FILES = (".db", ".html", ".ini", ".json", ".npz", ".pth", ".txt")

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import planning
 import run_lib
+from models.jvp import value_and_jvp
 from training.score import ScoreTraining
 
 SAMPLING = "run_lib_sampling.py --workdir W"
@@ -75,3 +76,13 @@ def test_flops_are_those_of_pytorchs_counter(cache):  # noqa: F811
         loss, _ = job.objective(x, torch.zeros(4, dtype=torch.long), job.objective.draw(x))
         loss.backward()
     assert flops == counter.get_total_flops() / 4
+
+
+def test_forward_mode_of_real_weights_has_a_cost():
+    net = torch.nn.Sequential(torch.nn.GroupNorm(2, 4), torch.nn.SiLU(), torch.nn.Conv2d(4, 4, 1))
+
+    def call():
+        x = torch.rand(2, 4, 8, 8)
+        value_and_jvp(net, x, x[None])
+
+    assert planning.cost_of(call).flops == 2 * 2 * (2 * 4 * 4 * 64)  # two images, two products

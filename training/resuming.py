@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from storage import checkpoints, descriptions
+from storage import checkpoints, descriptions, pipelines
 from storage.checkpoints import TrainState
 from storage.settings import describes_cas, describes_classifier
 from storage.workdir import Workdir
@@ -24,7 +24,7 @@ FIXED_TRAINING = (
 # Fields that older checkpoints do not hold, and what they were trained with.
 ADDED = {"training.weighting": None, "training.times": "uniform", "model.preconditioning": None}
 # Paths may change: files move.
-PLACES = ("data.root", "data.cache")
+PLACES = ("data.root", "data.cache", "model.pretrained")
 
 
 def _is_fixed(field, before, step):
@@ -135,11 +135,12 @@ class Start:
         return [f"Restored {self.path} at step {state.step}{counted}."]
 
 
-def find(place: Workdir, restore: str | os.PathLike | None) -> Start:
+def find(place: Workdir, restore: str | os.PathLike | None, pretrained: str | None = None) -> Start:
     """Where a run in `place` continues: its newest state, else `restore`, else new weights.
 
     The states are the resume point and the snapshots, in the order in which they were written. A
-    damaged file is ignored if there is another one.
+    damaged file is ignored if there is another one. Weights that are `pretrained`, see
+    `pipelines.local`, take the place of new ones.
 
     Raises:
         UserError: there are such files, and none can be read.
@@ -164,4 +165,6 @@ def find(place: Workdir, restore: str | os.PathLike | None) -> Start:
             f"{place.checkpoint()} is not the state of a run, and training would replace it. Move "
             "it away, or restore it in another --workdir."
         )
+    if restore is None and pretrained is not None:
+        restore = pipelines.local(pretrained)
     return Start() if restore is None else Start(restore, checkpoints.read(restore))

@@ -1,0 +1,171 @@
+"""Directories of the package diffusers, read as checkpoints and written from them.
+
+Expected are a `UNet2DModel` and its scheduler as `save_pretrained` writes them, side by side or in
+``unet/`` and ``scheduler/``. Weights are read from safetensors only; no code is taken from a hub.
+"""
+
+import inspect
+import json
+import os
+import pathlib
+import types
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from utils import UserError
+
+SCHEDULER = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+
+
+def library() -> types.ModuleType:
+    """The package diffusers.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import diffusers
+    except ImportError:
+        raise UserError(
+            "The package diffusers is not installed; install it: pip install diffusers."
+        ) from None
+    return diffusers
+
+
+def local(name: str) -> str:
+    """The directory `name`, or that of the Hugging Face hub's files of this name, downloaded once.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if os.path.isdir(name):
+        return name
+    library()
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.snapshot_download(
+            name, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*fp16*"]
+        )
+    except Exception as error:  # many types, of names, networks and caches
+        raise UserError(
+            f"config.model.pretrained is {name}, which is no directory and cannot be had from the "
+            f"Hugging Face hub ({type(error).__name__})."
+        ) from None
+
+
+def read(directory: str | os.PathLike) -> dict[str, Any]:
+    """The network and its configuration as a checkpoint's content.
+
+    Raises:
+        UserError: something is missing, or of a kind that is no score of the SDE ``ddpm``.
+    """
+    content, place = read_config(directory), _part(directory, "unet")
+    try:
+        unet = library().UNet2DModel.from_pretrained(
+            place, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{place} has no weights that can be read as safetensors "
+            f"({str(error).strip().splitlines()[0]}); expected those of "
+            "UNet2DModel.save_pretrained."
+        ) from None
+    content["model"] = {f"unet.{name}": each for name, each in unet.state_dict().items()}
+    return content
+
+
+def read_config(directory: str | os.PathLike) -> dict[str, Any]:
+    """A checkpoint's content without the tensors: the configuration that `directory` describes.
+
+    Raises:
+        UserError: as `read`.
+    """
+    unet = _json(_part(directory, "unet") / "config.json", directory)
+    scheduler = _json(_part(directory, "scheduler") / "scheduler_config.json", directory)
+    kind = unet.get("_class_name")
+    if kind != "UNet2DModel":
+        raise UserError(f"{directory} holds a {kind}; expected a UNet2DModel.")
+    missing = [name for name in SCHEDULER if scheduler.get(name) is None]
+    unknown = [n for n in ("trained_betas", "rescale_betas_zero_snr") if scheduler.get(n)]
+    if missing or unknown:
+        raise UserError(
+            f"The scheduler in {directory} is a {scheduler.get('_class_name')} "
+            f"{'without' if missing else 'with'} {', '.join(missing or unknown)}; expected a "
+            "DDPM's, with a schedule of β."
+        )
+    steps = scheduler["num_train_timesteps"]
+    data = {"num_channels": unet["in_channels"], "centered": True}
+    size = unet.get("sample_size")
+    if size is not None:
+        height, width = (size, None) if isinstance(size, int) else size
+        data |= {"image_size": height, "image_width": width if width != height else None}
+    model = {
+        "name": "diffusers",
+        "energy": False,
+        "unet": json.dumps(_changed(unet), sort_keys=True),
+        "dropout": unet.get("dropout", 0.0),
+        "prediction_type": scheduler.get("prediction_type", "epsilon"),
+        "beta_schedule": scheduler["beta_schedule"],
+        "beta_min": steps * scheduler["beta_start"],
+        "beta_max": steps * scheduler["beta_end"],
+        "num_scales": steps,
+    }
+    training = {"sde": "ddpm", "continuous": False}
+    return {"config": json.dumps({"data": data, "model": model, "training": training})}
+
+
+def write(directory: str | os.PathLike, network: Any, config: ConfigDict) -> None:
+    """Write a `DiffusersUNet` with its scheduler as a `DDPMPipeline`, which diffusers loads.
+
+    Raises:
+        UserError: ``config.model.name`` is another one, or `directory` holds something.
+    """
+    if config.model.name != "diffusers":
+        raise UserError(
+            f"The model {config.model.name} is no network of diffusers; only one that was trained "
+            "with config.model.name=diffusers can be written for it."
+        )
+    if pathlib.Path(directory).exists() and os.listdir(directory):
+        raise UserError(f"{directory} is not empty; name a new directory.")
+    model, steps = config.model, config.model.num_scales
+    scheduler = library().DDPMScheduler(
+        num_train_timesteps=steps,
+        beta_start=model.beta_min / steps,
+        beta_end=model.beta_max / steps,
+        beta_schedule=model.beta_schedule,
+        prediction_type=model.prediction_type,
+    )
+    library().DDPMPipeline(network.unet, scheduler).save_pretrained(directory)
+
+
+def _part(directory, name):
+    """The part `name` of a pipeline, which may be `directory` itself."""
+    place = pathlib.Path(directory) / name
+    return place if place.is_dir() else pathlib.Path(directory)
+
+
+def _json(path, directory):
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{directory} is a directory without {path.name}; give a checkpoint file, or a "
+            "directory with a UNet2DModel and its scheduler, as save_pretrained writes them."
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}).") from None
+    return content
+
+
+def _changed(unet):
+    """Of a UNet2DModel's configuration what differs from the defaults, but for its dropout."""
+    defaults = inspect.signature(library().UNet2DModel.__init__).parameters
+    return {
+        name: value
+        for name, value in unet.items()
+        if name in defaults
+        and name != "dropout"
+        and json.dumps(value) != json.dumps(defaults[name].default)
+    }

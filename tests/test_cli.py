@@ -1,6 +1,8 @@
 """The commands as a user types them: mistakes get a sentence, and nothing is written."""
 
+import ast
 import importlib.util
+import re
 
 import golden
 import pytest
@@ -167,3 +169,18 @@ def test_a_flag_that_is_not_read_is_refused_and_named(tmp_path, line, flag):
     done = command(line, tmp_path, arguments)
     tiny.check_sentence(done, flag)
     assert list(tmp_path.iterdir()) == []
+
+
+# Every command has these flags; a message of code that several commands share names no others.
+OF_ALL = {"config", "workdir", "deterministic"}
+SHARED = ("storage", "models", "training", "readers", "losses.py", "sampling.py", "sde_lib.py")
+SHARED += ("domains.py", "datasets.py", "likelihood.py", "utils.py", "run_lib.py")
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_messages_name_no_flag_that_a_command_may_lack(name):
+    place = tiny.ROOT / name
+    for path in place.glob("*.py") if place.is_dir() else [place]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise):
+                assert {*re.findall(r"--(\w+)", ast.unparse(node))} <= OF_ALL, path

@@ -168,7 +168,7 @@ def test_a_typed_field_that_contradicts_the_samples_is_refused(sampled, line, ty
 
 def test_features_of_other_rounds_are_not_kept(sampled):
     """pc's noise depends on the sizes of the rounds, and so do the images."""
-    works(f"{EVALUATION} --encode", *SIX)
+    assert "dataset digits, split train" in works(f"{EVALUATION} --encode --fidis", *SIX)
     shutil.rmtree(Workdir("W").division(0, "").parent)
     works("run_lib_sampling.py --workdir W --num_samples 6 --num_divisions 2 --bs 2")
     refused(f"{EVALUATION} --encode", "rounds", *SIX)

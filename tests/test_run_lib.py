@@ -82,6 +82,9 @@ def test_restore_starts_from_another_run(here, cache, capsys):
     assert newest("second")["step"] == 12
     assert newest("second")["position"] == 12 * 16
     assert f"Restored {source} at step 8." in capsys.readouterr().out
+    with pytest.raises(UserError, match="n_iters"):
+        run_lib.train(tiny.config(cache), "third", restore=str(source))
+    assert not Workdir("third").root.exists()
     energy = {"model__energy": True, "training__n_iters": 9}
     run_lib.train(tiny.config(cache, **energy), "energy", restore=str(source))
     assert "model.energy False, and this run has True" in capsys.readouterr().out

@@ -142,15 +142,21 @@ def measure(
         place: the run of the samples; None: nothing is recorded.
 
     Raises:
-        UserError: the sets are of different feature networks, or too small for a metric.
+        UserError: the sets are of different feature networks, or too small for a metric; the other
+            metrics are printed first.
     """
+    faults = []
     for metric in metrics:
         settings = settings_of(metric, config, real, generated)
-        if mode == "class":
-            rows = classwise(metric, real, generated, config)
-            settings["classes"] = len(rows) - 1
-        else:
-            rows = {"all": metric.compute(real, generated, config)}
+        try:
+            if mode == "class":
+                rows = classwise(metric, real, generated, config)
+                settings["classes"] = len(rows) - 1
+            else:
+                rows = {"all": metric.compute(real, generated, config)}
+        except UserError as error:
+            faults.append(f"{metric.name}: {error}")
+            continue
         values = list(rows.values())[-1]
         for name in settings.keys() & values.keys():
             if values[name] != settings[name]:
@@ -176,6 +182,8 @@ def measure(
                 len(generated.pool),
                 metric.usual_samples,
             )
+    if faults:
+        raise UserError(" ".join(faults))
 
 
 def settings_of(

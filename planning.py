@@ -22,9 +22,10 @@ import domains
 import run_lib
 import sampling
 from metrics import encoding, feature_sets
-from metrics.sample_sets import find_samples
+from metrics.sample_sets import Part, describe, find_samples
 from models import jacobian, resampling
 from models.trained import load_sampling_model, load_score, trained_weights
+from samplers.rounds import Round
 from storage.workdir import Workdir
 from training.job import Job, MakeJob
 from utils import flatten, get_device, is_first, rank_and_size
@@ -159,8 +160,10 @@ def evaluation_of(score: Callable, network: torch.nn.Module, config: ConfigDict)
     }
 
 
-def sample(config: ConfigDict, workdir: str, total: int) -> None:
-    """Print what `run_lib_sampling.sample` would take for `total` samples; raises as it does."""
+def sample(
+    config: ConfigDict, workdir: str, parts: Sequence[Part], rounds: Sequence[Round]
+) -> None:
+    """Print what `run_lib_sampling.sample` would take for `rounds`; raises as it does."""
     drawn = load_sampling_model(config, Workdir(workdir), get_device(config.device))
     config, score = drawn.config, drawn.trained.score
     sampling.from_config(config.sampling, drawn.trained.sde)
@@ -169,7 +172,9 @@ def sample(config: ConfigDict, workdir: str, total: int) -> None:
         score = drawn.guidance(labels=label, scale=config.sampling.scaling_factor)
     facts = evaluation_of(score, drawn.trained.score.net, config)
     facts["weights"] = drawn.description
-    facts["samples"] = f"{total}, by the sampler {config.sampling.method}"
+    names = describe(parts, [each.part for each in rounds], drawn.origin.get("classes", ()))
+    total = sum(each.count for each in rounds)
+    facts["samples"] = f"{total}, {names}, by the sampler {config.sampling.method}"
     print_plan(config, facts)
 
 

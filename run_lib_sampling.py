@@ -22,7 +22,7 @@ import cli
 import domains
 import sampling
 from domains import Images, Points
-from metrics.sample_sets import Part, parts_of
+from metrics.sample_sets import Part, describe, parts_of
 from models.scores import InParts, ScoreFunction
 from models.trained import adopt_from_checkpoints, checkpoint_paths, load_sampling_model
 from samplers import rounds
@@ -80,10 +80,10 @@ def sample(
     every = rounds_of(config, parts, classes, division_idx)
     place.create()
     log_to(place.log_file)
-    names = [parts[each.part].name for each in every] or ["none"]
+    words = describe(parts, [each.part for each in every], drawn.origin.get("classes", ()))
     log.info(
-        f"Drawing {sum(each.count for each in every)} samples, {names[0]} to {names[-1]}, with the "
-        f"sampler {config.sampling.method} on {device}. Weights: {drawn.description}."
+        f"Drawing {sum(each.count for each in every)} samples, {words}, with the sampler "
+        f"{config.sampling.method} on {device}. Weights: {drawn.description}."
     )
     meta = {
         **drawn.origin,
@@ -223,7 +223,7 @@ def main() -> None:
 
         parts = parts_of(config, Workdir(FLAGS.workdir))
         every = rounds_of(config, parts, classes, FLAGS.division_idx)
-        planning.sample(config, FLAGS.workdir, sum(each.count for each in every))
+        planning.sample(config, FLAGS.workdir, parts, every)
         return
     sample(config, FLAGS.workdir, classes, FLAGS.division_idx)
     if FLAGS.png:

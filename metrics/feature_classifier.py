@@ -14,6 +14,8 @@ from utils import UserError
 if TYPE_CHECKING:
     import torch
 
+SAVE_EVERY = 100  # steps of training
+
 
 def _small_classifier(channels, classes):
     """Three convolutions and a pool to ClassifierFeatures.pool_width, then a linear layer."""
@@ -38,12 +40,17 @@ def train_small_classifier(
     images: np.ndarray,
     labels: np.ndarray,
     device: "torch.device",
+    cache: pathlib.Path,
     steps: int = 1000,
     batch_size: int = 128,
 ) -> "torch.nn.Sequential":
     """Train the small classifier with Adam on uint8 images (N, H, W, C) and labels (N,).
 
-    Equal data give equal weights on one machine with equally many threads.
+    Equal data give equal weights on one machine with equally many threads. The state is written to
+    `cache` every SAVE_EVERY steps and at the end; training on equal data continues from there.
+
+    Raises:
+        UserError: the cache exists and is not such a file.
     """
     import torch
 
@@ -52,8 +59,12 @@ def train_small_classifier(
         network = _small_classifier(images.shape[-1], int(labels.max()) + 1).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    parts = {"model": network, "optimizer": optimizer, "schedule": schedule}
+    data = _digest([images, labels])
+    done = _restore(parts, cache, data, steps)
     rng = np.random.default_rng(0)
-    for _ in tqdm(range(steps), desc="feature classifier", unit="step"):
+    rng.integers(len(images), size=(done, batch_size))  # drawn by the steps that are done
+    for step in tqdm(range(done, steps), desc="feature classifier", unit="step"):
         index = rng.integers(len(images), size=batch_size)
         target = torch.from_numpy(labels[index].astype(np.int64)).to(device)
         loss = torch.nn.functional.cross_entropy(network(_scaled(images[index], device)), target)
@@ -61,7 +72,30 @@ def train_small_classifier(
         loss.backward()
         optimizer.step()
         schedule.step()
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            content = {name: part.state_dict() for name, part in parts.items()}
+            with atomic_write(cache) as file:
+                torch.save({"data": data, "step": step + 1, **content}, file)
     return network.eval()
+
+
+def _restore(parts, cache, data, steps):
+    """Load the state in the file `cache` if it was trained on `data`; the number of steps done."""
+    import torch
+
+    if not cache.exists():
+        return 0
+    try:
+        state = torch.load(cache, map_location="cpu", weights_only=True)
+        if state["data"] != data:
+            return 0
+        for name in parts.keys() & state.keys():  # older files hold the final weights alone
+            parts[name].load_state_dict(state[name])
+        return state.get("step", steps)
+    except Exception as error:  # a damaged file can fail anywhere
+        raise UserError(
+            f"{cache} does not hold a feature classifier ({error}); delete it to train it again."
+        ) from None
 
 
 def _digest(arrays):
@@ -81,7 +115,7 @@ class ClassifierFeatures:
         dataset: the data set's name, for the extractor's.
         images, labels: the training split, uint8 (N, H, W, C) and integers (N,).
         device: where the network trains and runs.
-        cache: the file of the trained weights; one of other images or labels is replaced.
+        cache: the file of the training's state; one of other images or labels is replaced.
 
     Raises:
         UserError: the images are of one class, or the cache exists and is not such a file.
@@ -97,19 +131,12 @@ class ClassifierFeatures:
         device: "torch.device",
         cache: pathlib.Path,
     ) -> None:
-        import torch
-
         if labels.min() == labels.max():
             raise UserError(
                 f"All images of {dataset} are of one class, of which no classifier can be trained; "
                 "choose other features, such as --config.eval.features=inception."
             )
-        data = _digest([images, labels])
-        self.network = _read(cache, data, images.shape[-1], int(labels.max()) + 1, device)
-        if self.network is None:
-            self.network = train_small_classifier(images, labels, device)
-            with atomic_write(cache) as file:
-                torch.save({"data": data, "model": self.network.state_dict()}, file)
+        self.network = train_small_classifier(images, labels, device, cache)
         self.logit_width = self.network[1].out_features
         weights = _digest(tensor.cpu().numpy() for tensor in self.network.state_dict().values())
         self.name = f"classifier-{dataset}-{weights[:8]}"
@@ -121,22 +148,3 @@ class ClassifierFeatures:
         with torch.inference_mode():
             pool = self.network[0](_scaled(images, self.device))
             return pool.cpu().numpy(), self.network[1](pool).cpu().numpy()
-
-
-def _read(cache, data, channels, classes, device):
-    """The network in the file `cache`; None if there is none that was trained on `data`."""
-    import torch
-
-    if not cache.exists():
-        return None
-    network = _small_classifier(channels, classes)
-    try:
-        content = torch.load(cache, map_location="cpu", weights_only=True)
-        if content["data"] != data:
-            return None
-        network.load_state_dict(content["model"])
-    except Exception as error:  # a damaged file can fail anywhere
-        raise UserError(
-            f"{cache} does not hold a feature classifier ({error}); delete it to train it again."
-        ) from None
-    return network.to(device).eval()

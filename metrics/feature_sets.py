@@ -104,6 +104,8 @@ def open_generated(config: ml_collections.ConfigDict, workdir: str) -> FeatureSe
     pools, logits = [], []
     classes = find(parts, "pool_3", "--latent writes what is missing.")
     for rounds, size in zip(classes, sizes, strict=True):
+        if not rounds:  # fewer samples than classes
+            continue
         files = [load_npz(item.path, "pool_3", "logits") for item in rounds]
         pools.append(np.concatenate([file["pool_3"] for file in files])[:size])
         logits.append(np.concatenate([file["logits"] for file in files])[:size])

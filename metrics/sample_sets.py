@@ -173,6 +173,14 @@ def parts_of(
     ]
 
 
+def describe(parts: Sequence[Part], drawn: Sequence[int], class_names: Sequence[str]) -> str:
+    """The first and the last of the parts whose indices are `drawn`, classes with their names."""
+    names = [part.name for part in parts]
+    if len(class_names) == len(names):
+        names = [f"{name} ({of_class})" for name, of_class in zip(names, class_names)]
+    return " to ".join(names[index] for index in sorted({*drawn[:1], *drawn[-1:]})) or "none"
+
+
 def origins(config: ml_collections.ConfigDict, place: Workdir) -> list[dict[str, Any]]:
     """The origin of the first file of each part, of those that exist."""
     firsts = (numbered_rounds(part.folder)[:1] for part in parts_of(config, place))

@@ -1,6 +1,8 @@
 """The commands as a user types them: mistakes get a sentence, and nothing is written."""
 
+import ast
 import importlib.util
+import re
 
 import golden
 import pytest
@@ -130,6 +132,20 @@ def test_every_command_can_be_deterministic(tmp_path, cache):  # noqa: F811
 
 
 @pytest.mark.parametrize(
+    "twice",
+    [
+        ["--config.model.ch_mult=(1,2)", "--config.model.ch_mult=(1,2)"],
+        ["--config.model.ch_mult", "(4,)", "--config.model.ch_mult=(1,2)"],
+        ["--config.model.ch_mult=(4,)", "--config.model.ch_mult", "(1,2)"],
+    ],
+)
+def test_the_last_of_two_overrides_counts(tmp_path, twice):
+    arguments = [f"--config={tiny.CONFIG}", "--workdir=run", "--dry_run", *twice]
+    done = command("main.py", tmp_path, arguments)
+    assert "config.model.ch_mult = (1, 2)\n" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
     ("line", "flag"),
     [
         ("main.py --slices 2", "--slices"),
@@ -153,3 +169,18 @@ def test_a_flag_that_is_not_read_is_refused_and_named(tmp_path, line, flag):
     done = command(line, tmp_path, arguments)
     tiny.check_sentence(done, flag)
     assert list(tmp_path.iterdir()) == []
+
+
+# Every command has these flags; a message of code that several commands share names no others.
+OF_ALL = {"config", "workdir", "deterministic"}
+SHARED = ("storage", "models", "training", "readers", "losses.py", "sampling.py", "sde_lib.py")
+SHARED += ("domains.py", "datasets.py", "likelihood.py", "utils.py", "run_lib.py")
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_messages_name_no_flag_that_a_command_may_lack(name):
+    place = tiny.ROOT / name
+    for path in place.glob("*.py") if place.is_dir() else [place]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise):
+                assert {*re.findall(r"--(\w+)", ast.unparse(node))} <= OF_ALL, path

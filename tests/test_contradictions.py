@@ -76,8 +76,9 @@ def test_training_does_not_replace_a_file_that_was_put_there(here):
 
 
 def test_the_newest_own_state_that_can_be_read_counts(here):
-    """The resume point is the newest snapshot; with it damaged the one before it counts."""
+    """By its step; with it damaged the snapshot before it counts."""
     place = Workdir("W")
+    place.checkpoint(1).touch()  # a copied workdir has other times
     assert resuming.find(place, None).content["step"] == 8
     shutil.copy(Workdir("W").checkpoint(2), place.checkpoint(70))
     torch.save({"model": {}, "step": 3}, place.checkpoint(70))  # of another code
@@ -167,7 +168,7 @@ def test_a_typed_field_that_contradicts_the_samples_is_refused(sampled, line, ty
 
 def test_features_of_other_rounds_are_not_kept(sampled):
     """pc's noise depends on the sizes of the rounds, and so do the images."""
-    works(f"{EVALUATION} --encode", *SIX)
+    assert "dataset digits, split train" in works(f"{EVALUATION} --encode --fidis", *SIX)
     shutil.rmtree(Workdir("W").division(0, "").parent)
     works("run_lib_sampling.py --workdir W --num_samples 6 --num_divisions 2 --bs 2")
     refused(f"{EVALUATION} --encode", "rounds", *SIX)
@@ -180,8 +181,10 @@ def test_a_renamed_class_is_refused(here):
     by_class = [*data, "--config.model.num_classes=2", *SIX, "--config.eval.num_samples_all=6"]
     once = [flag for flag in flags() if "num_samples" not in flag and "num_divisions" not in flag]
     typed = [*once, *by_class]
-    for line in ("main.py --workdir O", "run_lib_sampling.py --workdir O --bs 3"):
-        commands.works(line, ".", typed)
+    commands.works("main.py --workdir O", ".", typed)
+    for line in ("--dry_run", "--mode full"):  # the plan and the log name the classes
+        said = commands.works(f"run_lib_sampling.py --workdir O --bs 3 {line}", ".", typed)
+        assert "class 0 (1) to class 1 (2)" in said
     for split in ("train", "test"):
         (here / "own" / split / "1").rename(here / "own" / split / "zero")
     line = "run_lib_evaluation.py --workdir O --stat --latent --fidis --mode class"

@@ -43,7 +43,10 @@ KINDS = {
         "c_ncsn/training/cifar10_ncsnpp_deep_continuous.py",
         "c_ncsn/evaluation/eval_cifar10_config.py",
     ),
+    "DLSM's score": Kind("score/cifar10_score_configs.py", "score/cifar10_score_configs.py"),
     "VP": Kind("vpsde", "vpsde", typed=("--config.model.beta_max=2.0",)),
+    "sub-VP": Kind("subvpsde", "subvpsde", typed=("--config.model.beta_max=2.0",)),
+    "another size": Kind(typed=("--config.model.nf=8", "--config.model.ch_mult=(1,2)")),
     "centred": Kind(typed=("--config.data.centered=True",)),
     "class-conditional": Kind(typed=("--config.model.num_classes=10",), by_class=True),
     "classifier": Kind(

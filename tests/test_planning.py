@@ -16,6 +16,7 @@ from training.score import ScoreTraining
 
 SAMPLING = "run_lib_sampling.py --workdir W"
 EVALUATION = "run_lib_evaluation.py --workdir W"
+INCEPTION = f"{EVALUATION} --encode_dataset --config.eval.features=inception"
 
 
 @pytest.fixture
@@ -51,17 +52,20 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(run, line, said):
 
 MISSING = [
     ("main.py --workdir V --restore none.pth", "none.pth"),
+    ("main.py --workdir V --config.data.dataset=folder --config.data.root=none", "none"),
     (f"{SAMPLING} --checkpoint_idx 9", "checkpoint_9.pth"),
     (f"{EVALUATION} --encode", "division 0"),
     (f"{EVALUATION} --fidis", "generated_stat.npz"),
+    (f"{INCEPTION} --config.eval.inception_weights=none.pth", "none.pth"),
 ]
 
 
 @pytest.mark.parametrize(("line", "named"), MISSING, ids=[line for line, _ in MISSING])
 def test_a_dry_run_fails_where_the_command_would(run, line, named):
     here, flags = run
-    for dry in ("", " --dry_run"):
-        tiny.check_sentence(command(line + dry, here, flags), named)
+    script, *typed = line.split()
+    for dry in ([], ["--dry_run"]):
+        tiny.check_sentence(command(script, here, [*flags, *typed, *dry]), named)
 
 
 def test_flops_are_those_of_pytorchs_counter(cache):  # noqa: F811

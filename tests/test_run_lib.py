@@ -9,7 +9,7 @@ from test_checkpoints import assert_equal
 
 import run_lib
 from storage.workdir import Workdir
-from utils import UserError
+from utils import UserError, log, log_to
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +53,16 @@ def test_a_run_writes_its_files(here, cache):
     assert "test: loss" in (root / "stdout.txt").read_text()
 
 
+def test_the_log_file_has_what_was_logged_before(tmp_path):
+    log_to()
+    log.info("early")
+    log_to(tmp_path / "stdout.txt")
+    log.info("late")
+    log_to()
+    lines = (tmp_path / "stdout.txt").read_text().splitlines()
+    assert [line.split()[-1] for line in lines] == ["early", "late"]
+
+
 def test_the_same_command_continues(here, cache):
     run_lib.train(tiny.config(cache), "whole")
     run_lib.train(tiny.config(cache, training__n_iters=5), "parts")
@@ -72,6 +82,12 @@ def test_restore_starts_from_another_run(here, cache, capsys):
     assert newest("second")["step"] == 12
     assert newest("second")["position"] == 12 * 16
     assert f"Restored {source} at step 8." in capsys.readouterr().out
+    with pytest.raises(UserError, match="n_iters"):
+        run_lib.train(tiny.config(cache), "third", restore=str(source))
+    assert not Workdir("third").root.exists()
+    energy = {"model__energy": True, "training__n_iters": 9}
+    run_lib.train(tiny.config(cache, **energy), "energy", restore=str(source))
+    assert "model.energy False, and this run has True" in capsys.readouterr().out
 
 
 def test_init_step_counts_only_with_a_restored_file_without_a_step(here, cache):

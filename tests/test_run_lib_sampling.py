@@ -1,5 +1,6 @@
 """Sampling in divisions: exact counts, reproducible bytes, resumption, refusals."""
 
+import io
 import json
 import shutil
 
@@ -8,11 +9,15 @@ import pytest
 import tiny
 import torch
 from commands import command
+from tqdm import tqdm
 
+import domains
 import evaluation
 import run_lib
+import run_lib_sampling
 from metrics.sample_sets import numbered_rounds
 from run_lib_sampling import sample
+from samplers.progress import RoundProgress
 from storage import checkpoints
 from storage.files import load_npz
 from storage.provenance import code_version
@@ -77,6 +82,9 @@ def test_whole_rounds_are_skipped_and_damaged_ones_drawn_again(config, capsys):
     whole, stamp = path.read_bytes(), path.stat().st_mtime_ns
     sample(config, "run", division_idx=0)
     assert path.stat().st_mtime_ns == stamp
+    config.sampling.batch_size += 1  # it is that of the pictures during training
+    sample(config, "run", division_idx=0)
+    assert path.stat().st_mtime_ns == stamp
     path.write_bytes(whole[:-100])
     sample(config, "run", division_idx=0)
     assert "Making it again" in capsys.readouterr().out
@@ -124,6 +132,26 @@ def test_samples_of_a_checkpoint_without_a_step_say_so(config, tmp_path, capsys)
     said = capsys.readouterr().out
     assert "a checkpoint without a step" in said
     assert "checkpoint step none" in said
+
+
+@pytest.mark.parametrize(("factor", "warned"), [(30.0, True), (0.05, False)])
+def test_samples_that_are_mostly_clipped_get_a_warning(config, monkeypatch, factor, warned):
+    said = []
+    monkeypatch.setattr(run_lib_sampling.log, "warning", said.append)
+    x = factor * torch.randn(4, 1, 8, 8)
+    run_lib_sampling.check_values(x, domains.from_config(config.data), "samples_0.npz")
+    assert len(said) == warned
+    assert all("samples_0.npz" in text for text in said)
+
+
+def test_progress_of_an_ode_is_that_of_time():
+    bar = tqdm(total=30, file=io.StringIO())
+    progress = RoundProgress(bar, 20, 10, None)
+    for share, time, nfe in ((0.0, 1.0, 2), (0.25, 0.75, 8), (0.25, 0.75, 14)):
+        progress(share, time, nfe)
+    assert bar.n == 22
+    assert "nfe=14" in bar.postfix
+    assert "t=0.75" in bar.postfix
 
 
 @pytest.mark.parametrize("index", [-1, 3])

@@ -158,6 +158,15 @@ def test_kid_by_its_flag(tmp_path):
     assert LABELS["kid"] == "KID ↓"
 
 
+def test_a_metric_that_cannot_be_taken_keeps_no_other_from_being_printed(tmp_path):
+    """One set is too small for P/R/D/C, but not for FID and KID."""
+    features = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    for name in ("dataset_stat", "generated_stat"):
+        save_npz(tmp_path / f"results/W/stat/{name}.npz", pool_3=features, logit=features)
+    refused(f"{FIDIS}.py --workdir W --prdc --fidis --kid", tmp_path, QC, "prdc")
+    assert metrics(tmp_path).keys() == {"fid_is", "kid"}
+
+
 def test_qc_mistakes_get_a_sentence(tmp_path):
     qc(tmp_path)
     line = f"{FIDIS}.py --workdir W"

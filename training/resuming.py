@@ -12,7 +12,7 @@ from storage import checkpoints, descriptions, pipelines
 from storage.checkpoints import TrainState
 from storage.settings import describes_cas, describes_classifier
 from storage.workdir import Workdir
-from utils import UserError, flatten
+from utils import UserError, flatten, log
 
 # Fields of the random draws, the network and the loss, which a run cannot change. The optimiser's
 # settings, the snapshot samples and `compute` may change.
@@ -112,8 +112,8 @@ class Start:
         """
         if self.path is None:
             return ["Starting from new weights."]
+        before = checkpoints.config_of(self.content) or {}
         if self.continues:
-            before = checkpoints.config_of(self.content) or {}
             step = checkpoints.read_count(self.content, "step", self.path, 0)
             changes = require_same_run(before, config, self.path, step)
             checkpoints.load_training(state, self.content, self.path)
@@ -132,23 +132,32 @@ class Start:
                 f"config.training.n_iters, {n_iters}: nothing would be trained. Ask for more "
                 "steps with --config.training.n_iters."
             )
+        energy = before.get("model", {}).get("energy", config.model.energy)
+        if energy != config.model.energy:
+            log.warning(
+                f"{self.path} has model.energy {energy}, and this run has {config.model.energy}: "
+                "the network's output has another meaning, and training has to learn it anew."
+            )
         return [f"Restored {self.path} at step {state.step}{counted}."]
 
 
 def find(place: Workdir, restore: str | os.PathLike | None, pretrained: str | None = None) -> Start:
     """Where a run in `place` continues: its newest state, else `restore`, else new weights.
 
-    The states are the resume point and the snapshots, in the order in which they were written. A
+    The newest state is the resume point or, where that is of a later step, the last snapshot. A
     damaged file is ignored if there is another one. Weights that are `pretrained`, see
     `pipelines.local`, take the place of new ones.
 
     Raises:
         UserError: there are such files, and none can be read.
     """
-    paths = [place.resume_point, *(place.checkpoint(number) for number in place.numbers())]
-    paths = [path for path in paths if path.exists()]
-    faults = []
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    snapshots = [place.checkpoint(number) for number in reversed(place.numbers())]
+    states, faults = [], []
+    for path in [place.resume_point, *snapshots]:
+        if not path.exists():
+            continue
+        if states and path.samefile(states[0][1]):
+            break  # the resume point is a link to the last snapshot
         try:
             content = checkpoints.read(path)
         except UserError as error:
@@ -156,8 +165,13 @@ def find(place: Workdir, restore: str | os.PathLike | None, pretrained: str | No
             continue
         # Published files, put there for sampling, lack a training's state.
         if path == place.resume_point or {"step", "position", "config"} <= content.keys():
-            notes = [f"--restore {restore} is ignored: the run has begun."] if restore else []
-            return Start(path, content, True, (*faults, *notes))
+            states.append((checkpoints.read_count(content, "step", path, 0), path, content))
+            if path != place.resume_point:
+                break  # older snapshots are of earlier steps
+    if states:
+        _, path, content = max(states, key=lambda state: state[0])
+        notes = [f"--restore {restore} is ignored: the run has begun."] if restore else []
+        return Start(path, content, True, (*faults, *notes))
     if faults:
         raise UserError(faults[0].removeprefix("Ignored: "))
     if restore is None and place.checkpoint().exists():

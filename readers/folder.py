@@ -128,10 +128,11 @@ def _class_names(root, directory):
     if not folders and paths:
         return ["."]
     if not paths or len(folders) < len(paths):
-        other = ", ".join(path for path in paths if path not in folders) or "nothing"
+        other = [path for path in paths if path not in folders] or ["nothing"]
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         raise UserError(
-            f"{directory} holds {other} beside the directories of the classes; expected "
-            "<class>/<image>."
+            f"{directory} holds {', '.join(other[:3])}{more} beside the directories of the "
+            "classes; expected images laid out as train/<class>/<image> or <class>/<image>."
         )
     names = [os.path.basename(path) for path in paths]
     return sorted(names, key=int) if all(map(str.isdecimal, names)) else names

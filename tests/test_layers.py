@@ -19,7 +19,7 @@ run_lib run_lib_likelihood
 planning
 report run_lib_cas run_lib_evaluation run_lib_sampling
 main run_lib_evaluation_asym run_lib_evaluation_cas run_lib_evaluation_fidis run_lib_evaluation_nll
-scripts studies"""
+example scripts studies"""
 LEVEL = {unit: level for level, line in enumerate(LAYERS.split("\n")) for unit in line.split()}
 
 

@@ -89,8 +89,7 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
             are missing or malformed, or the cache cannot be written.
     """
     raw = source(data, split)
-    key = _hash(str(raw.shape), *raw.identity)
-    place = pathlib.Path(data.cache) / f"{data.dataset}-{split}-{key}"
+    place = _place(data, split, raw)
     if (cached := _open(place, raw)) is None:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +108,16 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
     return dataclasses.replace(cached, class_names=names, identity=identity)
 
 
+def open_cached(data: ml_collections.ConfigDict, split: str) -> Split | None:
+    """The split without its names, if its cache is there; nothing is read, fetched or written.
+
+    Raises:
+        UserError: as `source`.
+    """
+    raw = source(data, split)
+    return _open(_place(data, split, raw), raw)
+
+
 def source(data: ml_collections.ConfigDict, split: str) -> Source:
     """The raw data of a split, of the shape that ``config.data`` describes; no image is read.
 
@@ -121,6 +130,12 @@ def source(data: ml_collections.ConfigDict, split: str) -> Source:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}).") from None
     domains.from_config(data).require_shape(found.shape, data.dataset)
     return found
+
+
+def _place(data, split, raw):
+    """The directory of the cache of a split."""
+    key = _hash(str(raw.shape), *raw.identity)
+    return pathlib.Path(data.cache) / f"{data.dataset}-{split}-{key}"
 
 
 def _hash(*texts):

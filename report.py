@@ -1,4 +1,4 @@
-"""One self-contained HTML page of runs: their metrics, samples, asymmetry and training curves.
+"""One self-contained HTML page of runs: models, metrics, samples, real images, training curves.
 
 python report.py --workdir NAME [--workdir OTHER ...]
 
@@ -7,36 +7,60 @@ The page is ``report.html`` in the first workdir. Its pictures are part of it.
 
 import base64
 import dataclasses
+import datetime
 import io
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 import cli
+import datasets
 import domains
-from evaluation import LABELS
-from metrics.sample_sets import numbered_rounds
-from storage.files import atomic_write, load_npz
+from evaluation import LABELS, describe_origin
+from metrics.sample_sets import numbered_rounds, read_round
+from storage import checkpoints
+from storage.files import atomic_write
 from storage.workdir import Workdir
-from utils import UserError, flatten, log
+from utils import UserError, flatten, log, random_stream
 
 TEMPLATES = pathlib.Path(__file__).parent / "scripts"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
 COLUMNS = 8  # of a grid of samples, 8 rows high, or with a row for each class
 CLASSES = 100  # whose samples are shown
+ABSENT = "–"
+# The settings in ``metrics.json`` that stand beside the numbers, and what some are called there.
+FACTS = (
+    *("generated", "images", "real", "classes", "trained_on", "tested_on", "features"),
+    *("recogniser", "ema", "checkpoint", "checkpoint_step", "score_step", "classifier_step"),
+    *("method", "scaling_factor", "nfe", "atol", "rtol", "estimator", "slices", "noise_levels"),
+    *("repeats", "nearest_k", "kid_subset_size", "date"),
+)
+NAMES = {"generated": "samples", "real": "real images", "ema": "weights", "method": "sampler"}
+NAMES |= {"scaling_factor": "scale", "nfe": "sampler's NFE", "slices": "vectors"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The content of a workdir: ``metrics.json``, scalars of training, pictures (title -> PNG)."""
+    """The content of a workdir.
+
+    Attributes:
+        metrics: the content of ``metrics.json``.
+        model: facts about the network of the newest checkpoint, as texts.
+        curves: the scalars of training.
+        pictures: title -> PNG.
+        note: why no real images are among the pictures; empty if they are, or nothing was drawn.
+    """
 
     name: str
     metrics: dict[str, dict]
+    model: dict[str, str]
     curves: dict[str, tuple[np.ndarray, ...]]
     pictures: dict[str, bytes]
+    note: str = ""
 
     @classmethod
     def open(cls, workdir: str) -> "Run":
@@ -45,17 +69,60 @@ class Run:
         Raises:
             UserError: it does not exist, or a file in it is damaged.
         """
-        place = Workdir(workdir)
+        place, note = Workdir(workdir), ""
         if not place.root.is_dir():
             raise UserError(f"The workdir {place.root} does not exist.")
+        model, config = read_checkpoint(place.checkpoint())
+        pictures, labels = read_samples(place)
+        if pictures:
+            try:
+                pictures = real_images(config, labels) | pictures
+            except UserError as error:
+                note = f"No real images are shown. {error}"
+        for path in sorted(place.root.glob("asym*/asym.png")):
+            pictures[f"{path.parent.name}: Asym and NAsym against time t"] = path.read_bytes()
         curves = read_curves(place.tensorboard)
-        return cls(workdir, place.recorded(), curves, read_pictures(place))
+        return cls(workdir, place.recorded(), model, curves, pictures, note)
 
     @property
     def settings(self) -> list[tuple[str, object]]:
         """What the metrics are of, sorted by name."""
         nested = {entry: content.get("settings", {}) for entry, content in self.metrics.items()}
         return sorted(flatten(nested).items())
+
+
+def read_checkpoint(path: pathlib.Path) -> tuple[dict[str, str], ConfigDict | None]:
+    """Facts about the network of a checkpoint, and its configuration; dashes, None where it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    content = checkpoints.read(path) if path.exists() else {}
+    config = checkpoints.config_of(content) or {}
+    fields, data = flatten(config), content.get("data") or {}
+    averages = content.get("ema", {}).get("shadow_params", ())  # one for each trained parameter
+    facts = {
+        "network": fields.get("classifier.model", fields.get("model.name")),
+        "parameters": sum(array.numel() for array in averages) or None,
+        "step": content.get("step"),
+        "batch size": fields.get("training.batch_size"),
+        "data": data.get("dataset"),
+        "training images": sum(data.get("counts", ())) or None,
+        "checkpoint of": datetime.date.fromtimestamp(path.stat().st_mtime) if content else None,
+    }
+    return in_words(facts), ConfigDict(config) if config else None
+
+
+def in_words(facts: Mapping[str, object]) -> dict[str, str]:
+    """Each value as text: whole numbers with commas, None as a dash."""
+    texts = {name: ABSENT if value is None else f"{value}" for name, value in facts.items()}
+    return texts | {name: f"{n:,}" for name, n in facts.items() if isinstance(n, int)}
+
+
+def without_empty(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Rows of a table, without the columns that hold dashes only."""
+    filled = {name for row in rows for name, text in row.items() if text != ABSENT}
+    return [{name: text for name, text in row.items() if name in filled} for row in rows]
 
 
 def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, ...]]:
@@ -73,24 +140,48 @@ def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, ...]]:
     return curves
 
 
-def read_pictures(place: Workdir) -> dict[str, bytes]:
-    """Grids of the samples, or of the newest ones in training, and the plots of the asymmetry."""
-    pictures = {}
+def read_samples(place: Workdir) -> tuple[dict[str, bytes], list[int]]:
+    """Grids of the samples, or of the newest ones in training; and the classes of their rows."""
+    pictures, labels = {}, []
     for variant in place.variants():
         for part, count, parts in (
             (place.division(0, variant), COLUMNS**2, 1),
             (place.class_samples(0, variant), COLUMNS, CLASSES),
         ):
-            folders = [path for path in part.parent.glob("*") if path.name.isdecimal()]
-            folders = sorted(folders, key=lambda path: int(path.name))[:parts]
-            first = [path for folder in folders for _, path in numbered_rounds(folder)[:1]]
-            if first:
-                images = [load_npz(path, "samples")["samples"][:count] for path in first]
-                pictures[part.parent.name] = grid(np.concatenate(images))
+            numbers = [int(path.name) for path in part.parent.glob("*") if path.name.isdecimal()]
+            folders = {number: part.parent / str(number) for number in sorted(numbers)[:parts]}
+            firsts = {
+                n: found[0] for n, path in folders.items() if (found := numbered_rounds(path))
+            }
+            rounds = [read_round(*first, "samples") for first in firsts.values()]
+            if rounds:
+                labels = list(firsts) if parts > 1 else labels
+                shown = np.concatenate([item.read()[:count] for item in rounds])
+                origin = describe_origin({**rounds[0].origin, "nfe": rounds[0].nfe})
+                pictures[f"{part.parent.name}: {len(shown)} samples{origin}"] = grid(shown)
     snapshots = place.snapshot_samples(0).parent.glob("iter_*/sample.png")
     newest = sorted(snapshots, key=lambda path: int(path.parent.name.removeprefix("iter_")))[-1:]
-    paths = [*([] if pictures else newest), *sorted(place.root.glob("asym*/asym.png"))]
-    return pictures | {path.parent.name: path.read_bytes() for path in paths}
+    for path in [] if pictures else newest:
+        pictures[f"{path.parent.name}: samples in training"] = path.read_bytes()
+    return pictures, labels
+
+
+def real_images(config: ConfigDict | None, labels: Sequence[int]) -> dict[str, bytes]:
+    """A grid of training images: a row for each of the classes `labels`, or a random choice.
+
+    Raises:
+        UserError: there is no configuration that names the data, or no cache of them.
+    """
+    if config is None:
+        raise UserError("The workdir has no checkpoint that names its training data.")
+    split = datasets.open_cached(config.data, "train")
+    if split is None:
+        raise UserError(f"{config.data.cache} does not hold {config.data.dataset}.")
+    rows = [np.flatnonzero(split.labels == label)[:COLUMNS] for label in labels]
+    rows = rows or [random_stream("report").permutation(len(split))[: COLUMNS**2]]
+    images = np.array(split.images[np.concatenate(rows)])
+    picture = grid(domains.channels_last(images) if images.ndim == 4 else images)
+    return {f"{config.data.dataset}: {len(images)} of the real training data": picture}
 
 
 def grid(samples: np.ndarray) -> bytes:
@@ -127,18 +218,31 @@ def plot_curves(runs: Sequence[Run]) -> dict[str, bytes]:
     return pictures
 
 
-def metric_rows(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
-    """Entry of ``metrics.json``, with its features -> label of a value -> text for each run."""
+def metric_tables(runs: Sequence[Run]) -> list[tuple[tuple[str, ...], list[dict[str, str]]]]:
+    """Labels of numbers, and rows with them, for each kind of number and network of features."""
     groups = {}
-    for column, run in enumerate(runs):
-        for entry, content in sorted(run.metrics.items()):
-            features = content.get("settings", {}).get("features")
-            rows = groups.setdefault(f"{entry}, features {features}" if features else entry, {})
-            for name, label in LABELS.items():
-                if name in content:
-                    row = rows.setdefault(label, ["–"] * len(runs))
-                    row[column] = f"{content[name]:.5g}"
-    return dict(sorted(groups.items()))
+    for run in runs:
+        for _, content in sorted(run.metrics.items()):
+            numbers = {
+                LABELS.get(name, name): f"{content[name]:.5g}"
+                for name in (*LABELS, *content)
+                if isinstance(content.get(name), float)
+            }
+            facts = facts_of(content)
+            key = tuple(numbers), facts["features"], facts["classes"]
+            groups.setdefault(key, []).append({"run": run.name, **numbers, **facts})
+    return [(key[0], without_empty(rows)) for key, rows in sorted(groups.items())]
+
+
+def facts_of(content: Mapping[str, object]) -> dict[str, str]:
+    """What the numbers of an entry of ``metrics.json`` are of: a column for each of `FACTS`."""
+    settings = content.get("settings", {})
+    origin = settings.get("samples", settings)
+    known = {**settings, **origin, **origin.get("sampling", {})}
+    known |= {name: content[name] for name in ("date", "repeats") if name in content}
+    if "ema" in known:
+        known["ema"] = {True: "EMA", False: "raw", None: "of the file"}[known["ema"]]
+    return in_words({NAMES.get(n, n.replace("_", " ")): known.get(n) for n in FACTS})
 
 
 def report(workdirs: Sequence[str]) -> pathlib.Path:
@@ -159,7 +263,10 @@ def report(workdirs: Sequence[str]) -> pathlib.Path:
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     page = environment.get_template("report.html").render(
-        runs=runs, groups=metric_rows(runs), curves=plot_curves(runs)
+        runs=runs,
+        models=without_empty([{"run": run.name, **run.model} for run in runs]),
+        metrics=metric_tables(runs),
+        curves=plot_curves(runs),
     )
     path = Workdir(workdirs[0]).root / "report.html"
     with atomic_write(path) as file:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import pathlib
 import tempfile
@@ -86,8 +87,10 @@ class Workdir:
     def record(self, **results: dict) -> None:
         """Add named results (values with the settings that made them) to ``metrics.json``.
 
-        A file lock lets several processes record at once.
+        Each gets today's `date`. A file lock lets several processes record at once.
         """
+        date = datetime.date.today().isoformat()
+        results = {name: {**values, "date": date} for name, values in results.items()}
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(self.root / ".metrics.lock"):
             save_json(self.metrics, {**self.recorded(), **results})

@@ -1,5 +1,6 @@
 """Files that are whole or not there, what made them, and what a workdir records."""
 
+import datetime
 import io
 import json
 import multiprocessing
@@ -53,7 +54,9 @@ def test_a_workdir_keeps_the_results_of_several_commands(tmp_path, monkeypatch):
     place.record(asym={"nasym": 0.1})
     place.record(nll={"bits_per_dim": 2.0})
     written = json.loads((tmp_path / "results/run/metrics.json").read_text())
-    assert written == {"nll": {"bits_per_dim": 2.0}, "asym": {"nasym": 0.1}}
+    date = datetime.date.today().isoformat()
+    assert written["nll"] == {"bits_per_dim": 2.0, "date": date}
+    assert written["asym"] == {"nasym": 0.1, "date": date}
     assert Workdir(str(tmp_path / "elsewhere")).root == tmp_path / "elsewhere"
 
 
@@ -79,7 +82,7 @@ def test_processes_that_record_at_once_lose_nothing(tmp_path, monkeypatch):
     def record(process):
         ready.wait()
         for number in range(5):
-            Workdir("run").record(**{f"{process}-{number}": number})
+            Workdir("run").record(**{f"{process}-{number}": {}})
 
     processes = [fork.Process(target=record, args=(i,)) for i in range(4)]
     for process in processes:

@@ -111,6 +111,13 @@ SCORE_METRICS = {
     "asym": {"asym": "Asym ↓", "nasym": "NAsym ↓"},
 }
 
+# What ``scripts/recognise.py`` records -> labels.
+RECOGNISED = {
+    "recognised": "recognised ↑",
+    "real_recognised": "recognised real images",
+    "as_asked": "as the class asked for ↑",
+}
+
 # Key of a value in ``metrics.json`` -> what the report calls it. NFE counts evaluations of a
 # sampler, or of the likelihood's ODE; accuracy is the classification accuracy score.
 LABELS = {
@@ -119,6 +126,7 @@ LABELS = {
         *(metric.labels for metric in SAMPLE_METRICS),
         *SCORE_METRICS.values(),
         {"nfe": "NFE", "accuracy": "accuracy ↑"},
+        RECOGNISED,
     )
     for name, label in labels.items()
 }

@@ -12,6 +12,7 @@ import io
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -31,7 +32,6 @@ TEMPLATES = pathlib.Path(__file__).parent / "scripts"
 POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
 COLUMNS = 8  # of a grid of samples, 8 rows high, or with a row for each class
 CLASSES = 100  # whose samples are shown
-ABSENT = "–"
 # The settings in ``metrics.json`` that stand beside the numbers, and what some are called there.
 FACTS = (
     *("generated", "images", "real", "classes", "trained_on", "tested_on", "features"),
@@ -45,21 +45,13 @@ NAMES |= {"scaling_factor": "scale", "nfe": "sampler's NFE", "slices": "vectors"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The content of a workdir.
-
-    Attributes:
-        metrics: the content of ``metrics.json``.
-        model: facts about the network of the newest checkpoint, as texts.
-        curves: the scalars of training.
-        pictures: title -> PNG.
-        note: why no real images are among the pictures; empty if they are, or nothing was drawn.
-    """
+    """The content of a workdir; `note` says why it shows no real images, if it does not."""
 
     name: str
     metrics: dict[str, dict]
-    model: dict[str, str]
+    model: dict[str, Any]  # facts about the network of the newest checkpoint
     curves: dict[str, tuple[np.ndarray, ...]]
-    pictures: dict[str, bytes]
+    pictures: dict[str, bytes]  # title -> PNG
     note: str = ""
 
     @classmethod
@@ -91,8 +83,8 @@ class Run:
         return sorted(flatten(nested).items())
 
 
-def read_checkpoint(path: pathlib.Path) -> tuple[dict[str, str], ConfigDict | None]:
-    """Facts about the network of a checkpoint, and its configuration; dashes, None where it has none.
+def read_checkpoint(path: pathlib.Path) -> tuple[dict[str, Any], ConfigDict | None]:
+    """Facts about the network of a checkpoint and its configuration; None where it says nothing.
 
     Raises:
         UserError: the file is damaged.
@@ -108,21 +100,9 @@ def read_checkpoint(path: pathlib.Path) -> tuple[dict[str, str], ConfigDict | No
         "batch size": fields.get("training.batch_size"),
         "data": data.get("dataset"),
         "training images": sum(data.get("counts", ())) or None,
-        "checkpoint of": datetime.date.fromtimestamp(path.stat().st_mtime) if content else None,
+        "date": datetime.date.fromtimestamp(path.stat().st_mtime) if content else None,
     }
-    return in_words(facts), ConfigDict(config) if config else None
-
-
-def in_words(facts: Mapping[str, object]) -> dict[str, str]:
-    """Each value as text: whole numbers with commas, None as a dash."""
-    texts = {name: ABSENT if value is None else f"{value}" for name, value in facts.items()}
-    return texts | {name: f"{n:,}" for name, n in facts.items() if isinstance(n, int)}
-
-
-def without_empty(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """Rows of a table, without the columns that hold dashes only."""
-    filled = {name for row in rows for name, text in row.items() if text != ABSENT}
-    return [{name: text for name, text in row.items() if name in filled} for row in rows]
+    return facts, ConfigDict(config) if config else None
 
 
 def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, ...]]:
@@ -148,16 +128,15 @@ def read_samples(place: Workdir) -> tuple[dict[str, bytes], list[int]]:
             (place.division(0, variant), COLUMNS**2, 1),
             (place.class_samples(0, variant), COLUMNS, CLASSES),
         ):
-            numbers = [int(path.name) for path in part.parent.glob("*") if path.name.isdecimal()]
-            folders = {number: part.parent / str(number) for number in sorted(numbers)[:parts]}
-            firsts = {
-                n: found[0] for n, path in folders.items() if (found := numbered_rounds(path))
-            }
-            rounds = [read_round(*first, "samples") for first in firsts.values()]
+            folders = [path for path in part.parent.glob("*") if path.name.isdecimal()]
+            folders = sorted(folders, key=lambda path: int(path.name))[:parts]
+            firsts = [first for folder in folders for first in numbered_rounds(folder)[:1]]
+            rounds = [read_round(*first, "samples") for first in firsts]
             if rounds:
-                labels = list(firsts) if parts > 1 else labels
+                labels = [int(item.path.parent.name) for item in rounds] if parts > 1 else []
                 shown = np.concatenate([item.read()[:count] for item in rounds])
-                origin = describe_origin({**rounds[0].origin, "nfe": rounds[0].nfe})
+                nfe = {} if rounds[0].nfe is None else {"nfe": rounds[0].nfe}
+                origin = describe_origin(rounds[0].origin | nfe)
                 pictures[f"{part.parent.name}: {len(shown)} samples{origin}"] = grid(shown)
     snapshots = place.snapshot_samples(0).parent.glob("iter_*/sample.png")
     newest = sorted(snapshots, key=lambda path: int(path.parent.name.removeprefix("iter_")))[-1:]
@@ -218,23 +197,21 @@ def plot_curves(runs: Sequence[Run]) -> dict[str, bytes]:
     return pictures
 
 
-def metric_tables(runs: Sequence[Run]) -> list[tuple[tuple[str, ...], list[dict[str, str]]]]:
+def metric_tables(runs: Sequence[Run]) -> list[tuple[tuple[str, ...], list[dict[str, Any]]]]:
     """Labels of numbers, and rows with them, for each kind of number and network of features."""
     groups = {}
     for run in runs:
         for _, content in sorted(run.metrics.items()):
-            numbers = {
-                LABELS.get(name, name): f"{content[name]:.5g}"
-                for name in (*LABELS, *content)
-                if isinstance(content.get(name), float)
-            }
+            names = [name for name in content if isinstance(content[name], float)]
+            names.sort(key=lambda name: [*LABELS, name].index(name))
+            numbers = {LABELS.get(name, name): content[name] for name in names}
             facts = facts_of(content)
             key = tuple(numbers), facts["features"], facts["classes"]
             groups.setdefault(key, []).append({"run": run.name, **numbers, **facts})
-    return [(key[0], without_empty(rows)) for key, rows in sorted(groups.items())]
+    return [(numbers, filled(rows)) for (numbers, *_), rows in groups.items()]
 
 
-def facts_of(content: Mapping[str, object]) -> dict[str, str]:
+def facts_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """What the numbers of an entry of ``metrics.json`` are of: a column for each of `FACTS`."""
     settings = content.get("settings", {})
     origin = settings.get("samples", settings)
@@ -242,7 +219,13 @@ def facts_of(content: Mapping[str, object]) -> dict[str, str]:
     known |= {name: content[name] for name in ("date", "repeats") if name in content}
     if "ema" in known:
         known["ema"] = {True: "EMA", False: "raw", None: "of the file"}[known["ema"]]
-    return in_words({NAMES.get(n, n.replace("_", " ")): known.get(n) for n in FACTS})
+    return {NAMES.get(name, name.replace("_", " ")): known.get(name) for name in FACTS}
+
+
+def filled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a table, without the columns in which all are None."""
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    return [{name: row[name] for name in columns} for row in rows]
 
 
 def report(workdirs: Sequence[str]) -> pathlib.Path:
@@ -264,7 +247,7 @@ def report(workdirs: Sequence[str]) -> pathlib.Path:
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     page = environment.get_template("report.html").render(
         runs=runs,
-        models=without_empty([{"run": run.name, **run.model} for run in runs]),
+        models=filled([{"run": run.name, **run.model} for run in runs]),
         metrics=metric_tables(runs),
         curves=plot_curves(runs),
     )

@@ -4,10 +4,12 @@
 
 A multilayer perceptron learns the real training digits. Printed is, for the real test digits and
 for each folder, the share of images to which it gives one class a probability above 0.9; and of
-samples of classes (``eval_samples/{class}``) the share in which it sees the class asked for.
+samples of classes (``eval_samples/{class}``) the share in which it sees the class asked for. The
+shares of a run's samples (``eval_sampl…``) are recorded in its ``metrics.json``.
 """
 
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -16,7 +18,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import datasets
 from configs.demo import digits
-from storage.files import load_npz
+from evaluation import without_classes
+from metrics.sample_sets import mean_nfe, read_round
+from storage.workdir import Workdir
+
+SURE = 0.9  # the probability of a class above which an image counts as recognised
 
 
 def recogniser(train):
@@ -31,28 +37,43 @@ def flatten(images):
     return np.asarray(images, dtype=np.float64).reshape(len(images), -1) / 255
 
 
-def share_of_sure(probabilities):
-    return (probabilities.max(axis=1) > 0.9).mean()
-
-
-def print_row(name, model, images, labels):
+def shares(model, images, labels=None):
+    """The share of images recognised and, with the labels asked for, of those seen in them."""
     probabilities = model.predict_proba(flatten(images))
-    seen = "" if labels is None else f"{(probabilities.argmax(1) == labels).mean():.1%}"
-    print(f"| {name} | {len(images)} | {share_of_sure(probabilities):.1%} | {seen} |")
+    values = {"recognised": float((probabilities.max(axis=1) > SURE).mean())}
+    if labels is not None:
+        values["as_asked"] = float((probabilities.argmax(axis=1) == labels).mean())
+    return values
+
+
+def print_row(name, count, values):
+    cells = [f"{values[key]:.1%}" if key in values else "" for key in ("recognised", "as_asked")]
+    print(f"| {name} | {count} | {' | '.join(cells)} |")
 
 
 def main(folders):
     train, test = datasets.load_both(digits.get_config().data)
     model = recogniser(train)
-    print("| images | number | above 0.9 | class asked for |")
+    print(f"| images | number | above {SURE} | class asked for |")
     print("|---|---|---|---|")
-    print_row("real test digits", model, test.images, test.labels)
+    real = shares(model, test.images, test.labels)
+    print_row("real test digits", len(test), real)
     for folder in map(pathlib.Path, folders):
-        paths = sorted(folder.rglob("samples_*.npz"))
-        parts = [load_npz(path, "samples")["samples"] for path in paths]
-        labels = [int(path.parent.name) for path, part in zip(paths, parts) for _ in part]
+        rounds = [read_round(0, path, "samples") for path in sorted(folder.rglob("samples_*.npz"))]
+        labels = [int(item.path.parent.name) for item in rounds for _ in range(item.rows)]
+        run = re.fullmatch(r"eval_sampl(?:es|ing)(.*)", folder.name)
         by_class = folder.name.startswith("eval_samples")
-        print_row(folder, model, np.concatenate(parts), labels if by_class else None)
+        images = np.concatenate([item.read() for item in rounds])
+        values = shares(model, images, labels if by_class else None)
+        print_row(folder, len(images), values)
+        if run:
+            settings = {
+                "generated": len(images),
+                "recogniser": f"perceptron on the training digits, above {SURE}",
+                "samples": without_classes({**rounds[0].origin, "nfe": mean_nfe(rounds)}),
+            }
+            values |= {"real_recognised": real["recognised"], "settings": settings}
+            Workdir(str(folder.parent.absolute())).record(**{f"recognised{run[1]}": values})
 
 
 if __name__ == "__main__":

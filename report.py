@@ -35,12 +35,12 @@ CLASSES = 100  # whose samples are shown
 # The settings in ``metrics.json`` that stand beside the numbers, and what some are called there.
 FACTS = (
     *("generated", "images", "real", "classes", "trained_on", "tested_on", "features"),
-    *("recogniser", "ema", "checkpoint", "checkpoint_step", "score_step", "classifier_step"),
-    *("method", "scaling_factor", "nfe", "atol", "rtol", "estimator", "slices", "noise_levels"),
-    *("repeats", "nearest_k", "kid_subset_size", "date"),
+    *("recogniser", "ema", "checkpoint", "checkpoint_step", "classifier_step", "method"),
+    *("scaling_factor", "nfe", "atol", "rtol", "estimator", "slices", "noise_levels", "repeats"),
+    *("nearest_k", "kid_subset_size", "date"),
 )
 NAMES = {"generated": "samples", "real": "real images", "ema": "weights", "method": "sampler"}
-NAMES |= {"scaling_factor": "scale", "nfe": "sampler's NFE", "slices": "vectors"}
+NAMES |= {"scaling_factor": "scale", "nfe": "sampler's NFE", "checkpoint_step": "step"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +79,7 @@ class Run:
     @property
     def settings(self) -> list[tuple[str, object]]:
         """What the metrics are of, sorted by name."""
-        nested = {entry: content.get("settings", {}) for entry, content in self.metrics.items()}
-        return sorted(flatten(nested).items())
+        return sorted(flatten({n: c.get("settings", {}) for n, c in self.metrics.items()}).items())
 
 
 def read_checkpoint(path: pathlib.Path) -> tuple[dict[str, Any], ConfigDict | None]:
@@ -97,7 +96,6 @@ def read_checkpoint(path: pathlib.Path) -> tuple[dict[str, Any], ConfigDict | No
         "network": fields.get("classifier.model", fields.get("model.name")),
         "parameters": sum(array.numel() for array in averages) or None,
         "step": content.get("step"),
-        "batch size": fields.get("training.batch_size"),
         "data": data.get("dataset"),
         "training images": sum(data.get("counts", ())) or None,
         "date": datetime.date.fromtimestamp(path.stat().st_mtime) if content else None,
@@ -138,10 +136,11 @@ def read_samples(place: Workdir) -> tuple[dict[str, bytes], list[int]]:
                 nfe = {} if rounds[0].nfe is None else {"nfe": rounds[0].nfe}
                 origin = describe_origin(rounds[0].origin | nfe)
                 pictures[f"{part.parent.name}: {len(shown)} samples{origin}"] = grid(shown)
-    snapshots = place.snapshot_samples(0).parent.glob("iter_*/sample.png")
-    newest = sorted(snapshots, key=lambda path: int(path.parent.name.removeprefix("iter_")))[-1:]
-    for path in [] if pictures else newest:
-        pictures[f"{path.parent.name}: samples in training"] = path.read_bytes()
+    if not pictures:
+        grids = place.snapshot_samples(0).parent.glob("iter_*/sample.png")
+        steps = {int(path.parent.name.removeprefix("iter_")): path for path in grids}
+        for step in sorted(steps)[-1:]:
+            pictures[f"samples in training at step {step}"] = steps[step].read_bytes()
     return pictures, labels
 
 
@@ -201,7 +200,7 @@ def metric_tables(runs: Sequence[Run]) -> list[tuple[tuple[str, ...], list[dict[
     """Labels of numbers, and rows with them, for each kind of number and network of features."""
     groups = {}
     for run in runs:
-        for _, content in sorted(run.metrics.items()):
+        for content in run.metrics.values():
             names = [name for name in content if isinstance(content[name], float)]
             names.sort(key=lambda name: [*LABELS, name].index(name))
             numbers = {LABELS.get(name, name): content[name] for name in names}
@@ -217,6 +216,7 @@ def facts_of(content: Mapping[str, Any]) -> dict[str, Any]:
     origin = settings.get("samples", settings)
     known = {**settings, **origin, **origin.get("sampling", {})}
     known |= {name: content[name] for name in ("date", "repeats") if name in content}
+    known.setdefault("checkpoint_step", known.get("score_step"))
     if "ema" in known:
         known["ema"] = {True: "EMA", False: "raw", None: "of the file"}[known["ema"]]
     return {NAMES.get(name, name.replace("_", " ")): known.get(name) for name in FACTS}
@@ -240,8 +240,6 @@ def report(workdirs: Sequence[str]) -> pathlib.Path:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
@@ -258,8 +256,7 @@ def report(workdirs: Sequence[str]) -> pathlib.Path:
 
 
 def main() -> None:
-    path = report(flags.FLAGS.workdir)
-    log.info("Wrote %s.", path)
+    log.info("Wrote %s.", report(flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The shell scripts: their commands exist, and Slurm's tell the processes apart."""
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -78,3 +79,6 @@ def test_samples_of_classes_are_compared_with_their_class(tmp_path, monkeypatch,
     assert real[1:3] == [f"{len(test.labels)}", "94.2%"]
     assert drawn[1] == "50"
     assert drawn[3] == "100.0% |"
+    recorded = json.loads((tmp_path / "metrics.json").read_text())["recognised"]
+    assert (recorded["as_asked"], recorded["settings"]["generated"]) == (1.0, 50)
+    assert f"{recorded['real_recognised']:.1%}" == "94.2%"

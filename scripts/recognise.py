@@ -37,10 +37,14 @@ def flatten(images):
     return np.asarray(images, dtype=np.float64).reshape(len(images), -1) / 255
 
 
+def share_of_sure(probabilities):
+    return float((probabilities.max(axis=1) > SURE).mean())
+
+
 def shares(model, images, labels=None):
     """The share of images recognised and, with the labels asked for, of those seen in them."""
     probabilities = model.predict_proba(flatten(images))
-    values = {"recognised": float((probabilities.max(axis=1) > SURE).mean())}
+    values = {"recognised": share_of_sure(probabilities)}
     if labels is not None:
         values["as_asked"] = float((probabilities.argmax(axis=1) == labels).mean())
     return values

@@ -5,6 +5,7 @@
 # make demo-all   the four, one after the other
 # make experiments   the papers' small experiments in the plane: results/studies
 # make samples   draw 64 pictures from the model that ships: results/pretrained
+# make api   API pages from the docstrings: results/api
 # make test   the quick tests
 # make test-slow   the tests that take long: kills, several processes, studies (marker `slow`)
 # make test-all   both
@@ -19,7 +20,10 @@ TFGAN_VENV ?= .venv-tfgan
 export OMP_NUM_THREADS ?= 2
 
 DEMOS := demo demo-samplers demo-qc demo-dlsm
-.PHONY: $(DEMOS) demo-all experiments samples test test-slow test-all test-tfgan lint
+API := datasets distributed domains evaluation likelihood losses planning report run_lib run_lib_cas \
+	run_lib_likelihood run_lib_sampling sampling sde_lib utils \
+	models samplers metrics storage readers training
+.PHONY: $(DEMOS) demo-all experiments samples api test test-slow test-all test-tfgan lint
 .DEFAULT_GOAL := test
 
 # Make the environment $(1) with the Python $(2) for the requirement file $(3). One that was cut off
@@ -46,6 +50,9 @@ $(DEMOS) experiments samples: $(VENV)/.complete
 
 demo-all:
 	for name in $(DEMOS); do $(MAKE) $$name || exit 1; done
+
+api: $(VENV)/.complete
+	$(VENV)/bin/python -m pdoc --docformat google --output-directory results/api $(API)
 
 test: $(VENV)/.complete
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal

@@ -74,6 +74,14 @@ def test_sentences_are_short(page):
     assert [s for s in sentences(page) if len(s.split()) > 30] == []
 
 
+@each_page
+def test_tables_say_why_a_cell_has_no_number(page):
+    """Not run, not reported: no dash."""
+    rows = re.findall(r"^\|.*\|$", page.read_text(), re.MULTILINE)
+    dashes = [row for row in rows if {"–", "—", "-"} & {cell.strip() for cell in row.split("|")}]
+    assert dashes == []
+
+
 def test_the_notebooks_python_runs(tmp_path, monkeypatch):
     """Block after block, as its cells would."""
     monkeypatch.chdir(tmp_path)
@@ -171,3 +179,17 @@ def test_commands_exist(page):
         for word in line.split("#")[0].replace("[", " ").replace("]", " ").split():
             if word.endswith(".py") and not word.isupper():
                 assert (tiny.ROOT / word).is_file(), word
+
+
+@pytest.mark.slow
+def test_the_api_pages_are_built(tmp_path):
+    """By the command of ``make api``, a page for each module that it names."""
+    pytest.importorskip("pdoc")
+    text = (tiny.ROOT / "Makefile").read_text().replace("\\\n", "")
+    modules = re.search(r"^API := (.*)", text, re.MULTILINE)[1].split()
+    command = re.search(r"-m pdoc (.*) results/api", text)[1].split()
+    pdoc = [sys.executable, "-m", "pdoc", *command, tmp_path, *modules]
+    done = subprocess.run(pdoc, cwd=tiny.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [name for name in modules if not (tmp_path / f"{name}.html").is_file()] == []
+    assert "measure_asymmetry" in (tmp_path / "models/jacobian.html").read_text()

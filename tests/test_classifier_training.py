@@ -8,14 +8,12 @@ import tiny_classifier
 import torch
 from test_checkpoints import assert_equal
 
-import domains
 import losses
 from configs import common
-from datasets import Split
 from models.trained import load_classifier
 from storage import checkpoints
 from storage.workdir import Workdir
-from training.classifier import ClassifierTraining, accuracy
+from training.classifier import ClassifierTraining
 from utils import UserError
 
 
@@ -114,20 +112,6 @@ def test_with_warm_up_the_rate_rises(cache, monkeypatch):
     assert rates == pytest.approx([0.5 * step / 1000 for step in range(8)])
 
 
-def test_accuracy_visits_every_image():
-    """Seven of ten images are recognised, in batches that do not divide ten."""
-    images = np.zeros((10, 1, 2, 2), np.uint8)
-    images[:, 0, 0, 0] = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
-    labels = np.array([0, 1, 2, 0, 1, 2, 0, 0, 0, 1])
-    domain = domains.Images(1, 2, 2)
-
-    def logits(x):
-        return -(x[:, 0, 0, :1] * 255 - torch.arange(3)).abs()
-
-    split = Split(images, labels, 3)
-    assert accuracy(logits, split, 4, domain, torch.device("cpu")) == 0.7
-
-
 def test_the_accuracy_is_taken_at_the_smallest_time(cache):
     job = ClassifierTraining(tiny_classifier.config("classifier", cache), torch.device("cpu"))
     seen = []
@@ -152,17 +136,6 @@ def test_mistakes_get_a_sentence(cache, more, said):
     with pytest.raises(UserError, match=said):
         tiny_classifier.train(cache, "run", **more)
     assert not Workdir("run").root.exists()
-
-
-def test_swapped_checkpoints_get_a_sentence(cache):
-    tiny_classifier.train(cache, "run")
-    score, classifier = Workdir("score").checkpoint(), Workdir("run").checkpoint()
-    with pytest.raises(UserError, match="of a classifier"):
-        tiny_classifier.train(cache, "other", model__score_restore_path=str(classifier))
-    config = tiny_classifier.config("guided", cache)
-    with pytest.raises(UserError, match="of a score model"):
-        load_classifier(config, score, torch.device("cpu"))
-    assert not Workdir("other").root.exists()
 
 
 def test_a_published_classifier_file_loads(cache, tmp_path):

@@ -158,11 +158,6 @@ def test_warm_up_counts_from_zero_and_gradients_are_clipped():
     assert rates == pytest.approx([0, 0.025, 0.05, 0.075, 0.1, 0.1])
 
 
-def test_other_optimisers_get_a_sentence():
-    with pytest.raises(UserError, match="expected Adam"):
-        losses.make_optimizer([], config_optim(optimizer="SGD"))
-
-
 def test_ema_follows_its_formula():
     p = torch.nn.Parameter(torch.zeros(2, device=DEVICE))
     frozen = torch.nn.Parameter(torch.ones(1, device=DEVICE), requires_grad=False)

@@ -7,11 +7,9 @@ import golden
 import pytest
 import torch
 from device_option import DEVICE
-from ml_collections import ConfigDict
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sde_lib
-from utils import UserError
 
 GOLDEN = golden.arrays("sde")
 PREFIXES = sorted(key.removesuffix("_mean") for key in GOLDEN if key.endswith("_mean"))
@@ -135,17 +133,3 @@ def test_the_discrete_chain_is_multiplied_once(monkeypatch):
     beta = torch.linspace(0.1 / 50, 20 / 50, 50, dtype=torch.float64, device=DEVICE)
     expected = -1 / torch.sqrt(1 - cumprod(1 - beta, dim=0))[label.long()]
     torch.testing.assert_close(scale, expected.float(), rtol=1e-6, atol=0)
-
-
-def test_sub_vp_has_no_ancestral_sampler():
-    with pytest.raises(UserError, match="ancestral_sampling"):
-        sde_lib.SubVPSDE().ancestral(
-            torch.zeros(1, 1, device=DEVICE),
-            torch.ones(1, device=DEVICE),
-            torch.zeros(1, 1, device=DEVICE),
-        )
-
-
-def test_unknown_names_get_a_sentence():
-    with pytest.raises(UserError, match=r"training\.sde"):
-        sde_lib.from_config(ConfigDict({"training": {"sde": "edm"}}))

@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import subprocess
 
 import evaluations
 import numpy as np
@@ -219,23 +218,7 @@ def test_a_score_model_gets_labels(place):
     assert after.loaded.step == 2
 
 
-def test_a_command_that_fails_stops_the_study(monkeypatch):
-    failed = subprocess.CompletedProcess([], 3)
-    monkeypatch.setattr(subprocess, "run", lambda line, check: failed)
-    with pytest.raises(SystemExit) as stop:
-        common.run("main.py", "configs/demo/digits.py", "W", "-a")
-    assert stop.value.code == 3
-
-
 # ---------------------------------------------------------------- digits
-
-
-def test_steps_cost_what_they_may():
-    settings = digits_cfg.get_config().sampling
-    cases = ("euler", 5, 5), ("heun", 5, 3), ("heun", 6, 3), ("restart", 5, 0)
-    for method, nfe, steps in cases:
-        settings.method = method
-        assert samplers.steps_within(settings, nfe) == steps
 
 
 def quick():

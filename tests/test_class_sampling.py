@@ -7,7 +7,6 @@ import pytest
 import tiny_classifier
 
 from run_lib_sampling import sample
-from samplers.rounds import chosen_classes
 from storage.files import load_npz
 from storage.workdir import Workdir
 from utils import UserError
@@ -53,15 +52,6 @@ def test_all_classes(config):
         assert {a.dtype for a in shapes} == {np.dtype(np.uint8)}
         assert (folder / "samples_0.png").exists()
     assert len(set(files().values())) == 20
-
-
-def test_some_classes_are_those_of_all(config):
-    """Half-open [5, 7), with the bytes that a full run gives those classes."""
-    sample(config, "run", chosen_classes(10, "class", 5, 7))
-    some = files()
-    assert some.keys() == names([5, 6])
-    sample(config, "run", range(10))
-    assert {name: files()[name] for name in some} == some
 
 
 def test_a_division_is_a_share_of_each_classs_rounds(config):

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
 import tiny_classifier
 import torch
 from test_checkpoints import assert_equal
@@ -37,29 +38,13 @@ def cache(start, monkeypatch):
             shutil.rmtree(path)
 
 
-def newest(workdir):
-    return torch.load(Workdir(workdir).checkpoint(), weights_only=True)
-
-
 @pytest.mark.parametrize("loss_type", ["total", "dlsm", "ce"])
 def test_a_run_writes_its_files(cache, loss_type):
     more = {"model__loss_type": loss_type, "training__snapshot_sampling": True}
     job = tiny_classifier.train(cache, "run", sampling__batch_size=20, **more)
     root = Workdir("run").root
-    names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-    assert {n for n in names if not n.startswith("tensorboard/")} == {
-        "checkpoints/checkpoint_1.pth",
-        "checkpoints/checkpoint_2.pth",
-        "checkpoints/checkpoint.pth",
-        "checkpoints-meta/checkpoint.pth",
-        "samples/iter_4/sample.png",
-        "samples/iter_4/sample.np",
-        "samples/iter_8/sample.png",
-        "samples/iter_8/sample.np",
-        ".training",
-        "stdout.txt",
-    }
-    content = newest("run")
+    tiny.check_files_of_a_run(root)
+    content = tiny.newest("run")
     assert content["step"] == 8
     assert all(name.startswith("classifier.") for name in content["model"])
     # Every step has counted the batch's statistics once.
@@ -112,17 +97,6 @@ def test_with_warm_up_the_rate_rises(cache, monkeypatch):
     assert rates == pytest.approx([0.5 * step / 1000 for step in range(8)])
 
 
-def test_the_accuracy_is_taken_at_the_smallest_time(cache):
-    job = ClassifierTraining(tiny_classifier.config("classifier", cache), torch.device("cpu"))
-    seen = []
-    job.model.register_forward_hook(lambda network, inputs, output: seen.append(inputs))
-    x = torch.rand(4, 1, 8, 8)
-    job.logits(x)
-    (x_t, sigma), smallest = seen[0], job.sde.sigma(torch.full((4,), 1e-5))
-    torch.testing.assert_close(sigma, smallest)
-    assert 0 < (x_t - x).std() < 2 * float(smallest[0])
-
-
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -141,7 +115,7 @@ def test_mistakes_get_a_sentence(cache, more, said):
 def test_a_published_classifier_file_loads(cache, tmp_path):
     """{optimizer, model, step}, names that begin with ``module.``, no averages."""
     tiny_classifier.train(cache, "run")
-    ours = newest("run")
+    ours = tiny.newest("run")
     published = {
         "model": {f"module.{name}": value for name, value in ours["model"].items()},
         "optimizer": ours["optimizer"],

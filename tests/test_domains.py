@@ -91,15 +91,6 @@ def test_the_share_of_values_outside_the_range(centered):
 # ---------------------------------------------------------------- points
 
 
-@pytest.mark.parametrize("dimensions", [2, 3])
-def test_a_picture_of_points_shows_them(dimensions):
-    points = np.random.default_rng(0).normal(size=(500, dimensions)).astype(np.float32)
-    picture = domains.of_stored(points).picture(points)
-    empty = domains.of_stored(points).picture(points[:1])
-    assert picture.size == empty.size
-    assert np.asarray(picture).mean() < np.asarray(empty).mean()
-
-
 def test_a_picture_of_images_is_a_grid():
     stored = IMAGES.transpose(0, 2, 3, 1)
     assert domains.of_stored(stored) == domain()

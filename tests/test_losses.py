@@ -89,20 +89,6 @@ def test_log_normal_times_are_a_truncated_normal_of_ln_sigma(sde):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
-def test_a_configuration_adds_a_weighting_and_a_distribution(monkeypatch):
-    monkeypatch.setitem(losses.WEIGHTINGS, "zero", lambda config: lambda s, sde, t, std, z: 0 * z)
-    monkeypatch.setitem(losses.TIMES, "last", lambda config: lambda u, sde, eps: 0 * u + sde.T)
-    config = digits.get_config()
-    config.training.weighting, config.training.times = "zero", "last"
-    told = []
-    score = lambda x, t: told.append(t) or x  # noqa: E731
-    objective = losses.score_objective(config, score, sde_lib.VESDE())
-    x = torch.ones(2, 1, 2, 2)
-    loss, _ = objective(x, None, objective.draw(x))
-    assert float(loss) == 0
-    assert told[0].tolist() == [1, 1]
-
-
 @pytest.mark.parametrize(
     ("fields", "named"),
     [

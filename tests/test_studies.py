@@ -12,6 +12,7 @@ from absl import flags
 from commands import start
 from scipy import stats
 from sklearn.naive_bayes import GaussianNB
+from test_readers import write_idx
 
 import run_lib
 from configs.demo import digits_cfg
@@ -76,14 +77,7 @@ def test_what_survives_holm_is_marked(capsys):
 def place(tmp_path, monkeypatch):
     """A directory with a data root of 40 training and 12 test images."""
     monkeypatch.chdir(tmp_path)
-    rng, folder = np.random.default_rng(0), tmp_path / "data/fashion_mnist"
-    folder.mkdir(parents=True)
-    for part, count in (("train", 40), ("t10k", 12)):
-        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        for stem, array in (("images-idx3", images), ("labels-idx1", labels)):
-            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-            (folder / f"{part}-{stem}-ubyte").write_bytes(header + array.tobytes())
+    write_idx(tmp_path / "data/fashion_mnist", train_count=40, test_count=12)
     for study in (qc, dlsm):
         monkeypatch.setattr(study, "TRAIN_IMAGES", 30)
     return tmp_path

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny
+import torch
 from commands import command
 from tqdm import tqdm
 

@@ -8,6 +8,7 @@ import pytest
 import tiny
 from faults import tree
 from forks import in_a_fork
+from test_checkpoints import assert_equal
 
 import run_lib
 from storage import checkpoints

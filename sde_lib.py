@@ -227,23 +227,27 @@ class VariancePreserving(SDE):
             _, std = self.marginal_prob(t, t)
             return t * 999, -1 / std
         label = t * (self.N - 1) / self.T
-        return label, -1 / self.discrete_std(t.device, t.dtype)[label.long()]
+        return label, -1 / self._table(t, self._discrete_std)[label.long()]
 
-    def discrete_std(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    def _discrete_std(self, device):
         """√(1 − ᾱ_i) (N,) of the discrete chain, ᾱ_i the product of 1 − β_j up to i."""
-        known = self._discrete_stds.get((device, dtype))
-        if known is not None:
-            return known
         beta = self.discrete_beta(torch.arange(self.N, device=device, dtype=torch.float64))
-        std = torch.sqrt(1 - torch.cumprod(1 - beta, dim=0)).to(dtype)
-        if type(std) is torch.Tensor:  # and not a fake one, which holds no numbers
-            self._discrete_stds[device, dtype] = std
-        return std
+        return torch.sqrt(1 - torch.cumprod(1 - beta, dim=0))
 
     @functools.cached_property
-    def _discrete_stds(self):
-        """What `discrete_std` returned, by device and dtype."""
+    def _tables(self):
+        """The tables that are known, by name, device and dtype."""
         return {}
+
+    def _table(self, like, compute):
+        """``compute(device)`` on the device and of the dtype of `like`, computed once for each."""
+        key = compute.__name__, like.device, like.dtype
+        if key in self._tables:
+            return self._tables[key]
+        table = compute(like.device).to(like.device, like.dtype)
+        if type(table) is torch.Tensor:  # and not a fake one, which holds no numbers
+            self._tables[key] = table
+        return table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,10 +307,6 @@ class SubVPSDE(VPSDE):
         return super().conditioning(t, continuous)
 
 
-def _linear_betas(first, last, count):
-    return np.linspace(first, last, count)
-
-
 def _scaled_linear_betas(first, last, count):
     return np.linspace(first**0.5, last**0.5, count) ** 2
 
@@ -318,7 +318,7 @@ def _cosine_betas(first, last, count):
 
 
 BETA_SCHEDULES = {
-    "linear": _linear_betas,
+    "linear": np.linspace,
     "scaled_linear": _scaled_linear_betas,
     "squaredcos_cap_v2": _cosine_betas,
 }
@@ -357,20 +357,13 @@ class DDPM(VariancePreserving):
 
     def _cubic(self, t):
         """The coefficients (4, …) of c about the start of each t's piece, and t from there."""
-        key = t.device, t.dtype
-        table = self._tables.get(key)
-        if table is None:
-            table = torch.from_numpy(self._log_mean.c).to(*key)
-            if type(table) is torch.Tensor:  # and not a fake one, which holds no numbers
-                self._tables[key] = table
+        table = self._table(t, self._coefficients)
         pieces = self.length - 1
         piece = (t * pieces).long().clamp(0, pieces - 1)
         return table[:, piece], t - piece.to(t.dtype) / pieces
 
-    @functools.cached_property
-    def _tables(self):
-        """The coefficients by device and dtype."""
-        return {}
+    def _coefficients(self, device):
+        return torch.from_numpy(self._log_mean.c)
 
     def log_mean_coeff(self, t: torch.Tensor) -> torch.Tensor:
         (a, b, c, d), u = self._cubic(t)
@@ -467,32 +460,16 @@ class ReverseSDE:
         return self._reverse(x, t, *self.forward.discretize(x, t))
 
 
-def _vesde(model, N):
-    return VESDE(model.sigma_min, model.sigma_max, N)
-
-
-def _vpsde(model, N):
-    return VPSDE(model.beta_min, model.beta_max, N)
-
-
-def _subvpsde(model, N):
-    return SubVPSDE(model.beta_min, model.beta_max, N)
-
-
-def _cosine(model, N):
-    return CosineVPSDE(N)
-
-
 def _ddpm(model, N):
     lookup(BETA_SCHEDULES, model.beta_schedule, "config.model.beta_schedule")
     return DDPM(model.beta_min, model.beta_max, N, model.beta_schedule, length=N)
 
 
 SDES = {
-    "vesde": _vesde,
-    "vpsde": _vpsde,
-    "subvpsde": _subvpsde,
-    "cosine_vpsde": _cosine,
+    "vesde": lambda model, N: VESDE(model.sigma_min, model.sigma_max, N),
+    "vpsde": lambda model, N: VPSDE(model.beta_min, model.beta_max, N),
+    "subvpsde": lambda model, N: SubVPSDE(model.beta_min, model.beta_max, N),
+    "cosine_vpsde": lambda model, N: CosineVPSDE(N),
     "ddpm": _ddpm,
 }
 """``config.training.sde`` -> a function of (config.model, N) that builds the SDE."""

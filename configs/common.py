@@ -148,17 +148,10 @@ def base(dataset):
 
 
 SHARED = (
-    *("name", "energy", "sigma_min", "sigma_max", "beta_min", "beta_max", "num_scales"),
-    *(
-        "preconditioning",
-        "sigma_data",
-        "dropout",
-        "ema_rate",
-        "score_restore_path",
-        "classifier_restore_path",
-    ),
-    *("loss_type", "weighting_dlsm", "weighting_ce", "coef"),
-)
+    "name energy sigma_min sigma_max beta_min beta_max num_scales preconditioning sigma_data "
+    "dropout ema_rate score_restore_path classifier_restore_path loss_type weighting_dlsm "
+    "weighting_ce coef"
+).split()
 
 
 def other_network(config, name, **options):

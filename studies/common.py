@@ -1,9 +1,10 @@
 """What the studies share: tables, means over seeds, grids, commands, parts of data."""
 
+import itertools
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import ml_collections
 import numpy as np
@@ -22,9 +23,9 @@ def define_seeds(default: Sequence[int]) -> None:
     flags.DEFINE_multi_integer("seeds", list(default), "Seeds of trainings and draws.")
 
 
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a Markdown table."""
-    for row in (heads, ["---"] * len(heads), *rows):
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a Markdown table, each row as soon as it is known."""
+    for row in itertools.chain((heads, ["---"] * len(heads)), rows):
         print(f"| {' | '.join(row)} |", flush=True)
 
 

@@ -25,12 +25,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-# The tests have the golden numbers; the stand-in serves only where there is no ml_collections.
-sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
+# The stand-in serves only where there is no ml_collections.
 sys.path.append(str(pathlib.Path(__file__).parent / "stand_in"))
-
-import device_option
-from oracles import double_backward
 
 from metrics import prdc
 from models.compute import exact_products
@@ -121,6 +117,8 @@ def gradients(network, loss):
 
 def published_networks(battery):
     """NCSN++ in float32 against the golden numbers."""
+    import device_option
+
     device_option.DEVICE = str(battery.device)
     import golden
 
@@ -150,25 +148,17 @@ def other_way(way, battery):
     return relative_error([ours], [theirs])
 
 
-def gradient_error(objective_of, published, battery):
-    """Of an objective's gradient, against double backward of ``published(…)``."""
+def gradient_error(name, battery):
+    """Of the gradient of one of `jobs.OBJECTIVES`, against double backward."""
     bench = right_bench(battery)
-    network, objective = objective_of(bench, jobs.FP32)
+    network, objective = jobs.OBJECTIVES[name](bench, jobs.FP32)
     x, labels = bench.draw()
     batch = x, labels, objective.draw(x)
     network.train()
     with exact_products():
         ours = gradients(network, objective(*batch)[0])
-        theirs = gradients(network, published(objective, *batch))
+        theirs = gradients(network, jobs.PUBLISHED[name](objective, *batch))
     return relative_error(ours, theirs)
-
-
-def published_qc(objective, x, labels, draws):
-    return double_backward.quasi_conservative(objective, x, **draws)
-
-
-def published_dlsm(objective, x, labels, draws):
-    return sum(double_backward.dlsm(objective, x, labels, **draws))
 
 
 LAST = dict(jobs.FP32, channels_last=True)
@@ -176,8 +166,8 @@ CHECKS = (
     ("NCSN++, golden numbers, fp32", published_networks, 1e-4),
     ("channels last against first, fp32", functools.partial(other_way, LAST), 1e-4),
     ("bf16, channels last, against fp32", functools.partial(other_way, jobs.EAGER), 5e-2),
-    ("QC gradient, fp32", functools.partial(gradient_error, jobs.qc, published_qc), 1e-3),
-    ("DLSM gradient, fp32", functools.partial(gradient_error, jobs.dlsm, published_dlsm), 1e-3),
+    ("QC gradient, fp32", functools.partial(gradient_error, QC), 1e-3),
+    ("DLSM gradient, fp32", functools.partial(gradient_error, DLSM), 1e-3),
 )
 
 

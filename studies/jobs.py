@@ -9,6 +9,7 @@ import functools
 import pathlib
 import platform
 import re
+import sys
 
 import torch
 
@@ -20,6 +21,10 @@ from configs import common
 from models.compute import freeze, prepare
 from models.scores import Score
 from storage.ema import EMA
+
+# The oracles that are compared with are the tests'.
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
+from oracles import double_backward
 
 FP32 = {"precision": "fp32", "channels_last": False, "compile": False}
 EAGER = {"precision": "bf16", "channels_last": True, "compile": False}
@@ -107,6 +112,22 @@ def dlsm(bench, way):
 
 
 OBJECTIVES = {"DSM step": dsm, "QC step": qc, "DLSM step": dlsm}
+
+
+def published_dsm(objective, x, labels, draws):
+    return objective(x, labels, draws)[0]
+
+
+def published_qc(objective, x, labels, draws):
+    return double_backward.quasi_conservative(objective, x, **draws)
+
+
+def published_dlsm(objective, x, labels, draws):
+    return sum(double_backward.dlsm(objective, x, labels, **draws))
+
+
+PUBLISHED = {"DSM step": published_dsm, "QC step": published_qc, "DLSM step": published_dlsm}
+"""Name -> the loss of one of `OBJECTIVES` by double backward."""
 
 
 def update(network, config, loss):

@@ -9,6 +9,7 @@ are like, mean ± standard deviation over seeds. Run again, it continues.
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -32,7 +33,6 @@ from sde_lib import VESDE, expand
 from storage.workdir import Workdir
 from studies import common, oracle
 from training.classifier import ClassifierTraining
-from training.score import ScoreTraining
 from utils import UserError
 
 MOONS = ("upper", "lower")  # by label
@@ -49,14 +49,7 @@ def fourth_power(s, sde, t, std, z):
     return expand(std, z) * losses.variance_weighting(s, sde, t, std, z)
 
 
-class MoonsScoreTraining(ScoreTraining):
-    """A score network with the mean over all elements of (σ² s + σ z)²."""
-
-    def __init__(self, config: ml_collections.ConfigDict, device: torch.device) -> None:
-        super().__init__(config, device)
-        self.objective = losses.DSM(
-            self.score, self.sde, config.training.eps, fourth_power, reduce_mean=True
-        )
+losses.WEIGHTINGS["fourth_power"] = lambda config: fourth_power
 
 
 # ---------------------------------------------------------------- the exact scores
@@ -80,7 +73,12 @@ class Truth:
 
     def exact(self, points: torch.Tensor) -> torch.Tensor:
         """The score (1225, 2) of `points` (N, 2) under the noise."""
-        return oracle.score(self.grid, points, SIGMA**2, 1e-8 if self.as_published else 0.0)
+        known = oracle.Gaussians(points)
+        score = known(self.grid, SIGMA**2)
+        if not self.as_published:
+            return score
+        share = torch.sigmoid(known.log_density(self.grid, SIGMA**2) - math.log(1e-8))
+        return score * share[:, None]
 
     @functools.cached_property
     def scores(self) -> list[torch.Tensor]:
@@ -175,7 +173,9 @@ def train_score(steps: int) -> pathlib.Path:
     config.seed = 0
     config.training.batch_size, config.training.n_iters = SCORE_BATCH, steps
     name = f"studies/moons/score{steps}"
-    run_lib.train(config, name, make_job=MoonsScoreTraining)
+    # The loss is the mean over all elements of (σ² s + σ z)².
+    config.training.weighting, config.training.reduce_mean = "fourth_power", True
+    run_lib.train(config, name)
     return Workdir(name).checkpoint()
 
 
@@ -202,8 +202,7 @@ def main() -> None:
     results = {"zero": [truth.of_nothing()]}
     if not FLAGS.as_published:  # the published sampler diverges with the exact score
         sde = sde_lib.from_config(config)
-        few = [functools.partial(oracle.score, centres=moon[:DRAWN]) for moon in moons]
-        exact = [oracle.ExactScore(each, sde) for each in few]
+        exact = [oracle.ExactScore(oracle.Gaussians(moon[:DRAWN]), sde) for moon in moons]
         results["exact"] = [measure_samples(exact, sde, truth, FLAGS.seeds[0])]
     for seed in FLAGS.seeds:
         for loss_type in points.MOONS_RATES:

@@ -18,71 +18,38 @@ CHUNK = 2**22  # distances at a time
 ARM = 200  # boxes along each arm of the spirals
 
 
-def score(
-    x: torch.Tensor, centres: torch.Tensor, variance: float, floor: float = 0.0
-) -> torch.Tensor:
-    """∇ log of the mean of N(x; c_i, v I) over the `centres` c_i (N, D), at x (B, D): float64.
-
-    With a `floor` the density in the denominator is larger by it, as in the DLSM paper's code.
-    """
-    centres = centres.double()
-    parts = x.double().split(max(1, CHUNK // len(centres)))
-    return torch.cat([_score(part, centres, variance, floor) for part in parts])
+def in_parts(function: Callable, x: torch.Tensor, count: int) -> torch.Tensor:
+    """``function(x)`` of points x (B, D) as float64, in parts of at most CHUNK / `count` rows."""
+    return torch.cat([function(part) for part in x.double().split(max(1, CHUNK // count))])
 
 
-def _score(x, centres, variance, floor):
-    # |x − c|² less |x|², which no weight depends on.
-    squares = centres.square().sum(1) - 2 * x @ centres.T
-    logits = -squares / (2 * variance)
-    result = (torch.softmax(logits, 1) @ centres - x) / variance
-    if floor == 0:
-        return result
-    log_density = (
-        torch.logsumexp(logits, 1)
-        - x.square().sum(1) / (2 * variance)
-        - math.log(len(centres))
-        - x.shape[1] / 2 * math.log(2 * math.pi * variance)
-    )
-    return result * torch.sigmoid(log_density - math.log(floor))[:, None]
+@dataclasses.dataclass(frozen=True)
+class Gaussians:
+    """Equal Gaussians N(c_i, v I) around the `centres` c_i (N, D); points with `variance` v = 0."""
 
+    centres: torch.Tensor
+    variance: float = 0.0
 
-def boxes_score(
-    x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, variance: float
-) -> torch.Tensor:
-    """∇ log of the mean of the noised uniform densities on the boxes, at x (B, D): float64.
+    def __call__(self, x: torch.Tensor, variance: float) -> torch.Tensor:
+        """The score (B, D) at x (B, D) under noise of this variance."""
+        centres, total = self.centres.double(), self.variance + variance
 
-    Args:
-        low, high: corners (N, D) of boxes of equal size, each of weight 1/N.
-    """
-    parts = x.double().split(max(1, CHUNK // len(low)))
-    return torch.cat([_boxes_score(part, low, high, variance) for part in parts])
+        def score(x):
+            # |x − c|² less |x|², which no weight depends on.
+            squares = centres.square().sum(1) - 2 * x @ centres.T
+            return (torch.softmax(-squares / (2 * total), 1) @ centres - x) / total
 
+        return in_parts(score, x, len(centres))
 
-def _boxes_score(x, low, high, variance):
-    std = math.sqrt(variance)
-    a, b, upper, log_mass = _boxes_log_masses(x, low, high, std)
-    # ∂/∂x of them, with the sign that the exchange has turned.
-    slope = torch.exp(_log_normal(a) - log_mass) - torch.exp(_log_normal(b) - log_mass)
-    slope = torch.where(upper, -slope, slope) / std
-    weights = torch.softmax(log_mass.sum(2), 1)
-    return (weights[:, :, None] * slope).sum(1)
+    def log_density(self, x: torch.Tensor, variance: float) -> torch.Tensor:
+        """The log-density (B,), likewise."""
+        centres, total = self.centres.double(), self.variance + variance
+        size = math.log(len(centres)) + x.shape[1] / 2 * math.log(2 * math.pi * total)
 
+        def density(x):
+            return torch.logsumexp(-torch.cdist(x, centres).square() / (2 * total), 1)
 
-def _boxes_log_masses(x, low, high, std):
-    """a, b, which of them are exchanged, and log(Φ(b) − Φ(a)): (B, N, 2) each."""
-    a, b = (low - x[:, None]) / std, (high - x[:, None]) / std
-    # Φ(b) − Φ(a) = Φ(−a) − Φ(−b): of the two, the one in the lower tail does not cancel.
-    upper = a + b > 0
-    a, b = torch.where(upper, -b, a), torch.where(upper, -a, b)
-    log_b = torch.special.log_ndtr(b)
-    return a, b, upper, log_b + torch.log(-torch.expm1(torch.special.log_ndtr(a) - log_b))
-
-
-def _log_normal(u):
-    return -u.square() / 2 - math.log(2 * math.pi) / 2
-
-
-# ---------------------------------------------------------------- the sets of the plane
+        return in_parts(density, x, len(centres)) - size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,34 +61,41 @@ class Boxes:
 
     def __call__(self, x: torch.Tensor, variance: float) -> torch.Tensor:
         """The score (B, D) at x (B, D) under noise of this variance."""
-        return boxes_score(x, self.low, self.high, variance)
-
-    def log_density(self, x: torch.Tensor, variance: float) -> torch.Tensor:
-        """The log-density (B,), likewise."""
-        parts = x.double().split(max(1, CHUNK // len(self.low)))
         std = math.sqrt(variance)
-        masses = [_boxes_log_masses(part, self.low, self.high, std)[3].sum(2) for part in parts]
-        volume = len(self.low) * (self.high - self.low)[0].prod().item()
-        return torch.cat([torch.logsumexp(mass, 1) for mass in masses]) - math.log(volume)
 
+        def score(x):
+            a, b, upper, log_mass = self._log_masses(x, std)
+            # ∂/∂x of them, with the sign that the exchange has turned.
+            slope = torch.exp(_log_normal(a) - log_mass) - torch.exp(_log_normal(b) - log_mass)
+            slope = torch.where(upper, -slope, slope) / std
+            return (torch.softmax(log_mass.sum(2), 1)[:, :, None] * slope).sum(1)
 
-@dataclasses.dataclass(frozen=True)
-class Gaussians:
-    """Equal Gaussians N(c_i, v I) around the `centres` c_i (N, D), of `variance` v."""
-
-    centres: torch.Tensor
-    variance: float
-
-    def __call__(self, x: torch.Tensor, variance: float) -> torch.Tensor:
-        """The score (B, D) at x (B, D) under noise of this variance."""
-        return score(x, self.centres, self.variance + variance)
+        return in_parts(score, x, len(self.low))
 
     def log_density(self, x: torch.Tensor, variance: float) -> torch.Tensor:
         """The log-density (B,), likewise."""
-        total = self.variance + variance
-        logits = -torch.cdist(x.double(), self.centres).square() / (2 * total)
-        size = math.log(len(self.centres)) + x.shape[1] / 2 * math.log(2 * math.pi * total)
-        return torch.logsumexp(logits, 1) - size
+        volume = len(self.low) * (self.high - self.low)[0].prod().item()
+
+        def density(x):
+            return torch.logsumexp(self._log_masses(x, math.sqrt(variance))[3].sum(2), 1)
+
+        return in_parts(density, x, len(self.low)) - math.log(volume)
+
+    def _log_masses(self, x, std):
+        """a, b, which of them are exchanged, and log(Φ(b) − Φ(a)): (B, N, D) each."""
+        a, b = (self.low - x[:, None]) / std, (self.high - x[:, None]) / std
+        # Φ(b) − Φ(a) = Φ(−a) − Φ(−b): of the two, the one in the lower tail does not cancel.
+        upper = a + b > 0
+        a, b = torch.where(upper, -b, a), torch.where(upper, -a, b)
+        log_b = torch.special.log_ndtr(b)
+        return a, b, upper, log_b + torch.log(-torch.expm1(torch.special.log_ndtr(a) - log_b))
+
+
+def _log_normal(u):
+    return -u.square() / 2 - math.log(2 * math.pi) / 2
+
+
+# ---------------------------------------------------------------- the sets of the plane
 
 
 def checkerboard() -> Boxes:

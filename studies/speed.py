@@ -17,7 +17,6 @@ import gc
 import pathlib
 import re
 import statistics
-import sys
 import time
 
 import torch
@@ -25,18 +24,15 @@ import torch
 import likelihood
 import losses
 import sampling
-from metrics import prdc
 from models import jacobian
 from storage.ema import EMA
 from studies import jobs
-from studies.common import ROOT, print_table
-from studies.metrics_parity import compute_prdc, real_and_fake
+from studies.common import print_table
 
-sys.path.append(str(ROOT / "tests"))  # the oracles that are measured against are the tests'
-from oracles import double_backward, published_way
+from oracles import published_way  # isort: skip  # the tests', see `jobs`
 
 CPU = torch.device("cpu")
-RUNS, PC_STEPS, PRDC = 5, 4, "P/R/D/C"
+RUNS, PC_STEPS = 5, 4
 TOLERANCES = {"rtol": 1e-3, "atol": 1e-5}
 WAYS = {
     "fp32": jobs.FP32,
@@ -48,9 +44,9 @@ WAYS = {
 # ---------------------------------------------------------------- the jobs
 
 
-def published_step(objective_of, loss_of, bench, way):
-    """`jobs.step` with ``loss_of(objective, x, labels, draws)`` and loops over the parameters."""
-    network, objective = objective_of(bench, way)
+def published_step(name, bench, way):
+    """`jobs.step` by double backward and with loops over the parameters."""
+    network, objective = jobs.OBJECTIVES[name](bench, way)
     x, labels = bench.draw()
     parameters = [p for p in network.train().parameters() if p.requires_grad]
     rate, ema = bench.config.model.ema_rate, EMA(parameters, bench.config.model.ema_rate)
@@ -58,25 +54,13 @@ def published_step(objective_of, loss_of, bench, way):
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        loss_of(objective, x, labels, objective.draw(x)).backward()
+        jobs.PUBLISHED[name](objective, x, labels, objective.draw(x)).backward()
         losses.optimize(optimizer, parameters, 1, bench.config.optim)
         with torch.no_grad():
             for shadow, parameter in zip(ema.shadow, parameters):
                 shadow.sub_((1 - rate) * (shadow - parameter))
 
     return step
-
-
-def dsm_loss(objective, x, labels, draws):
-    return objective(x, labels, draws)[0]
-
-
-def qc_loss(objective, x, labels, draws):
-    return double_backward.quasi_conservative(objective, x, **draws)
-
-
-def dlsm_loss(objective, x, labels, draws):
-    return sum(double_backward.dlsm(objective, x, labels, **draws))
 
 
 def pc_sampling(bench, way):
@@ -102,17 +86,10 @@ def published_nll(bench, way):
     return lambda: published_way.bits_ode(sde, score, x, epsilon, **TOLERANCES)
 
 
-def both_steps(name, loss_of):
-    """The published step and ours, of one of `jobs.OBJECTIVES`."""
-    objective_of = jobs.OBJECTIVES[name]
-    published = functools.partial(published_step, objective_of, loss_of)
-    return published, functools.partial(jobs.step, objective_of)
-
-
 JOBS = {
-    "DSM step": both_steps("DSM step", dsm_loss),
-    "QC step": both_steps("QC step", qc_loss),
-    "DLSM step": both_steps("DLSM step", dlsm_loss),
+    name: (functools.partial(published_step, name), functools.partial(jobs.step, objective_of))
+    for name, objective_of in jobs.OBJECTIVES.items()
+} | {
     "PC sampling": (pc_sampling, pc_sampling),
     "NLL": (published_nll, nll),
 }
@@ -162,27 +139,16 @@ def as_published(call):
 def rows(bench, only):
     """Yields (job, way, seconds and gigabytes of the baseline, of ours); of `only` some jobs."""
     for name in only:
-        for way, settings in WAYS.items() if name in JOBS else ():
+        published, ours = JOBS[name]
+        for way, settings in WAYS.items():
             torch.compiler.reset()
-            published, ours = JOBS[name]
             baseline = functools.partial(as_published, published(bench, jobs.FP32))
             yield name, way, *measure(baseline, ours(bench, settings))
-    if PRDC in only:
-        real, fake = real_and_fake(10_000, 10_000, 2048)
-        yield (
-            f"{PRDC}, 10,000 × 2,048",
-            "",
-            *measure(
-                lambda: compute_prdc(real, fake, nearest_k=3),
-                lambda: prdc.precision_recall_density_coverage(real, fake),
-            ),
-        )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    names = [*JOBS, PRDC]
-    parser.add_argument("--only", nargs="*", choices=names, default=names)
+    parser.add_argument("--only", nargs="*", choices=JOBS, default=list(JOBS))
     arguments = parser.parse_args()
     bench = jobs.small(CPU)
     print(f"{jobs.machine(CPU)}; small networks, {bench.batch} images\n")

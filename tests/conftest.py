@@ -38,6 +38,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("test")
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """The data cache of all tests of the tiny configurations."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty directory, the present one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--device",

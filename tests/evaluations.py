@@ -3,24 +3,16 @@
 Apart from the tests, so that processes have little to import.
 """
 
-import functools
-
 import tiny
 import tiny_classifier
+from commands import brief_features  # noqa: F401 (used by tests)
 
 import evaluation
 import run_lib_likelihood
 import run_lib_sampling
-from metrics import encoding, feature_classifier, feature_sets
+from metrics import encoding, feature_sets
 from storage.workdir import Workdir
 from utils import is_first
-
-
-def brief_features():
-    """Train the classifier of features for three steps only: it need not be good."""
-    feature_classifier.train_small_classifier = functools.partial(
-        feature_classifier.train_small_classifier, steps=3
-    )
 
 
 def score_config():

@@ -1,6 +1,5 @@
 """Checkpoints: the published files, our own, and everything that does not fit."""
 
-import copy
 import os
 import pickle
 
@@ -224,23 +223,3 @@ def test_a_file_of_ours_says_how_it_was_made(tmp_path, entry, monkeypatch):
     for foreign in ({"lr": 0.1}, "lr: 0.1", "[]"):
         torch.save({"model": {}, "config": foreign}, tmp_path / "b.pth")
         assert checkpoints.read_config(tmp_path / "b.pth") is None
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, entry):
-    config = common.qc("u_ncsn", "CIFAR10")
-    state = fresh_state(entry)
-    path = tmp_path / "checkpoint.pth"
-    checkpoints.save(path, state, config)
-    before = path.read_bytes()
-
-    def full_disk(content, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    changed = copy.copy(state)
-    changed.step = 99
-    with pytest.raises(OSError, match="No space left"):
-        checkpoints.save(path, changed, config)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import tiny_classifier
 
-from models.scores import GuidedScore
-from run_lib_sampling import restore_paths, sample
-from samplers.rounds import chosen_classes
+from run_lib_sampling import sample
 from storage.files import load_npz
 from storage.workdir import Workdir
 from utils import UserError
@@ -56,15 +54,6 @@ def test_all_classes(config):
     assert len(set(files().values())) == 20
 
 
-def test_some_classes_are_those_of_all(config):
-    """Half-open [5, 7), with the bytes that a full run gives those classes."""
-    sample(config, "run", chosen_classes(10, "class", 5, 7))
-    some = files()
-    assert some.keys() == names([5, 6])
-    sample(config, "run", range(10))
-    assert {name: files()[name] for name in some} == some
-
-
 def test_a_division_is_a_share_of_each_classs_rounds(config):
     config.eval.num_divisions = 2
     classes = range(3)
@@ -94,54 +83,6 @@ def test_samples_of_other_settings_are_not_mixed(config, field, value, said):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=said):
         sample(config, "run", [0])
-
-
-@pytest.mark.parametrize(
-    ("mode", "first", "end", "expected"),
-    [
-        (None, None, None, range(10)),
-        ("full", None, None, range(10)),
-        ("class", 5, 7, range(5, 7)),
-        ("class", 5, None, range(5, 6)),
-        ("class", 9, 10, range(9, 10)),
-    ],
-)
-def test_chosen_classes(mode, first, end, expected):
-    assert chosen_classes(10, mode, first, end) == expected
-
-
-def test_restore_may_be_given_twice():
-    assert restore_paths([], None) == (None, None)
-    assert restore_paths(["s"], None) == ("s", None)
-    assert restore_paths(["s", "c"], None) == ("s", "c")
-    assert restore_paths(["s"], "c") == ("s", "c")
-    assert restore_paths([], "c") == (None, "c")
-    for restore, classifier in ((["s", "c", "d"], None), (["s", "c"], "d")):
-        with pytest.raises(UserError, match="--restore"):
-            restore_paths(restore, classifier)
-
-
-def test_the_classifier_is_asked_in_the_guidance_interval_alone(config, monkeypatch):
-    """The samples differ from those guided everywhere, for fewer of its evaluations."""
-    asked = []
-    log_likelihood = GuidedScore.log_likelihood
-
-    def spy(self, x, t):
-        asked.append(float(self.sde.marginal_prob(x, t)[1][0]))
-        return log_likelihood(self, x, t)
-
-    monkeypatch.setattr(GuidedScore, "log_likelihood", spy)
-    config.sampling.method, config.sampling.steps = "heun", 6
-    sample(config, "run", [3])
-    everywhere, count = files("eval_samples_heun"), len(asked)
-    shutil.rmtree(Workdir("run").class_samples(3, "_heun").parent)
-    asked.clear()
-    config.sampling.guidance_interval = (0.1, 1.0)
-    sample(config, "run", [3])
-    assert files("eval_samples_heun") != everywhere
-    assert 0 < len(asked) < count
-    assert all(0.1 < sigma <= 1.0001 for sigma in asked)
-    shutil.rmtree(Workdir("run").class_samples(3, "_heun").parent)
 
 
 @pytest.mark.parametrize(

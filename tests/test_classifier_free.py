@@ -28,6 +28,7 @@ from training.labels import LabelDropout
 from utils import UserError
 
 VE = sde_lib.VESDE()
+DEMO = tiny.ROOT / "configs/demo"
 
 
 class Bias(torch.nn.Module):
@@ -259,25 +260,18 @@ def test_qc_and_constrained_models_take_labels(tmp_path, monkeypatch, changes):
 # ---------------------------------------------------------------- the commands
 
 
-def arguments(kind, cache, **more):
-    """Flags that make a configuration of the class-conditional digits tiny."""
-    fields = tiny.changes(cache) | {k.replace("__", "."): v for k, v in more.items()}
-    path = tiny.ROOT / f"configs/demo/{kind}.py"
-    return [f"--config={path}", *(f"--config.{name}={value}" for name, value in fields.items())]
-
-
 @pytest.mark.slow
 def test_from_training_to_classwise_metrics(tmp_path, monkeypatch):
     briefly = functools.partial(feature_classifier.train_small_classifier, steps=3)
     monkeypatch.setattr(feature_classifier, "train_small_classifier", briefly)
     cache = tmp_path / "cache"
-    train = arguments("digits_cfg", cache)
+    train = tiny.arguments(cache, DEMO / "digits_cfg.py")
     works("main.py --workdir W", tmp_path, train)
     fast = "--sampler heun --steps 3"
     works("run_lib_evaluation_asym.py --workdir W --bs 360 --nl 1 --calculate", tmp_path, train)
     # By class, from the same checkpoint.
     few = {"eval__num_samples": 40, "eval__num_samples_all": 40, "eval__num_divisions": 2}
-    guided = arguments("digits_cfg_guided", cache, eval__batch_size=3, **few)
+    guided = tiny.arguments(cache, DEMO / "digits_cfg_guided.py", eval__batch_size=3, **few)
     sample = f"run_lib_sampling.py {fast} --mode full"
     works(f"{sample} --workdir W", tmp_path, guided)
     results = tmp_path / "results"

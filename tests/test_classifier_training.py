@@ -4,18 +4,17 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
 import tiny_classifier
 import torch
 from test_checkpoints import assert_equal
 
-import domains
 import losses
 from configs import common
-from datasets import Split
 from models.trained import load_classifier
 from storage import checkpoints
 from storage.workdir import Workdir
-from training.classifier import ClassifierTraining, accuracy
+from training.classifier import ClassifierTraining
 from utils import UserError
 
 
@@ -39,29 +38,13 @@ def cache(start, monkeypatch):
             shutil.rmtree(path)
 
 
-def newest(workdir):
-    return torch.load(Workdir(workdir).checkpoint(), weights_only=True)
-
-
 @pytest.mark.parametrize("loss_type", ["total", "dlsm", "ce"])
 def test_a_run_writes_its_files(cache, loss_type):
     more = {"model__loss_type": loss_type, "training__snapshot_sampling": True}
     job = tiny_classifier.train(cache, "run", sampling__batch_size=20, **more)
     root = Workdir("run").root
-    names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-    assert {n for n in names if not n.startswith("tensorboard/")} == {
-        "checkpoints/checkpoint_1.pth",
-        "checkpoints/checkpoint_2.pth",
-        "checkpoints/checkpoint.pth",
-        "checkpoints-meta/checkpoint.pth",
-        "samples/iter_4/sample.png",
-        "samples/iter_4/sample.np",
-        "samples/iter_8/sample.png",
-        "samples/iter_8/sample.np",
-        ".training",
-        "stdout.txt",
-    }
-    content = newest("run")
+    tiny.check_files_of_a_run(root)
+    content = tiny.newest("run")
     assert content["step"] == 8
     assert all(name.startswith("classifier.") for name in content["model"])
     # Every step has counted the batch's statistics once.
@@ -114,31 +97,6 @@ def test_with_warm_up_the_rate_rises(cache, monkeypatch):
     assert rates == pytest.approx([0.5 * step / 1000 for step in range(8)])
 
 
-def test_accuracy_visits_every_image():
-    """Seven of ten images are recognised, in batches that do not divide ten."""
-    images = np.zeros((10, 1, 2, 2), np.uint8)
-    images[:, 0, 0, 0] = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
-    labels = np.array([0, 1, 2, 0, 1, 2, 0, 0, 0, 1])
-    domain = domains.Images(1, 2, 2)
-
-    def logits(x):
-        return -(x[:, 0, 0, :1] * 255 - torch.arange(3)).abs()
-
-    split = Split(images, labels, 3)
-    assert accuracy(logits, split, 4, domain, torch.device("cpu")) == 0.7
-
-
-def test_the_accuracy_is_taken_at_the_smallest_time(cache):
-    job = ClassifierTraining(tiny_classifier.config("classifier", cache), torch.device("cpu"))
-    seen = []
-    job.model.register_forward_hook(lambda network, inputs, output: seen.append(inputs))
-    x = torch.rand(4, 1, 8, 8)
-    job.logits(x)
-    (x_t, sigma), smallest = seen[0], job.sde.sigma(torch.full((4,), 1e-5))
-    torch.testing.assert_close(sigma, smallest)
-    assert 0 < (x_t - x).std() < 2 * float(smallest[0])
-
-
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -154,21 +112,10 @@ def test_mistakes_get_a_sentence(cache, more, said):
     assert not Workdir("run").root.exists()
 
 
-def test_swapped_checkpoints_get_a_sentence(cache):
-    tiny_classifier.train(cache, "run")
-    score, classifier = Workdir("score").checkpoint(), Workdir("run").checkpoint()
-    with pytest.raises(UserError, match="of a classifier"):
-        tiny_classifier.train(cache, "other", model__score_restore_path=str(classifier))
-    config = tiny_classifier.config("guided", cache)
-    with pytest.raises(UserError, match="of a score model"):
-        load_classifier(config, score, torch.device("cpu"))
-    assert not Workdir("other").root.exists()
-
-
 def test_a_published_classifier_file_loads(cache, tmp_path):
     """{optimizer, model, step}, names that begin with ``module.``, no averages."""
     tiny_classifier.train(cache, "run")
-    ours = newest("run")
+    ours = tiny.newest("run")
     published = {
         "model": {f"module.{name}": value for name, value in ours["model"].items()},
         "optimizer": ours["optimizer"],

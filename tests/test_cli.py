@@ -9,7 +9,6 @@ import pytest
 import tiny
 import torch
 from commands import command, start
-from test_run_lib import cache  # noqa: F401 (a fixture)
 
 import models
 from configs import common
@@ -101,7 +100,7 @@ def test_an_error_of_the_configuration_file_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_command_can_be_deterministic(tmp_path, cache):  # noqa: F811
+def test_every_command_can_be_deterministic(tmp_path, cache):
     """--deterministic holds in training, sampling and evaluation."""
     mark = tmp_path / "mark"
 

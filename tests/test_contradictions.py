@@ -51,7 +51,7 @@ def works(line, *more):
 
 
 def refused(line, named, *more):
-    commands.refused(line, ".", named, flags(*more))
+    commands.refused(line, ".", flags(*more), named)
 
 
 # ---------------------------------------------------------------- training
@@ -188,5 +188,5 @@ def test_a_renamed_class_is_refused(here):
     for split in ("train", "test"):
         (here / "own" / split / "1").rename(here / "own" / split / "zero")
     line = "run_lib_evaluation.py --workdir O --stat --latent --fidis --mode class"
-    commands.refused(line, ".", "zero", typed)
-    commands.refused("main.py --workdir O", ".", "zero", [*typed, "--config.training.n_iters=9"])
+    commands.refused(line, ".", typed, "zero")
+    commands.refused("main.py --workdir O", ".", [*typed, "--config.training.n_iters=9"], "zero")

@@ -2,10 +2,10 @@
 
 import os
 
-import ml_collections
 import numpy as np
 import pytest
 import torch
+from raw_data import config
 
 import datasets
 from readers import common
@@ -17,22 +17,8 @@ LABELS = np.arange(10) % 3
 
 @pytest.fixture
 def data(tmp_path):
-    return config(tmp_path)
-
-
-def config(tmp_path, **changes):
     """``config.data`` of the data set `tiny` that these tests register."""
-    fields = {
-        "dataset": "tiny",
-        "image_size": 4,
-        "num_channels": 3,
-        "random_flip": False,
-        "centered": False,
-        "uniform_dequantization": False,
-        "root": str(tmp_path / "raw"),
-        "cache": str(tmp_path / "cache"),
-    }
-    return ml_collections.ConfigDict(fields | changes)
+    return config(tmp_path, "tiny", 4, 3)
 
 
 @pytest.fixture
@@ -88,7 +74,7 @@ def test_images_are_read_once(data, reads):
 
 
 def test_another_shape_than_the_configs(tmp_path, reads):
-    data = config(tmp_path, image_size=8)
+    data = config(tmp_path, "tiny", 8, 3)
     with pytest.raises(UserError, match=r"image_size.*\(3, 4, 4\)"):
         datasets.load(data, "train")
     assert reads == []
@@ -133,7 +119,7 @@ def test_reader_that_fails_leaves_nothing(data, monkeypatch):
 
 def test_cache_that_cannot_be_made(tmp_path, reads):
     (tmp_path / "file").touch()
-    data = config(tmp_path, cache=str(tmp_path / "file" / "cache"))
+    data = config(tmp_path / "file", "tiny", 4, 3)
     with pytest.raises(UserError, match=r"--config\.data\.cache"):
         datasets.load(data, "train")
 

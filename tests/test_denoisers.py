@@ -13,18 +13,6 @@ from samplers.fast import SAMPLERS, FastSampler
 from sde_lib import VESDE, VPSDE
 
 
-@each_sde
-@pytest.mark.parametrize("t", [1e-5, 1e-3, 0.1, 0.5, 1.0])
-def test_the_time_of_a_noise_level(sde, t):
-    assert sde.time(sde.noise_level(t)) == pytest.approx(t, rel=1e-8)
-    scale, std = sde.scale_and_std(t)
-    one, times = (
-        torch.ones(1, dtype=torch.float64, device=DEVICE),
-        torch.tensor([t], dtype=torch.float64, device=DEVICE),
-    )
-    assert [scale, std] == [value.item() for value in sde.marginal_prob(one, times)]
-
-
 def test_times_of_a_constant_beta():
     """β0 = β1, where the quadratic equation of the VP SDE is none."""
     sde = VPSDE(beta_min=3.0, beta_max=3.0)

@@ -117,7 +117,7 @@ def test_every_command_after_every_training(tmp_path, name):
     other = "vesde" if "VP" in name else "vpsde"
     for field, value in (("model.nf", 16), ("training.sde", other)):
         flag = f"--config.{field}={value}"
-        refused(f"{SAMPLES['heun']}{restore} {evaluation}", tmp_path, field, [*extra, flag])
+        refused(f"{SAMPLES['heun']}{restore} {evaluation}", tmp_path, [*extra, flag], field)
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_a_configuration_of_another_kind_is_refused(tmp_path, trained, read_as, 
     works(f"main.py --config {config} --workdir W", tmp_path, [*TRAIN, *kind.typed])
     evaluation = f"--config {QC.format(tiny.ROOT, read_as)} --workdir W"
     for line in (*SAMPLES.values(), *SCORE.values()):
-        refused(f"{line} {evaluation}", tmp_path, field, CPU)
+        refused(f"{line} {evaluation}", tmp_path, CPU, field)
     classifier = KINDS["classifier"].training
     line = f"main.py --config {tiny.ROOT}/configs/{classifier} --model classifier --workdir V"
-    refused(f"{line} --restore results/W/checkpoints/checkpoint.pth", tmp_path, field, CPU)
+    refused(f"{line} --restore results/W/checkpoints/checkpoint.pth", tmp_path, CPU, field)
 
 
 def test_a_start_from_another_kind(tmp_path):
@@ -148,12 +148,12 @@ def test_a_start_from_another_kind(tmp_path):
     more = [*CPU, "--config.training.n_iters=3", "--config.training.snapshot_sampling=False"]
     works(f"{line.format(KINDS['C'].training, 'C')} {restore}", tmp_path, more)
     again = f"{line.format(KINDS['U'].training, 'V')} {restore}"
-    refused(again, tmp_path, "n_iters", [*CPU, "--config.training.n_iters=2"])
+    refused(again, tmp_path, [*CPU, "--config.training.n_iters=2"], "n_iters")
     assert not (tmp_path / "results/V").exists()
     vp = f"main.py --bs 2 --config {file_of('vpsde', tmp_path)} --workdir VP"
     works(vp, tmp_path, [*TRAIN, *KINDS["VP"].typed])
     restore = "--restore results/VP/checkpoints/checkpoint.pth"
-    refused(f"{line.format(KINDS['U'].training, 'V')} {restore}", tmp_path, "training.sde", more)
+    refused(f"{line.format(KINDS['U'].training, 'V')} {restore}", tmp_path, more, "training.sde")
 
 
 # ---------------------------------------------------------------- every file with every command

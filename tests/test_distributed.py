@@ -95,10 +95,6 @@ def draw(cache):
     sample(tiny_classifier.config("guided", cache), "two/classifier", range(10))
 
 
-def newest(workdir):
-    return torch.load(Workdir(workdir).checkpoint(), weights_only=True)
-
-
 def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -130,7 +126,7 @@ def cache(tmp_path_factory):
 @pytest.mark.parametrize("name", [*RUNS, "classifier"])
 def test_ten_steps_are_those_of_one_process(cache, name):
     """To 1e-5 of the way that the weights have gone; so are all running statistics."""
-    ours, theirs = newest(f"two/{name}"), newest(f"one/{name}")
+    ours, theirs = tiny.newest(f"two/{name}"), tiny.newest(f"one/{name}")
     assert ours["step"] == theirs["step"] == 10
     assert ours["position"] == theirs["position"]
     if name == "classifier":
@@ -150,7 +146,7 @@ def test_ten_steps_are_those_of_one_process(cache, name):
 @pytest.mark.parametrize("name", ["stopped", "killed"])
 def test_a_run_continues_bit_for_bit(cache, name):
     """After SIGTERM to one of the processes, and after SIGKILL; with dropout."""
-    assert_equal(newest("two/whole"), newest(f"two/{name}"))
+    assert_equal(tiny.newest("two/whole"), tiny.newest(f"two/{name}"))
 
 
 @pytest.mark.slow

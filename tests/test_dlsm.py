@@ -22,7 +22,6 @@ import models
 import sde_lib
 from models.scores import GuidedScore, Score
 from studies import likelihood_scores
-from utils import UserError
 
 VE = sde_lib.VESDE()
 
@@ -180,12 +179,6 @@ def test_reported_values(loss_type):
         return
     coef = {"total": 0.3, "dlsm": 0.0}[loss_type]
     torch.testing.assert_close(values["loss"], values["dlsm"] + coef * values["ce"])
-
-
-def test_unknown_losses_get_a_sentence():
-    entry = {"loss_type": "kl", "weighting_dlsm": 0, "weighting_ce": 0, "coef": 1}
-    with pytest.raises(UserError, match=r"model\.loss_type"):
-        objective(entry, None, None)
 
 
 # ---------------------------------------------------------------- two Gaussian classes

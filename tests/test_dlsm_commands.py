@@ -114,5 +114,5 @@ def test_mistakes_get_a_sentence(tmp_path):
         (f"{cas} {evaluation}.py --setup ours", "CAS"),
         (f"{cas} {evaluation}_cas.py --setup base", "classifier_cifar10_base_resnet18_cond/sample"),
     ):
-        refused(line, tmp_path, said, TINY)
+        refused(line, tmp_path, TINY, said)
         assert not (tmp_path / "results").exists(), line

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import domains
-from utils import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 3, 4, 4), dtype=np.uint8)
 
@@ -92,26 +91,6 @@ def test_the_share_of_values_outside_the_range(centered):
 # ---------------------------------------------------------------- points
 
 
-def test_points_pass_as_they_are():
-    points = domains.Points(2)
-    x = torch.randn(5, 2)
-    assert points.to_model(x, train=True) is x
-    assert points.to_density(x, rand=None) is x
-    stored = points.to_stored(x)
-    assert stored.dtype == points.dtype == np.float32
-    assert np.array_equal(stored, x)
-    assert torch.equal(points.negative_log_likelihood(torch.tensor([1.5])), torch.tensor([-1.5]))
-
-
-@pytest.mark.parametrize("dimensions", [2, 3])
-def test_a_picture_of_points_shows_them(dimensions):
-    points = np.random.default_rng(0).normal(size=(500, dimensions)).astype(np.float32)
-    picture = domains.of_stored(points).picture(points)
-    empty = domains.of_stored(points).picture(points[:1])
-    assert picture.size == empty.size
-    assert np.asarray(picture).mean() < np.asarray(empty).mean()
-
-
 def test_a_picture_of_images_is_a_grid():
     stored = IMAGES.transpose(0, 2, 3, 1)
     assert domains.of_stored(stored) == domain()
@@ -136,26 +115,3 @@ def test_the_configuration_names_the_domain():
     assert domains.from_config(wide) == domains.Images(1, 4, 6, random_flip=True)
     assert domains.from_config(wide).shape == (1, 4, 6)
     assert domains.from_config(wide).stored_shape == (4, 6, 1)
-
-
-@pytest.mark.parametrize(
-    ("given", "shape", "field"),
-    [
-        (domain(), (3, 4, 6), "data.image_width"),
-        (domain(), (2,), "data.num_channels"),
-        (domains.Points(2), (3, 4, 4), "data.dimensions"),
-        (domains.Points(2), (3,), "data.dimensions"),
-    ],
-)
-def test_another_shape_is_refused(given, shape, field):
-    given.require_shape(given.shape, "some")
-    with pytest.raises(UserError, match=field):
-        given.require_shape(shape, "some")
-
-
-def test_what_is_made_for_the_other_domain_is_refused():
-    points, images = data(dimensions=2), data(num_channels=3, image_size=4)
-    with pytest.raises(UserError):
-        domains.images_of(points, "NCSN++")
-    with pytest.raises(UserError):
-        domains.points_of(images, "A plane")

@@ -98,13 +98,6 @@ def test_what_does_not_compare_is_refused(metric, real, fake):
         metric(real, fake)
 
 
-def test_other_mistakes_are_refused():
-    with pytest.raises(UserError, match="logits"):
-        inception_score.inception_score(spoilt(np.nan))
-    with pytest.raises(UserError, match="nearest_k"):
-        prdc_metrics(GOOD, GOOD, nearest_k=0)
-
-
 CONFIG = ml_collections.ConfigDict({"eval": {"nearest_k": 3}, "device": "cpu"})
 (PRDC,) = (metric for metric in evaluation.SAMPLE_METRICS if metric.name == "prdc")
 

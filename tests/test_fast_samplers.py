@@ -228,19 +228,3 @@ def test_batch_size_changes_no_sample(name):
     assert torch.equal(alone, sevens)
     assert torch.equal(alone, once)
     assert len(alone.unique(dim=0)) == 50
-
-
-def test_noise_belongs_to_an_image_and_a_draw():
-    def noise(images, *stream):
-        source = PerImageNoise(DEVICE, images, *stream)
-        like = torch.empty(len(images), 2, 3, dtype=torch.float64, device=DEVICE)
-        return [source.randn((len(images), 2, 3)), source.randn_like(like), source.randn_like(like)]
-
-    every = noise(range(10), "test", 1)
-    for draw, some in zip(every, noise([8, 3], "test", 1)):
-        assert torch.equal(some, draw[[8, 3]])
-    assert every[1].dtype == torch.float64
-    values = torch.cat([d.double().flatten() for d in every])
-    assert len(values.unique()) == 180
-    assert not torch.equal(every[0], noise(range(10), "test", 2)[0])
-    assert not torch.equal(every[0], noise(range(10), "other", 1)[0])

@@ -121,39 +121,6 @@ def test_download_of_another_file_leaves_nothing(published):
 # ---------------------------------------------------------------- streaming
 
 
-class Means:
-    """An extractor whose feature is the image's mean."""
-
-    name, pool_width, logit_width = "means", 1, 2
-
-    def __call__(self, images):
-        assert len(images) <= 2
-        means = images.mean(axis=(1, 2, 3))[:, None].astype(np.float32)
-        return means, means * [1, 2]
-
-
-def test_each_rank_reads_its_own_batches(monkeypatch):
-    images, read = random_images(11, 4, 3), []
-    chunks = [images[start : start + 3] for start in range(0, 11, 3)]
-    batches = [
-        extractors.Batch(len(chunk), lambda n=n, chunk=chunk: read.append(n) or chunk)
-        for n, chunk in enumerate(chunks)
-    ]
-    alone = list(extractors.encode_batches(Means(), batches, 2))
-    assert [len(pool) for pool, _ in alone] == [3, 3, 3, 2]
-    expected = images.mean(axis=(1, 2, 3))[:, None].astype(np.float32)
-    pool, logits = map(np.concatenate, zip(*alone, strict=True))
-    np.testing.assert_array_equal(pool, expected)
-    np.testing.assert_array_equal(logits, expected * [1, 2])
-    read.clear()
-    monkeypatch.setattr(extractors.sharing, "gather", lambda value: [])
-    for rank in range(2):
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        monkeypatch.setenv("RANK", str(rank))
-        assert list(extractors.encode_batches(Means(), batches, 2)) == []
-    assert read == [0, 2, 1, 3]
-
-
 # ---------------------------------------------------------------- a data set's own classifier
 
 

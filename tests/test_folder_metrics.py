@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import tiny
-from commands import command
+from commands import refused, works
 from drawn import draw
 from PIL import Image
 from test_features import weights  # noqa: F401 (a fixture)
@@ -29,16 +29,6 @@ def fill(folder, count, size, mode="RGB", suffix="png", darkest=0):
         Image.fromarray(array).convert(mode).save(folder / f"{number}.{suffix}")
 
 
-def ok(line, cwd, extra=()):
-    done = command(line, cwd, extra)
-    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def refused(line, cwd, extra, *said):
-    tiny.check_sentence(command(line, cwd, extra), *said)
-
-
 def printed(text):
     """The numbers of the printed tables by their names."""
     rows = [line.split() for line in text.splitlines() if line and not line.startswith(("#", "20"))]
@@ -57,7 +47,7 @@ def test_numbers_are_torch_fidelitys(tmp_path, weights):  # noqa: F811
     (tmp_path / "B/deeper").mkdir()
     (tmp_path / "B/README.txt").write_text("no image")
     flags = [*SMALL, f"--config.eval.inception_weights={weights}"]
-    text = ok(f"{FOLDERS} A B --fidis --kid --prdc", tmp_path, flags)
+    text = works(f"{FOLDERS} A B --fidis --kid --prdc", tmp_path, flags)
     assert "# 4 samples (folder A), 5 real images" in text
     ours = printed(text)
     theirs = calculate_metrics(
@@ -92,7 +82,7 @@ def test_a_configuration_may_name_the_extractor(tmp_path, monkeypatch):
     fill(tmp_path / "A", 8, 8, mode="L")
     fill(tmp_path / "B", 7, 8, mode="L")
     line = "run_lib_evaluation.py --folders=A --folders=B --prdc"
-    said = ok(line, tmp_path, [f"--config={tiny.CONFIG}"])
+    said = works(line, tmp_path, [f"--config={tiny.CONFIG}"])
     assert "features classifier-digits-" in said
     assert "a classifier of digits" in said
 

@@ -38,11 +38,3 @@ def test_the_geometric_grid_is_uniform_in_the_log_snr(sde):
     log_snr = [2 * math.log(scale / std) for scale, std in map(sde.scale_and_std, times)]
     np.testing.assert_allclose(np.diff(log_snr), (log_snr[-1] - log_snr[0]) / 10, rtol=1e-9)
     assert grids.GRIDS["log_snr"] is grids.geometric
-
-
-@each_sde
-@pytest.mark.parametrize("grid", [grids.karras, grids.geometric])
-def test_a_grid_spans_the_times_of_an_sde(sde, grid):
-    sigmas = grids.of_sde(sde, 7, grid)
-    assert sde.time(sigmas[0]) == pytest.approx(sde.T, rel=1e-12)
-    assert sde.time(sigmas[-2]) == pytest.approx(sde.sampling_eps, rel=1e-9)

@@ -89,20 +89,6 @@ def test_log_normal_times_are_a_truncated_normal_of_ln_sigma(sde):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
-def test_a_configuration_adds_a_weighting_and_a_distribution(monkeypatch):
-    monkeypatch.setitem(losses.WEIGHTINGS, "zero", lambda config: lambda s, sde, t, std, z: 0 * z)
-    monkeypatch.setitem(losses.TIMES, "last", lambda config: lambda u, sde, eps: 0 * u + sde.T)
-    config = digits.get_config()
-    config.training.weighting, config.training.times = "zero", "last"
-    told = []
-    score = lambda x, t: told.append(t) or x  # noqa: E731
-    objective = losses.score_objective(config, score, sde_lib.VESDE())
-    x = torch.ones(2, 1, 2, 2)
-    loss, _ = objective(x, None, objective.draw(x))
-    assert float(loss) == 0
-    assert told[0].tolist() == [1, 1]
-
-
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -156,11 +142,6 @@ def test_warm_up_counts_from_zero_and_gradients_are_clipped():
         if step == 0:
             torch.testing.assert_close(p.detach(), torch.tensor([3.0, 4.0], device=DEVICE))
     assert rates == pytest.approx([0, 0.025, 0.05, 0.075, 0.1, 0.1])
-
-
-def test_other_optimisers_get_a_sentence():
-    with pytest.raises(UserError, match="expected Adam"):
-        losses.make_optimizer([], config_optim(optimizer="SGD"))
 
 
 def test_ema_follows_its_formula():

@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 from commands import command
-from test_run_lib import cache  # noqa: F401 (a fixture)
 from torch.utils.flop_counter import FlopCounterMode
 
 import planning
@@ -20,7 +19,7 @@ INCEPTION = f"{EVALUATION} --encode_dataset --config.eval.features=inception"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, cache):  # noqa: F811
+def run(tmp_path, monkeypatch, cache):
     """A directory with a trained run W, and the flags of its configuration."""
     monkeypatch.chdir(tmp_path)
     run_lib.train(tiny.config(cache, training__n_iters=4), "W")
@@ -68,7 +67,7 @@ def test_a_dry_run_fails_where_the_command_would(run, line, named):
         tiny.check_sentence(command(script, here, [*flags, *typed, *dry]), named)
 
 
-def test_flops_are_those_of_pytorchs_counter(cache):  # noqa: F811
+def test_flops_are_those_of_pytorchs_counter(cache):
     config = tiny.config(cache)
     job = ScoreTraining(config, torch.device("cpu"))
     flops, fixed, per_image = planning.step_of(job, images=4)

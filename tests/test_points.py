@@ -35,12 +35,6 @@ def tiny(kind, **fields):
     return config
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 # ---------------------------------------------------------------- the sets
 
 

@@ -96,7 +96,7 @@ def test_a_calculation_does_only_what_is_missing(trained, metric, more, folder):
     whole = files[1].read_bytes()
     files[1].unlink()
     if metric == "nll":
-        refused(f"{line} --read", trained, "--calculate", UNTYPED)
+        refused(f"{line} --read", trained, UNTYPED, "--calculate")
     works(f"{line} {more} --bs 2 --calculate", trained, UNTYPED)
     assert files[1].read_bytes() == whole
     again = [path.stat().st_mtime_ns for path in files]
@@ -113,7 +113,7 @@ def test_some_of_the_test_images_suffice(trained, metric, more):
     line += f" --metric {metric}"
     works(f"{line} {more} --num_images 3 --bs 2 --calculate", trained, UNTYPED)
     assert "3 images" in works(f"{line} --read", trained, UNTYPED)
-    refused(f"{line} {more} --num_images 30 --bs 2 --calculate", trained, "num_images", UNTYPED)
+    refused(f"{line} {more} --num_images 30 --bs 2 --calculate", trained, UNTYPED, "num_images")
 
 
 def test_raw_and_averaged_weights_lie_side_by_side(trained):
@@ -138,7 +138,7 @@ def test_reading_takes_as_many_repeats_as_were_asked_for(trained):
     read = f"run_lib_evaluation_asym.py {EVAL.format(ROOT)} --ema --read"
     assert "2 repeats" in works(read, trained, UNTYPED)
     assert "1 repeats" in works(f"{read} --total_repeat 1", trained, UNTYPED)
-    refused(f"{read} --total_repeat 3", trained, "2 of 3 repeats", UNTYPED)
+    refused(f"{read} --total_repeat 3", trained, UNTYPED, "2 of 3 repeats")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_reading_takes_as_many_repeats_as_were_asked_for(trained):
     ],
 )
 def test_mistakes_get_a_sentence(trained, line, said):
-    refused(line.format(EVAL.format(ROOT)), trained, said, UNTYPED)
+    refused(line.format(EVAL.format(ROOT)), trained, UNTYPED, said)
     assert not (trained / "results/none").exists()
 
 

@@ -124,11 +124,11 @@ def idx_bytes(array):
     return header + array.tobytes()
 
 
-def write_idx(directory, suffix="", test_count=4):
+def write_idx(directory, suffix="", train_count=12, test_count=4):
     """The four files of MNIST; returns {split: (images, labels)}."""
     directory.mkdir(parents=True, exist_ok=True)
     splits = {}
-    for split, stem, count in (("train", "train", 12), ("test", "t10k", test_count)):
+    for split, stem, count in (("train", "train", train_count), ("test", "t10k", test_count)):
         images = random_images(count, 28, 28, seed=count)
         labels = (np.arange(count) % 10).astype(np.uint8)
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):

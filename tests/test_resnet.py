@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from oracles.published_way import published_layers
 
 import models
-from utils import UserError
 
 
 def errors(ours, theirs):
@@ -67,8 +66,3 @@ def test_a_pass_counts_the_batch_once(network):
         twin(x, sigma)
     torch.testing.assert_close(network.state_dict(), twin.state_dict())
     assert int(network.classifier["classifier"].bn1.num_batches_tracked) == 1
-
-
-def test_an_unknown_classifier_gets_a_sentence():
-    with pytest.raises(UserError, match=r"classifier\.model"):
-        models.create_classifier(config(model="resnet50"))

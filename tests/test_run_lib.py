@@ -12,41 +12,12 @@ from storage.workdir import Workdir
 from utils import UserError, log, log_to
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def newest(workdir):
-    return torch.load(Workdir(str(workdir)).checkpoint(), weights_only=True)
-
-
 def test_a_run_writes_its_files(here, cache):
     config = tiny.config(cache, training__snapshot_sampling=True)
     run_lib.train(config, "run")
     root = here / "results" / "run"
-    names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-    events = {name for name in names if name.startswith("tensorboard/")}
-    assert len(events) == 1
-    assert names - events == {
-        "checkpoints/checkpoint_1.pth",
-        "checkpoints/checkpoint_2.pth",
-        "checkpoints/checkpoint.pth",
-        "checkpoints-meta/checkpoint.pth",
-        "samples/iter_4/sample.png",
-        "samples/iter_4/sample.np",
-        "samples/iter_8/sample.png",
-        "samples/iter_8/sample.np",
-        ".training",
-        "stdout.txt",
-    }
-    assert newest("run")["step"] == 8
+    tiny.check_files_of_a_run(root)
+    assert tiny.newest("run")["step"] == 8
     images = np.load(root / "samples/iter_8/sample.np")
     assert images.shape == (4, 8, 8, 1)
     assert images.dtype == np.uint8
@@ -67,7 +38,7 @@ def test_the_same_command_continues(here, cache):
     run_lib.train(tiny.config(cache), "whole")
     run_lib.train(tiny.config(cache, training__n_iters=5), "parts")
     run_lib.train(tiny.config(cache), "parts")
-    a, b = newest("whole"), newest("parts")
+    a, b = tiny.newest("whole"), tiny.newest("parts")
     assert_equal(a, b)
     # A finished run has nothing to do.
     before = Workdir("parts").checkpoint().stat().st_mtime_ns
@@ -79,8 +50,8 @@ def test_restore_starts_from_another_run(here, cache, capsys):
     run_lib.train(tiny.config(cache), "first")
     source = Workdir("first").checkpoint()
     run_lib.train(tiny.config(cache, training__n_iters=12), "second", restore=str(source))
-    assert newest("second")["step"] == 12
-    assert newest("second")["position"] == 12 * 16
+    assert tiny.newest("second")["step"] == 12
+    assert tiny.newest("second")["position"] == 12 * 16
     assert f"Restored {source} at step 8." in capsys.readouterr().out
     with pytest.raises(UserError, match="n_iters"):
         run_lib.train(tiny.config(cache), "third", restore=str(source))
@@ -93,13 +64,13 @@ def test_restore_starts_from_another_run(here, cache, capsys):
 def test_init_step_counts_only_with_a_restored_file_without_a_step(here, cache):
     config = tiny.config(cache, training__init_step=6)
     run_lib.train(config, "new")
-    assert newest("new")["step"] == 8
-    content = newest("new")
+    assert tiny.newest("new")["step"] == 8
+    content = tiny.newest("new")
     del content["step"], content["position"]
     torch.save(content, "published.pth")
     run_lib.train(config, "restored", restore="published.pth")
     # Two updates after the published file's eight.
-    assert newest("restored")["ema"]["num_updates"] == 10
+    assert tiny.newest("restored")["ema"]["num_updates"] == 10
 
 
 def check_only_finite_checkpoints(here):

@@ -16,17 +16,6 @@ from storage.workdir import Workdir
 from utils import UserError
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cas_cache")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
 def config(cache):
     return tiny_classifier.config("cas", cache)
@@ -130,18 +119,3 @@ def test_other_images_are_not_mixed(config, cache, here):
     save_npz(path, samples=np.zeros((2, 8, 8, 1), np.uint8), nfe=1)
     with pytest.raises(UserError, match="samples"):
         cas(config, "run", samples="samples")
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({}, "--setup"),
-        ({"setup": "real", "samples": "samples"}, "--samples"),
-        ({"samples": "nowhere"}, "nowhere"),
-        ({"setup": "base"}, "results/classifier_digits_base_resnet_small_cond/sample"),
-    ],
-)
-def test_mistakes_get_a_sentence(config, here, options, said):
-    with pytest.raises(UserError, match=said):
-        cas(config, "run", **options)
-    assert list(here.iterdir()) == []

@@ -12,7 +12,6 @@ from commands import command
 from tqdm import tqdm
 
 import domains
-import evaluation
 import run_lib
 import run_lib_sampling
 from metrics.sample_sets import numbered_rounds
@@ -119,21 +118,6 @@ def test_every_file_says_what_it_was_made_from(config):
     assert {"weights", "sampling", "sde", "stream", "round"} < meta.keys()
 
 
-def test_samples_of_a_checkpoint_without_a_step_say_so(config, tmp_path, capsys):
-    """Such as the published QC weights."""
-    bare = tmp_path / "bare.pth"
-    torch.save({"state_dict": checkpoints.read(Workdir("run").checkpoint())["model"]}, bare)
-    config.eval.num_samples, config.eval.num_divisions = 3, 1
-    config.model.score_restore_path = str(bare)
-    sample(config, "run")
-    evaluation.nfe(config, "run")
-    path = Workdir("run").division(0, "") / "samples_0.npz"
-    assert json.loads(str(load_npz(path, "meta")["meta"]))["checkpoint_step"] is None
-    said = capsys.readouterr().out
-    assert "a checkpoint without a step" in said
-    assert "checkpoint step none" in said
-
-
 @pytest.mark.parametrize(("factor", "warned"), [(30.0, True), (0.05, False)])
 def test_samples_that_are_mostly_clipped_get_a_warning(config, monkeypatch, factor, warned):
     said = []
@@ -152,12 +136,6 @@ def test_progress_of_an_ode_is_that_of_time():
     assert bar.n == 22
     assert "nfe=14" in bar.postfix
     assert "t=0.75" in bar.postfix
-
-
-@pytest.mark.parametrize("index", [-1, 3])
-def test_a_division_out_of_range_gets_a_sentence(config, index):
-    with pytest.raises(UserError, match=f"--division_idx is {index}"):
-        sample(config, "run", division_idx=index)
 
 
 def test_the_sampler_has_its_own_number_of_steps(run, monkeypatch):

@@ -6,9 +6,8 @@ import json
 import commands
 import numpy as np
 import pytest
-import tiny
 import torch
-from commands import ROOT, command
+from commands import ROOT, refused, works
 from drawn import draw
 
 import run_lib_evaluation  # noqa: F401 (imported here, the forks need not)
@@ -35,16 +34,6 @@ def quick(monkeypatch):
     monkeypatch.setitem(commands.COUNTS, "train", 60)
     briefly = functools.partial(feature_classifier.train_small_classifier, steps=3)
     monkeypatch.setattr(feature_classifier, "train_small_classifier", briefly)
-
-
-def ok(line, cwd, extra):
-    done = command(line, cwd, extra)
-    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def refused(line, cwd, extra, *said):
-    tiny.check_sentence(command(line, cwd, extra), *said)
 
 
 def qc(here, **changes):
@@ -85,13 +74,13 @@ def test_qc_as_typed(tmp_path, kind, data):
     config = f"{ROOT}/configs/{kind}/evaluation/eval_{data}_config"
     line = f"run_lib_evaluation_fidis.py --config {config}.py --workdir W"
     typed = [*QC, "--config.eval.num_divisions=10"]
-    ok(f"{line} --bs 2500 --encode --encode_dataset", tmp_path, typed)
-    assert "fid" in ok(f"{line} --fidis", tmp_path, typed)
-    assert "coverage" in ok(f"{line} --prdc", tmp_path, typed)
+    works(f"{line} --bs 2500 --encode --encode_dataset", tmp_path, typed)
+    assert "fid" in works(f"{line} --fidis", tmp_path, typed)
+    assert "coverage" in works(f"{line} --prdc", tmp_path, typed)
     # ODE, by flag and by configuration; the real images' features stand already.
-    ok(f"{line} --ode --bs 7 --encode --fidis --nfe", tmp_path, typed)
+    works(f"{line} --ode --bs 7 --encode --fidis --nfe", tmp_path, typed)
     ode = line.replace("_config.py", "_config_ode.py")
-    assert "Mean NFE" in ok(f"{ode} --prdc --nfe", tmp_path, typed)
+    assert "Mean NFE" in works(f"{ode} --prdc --nfe", tmp_path, typed)
     found = metrics(tmp_path)
     assert found.keys() == {"fid_is", "prdc", "fid_is_ode", "prdc_ode", "nfe_ode"}
     settings = found["fid_is"]["settings"]
@@ -105,7 +94,7 @@ def test_qc_as_typed(tmp_path, kind, data):
 
 def test_features_keep_the_order_of_the_samples(tmp_path):
     images = qc(tmp_path)
-    ok(f"{FIDIS}.py --workdir W --ode --bs 3 --encode", tmp_path, QC)
+    works(f"{FIDIS}.py --workdir W --ode --bs 3 --encode", tmp_path, QC)
     stat = load_npz(tmp_path / "results/W/stat_ode/generated_stat.npz", "pool_3", "logit", "meta")
     cache = next((tmp_path / "data/cache").glob("*-features.pth"))
     network = feature_classifier._small_classifier(3, 10).eval()
@@ -128,7 +117,7 @@ def test_published_features_are_read_as_they_are(tmp_path, place):
     save_npz(path, pool_3=real, logit=rng.normal(size=(30, 1008)))
     save_npz(tmp_path / "results/W/stat/generated_stat.npz", pool_3=fake, logit=logit)
     line = f"{FIDIS}.py --workdir W" + " --dataset_stat some.npz" * (place == "flag")
-    said = ok(f"{line} --fidis --prdc", tmp_path, QC)
+    said = works(f"{line} --fidis --prdc", tmp_path, QC)
     assert "inception-2015-12-05" in said
     assert "--fidis of 20 samples" in said  # published numbers are of more
     found = metrics(tmp_path)
@@ -145,10 +134,10 @@ def test_kid_by_its_flag(tmp_path):
     for name, features in (("dataset_stat", real), ("generated_stat", fake)):
         save_npz(stat / f"{name}.npz", pool_3=features, logit=features)
     line = f"{FIDIS}.py --workdir W --kid"
-    assert "kid_subset_size is 1000" in ok(line, tmp_path, QC)
+    assert "kid_subset_size is 1000" in works(line, tmp_path, QC)
     assert metrics(tmp_path)["kid"]["settings"]["kid_subset_size"] == 20
     small = [*QC, "--config.eval.kid_subset_size=15"]
-    said = ok(line, tmp_path, small)
+    said = works(line, tmp_path, small)
     assert said.splitlines()[-2].split() == ["kid", "kid_std"]
     expected = kid.kernel_inception_distance(real, fake, subset_size=15)
     del expected["kid_subset_size"]
@@ -179,10 +168,10 @@ def test_qc_mistakes_get_a_sentence(tmp_path):
     refused(f"{line} --encode", tmp_path, other, "config.eval.features")
     refused(f"{line} --encode --workdir none", tmp_path, QC, "division 9 has 0")
     assert not (tmp_path / "results/none").exists()
-    ok(f"{line} --encode", tmp_path, QC)
+    works(f"{line} --encode", tmp_path, QC)
     refused(f"{line} --fidis", tmp_path, QC, "no features", "--encode_dataset")
     refused(f"{line} --fidis --dataset_stat none", tmp_path, QC, "--dataset_stat")
-    ok(f"{line} --encode_dataset", tmp_path, QC)
+    works(f"{line} --encode_dataset", tmp_path, QC)
     real = tmp_path / "results/W/stat/dataset_stat.npz"
     narrow = {**load_npz(real, "logit", "meta"), "pool_3": np.zeros((9, 3), np.float32)}
     save_npz(tmp_path / "narrow.npz", **narrow)
@@ -193,10 +182,10 @@ def test_qc_mistakes_get_a_sentence(tmp_path):
 def test_features_of_other_samples_are_not_overwritten(tmp_path):
     qc(tmp_path)
     line = f"{FIDIS}.py --workdir W --encode"
-    ok(line, tmp_path, QC)
+    works(line, tmp_path, QC)
     stat = tmp_path / "results/W/stat/generated_stat.npz"
     before = stat.read_bytes()
-    assert "wrote 0 of 1" in ok(line, tmp_path, QC)
+    assert "wrote 0 of 1" in works(line, tmp_path, QC)
     qc(tmp_path, seed=43)
     refused(line, tmp_path, QC, "samples.seed=42 (now 43)")
     assert stat.read_bytes() == before
@@ -218,7 +207,7 @@ def test_dlsm_as_typed(tmp_path, monkeypatch, data, classes):
     few = [*SMALL, f"--config.eval.num_samples={6 * classes}"]
     few.append(f"--config.eval.num_samples_all={5 * classes}")
     line = f"run_lib_evaluation.py --config {config} --workdir {workdir}"
-    ok(f"{line} --stat --latent --fidis --prdc --mode full", tmp_path, few)
+    works(f"{line} --stat --latent --fidis --prdc --mode full", tmp_path, few)
 
     names = "batch", "size", "start", "pool_3", "logit"
     stat = load_npz(root / "stat/stat.npz", *names)
@@ -240,7 +229,7 @@ def test_dlsm_as_typed(tmp_path, monkeypatch, data, classes):
     fake = np.concatenate([latent["pool_3"] for latent in latents]).reshape(classes, 6, -1)[:, :5]
     assert len(images) == 6 * classes
 
-    ok(f"{line} --fidis --prdc --nfe --mode class", tmp_path, few)
+    works(f"{line} --fidis --prdc --nfe --mode class", tmp_path, few)
     found = json.loads((root / "metrics.json").read_text())
     assert found.keys() == {"fid_is", "prdc", "fid_is_class", "prdc_class", "nfe"}
     assert found["fid_is"]["settings"]["generated"] == 5 * classes
@@ -264,14 +253,14 @@ def test_dlsm_as_typed(tmp_path, monkeypatch, data, classes):
 def test_latents_are_made_only_where_they_are_missing(tmp_path):
     by_class(tmp_path)
     line = f"{DLSM} --workdir W --latent"
-    ok(line, tmp_path, BY_CLASS)
+    works(line, tmp_path, BY_CLASS)
     files = sorted((tmp_path / "results/W/latent").rglob("*.npz"))
     stamps = [path.stat().st_mtime_ns for path in files]
     whole = files[7].read_bytes()
     files[7].unlink()
-    ok(f"{DLSM} --workdir W --stat", tmp_path, BY_CLASS)
+    works(f"{DLSM} --workdir W --stat", tmp_path, BY_CLASS)
     refused(f"{DLSM} --workdir W --fidis", tmp_path, BY_CLASS, "class 1 has 9 of 11", "--latent")
-    ok(line, tmp_path, BY_CLASS)
+    works(line, tmp_path, BY_CLASS)
     again = [path.stat().st_mtime_ns for path in files]
     assert [a != b for a, b in zip(stamps, again)] == [i == 7 for i in range(len(files))]
     assert files[7].read_bytes() == whole
@@ -284,7 +273,7 @@ def test_dlsm_mistakes_get_a_sentence(tmp_path):
     line = f"{DLSM} --workdir W"
     for flag in ("--encode", "--fidis --dataset_stat x"):
         refused(f"{line} {flag}", tmp_path, BY_CLASS, "for samples without classes")
-    ok(f"{line} --stat --latent", tmp_path, BY_CLASS)
+    works(f"{line} --stat --latent", tmp_path, BY_CLASS)
     many = [*BY_CLASS, "--config.eval.num_samples_all=120"]
     refused(f"{line} --fidis", tmp_path, many, "config.eval.num_samples_all", "class 0")
     few = [*BY_CLASS, "--config.eval.num_samples_all=30"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from drawn import META, draw
+from drawn import draw
 
 from configs.demo import digits
 from metrics.sample_sets import Part, find, find_samples, numbered_rounds
@@ -20,17 +20,6 @@ def refused(folder, count, total, *said):
         find(parts(folder, count, total), "samples", "Draw them.")
     for text in said:
         assert text in str(error.value)
-
-
-def test_rounds_are_found_in_the_order_of_their_numbers(tmp_path):
-    images = draw(tmp_path, 2, 46, 2)
-    (tmp_path / "0" / "samples_final.npz").write_bytes(b"no round")
-    found = find(parts(tmp_path, 2, 46), "samples", "")
-    assert [item.number for item in found[0]] == list(range(12))
-    assert [item.rows for item in found[1]] == [2] * 11 + [1]
-    assert found[0][0].origin == META
-    read = [item.read() for rounds in found for item in rounds]
-    np.testing.assert_array_equal(np.concatenate(read), images)
 
 
 def test_what_is_missing_is_named(tmp_path):

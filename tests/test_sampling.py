@@ -6,7 +6,6 @@ import pytest
 import torch
 from device_option import DEVICE
 from gaussian import GaussianData
-from ml_collections import ConfigDict
 
 import sampling
 import sde_lib
@@ -32,10 +31,8 @@ def pc_sampler(sde, predictor, corrector, **options):
     )
 
 
-@pytest.mark.parametrize("name", golden.names("pc_"))
-def test_pc_samples_are_the_published_ones(name):
-    entry, data = golden.manifest("qc")[name], golden.arrays(name)
-    sde = golden.sde(entry["sde"], entry["N"])
+def check_pc_samples(entry, data, sde, score):
+    """A score's samples are the published ones, from the same noise."""
     assert sde.sampling_eps == entry["eps"]
     sampler = pc_sampler(
         sde,
@@ -47,12 +44,19 @@ def test_pc_samples_are_the_published_ones(name):
     )
     noise = GoldenNoise(entry["noise_seed_first"])
     latents = noise.randn_like(torch.empty(entry["shape"], device=DEVICE))
-    samples, nfe = sampler(Score(golden.network(entry["model"]), sde), latents, noise.randn_like)
-    if entry["centered"]:
+    samples, nfe = sampler(score, latents, noise.randn_like)
+    if entry.get("centered"):
         samples = (samples + 1) / 2
     assert noise.next - entry["noise_seed_first"] == entry["noise_draws"]
     assert nfe == golden.evaluations(entry, data["nfe"])
     assert (samples - data["samples"]).abs().max() < 1e-3 * data["samples"].std()
+
+
+@pytest.mark.parametrize("name", golden.names("pc_"))
+def test_pc_samples_are_the_published_ones(name):
+    entry, data = golden.manifest("qc")[name], golden.arrays(name)
+    sde = golden.sde(entry["sde"], entry["N"])
+    check_pc_samples(entry, data, sde, Score(golden.network(entry["model"]), sde))
 
 
 def test_ode_samples_are_the_published_ones():
@@ -169,21 +173,6 @@ def test_a_flow_that_cannot_be_solved_gets_a_sentence(score, named, most):
     assert score is not stiff or spy.calls == most
 
 
-def test_the_callback_of_the_ode_is_told_of_time_and_evaluations():
-    seen = []
-    sde = sde_lib.VESDE()
-    score = GaussianData(mean=0.5, std=0.8, sde=sde).score
-    sampler = sampling.ODESampler(sde, 1e-3, 1e-3)
-    _, nfe = sampler(score, torch.ones(2, 3, device=DEVICE), callback=lambda *a: seen.append(a))
-    shares, times, counts = zip(*seen, strict=True)
-    assert shares[0] == 0
-    assert 0.5 < shares[-1] < 1
-    assert sorted(times, reverse=True) == list(times)
-    assert times[-1] == pytest.approx(1 - shares[-1], abs=1e-4)
-    assert sorted(counts) == list(counts)
-    assert nfe - 8 < counts[-1] < nfe
-
-
 def test_the_last_step():
     """The mean, or x with noise of scale 2·last_step_snr², or x itself."""
     sde = sde_lib.VESDE(N=4)
@@ -220,13 +209,3 @@ def test_too_few_steps_for_beta_get_a_sentence(name):
     score = GaussianData(mean=0.5, std=0.8, sde=sde).score
     x, _ = sampler(score, torch.randn(8, 3, device=DEVICE))
     assert x.isfinite().all()
-
-
-@pytest.mark.parametrize("field", ["method", "predictor", "corrector"])
-def test_unknown_samplers_get_a_sentence(field):
-    from configs import common
-
-    settings = ConfigDict(common.base("CIFAR10").sampling)
-    settings[field] = "milstein"
-    with pytest.raises(UserError, match=f"sampling.{field}"):
-        sampling.from_config(settings, sde_lib.VESDE())

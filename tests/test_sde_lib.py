@@ -7,11 +7,8 @@ import golden
 import pytest
 import torch
 from device_option import DEVICE
-from ml_collections import ConfigDict
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sde_lib
-from utils import UserError
 
 GOLDEN = golden.arrays("sde")
 PREFIXES = sorted(key.removesuffix("_mean") for key in GOLDEN if key.endswith("_mean"))
@@ -119,33 +116,3 @@ def test_the_cosine_schedule_is_the_papers():
     label, scale = sde.conditioning(sde.T * one, continuous=False)
     assert label.item() == 49
     assert scale.item() == pytest.approx(-1)
-
-
-def test_the_discrete_chain_is_multiplied_once(monkeypatch):
-    sde, calls = sde_lib.VPSDE(N=50), []
-    with FakeTensorMode():  # as where memory is estimated: what has no numbers is not kept
-        sde.conditioning(torch.ones(2), continuous=False)
-    cumprod = torch.cumprod
-    monkeypatch.setattr(torch, "cumprod", lambda *a, **k: calls.append(1) or cumprod(*a, **k))
-    t = torch.linspace(0, 1, 50, device=DEVICE)
-    label, scale = sde.conditioning(t, continuous=False)
-    _, again = sde.conditioning(t, continuous=False)
-    assert len(calls) == 1
-    assert torch.equal(scale, again)
-    beta = torch.linspace(0.1 / 50, 20 / 50, 50, dtype=torch.float64, device=DEVICE)
-    expected = -1 / torch.sqrt(1 - cumprod(1 - beta, dim=0))[label.long()]
-    torch.testing.assert_close(scale, expected.float(), rtol=1e-6, atol=0)
-
-
-def test_sub_vp_has_no_ancestral_sampler():
-    with pytest.raises(UserError, match="ancestral_sampling"):
-        sde_lib.SubVPSDE().ancestral(
-            torch.zeros(1, 1, device=DEVICE),
-            torch.ones(1, device=DEVICE),
-            torch.zeros(1, 1, device=DEVICE),
-        )
-
-
-def test_unknown_names_get_a_sentence():
-    with pytest.raises(UserError, match=r"training\.sde"):
-        sde_lib.from_config(ConfigDict({"training": {"sde": "edm"}}))

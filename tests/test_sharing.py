@@ -102,16 +102,6 @@ def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, proce
     assert "unreachable" not in done.stdout
 
 
-def test_items_are_dealt_out_in_turn(monkeypatch):
-    assert sharing.local_shard([3, 4, 5]) == [3, 4, 5]
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    shares = []
-    for rank in range(3):
-        monkeypatch.setenv("RANK", str(rank))
-        shares.append(list(sharing.local_shard(range(7))))
-    assert shares == [[0, 3, 6], [1, 4], [2, 5]]
-
-
 def test_one_process_needs_neither_pytorch_nor_pillow():
     """As in TF-GAN's environment."""
     code = """

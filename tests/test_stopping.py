@@ -6,7 +6,6 @@ import signal
 
 import pytest
 import tiny
-import torch
 from faults import tree
 from forks import in_a_fork
 from test_checkpoints import assert_equal
@@ -165,17 +164,6 @@ def test_a_damaged_state_is_ignored_if_there_is_an_older_one(here):
     assert_equal(
         checkpoints.read(place.checkpoint()), checkpoints.read(Workdir("whole").checkpoint())
     )
-
-
-def test_published_files_to_sample_from_are_no_state(here):
-    """They do not say where a run stood."""
-    content = checkpoints.read(Workdir("whole").checkpoint())
-    for name in ("position", "config", "code", "seed"):
-        del content[name]
-    place = Workdir("published")
-    place.checkpoints.mkdir(parents=True)
-    torch.save(content, place.checkpoint(70))
-    assert run_lib.resuming.find(place, None).path is None
 
 
 @pytest.mark.parametrize(

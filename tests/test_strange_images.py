@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from raw_data import config, random_images
+from raw_data import random_images
 from strangers import reads, spoiled
 
 from readers import folder
@@ -85,15 +85,3 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_image_gets_a_sentence(path, kind):
     assert check_refused_or_image(path, HOSTILE[kind]()) is None
-
-
-@pytest.mark.parametrize(
-    ("place", "target"),
-    [("train/a/x", "x"), ("train/a/x", "../.."), ("train/x", "../../.."), ("train/x", "x")],
-)
-def test_links_that_lead_nowhere_get_a_sentence(tmp_path, place, target):
-    directory = tmp_path / "raw" / "train" / "a"
-    directory.mkdir(parents=True)
-    (directory / "good.png").write_bytes(GOOD["PNG"])
-    (tmp_path / "raw" / place).symlink_to(target)
-    assert reads(folder.folder, config(tmp_path, "folder", 8, 3), "train") is None

@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import subprocess
 
 import evaluations
 import numpy as np
@@ -13,6 +12,7 @@ from absl import flags
 from commands import start
 from scipy import stats
 from sklearn.naive_bayes import GaussianNB
+from test_readers import write_idx
 
 import run_lib
 from configs.demo import digits_cfg
@@ -77,14 +77,7 @@ def test_what_survives_holm_is_marked(capsys):
 def place(tmp_path, monkeypatch):
     """A directory with a data root of 40 training and 12 test images."""
     monkeypatch.chdir(tmp_path)
-    rng, folder = np.random.default_rng(0), tmp_path / "data/fashion_mnist"
-    folder.mkdir(parents=True)
-    for part, count in (("train", 40), ("t10k", 12)):
-        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        for stem, array in (("images-idx3", images), ("labels-idx1", labels)):
-            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-            (folder / f"{part}-{stem}-ubyte").write_bytes(header + array.tobytes())
+    write_idx(tmp_path / "data/fashion_mnist", train_count=40, test_count=12)
     for study in (qc, dlsm):
         monkeypatch.setattr(study, "TRAIN_IMAGES", 30)
     return tmp_path
@@ -188,7 +181,6 @@ def test_the_dlsm_study_runs_its_commands(place, lines, monkeypatch, capsys):
     for flag in ("--config.model.weighting_dlsm=1", "--config.model.coef=0.02"):
         assert [flag in line for line in (ce, ours, weighted)] == [False, False, True]
     assert all("--config.data.root=results/studies/train-30" in line for line in lines)
-    assert Workdir("studies/dlsm_7_30").root.joinpath("frontier.png").is_file()
 
 
 def test_a_part_of_the_data(place):
@@ -220,23 +212,7 @@ def test_a_score_model_gets_labels(place):
     assert after.loaded.step == 2
 
 
-def test_a_command_that_fails_stops_the_study(monkeypatch):
-    failed = subprocess.CompletedProcess([], 3)
-    monkeypatch.setattr(subprocess, "run", lambda line, check: failed)
-    with pytest.raises(SystemExit) as stop:
-        common.run("main.py", "configs/demo/digits.py", "W", "-a")
-    assert stop.value.code == 3
-
-
 # ---------------------------------------------------------------- digits
-
-
-def test_steps_cost_what_they_may():
-    settings = digits_cfg.get_config().sampling
-    cases = ("euler", 5, 5), ("heun", 5, 3), ("heun", 6, 3), ("restart", 5, 0)
-    for method, nfe, steps in cases:
-        settings.method = method
-        assert samplers.steps_within(settings, nfe) == steps
 
 
 def quick():

@@ -19,7 +19,6 @@ from storage.files import load_npz, save_npz
 from storage.workdir import Workdir
 from studies import metrics_parity
 from studies.metrics_parity import random_logits, real_and_fake
-from utils import UserError
 
 pytest.importorskip("tensorflow_gan", reason="TF-GAN needs requirements-tfgan.txt's environment")
 tf = pytest.importorskip("tensorflow")
@@ -60,11 +59,6 @@ def test_tfhub_features_stream_through_a_module(tmp_path, channels):
     np.testing.assert_allclose(pool, np.repeat(expected, 2048, axis=1), atol=1e-5)
     np.testing.assert_allclose(logits, np.repeat(expected + 1, 1008, axis=1), atol=1e-5)
     assert extractor.name == f"tfhub-{tmp_path}"
-
-
-def test_a_module_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"absent cannot be loaded"):
-        extractors.TFHubFeatures(str(tmp_path / "absent"))
 
 
 def test_samples_are_encoded_without_pytorch(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Speed in the training log, a profiler's trace, and how much CAS validates."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -9,14 +8,11 @@ import tiny
 import torch
 
 import datasets
-import planning
 import report
 import run_lib
 from configs import common
 from storage.workdir import Workdir
-from training import throughput
 from training.cas import CASTraining
-from training.score import ScoreTraining
 
 CPU = torch.device("cpu")
 
@@ -34,27 +30,6 @@ def test_a_run_reports_its_speed_and_writes_a_trace(tmp_path, monkeypatch):
     marked = {name for name in events if name.startswith("ProfilerStep#")}
     assert len(marked) == 2
     assert "aten::convolution" in events
-
-
-def test_pauses_are_not_training(monkeypatch):
-    job = ScoreTraining(tiny.config("cache"), CPU)
-    meter = throughput.Throughput(job, 10)
-    with meter.paused():
-        time.sleep(0.5)
-    time.sleep(0.05)
-    speed = meter.report(12)["images_per_s"]
-    assert 2 * 16 / 0.5 < speed < 2 * 16 / 0.05
-
-
-def test_a_step_has_the_flops_of_the_dry_run():
-    job = ScoreTraining(tiny.config("cache"), CPU)
-    assert throughput.flops_of_an_image(job) == planning.step_of(job, 2)[0] > 0
-
-
-def test_the_matrix_rate_is_a_product_in_its_time(monkeypatch):
-    clock = iter([1.0, 3.0])
-    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    assert throughput.matrix_rate(CPU, torch.float32, repeats=4) == 4 * 2 * 512**3 / 2
 
 
 @pytest.mark.parametrize("eval_freq", [200, 2])

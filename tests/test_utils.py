@@ -11,7 +11,6 @@ import pytest
 from strangers import Calls, reads
 
 from storage.files import atomic_write, is_up_to_date, load_npz, save_npz
-from storage.provenance import differences
 from storage.workdir import Workdir
 from utils import UserError, lookup
 
@@ -26,12 +25,6 @@ def test_a_broken_write_leaves_nothing(tmp_path):
     with atomic_write(path) as file:
         file.write(b"whole")
     assert path.read_bytes() == b"whole"
-
-
-def test_equal_arrays_give_equal_bytes(tmp_path):
-    for name in ("a.npz", "b.npz"):
-        save_npz(tmp_path / name, x=np.arange(5), meta=json.dumps(META))
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
 def test_a_file_is_up_to_date_with_its_settings_alone(tmp_path):
@@ -91,13 +84,6 @@ def test_processes_that_record_at_once_lose_nothing(tmp_path, monkeypatch):
         process.join()
         assert process.exitcode == 0
     assert len(Workdir("run").recorded()) == 20
-
-
-def test_differences_are_named_with_both_values():
-    old = {"seed": 1, "sampling": {"snr": 0.1}, "checkpoint": "checkpoint_3.pth"}
-    new = {"seed": 1, "sampling": {"snr": 0.2}, "checkpoint": "checkpoint.pth"}
-    assert differences(old, new) == ["sampling.snr=0.1 (now 0.2)"]
-    assert differences(old, old | {"energy": True}) == ["energy=None (now True)"]
 
 
 def saved(save, *arguments, **arrays):

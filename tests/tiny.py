@@ -5,7 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import torch
+
 from configs.demo import digits
+from storage.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = ROOT / "configs/demo/digits.py"
@@ -44,10 +47,34 @@ def config(cache, **more):
     return result
 
 
-def arguments(cache, **more):
-    """The same as command-line arguments."""
+def arguments(cache, path=CONFIG, **more):
+    """The same as command-line arguments, or those of another configuration file."""
     fields = dict(changes(cache), **{k.replace("__", "."): v for k, v in more.items()})
-    return [f"--config={CONFIG}", *(f"--config.{name}={value}" for name, value in fields.items())]
+    return [f"--config={path}", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+
+def check_files_of_a_run(root):
+    """Those of a training run of `changes` that has drawn samples, and no other."""
+    names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    events = {name for name in names if name.startswith("tensorboard/")}
+    assert len(events) == 1
+    assert names - events == {
+        "checkpoints/checkpoint_1.pth",
+        "checkpoints/checkpoint_2.pth",
+        "checkpoints/checkpoint.pth",
+        "checkpoints-meta/checkpoint.pth",
+        "samples/iter_4/sample.png",
+        "samples/iter_4/sample.np",
+        "samples/iter_8/sample.png",
+        "samples/iter_8/sample.np",
+        ".training",
+        "stdout.txt",
+    }
+
+
+def newest(workdir):
+    """The newest checkpoint of a run."""
+    return torch.load(Workdir(str(workdir)).checkpoint(), weights_only=True)
 
 
 def run(script, *args, cwd, **options):

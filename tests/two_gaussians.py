@@ -23,7 +23,7 @@ class TwoGaussians:
 
     def classifier(self, x, sigma):
         """log p_t(x | y) up to a constant, (B, 2): the logits of the exact classifier."""
-        squares = (x[:, None] - torch.tensor(self.means)).square().sum(2)
+        squares = (x[:, None] - x.new_tensor(self.means)).square().sum(2)
         variance = self.std**2 + sigma[:, None] ** 2
         return -squares / (2 * variance) - torch.log(variance)
 

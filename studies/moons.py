@@ -33,6 +33,7 @@ from sde_lib import VESDE, expand
 from storage.workdir import Workdir
 from studies import common, oracle
 from training.classifier import ClassifierTraining
+from training.score import ScoreTraining
 from utils import UserError
 
 MOONS = ("upper", "lower")  # by label
@@ -49,7 +50,14 @@ def fourth_power(s, sde, t, std, z):
     return expand(std, z) * losses.variance_weighting(s, sde, t, std, z)
 
 
-losses.WEIGHTINGS["fourth_power"] = lambda config: fourth_power
+class MoonsScoreTraining(ScoreTraining):
+    """A score network with the mean over all elements of (σ² s + σ z)²."""
+
+    def __init__(self, config: ml_collections.ConfigDict, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.objective = losses.DSM(
+            self.score, self.sde, config.training.eps, fourth_power, reduce_mean=True
+        )
 
 
 # ---------------------------------------------------------------- the exact scores
@@ -173,9 +181,7 @@ def train_score(steps: int) -> pathlib.Path:
     config.seed = 0
     config.training.batch_size, config.training.n_iters = SCORE_BATCH, steps
     name = f"studies/moons/score{steps}"
-    # The loss is the mean over all elements of (σ² s + σ z)².
-    config.training.weighting, config.training.reduce_mean = "fourth_power", True
-    run_lib.train(config, name)
+    run_lib.train(config, name, make_job=MoonsScoreTraining)
     return Workdir(name).checkpoint()
 
 

@@ -9,8 +9,11 @@ coef = 0.02. Samples of each class come from one sampler in equal numbers of eva
 classifier guidance is a pass of the score and a pass and a gradient of the classifier, one of
 classifier-free guidance is two passes of the score. Prints, mean ± standard deviation over seeds:
 the share of samples in which the feature classifier sees the class asked for (faithfulness), FID
-and P/R/D/C of all samples, and their means over classes (CW). Run again, it continues.
+and P/R/D/C of all samples, and their means over classes (CW). Draws faithfulness against CW
+recall. Run again, it continues.
 """
+
+import pathlib
 
 import numpy as np
 import torch
@@ -102,6 +105,28 @@ def measure(workdir, config, data, restore, scale):
     }
 
 
+def draw_frontier(results, path):
+    """Draw the share of classes seen against CW recall, a curve over the scales a method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for method, by_scale in results.items():
+        means = [
+            [np.mean([seed[key] for seed in seeds]) for key in ("CW recall", "class seen")]
+            for seeds in by_scale.values()
+        ]
+        x, y = np.array(means).T
+        axes.plot(x, y, marker="o", label=method)
+        for scale, *place in zip(by_scale, x, y):
+            axes.annotate(f"{scale:g}", place, xytext=(4, 4), textcoords="offset points")
+    axes.set(xlabel="classwise recall", ylabel="samples of the class asked for")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    print(f"The figure is {path}.")
+
+
 def main():
     FLAGS = flags.FLAGS
     root = f"studies/dlsm_{require_positive(FLAGS.steps, '--steps')}_{TRAIN_IMAGES}"
@@ -120,6 +145,7 @@ def main():
     for scale in FLAGS.scales:
         rows = {method: by_scale[scale] for method, by_scale in results.items()}
         common.print_seeds(f"scale {scale:g}", rows, reference="CE")
+    draw_frontier(results, pathlib.Path("results", root, "frontier.png"))
 
 
 if __name__ == "__main__":

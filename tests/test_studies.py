@@ -181,6 +181,7 @@ def test_the_dlsm_study_runs_its_commands(place, lines, monkeypatch, capsys):
     for flag in ("--config.model.weighting_dlsm=1", "--config.model.coef=0.02"):
         assert [flag in line for line in (ce, ours, weighted)] == [False, False, True]
     assert all("--config.data.root=results/studies/train-30" in line for line in lines)
+    assert Workdir("studies/dlsm_7_30").root.joinpath("frontier.png").is_file()
 
 
 def test_a_part_of_the_data(place):

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 import ml_collections
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
-from models import double_backward
+from models import double_backward, resampling
 from models.layers import NIN, Block, GroupNorm, ResidualSum, ResnetBlock, no_autocast
 from utils import log, lookup
 
@@ -38,10 +39,12 @@ def prepare(
 ) -> nn.Module:
     """Move `network` to `device` and let it compute as `compute` (``config.compute``) says.
 
-    Its inputs and outputs stay float32. Two settings apply to the whole process: the precision of
-    CUDA's float32 matrix products, and cuDNN's search for the fastest algorithm of each shape,
-    which is off if deterministic algorithms were chosen. Whether cuDNN's float32 convolutions use
-    TF32 is left as PyTorch has it (they do), see `strict_float32`.
+    Its inputs and outputs stay float32. In bfloat16 each pass casts the weights and biases of
+    `low_precision` at once; the numbers are autocast's, which casts them one by one. Two settings
+    apply to the whole process: the precision of CUDA's float32 matrix products, and cuDNN's search
+    for the fastest algorithm of each shape, which is off if deterministic algorithms were chosen.
+    Whether cuDNN's float32 convolutions use TF32 is left as PyTorch has it (they do), see
+    `strict_float32`.
 
     Args:
         tangents: whether training carries tangents; then it is compiled by default on CUDA.
@@ -52,6 +55,15 @@ def prepare(
     Raises:
         UserError: an unknown precision.
     """
+    _set_up(network, compute, device, tangents)
+    if dtype := AUTOCAST[compute.precision]:
+        places = low_precision(network)
+        network.forward = functools.partial(_with_cast, network.forward, places, dtype)
+    return network
+
+
+def _set_up(network, compute, device, tangents):
+    """`prepare` without the cast of parameters."""
     dtype = lookup(AUTOCAST, compute.precision, "config.compute.precision")
     torch.set_float32_matmul_precision("high" if compute.precision == "tf32" else "highest")
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
@@ -68,7 +80,6 @@ def prepare(
             result = dtype if inner else torch.float32
             layer.forward = functools.partial(_exactly, layer.forward, device.type, result)
         network.forward = torch.autocast(device.type, dtype)(network.forward)
-    return network
 
 
 def is_compiled(compute: ml_collections.ConfigDict, device: torch.device, tangents: bool) -> bool:
@@ -98,13 +109,65 @@ def _exactly(forward, device_type, result, x, *rest):
         return forward(x.float(), *rest).to(result)
 
 
+def low_precision(network: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Layers and names of the parameters that autocast would cast."""
+    exact = {layer for layer, _ in edges(network)}
+    # A block adds this bias to its noise embedding in float32.
+    summed = {block.Conv_0.bias for block in network.modules() if isinstance(block, ResnetBlock)}
+    return [
+        (layer, name)
+        for layer in network.modules()
+        for kind in CAST
+        if isinstance(layer, kind) and layer not in exact
+        for name in CAST[kind]
+        if getattr(layer, name) is not None and getattr(layer, name) not in summed
+    ]
+
+
+def _with_cast(forward, places, dtype, *args, **options):
+    """``forward(*args, **options)``, the parameters at `places` (layer, name) being of `dtype`."""
+    parameters = [layer._parameters[name] for layer, name in places]
+    try:
+        for (layer, name), cast in zip(places, Cast.apply(dtype, *parameters)):
+            layer._parameters[name] = cast
+        return forward(*args, **options)
+    finally:
+        for (layer, name), parameter in zip(places, parameters):
+            layer._parameters[name] = parameter
+
+
+class Cast(torch.autograd.Function):
+    """Tensors as another type, and their gradients as their own: one launch for all, not each."""
+
+    @staticmethod
+    def forward(dtype, *tensors):
+        return tuple(_cast(tensors, dtype))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.dtype = inputs[1].dtype
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        wide = iter(_cast([grad for grad in grads if grad is not None], ctx.dtype))
+        return None, *(grad if grad is None else next(wide) for grad in grads)
+
+
+def _cast(tensors, dtype):
+    cast = [torch.empty_like(x, dtype=dtype) for x in tensors]
+    torch._foreach_copy_(cast, tensors)
+    return cast
+
+
 def freeze(
     network: nn.Module, compute: ml_collections.ConfigDict, device: torch.device
 ) -> nn.Module:
     """`prepare` a `network` whose weights will not change: in eval mode, without gradients.
 
-    Weights and biases of layers that compute in bfloat16 are cast once; autocast would cast them in
-    every pass, with the same results bit for bit. All other parameters stay float32.
+    The parameters of `low_precision` are cast once, with the same results bit for bit. All others
+    stay float32.
 
     Returns:
         The network.
@@ -112,19 +175,11 @@ def freeze(
     Raises:
         UserError: an unknown precision.
     """
-    prepare(network, compute, device).eval().requires_grad_(False)
-    dtype = AUTOCAST[compute.precision]
-    if dtype is None:
-        return network
-    exact = {layer for layer, _ in edges(network)}
-    # A block adds this bias to its noise embedding in float32.
-    summed = {block.Conv_0.bias for block in network.modules() if isinstance(block, ResnetBlock)}
-    for layer in network.modules():
-        names = [name for kind in CAST if isinstance(layer, kind) for name in CAST[kind]]
-        for name in names if layer not in exact else ():
-            parameter = getattr(layer, name)
-            if parameter is not None and parameter not in summed:
-                setattr(layer, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+    _set_up(network.eval().requires_grad_(False), compute, device, tangents=False)
+    if dtype := AUTOCAST[compute.precision]:
+        for layer, name in low_precision(network):
+            cast = getattr(layer, name).to(dtype)
+            setattr(layer, name, nn.Parameter(cast, requires_grad=False))
     return network
 
 
@@ -134,6 +189,8 @@ def compile_layers(network: nn.Module, blocks: bool = True) -> None:
     torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES
     # Jᵀv of several v goes backward through one graph several times.
     torch._functorch.config.donated_buffer = False
+    # Compiled code would ignore the cache and make them in each call, on the CPU.
+    torch.compiler.assume_constant_result(resampling.fir_matrices.__wrapped__)
     kernels = {name: compiled(kernel) for name, kernel in double_backward.KERNELS.items()}
     for layer in network.modules():
         if isinstance(layer, COMPILED):

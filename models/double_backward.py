@@ -112,19 +112,9 @@ class BatchNorm2d(nn.BatchNorm2d):
             y = super().forward(x)
             y = y if shortcut is None else y + shortcut
             return F.relu(y) if relu else y
-        y, mean, variance = normalise(
-            x, self.weight, self.bias, self.eps, shortcut, relu, self.kernels or KERNELS
-        )
-        self._update_statistics(mean, variance, x.numel() // self.num_features)
-        return y
-
-    @torch.no_grad()
-    def _update_statistics(self, mean, variance, pixels):
-        """Update the running statistics; this process has `pixels` of each channel."""
-        pixels *= distributed.size()
-        self.num_batches_tracked += 1
-        unbiased = variance * (pixels / (pixels - 1))
-        torch._foreach_lerp_([self.running_mean, self.running_var], [mean, unbiased], self.momentum)
+        running = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
+        kernels = self.kernels or KERNELS
+        return normalise(x, self.weight, self.bias, self.eps, shortcut, relu, kernels, running)
 
 
 def normalise(
@@ -135,41 +125,36 @@ def normalise(
     shortcut: torch.Tensor | None,
     relu: bool,
     kernels: dict[str, Callable],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y = relu(γ n + β + shortcut) of x (B, C, H, W) by the statistics of the batch.
+    running: tuple | None = None,
+) -> torch.Tensor:
+    """relu(γ n + β + shortcut) of x (B, C, H, W) by the statistics of the batch.
 
     Args:
         weight, bias: γ and β (C,).
         shortcut: shaped as x, or None.
         relu: False leaves the relu out.
         kernels: `KERNELS`, or compiled ones.
-
-    Returns:
-        y, and the batch's mean and biased variance (C,), without gradients.
+        running: mean, variance (C,) and number of batches, to update, and the momentum; or None.
     """
-    return _Normalise.apply(x, weight, bias, shortcut, eps, relu, kernels)
+    return _Normalise.apply(x, weight, bias, shortcut, eps, relu, kernels, running)
 
 
 class _Normalise(Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, shortcut, eps, relu, kernels):
-        mean, variance = _statistics(x)
-        rstd = torch.rsqrt(variance + eps)
-        y = kernels["values"](x, weight, bias, mean, rstd, shortcut, relu)
+    def forward(ctx, x, weight, bias, shortcut, eps, relu, kernels, running):
+        y, mean, rstd = kernels["values"](x, weight, bias, eps, shortcut, relu, running)
         ctx.save_for_backward(x, y if relu else None, weight, mean, rstd)
         ctx.kernels, ctx.has_shortcut = kernels, shortcut is not None
-        ctx.mark_non_differentiable(mean, variance)
-        ctx.set_materialize_grads(False)
-        return y, mean, variance
+        return y
 
     @staticmethod
-    def backward(ctx, grad, *_):
+    def backward(ctx, grad):
         x, y, weight, mean, rstd = ctx.saved_tensors
         over_x, a, over_weight, over_bias = _NormaliseGradient.apply(
             grad, x, y, weight, mean, rstd, ctx.kernels
         )
         over_shortcut = a if ctx.has_shortcut else None
-        return over_x, over_weight, over_bias, over_shortcut, None, None, None
+        return over_x, over_weight, over_bias, over_shortcut, None, None, None, None
 
 
 class _NormaliseGradient(Function):
@@ -177,9 +162,7 @@ class _NormaliseGradient(Function):
 
     @staticmethod
     def forward(ctx, grad, x, y, weight, mean, rstd, kernels):
-        a, sums = kernels["sums"](grad, x, y, mean, rstd)
-        means = _mean_over_processes(sums, x)
-        over_x = kernels["gradient"](a, x, weight, mean, rstd, means)
+        over_x, a, sums, means = kernels["gradient"](grad, x, y, weight, mean, rstd)
         ctx.save_for_backward(a, x, y, weight, mean, rstd, means)
         ctx.kernels = kernels
         ctx.set_materialize_grads(False)
@@ -191,16 +174,9 @@ class _NormaliseGradient(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, u, over_shortcut, *_):
-        a, x, y, weight, mean, rstd, means = ctx.saved_tensors
         if u is None:
             return over_shortcut, *[None] * 6
-        sums = ctx.kernels["second sums"](u, a, x, mean, rstd)
-        u_means = _mean_over_processes(sums, x)
-        over_grad, over_x = ctx.kernels["second"](
-            u, a, x, y, weight, mean, rstd, means, u_means, over_shortcut
-        )
-        (a_mean, na), (sum_u, sum_nu, sum_ua) = means, sums
-        over_weight = rstd * (sum_ua - a_mean * sum_u - na * sum_nu)
+        over_grad, over_x, over_weight = ctx.kernels["second"](u, *ctx.saved_tensors, over_shortcut)
         return over_grad, over_x, None, over_weight, None, None, None
 
 
@@ -209,11 +185,23 @@ BATCH = (0, 2, 3)
 
 def _statistics(x):
     """Mean and biased variance (C,) over the images of all processes."""
-    mean, variance = torch.ops.aten.batch_norm_update_stats(_wide(x), None, None, 0.0)
+    if torch.compiler.is_compiling():  # fused with the cast
+        variance, mean = torch.var_mean(_wide(x), BATCH, correction=0)
+    else:
+        mean, variance = torch.ops.aten.batch_norm_update_stats(_wide(x), None, None, 0.0)
     if distributed.size() == 1:
         return mean, variance
     whole = distributed.mean(mean)
     return whole, distributed.mean(variance + (mean - whole).square())
+
+
+def _update(running, mean, variance, pixels):
+    """Update the running statistics; this process has `pixels` of each channel."""
+    running_mean, running_variance, batches, momentum = running
+    pixels *= distributed.size()
+    batches += 1
+    running_mean.lerp_(mean, momentum)
+    running_variance.lerp_(variance * (pixels / (pixels - 1)), momentum)
 
 
 def _mean_over_processes(sums, x):
@@ -228,33 +216,29 @@ def _of(channels):
     return channels[:, None, None]
 
 
-def _values(x, weight, bias, mean, rstd, shortcut, relu):
+def _values(x, weight, bias, eps, shortcut, relu, running):
+    """y, and the mean and 1/std (C,) of the batch."""
+    mean, variance = _statistics(x)
+    if running is not None:
+        _update(running, mean, variance, x.numel() // x.shape[1])
+    rstd = torch.rsqrt(variance + eps)
     scale = weight * rstd
     y = torch.addcmul(_of(bias - mean * scale), _wide(x), _of(scale))
     if shortcut is not None:
         y += shortcut
-    return (y.relu_() if relu else y).to(x.dtype)
+    return (y.relu_() if relu else y).to(x.dtype), mean, rstd
 
 
-def _sums(grad, x, y, mean, rstd):
-    """a, and Σa and Σna (2, C)."""
+def _gradient(grad, x, y, weight, mean, rstd):
+    """G, as a combination of a, x and 1; a; Σa and Σna (2, C); and their means."""
     a = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
-    return a, _sum_and_sum_n(_wide(a), x, mean, rstd)
-
-
-def _gradient(a, x, weight, mean, rstd, means):
-    """G, as a combination of a, x and 1."""
+    sums = _sum_and_sum_n(_wide(a), x, mean, rstd)
+    means = _mean_over_processes(sums, x)
     a_mean, na = means
     scale = weight * rstd
     slope = -scale * na * rstd
     over_x = torch.addcmul(_of(-scale * a_mean - slope * mean), _wide(a), _of(scale))
-    return over_x.addcmul_(_wide(x), _of(slope)).to(x.dtype)
-
-
-def _second_sums(u, a, x, mean, rstd):
-    """Σu, Σnu and Σua (3, C)."""
-    u = _wide(u)
-    return torch.stack([*_sum_and_sum_n(u, x, mean, rstd), (u * a).sum(BATCH)])
+    return over_x.addcmul_(_wide(x), _of(slope)).to(x.dtype), a, sums, means
 
 
 def _sum_and_sum_n(a, x, mean, rstd):
@@ -265,9 +249,11 @@ def _sum_and_sum_n(a, x, mean, rstd):
     return torch.stack([over_bias, over_weight])
 
 
-def _second(u, a, x, y, weight, mean, rstd, means, u_means, over_shortcut):
-    """The gradients of `grad` and of x, as combinations of u, a, x and 1."""
-    (a_mean, na), (u_mean, nu, ua) = means, u_means
+def _second(u, a, x, y, weight, mean, rstd, means, over_shortcut):
+    """The gradients of `grad` and of x, as combinations of u, a, x and 1, and that of γ."""
+    sum_u, sum_nu = _sum_and_sum_n(_wide(u), x, mean, rstd)
+    sums = torch.stack([sum_u, sum_nu, (_wide(u) * a).sum(BATCH)])
+    (a_mean, na), (u_mean, nu, ua) = means, _mean_over_processes(sums, x)
     scale = weight * rstd
     slope = -scale * nu * rstd
     over_grad = torch.addcmul(_of(-scale * u_mean - slope * mean), _wide(u), _of(scale))
@@ -283,13 +269,8 @@ def _second(u, a, x, y, weight, mean, rstd, means, u_means, over_shortcut):
     offset = -over_u * u_mean - over_a * a_mean - over_n * rstd * mean
     over_x = torch.addcmul(_of(offset), _wide(u), _of(over_u))
     over_x.addcmul_(_wide(a), _of(over_a)).addcmul_(_wide(x), _of(over_n * rstd))
-    return over_grad, over_x.to(x.dtype)
+    over_weight = rstd * (sums[2] - a_mean * sum_u - na * sum_nu)
+    return over_grad, over_x.to(x.dtype), over_weight
 
 
-KERNELS = {
-    "values": _values,
-    "sums": _sums,
-    "gradient": _gradient,
-    "second sums": _second_sums,
-    "second": _second,
-}
+KERNELS = {"values": _values, "gradient": _gradient, "second": _second}

@@ -11,7 +11,7 @@ it does not support a second reverse pass.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -205,10 +205,15 @@ class NIN(nn.Module):
         variance_scaling_(self.W, init_scale, channels_in, channels_out)
 
     def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
-        weight = self.W.t()[:, :, None, None]
-        if not tangents:
-            return F.conv2d(x, weight, self.b)
-        return add_to_values(F.conv2d(x, weight), self.b[None, :, None, None], tangents)
+        return nin(x, self.W, self.b, tangents)
+
+
+def nin(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tangents: int) -> torch.Tensor:
+    """The 1×1 map of x (B, C, H, W) by `weight` (in, out) and `bias` (out,)."""
+    weight = weight.t()[:, :, None, None]
+    if not tangents:
+        return F.conv2d(x, weight, bias)
+    return add_to_values(F.conv2d(x, weight), bias[None, :, None, None], tangents)
 
 
 class GaussianFourierProjection(nn.Module):
@@ -264,7 +269,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tangents: int =
     """softmax(q kᵀ/√C) v of queries, keys and values (rows, pixels, C)."""
     if not tangents:
         # PyTorch's fused kernels need an axis of heads, and contiguous channels.
-        q, k, v = (x.contiguous()[:, None] for x in (q, k, v))
+        q, k, v = ((x if x.stride(-1) == 1 else x.contiguous())[:, None] for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v)[:, 0]
     (q, dq), (k, dk), (v, dv) = (split_rows(x, tangents) for x in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1])
@@ -307,8 +312,10 @@ class AttnBlock(Block):
 
     def rows(self, x: torch.Tensor, tangents: int) -> torch.Tensor:
         h = self.GroupNorm_0(x, tangents)
-        q, k, v = (nin(h, tangents).flatten(2).mT for nin in (self.NIN_0, self.NIN_1, self.NIN_2))
-        h = attention(q, k, v, tangents).mT.reshape(x.shape)
+        maps = self.NIN_0, self.NIN_1, self.NIN_2
+        weight, bias = torch.cat([m.W for m in maps], dim=1), torch.cat([m.b for m in maps])
+        qkv = nin(h, weight, bias, tangents).flatten(2).mT.chunk(3, dim=-1)
+        h = attention(*qkv, tangents).mT.reshape(x.shape)
         return self.add(x, self.NIN_3(h, tangents))
 
 
@@ -351,9 +358,17 @@ class ResnetBlock(Block):
             self.shortcut = "Conv_2"
 
     def forward(
-        self, x: torch.Tensor, temb: torch.Tensor | None = None, tangents: int = 0
+        self,
+        x: torch.Tensor,
+        embedding: torch.Tensor | None = None,
+        tangents: int = 0,
+        skip: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return self.run(x, temb, self.draw_mask(x, tangents), tangents=tangents)
+        """The block's output; `embedding` is as `noise_projections` gives it.
+
+        The channels of `skip` are joined to those of x first.
+        """
+        return self.run(x, skip, embedding, self.draw_mask(x, tangents), tangents=tangents)
 
     def draw_mask(self, x: torch.Tensor, tangents: int) -> torch.Tensor | None:
         """Dropout's mask; outside of `rows`, so that compiled and eager passes have the same."""
@@ -366,19 +381,30 @@ class ResnetBlock(Block):
     def rows(
         self,
         x: torch.Tensor,
-        temb: torch.Tensor | None,
+        skip: torch.Tensor | None,
+        embedding: torch.Tensor | None,
         kept: torch.Tensor | None,
         tangents: int,
     ) -> torch.Tensor:
+        if skip is not None:
+            x = torch.cat([x, skip], dim=1)
         h = self.GroupNorm_0(x, tangents, self.act)
         if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        shift = self.Conv_0.bias[None, :, None, None]
-        if temb is not None:
-            shift = shift + self.Dense_0(self.act(temb))[:, :, None, None]
+            h, x = self.resample(torch.cat([h, x])).chunk(2)
         h = self.Conv_0.linear(h)
+        shift = self.Conv_0.bias[None, :, None, None]
+        if embedding is not None:
+            shift = shift + embedding[:, :, None, None]
         h = self.GroupNorm_1(h, tangents, self.act, shift, kept, self.gain)
         h = self.Conv_1(h, tangents)
         if self.shortcut is not None:
             x = getattr(self, self.shortcut)(x, tangents)
         return self.add(x, h)
+
+
+def noise_projections(blocks: Sequence[ResnetBlock], h: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Each block's `Dense_0` of h (B, temb_dim): (B, channels), all by one matrix product."""
+    layers = [block.Dense_0 for block in blocks]
+    weight = torch.cat([layer.weight for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers])
+    return F.linear(h, weight, bias).split([layer.out_features for layer in layers], dim=1)

@@ -5,6 +5,7 @@ the parameters are those of the published checkpoints.
 """
 
 import inspect
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -258,12 +259,12 @@ class NCSNpp(nn.Module):
         modules = iter(self.all_modules)
         if not self.centered:
             x = add_to_values(2 * x, x.new_full((1, 1, 1, 1), -1.0), tangents)
-        temb = self._embed(modules, cond, labels)
-        h, skips = self._down(modules, x, temb, tangents)
-        h = next(modules)(h, temb, tangents)
+        embeddings = self._project(self._embed(modules, cond, labels))
+        h, skips = self._down(modules, x, embeddings, tangents)
+        h = next(modules)(h, next(embeddings), tangents)
         h = next(modules)(h, tangents)
-        h = next(modules)(h, temb, tangents)
-        h = self._up(modules, h, skips, temb, tangents)
+        h = next(modules)(h, next(embeddings), tangents)
+        h = self._up(modules, h, skips, embeddings, tangents)
         if self.progressive != "output_skip":
             h = next(modules)(h, tangents, self.act)
             h = next(modules)(h, tangents)
@@ -284,25 +285,32 @@ class NCSNpp(nn.Module):
             labels = torch.full_like(cond, labelling.NO_LABEL, dtype=torch.long)
         return temb + self.label_embedding(labels).to(temb.dtype)
 
-    def _resample(self, module, h, temb, tangents):
+    def _project(self, temb):
+        """Each residual block's projection of the noise embedding, in the blocks' order."""
+        if temb is None:
+            return itertools.repeat(None)
+        blocks = [layer for layer in self.all_modules if isinstance(layer, layers.ResnetBlock)]
+        return iter(layers.noise_projections(blocks, self.act(temb)))
+
+    def _resample(self, module, h, embeddings, tangents):
         """Change the resolution with whichever kind of module the options gave."""
         if isinstance(module, layers.ResnetBlock):
-            return module(h, temb, tangents)
+            return module(h, next(embeddings), tangents)
         return module(h, tangents)
 
-    def _down(self, modules, x, temb, tangents):
+    def _down(self, modules, x, embeddings, tangents):
         pyramid = x
         h = next(modules)(x, tangents)
         skips = [h]
         for level in range(self.levels):
             for _ in range(self.num_res_blocks):
-                h = next(modules)(h, temb, tangents)
+                h = next(modules)(h, next(embeddings), tangents)
                 if h.shape[-2] in self.attn_resolutions:
                     h = next(modules)(h, tangents)
                 skips.append(h)
             if level == self.levels - 1:
                 break
-            h = self._resample(next(modules), h, temb, tangents)
+            h = self._resample(next(modules), h, embeddings, tangents)
             if self.progressive_input == "input_skip":
                 pyramid = self.pyramid_down(pyramid)
                 h = next(modules)(pyramid, h, tangents)
@@ -313,12 +321,11 @@ class NCSNpp(nn.Module):
             skips.append(h)
         return h, skips
 
-    def _up(self, modules, h, skips, temb, tangents):
+    def _up(self, modules, h, skips, embeddings, tangents):
         pyramid = None
         for level in reversed(range(self.levels)):
             for _ in range(self.num_res_blocks + 1):
-                joined = torch.cat([h, skips.pop()], dim=1)
-                h = next(modules)(joined, temb, tangents)
+                h = next(modules)(h, next(embeddings), tangents, skips.pop())
             if h.shape[-2] in self.attn_resolutions:
                 h = next(modules)(h, tangents)
             if self.progressive == "output_skip":
@@ -333,7 +340,7 @@ class NCSNpp(nn.Module):
                 pyramid = self.add(pyramid, h)
                 h = pyramid
             if level > 0:
-                h = self._resample(next(modules), h, temb, tangents)
+                h = self._resample(next(modules), h, embeddings, tangents)
         return pyramid if self.progressive == "output_skip" else h
 
 

@@ -5,6 +5,7 @@ Layers with the argument `tangents` are as in `layers`.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,8 @@ from models.jvp import add_to_values
 from models.layers import channels_come_last, conv3x3, no_autocast
 
 
-@functools.cache
 def fir_matrix(
-    kernel: tuple[float, ...],
-    size: int,
-    up: int,
-    down: int,
-    pads: tuple[int, int],
-    device: torch.device,
+    kernel: tuple[float, ...], size: int, up: int, down: int, pads: tuple[int, int]
 ) -> torch.Tensor:
     """The matrix (out, size) that resamples an axis of `size` pixels.
 
@@ -34,7 +29,16 @@ def fir_matrix(
     count = (size * up + before + after - len(k)) // down + 1
     taps = up * torch.arange(size) + before - down * torch.arange(count)[:, None]
     there = (taps >= 0) & (taps < len(k))
-    return torch.where(there, k[taps.clamp(0, len(k) - 1)], 0).to(device, torch.float32)
+    return torch.where(there, k[taps.clamp(0, len(k) - 1)], 0).float()
+
+
+@functools.cache
+def fir_matrices(
+    sizes: tuple[int, int], device: torch.device, dtype: torch.dtype, *filtering: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`fir_matrix` of both `sizes`, the height and the width."""
+    kernel, up, down, pads = filtering
+    return tuple(fir_matrix(kernel, size, up, down, pads).to(device, dtype) for size in sizes)
 
 
 def fir_resample(
@@ -45,9 +49,8 @@ def fir_resample(
     Maps with their channels last keep them there. Within autocast, too, x keeps its type: float32
     is an image's, whose rounding would show.
     """
-    height, width = (
-        fir_matrix(kernel, size, up, down, pads, x.device).to(x.dtype) for size in x.shape[-2:]
-    )
+    sizes = tuple(x.shape[-2:])
+    height, width = fir_matrices(sizes, x.device, x.dtype, kernel, up, down, pads)
     with no_autocast(x.device.type):
         if not channels_come_last(x):
             return height @ (x @ width.T)

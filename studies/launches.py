@@ -20,7 +20,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -67,6 +67,8 @@ class Launches(TorchDispatchMode):
         tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
         if function.is_view or name in FREE or all(x.device.type != GPU.type for x in tensors):
             return result
+        if name == "_to_copy" and _alike(args[0], result):
+            return result  # PyTorch copies where devices differ, and this one says META
         library = flop_registry.get(function._overloadpacket)
         if library:
             self.flops += library(*args, **kwargs, out_val=result)
@@ -102,6 +104,10 @@ class Launches(TorchDispatchMode):
         self.compiled = before
         if not before:
             self.kernel = None
+
+
+def _alike(x, y):
+    return (x.device, x.dtype, x.stride()) == (y.device, y.dtype, y.stride())
 
 
 def _storages(tree):
@@ -193,18 +199,20 @@ def pretended_gpu(launches):
     """Within the context tensors are fake, CUDA's need no GPU, and `launches` counts."""
     with contextlib.ExitStack() as stack:
         for target, name, value in (
+            (torch._C, "_select_conv_backend", lambda *_, **__: torch._C._ConvBackend.Cudnn),
             (torch, "compile", lambda function, **_: Compiled(launches, function)),
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch.compiler, "is_compiling", lambda: launches.compiled),
             (torch.cuda, "is_bf16_supported", lambda: True),
+            (FakeTensor, "is_cuda", property(lambda x: x.device.type == GPU.type)),
             (torch.random, "fork_rng", lambda devices: contextlib.nullcontext()),
             (torch.utils, "swap_tensors", _swap),  # PyTorch's own refuses fake parameters
             (torch.nn.utils.clip_grad, "_has_foreach_support", lambda tensors, device: True),
             (F, "scaled_dot_product_attention", _flash_attention),
         ):
             stack.enter_context(mock.patch.object(target, name, value))
-        resampling.fir_matrix.cache_clear()
-        stack.callback(resampling.fir_matrix.cache_clear)  # it keeps fake ones
+        resampling.fir_matrices.cache_clear()
+        stack.callback(resampling.fir_matrices.cache_clear)  # it keeps fake ones
         for mode in (FakeTensorMode(), Autocast(), launches):
             stack.enter_context(mode)
         yield

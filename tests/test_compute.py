@@ -211,7 +211,7 @@ def with_dropout(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_no_layer_leaves_channels_last_on_a_gpu(name):
     """A GPU's kernels choose formats otherwise than a CPU's; tensors without data know how."""
-    resampling.fir_matrix.cache_clear()
+    resampling.fir_matrices.cache_clear()
     with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
         network = with_dropout(name)
         formats = Formats(network)
@@ -222,7 +222,7 @@ def test_no_layer_leaves_channels_last_on_a_gpu(name):
         x = torch.empty(golden.arrays(name)["x"].shape)
         network(x, torch.ones(len(x)))
         network(x, torch.ones(len(x)), torch.empty(2, *x.shape))
-    resampling.fir_matrix.cache_clear()
+    resampling.fir_matrices.cache_clear()
     assert not formats.left
 
 

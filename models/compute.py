@@ -56,8 +56,8 @@ def prepare(
         UserError: an unknown precision.
     """
     _set_up(network, compute, device, tangents)
-    if dtype := AUTOCAST[compute.precision]:
-        places = low_precision(network)
+    dtype = AUTOCAST[compute.precision]
+    if dtype is not None and (places := low_precision(network)):
         network.forward = functools.partial(_with_cast, network.forward, places, dtype)
     return network
 

@@ -139,6 +139,8 @@ def _with_cast(forward, places, dtype, *args, **options):
 class Cast(torch.autograd.Function):
     """Tensors as another type, and their gradients as their own: one launch for all, not each."""
 
+    generate_vmap_rule = True  # `jacobian.value_and_jvp` maps over vectors, not parameters
+
     @staticmethod
     def forward(dtype, *tensors):
         return tuple(_cast(tensors, dtype))

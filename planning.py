@@ -79,7 +79,7 @@ def cost_of(call: Callable[[], object]) -> Cost:
         ):
             call()
     finally:
-        resampling.fir_matrix.cache_clear()  # it may have kept fake ones
+        resampling.fir_matrices.cache_clear()  # it may have kept fake ones
     return cost
 
 

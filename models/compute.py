@@ -56,8 +56,8 @@ def prepare(
         UserError: an unknown precision.
     """
     _set_up(network, compute, device, tangents)
-    if dtype := AUTOCAST[compute.precision]:
-        places = low_precision(network)
+    dtype = AUTOCAST[compute.precision]
+    if dtype is not None and (places := low_precision(network)):
         network.forward = functools.partial(_with_cast, network.forward, places, dtype)
     return network
 
@@ -138,6 +138,8 @@ def _with_cast(forward, places, dtype, *args, **options):
 
 class Cast(torch.autograd.Function):
     """Tensors as another type, and their gradients as their own: one launch for all, not each."""
+
+    generate_vmap_rule = True  # `jacobian.value_and_jvp` maps over vectors, not parameters
 
     @staticmethod
     def forward(dtype, *tensors):

@@ -102,31 +102,47 @@ def test_every_way_to_compute_gives_the_same_output():
 SMALL = [n for n in golden.names("ncsnpp_") if "n_trainable" not in golden.manifest("qc")[n]]
 
 
+def cast_by_autocast(monkeypatch, network):
+    """`network` in bfloat16, with each parameter cast where it is used."""
+    with monkeypatch.context() as patched:
+        patched.setattr(compute, "low_precision", lambda network: [])
+        return compute.prepare(network, bf16(), CPU)
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_frozen_weights_are_cast_once_and_the_numbers_are_autocasts(name):
-    """Bit for bit: outputs, J v and the gradient of the input."""
+def test_weights_are_cast_at_once_and_the_numbers_are_autocasts(name, monkeypatch):
+    """Bit for bit: outputs, J v and gradients, of trained networks and of frozen ones."""
     data = golden.arrays(name)
     x, cond = data["x"][:1], data["cond"][:1]
     v = torch.randn(1, *x.shape)
 
-    def numbers(network):
+    def numbers(network, *parameters):
         probe = x.clone().requires_grad_()
         out, Jv = network(probe, cond, v)
-        return out, Jv, torch.autograd.grad(out, probe, x.sin())[0]
+        inputs = [probe, *parameters]
+        gradients = torch.autograd.grad(
+            (out * x.sin()).sum(), inputs, allow_unused=True, materialize_grads=True
+        )
+        return out, Jv, *gradients
 
-    cast = compute.prepare(golden.network(name), bf16(), CPU).requires_grad_(False)
+    def trained(network):
+        assert all(p.dtype == torch.float32 for p in network.parameters())
+        return numbers(network, *(p for p in network.parameters() if p.requires_grad))
+
+    expected = trained(cast_by_autocast(monkeypatch, golden.network(name)))
     frozen = compute.freeze(golden.network(name).train(), bf16(), CPU)
     assert not frozen.training
     check_frozen(frozen)
-    for ours, expected in zip(numbers(frozen), numbers(cast)):
-        assert torch.equal(ours, expected)
+    ours = trained(compute.prepare(golden.network(name), bf16(), CPU))
+    for number, autocasts in [*zip(ours, expected), *zip(numbers(frozen), expected[:3])]:
+        assert torch.equal(number, autocasts)
 
 
-def test_a_frozen_classifier_has_autocasts_numbers():
+def test_a_frozen_classifier_has_autocasts_numbers(monkeypatch):
     name = golden.names("classifier", "dlsm")[0]
     data = golden.arrays(name)
     x, sigma = data["x"][:2], data["cond"][:2]
-    cast = compute.prepare(golden.classifier(name), bf16(), CPU).requires_grad_(False)
+    cast = cast_by_autocast(monkeypatch, golden.classifier(name)).requires_grad_(False)
     frozen = compute.freeze(golden.classifier(name), bf16(), CPU)
     check_frozen(frozen)
     assert torch.equal(frozen(x, sigma), cast(x, sigma))
@@ -248,18 +264,21 @@ def test_a_compiled_block_is_the_eager_one(memory_format, tangents):
         layers.ACTIVATIONS["swish"], 8, 12, 4, dropout=0.1, skip_rescale=True, init_scale=1.0
     ).to(memory_format=memory_format)
     torch.manual_seed(0)
-    x = torch.randn(3 * (1 + tangents), 8, 4, 6).contiguous(memory_format=memory_format)
-    temb, cotangent = torch.randn(3, 4), torch.randn(len(x), 12, 4, 6)
-    cotangent = cotangent.contiguous(memory_format=memory_format)
-    inputs = x.requires_grad_(), temb.requires_grad_(), *block.parameters()
+    x, skip, cotangent = (
+        torch.randn(3 * (1 + tangents), channels, 4, 6).contiguous(memory_format=memory_format)
+        for channels in (6, 2, 12)
+    )
+    temb = torch.randn(3, 4)
+    inputs = *(leaf.requires_grad_() for leaf in (x, skip, temb)), *block.parameters()
     found = []
     for compiled in (False, True):
         if compiled:
             compute.compile_layers(block)
         torch.manual_seed(1)
-        out = block(x, temb, tangents)
+        (embedding,) = layers.noise_projections([block], temb)
+        out = block(x, embedding, tangents, skip)
         gradients = torch.autograd.grad(out, inputs, cotangent)
-        for maps in (out, gradients[0]):
+        for maps in (out, *gradients[:2]):
             assert maps.is_contiguous(memory_format=memory_format)
         found.append((out, *gradients))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)

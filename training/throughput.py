@@ -53,7 +53,7 @@ def flops_of_an_image(job: Job, images: int = 2) -> float:
             loss, _ = job.objective(x, labels, job.objective.draw(x))
             torch.autograd.grad(loss, parameters, allow_unused=True)
     finally:
-        resampling.fir_matrix.cache_clear()  # it may have kept fake ones
+        resampling.fir_matrices.cache_clear()  # it may have kept fake ones
     return counter.get_total_flops() / images
 
 

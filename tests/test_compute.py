@@ -278,8 +278,8 @@ def test_a_compiled_block_is_the_eager_one(memory_format, tangents):
         (embedding,) = layers.noise_projections([block], temb)
         out = block(x, embedding, tangents, skip)
         gradients = torch.autograd.grad(out, inputs, cotangent)
-        for maps in (out, *gradients[:2]):
-            assert maps.is_contiguous(memory_format=memory_format)
+        for maps in (out, *gradients[:2]):  # gradients may be views
+            assert (maps.stride(1) == 1) == (memory_format == torch.channels_last)
         found.append((out, *gradients))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 

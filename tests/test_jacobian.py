@@ -255,6 +255,27 @@ def test_a_norm_over_the_batch_is_refused():
         jacobian.qc_regulariser(net, x, t)
 
 
+@pytest.mark.parametrize("name", [*jacobian.ESTIMATORS, jacobian.EXACT])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        torch.nn.BatchNorm2d(2),
+        torch.nn.BatchNorm2d(2, track_running_stats=False),
+        lambda h: torch.nn.functional.batch_norm(h, None, None, training=True),
+    ],
+)
+def test_a_norm_over_the_batch_in_a_function_is_refused(norm, name):
+    x, t = torch.rand(3, 2, 2, 2), torch.ones(3)
+    for function in (jacobian.qc_regulariser, jacobian.measure_asymmetry):
+        with pytest.raises(ValueError, match="batch norm"):
+            function(lambda x, t: norm(x), x, t, 1, name)
+    if isinstance(norm, torch.nn.BatchNorm2d) and norm.track_running_stats:
+        norm.eval()
+        _, r = jacobian.qc_regulariser(lambda x, t: norm(x), x, t, 1, name)
+        assert r.abs().max() < 1e-6
+        norm.train()
+
+
 # ---------------------------------------------------------------- a project of one's own
 
 

@@ -63,7 +63,8 @@ def qc_regulariser(
         with respect to parameters and x.
 
     Raises:
-        ValueError: a batch norm in `score` takes its statistics of the batch.
+        ValueError: a batch norm in `score` takes its statistics of the batch; or `vectors` or
+            `estimator` is not as above.
     """
     if estimator == EXACT:
         value, J = matrix(functools.partial(score_value_and_jvp, score, x, t), x)
@@ -125,9 +126,20 @@ def rademacher(normal: torch.Tensor) -> torch.Tensor:
 def as_vectors(
     vectors: int | torch.Tensor, x: torch.Tensor, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Vectors (K, B, …) as they are, or K vectors of random signs for each row of `x` (B, …)."""
+    """Vectors (K, B, …) as they are, or K vectors of random signs for each row of `x` (B, …).
+
+    Raises:
+        ValueError: K is no whole number of at least 1, or the vectors have another shape.
+    """
     if isinstance(vectors, torch.Tensor):
+        if vectors.ndim != x.ndim + 1 or vectors.shape[1:] != x.shape or not len(vectors):
+            raise ValueError(
+                f"vectors has shape {(*vectors.shape,)}; expected (K, *x.shape), (K, "
+                f"{', '.join(map(str, x.shape))}), with K of at least 1."
+            )
         return vectors
+    if not isinstance(vectors, int) or vectors < 1:
+        raise ValueError(f"vectors is {vectors!r}; expected a tensor or a number of at least 1.")
     shape = (vectors, *x.shape)
     return rademacher(torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))
 
@@ -162,8 +174,17 @@ ESTIMATORS = {"paper": paper_asymmetry, "skew": skew_asymmetry}
 
 
 def as_function(estimator: str | Callable) -> Callable:
-    """The function of (p, q) that `estimator`, a name or the function itself, stands for."""
-    return ESTIMATORS[estimator] if isinstance(estimator, str) else estimator
+    """The function of (p, q) that `estimator`, a name or the function itself, stands for.
+
+    Raises:
+        ValueError: the name is not in `ESTIMATORS`.
+    """
+    if not isinstance(estimator, str):
+        return estimator
+    if estimator not in ESTIMATORS:
+        names = ", ".join([*ESTIMATORS, EXACT])
+        raise ValueError(f"estimator is {estimator!r}; expected a function or one of: {names}.")
+    return ESTIMATORS[estimator]
 
 
 def partial_derivatives(

@@ -276,6 +276,24 @@ def test_a_norm_over_the_batch_in_a_function_is_refused(norm, name):
         norm.train()
 
 
+@pytest.mark.parametrize(
+    ("vectors", "estimator", "named"),
+    [
+        (0, "paper", "vectors"),
+        (1.5, "paper", "vectors"),
+        (torch.ones(3, 4), "paper", "vectors"),
+        (torch.ones(2, 1, 4), "paper", "vectors"),
+        (torch.ones(0, 3, 4), "paper", "vectors"),
+        (1, "none such", "estimator"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(vectors, estimator, named):
+    x = torch.rand(3, 4)
+    for function in (jacobian.qc_regulariser, jacobian.measure_asymmetry):
+        with pytest.raises(ValueError, match=named):
+            function(lambda x, t: x, x, x[:, 0], vectors, estimator)
+
+
 # ---------------------------------------------------------------- a project of one's own
 
 

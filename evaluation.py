@@ -2,7 +2,7 @@
 
 A metric of samples compares features of generated images with those of real ones. To add one, add
 an entry to SAMPLE_METRICS and a function on (N, D) arrays to `metrics`. A metric of a score is
-taken of a model itself, over the test split (`run_lib_likelihood`).
+computed from the model, over the test split (`run_lib_likelihood`).
 
 PyTorch is imported where it is used: the environment of ``requirements-tfgan.txt`` has none.
 """
@@ -99,7 +99,7 @@ SAMPLE_METRICS = [
         settings=("nearest_k",),
     ),
 ]
-"""Of which a configuration may add to; --measure asks for those by name."""
+"""A configuration may append to this list; --measure takes the names."""
 
 # What --metric calls a metric of a score model over the test split -> labels of its values.
 SCORE_METRICS = {
@@ -150,8 +150,8 @@ def measure(
         place: the run of the samples; None: nothing is recorded.
 
     Raises:
-        UserError: the sets are of different feature networks, or too small for a metric; the other
-            metrics are printed first.
+        UserError: the sets are of different feature networks, or too small for a metric, or its
+            values are NaN or not in its labels; the other metrics are printed first.
     """
     faults = []
     for metric in metrics:
@@ -162,6 +162,8 @@ def measure(
                 settings["classes"] = len(rows) - 1
             else:
                 rows = {"all": metric.compute(real, generated, config)}
+            for values in rows.values():
+                require_numbers(metric, values, settings)
         except UserError as error:
             faults.append(f"{metric.name}: {error}")
             continue
@@ -192,6 +194,17 @@ def measure(
             )
     if faults:
         raise UserError(" ".join(faults))
+
+
+def require_numbers(
+    metric: SampleMetric, values: dict[str, float], settings: dict[str, Any]
+) -> None:
+    """Raise a UserError if a value is NaN, or its name is neither a label nor a setting."""
+    for name, value in values.items():
+        if name not in metric.labels and name not in settings:
+            raise UserError(f"the value {name!r} is not in its labels, {', '.join(metric.labels)}.")
+        if np.isnan(value):
+            raise UserError(f"the value {name} is NaN.")
 
 
 def settings_of(

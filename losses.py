@@ -125,9 +125,17 @@ def log_normal_times(
     """Times (B,) from uniform draws `u` (B,), of which ln σ ~ N(mean, std²) within [σ(eps), σ(T)].
 
     σ is the noise level, see `SDE.noise_level` (Karras et al. 2022, table 1).
+
+    Raises:
+        UserError: the distribution has no mass between these noise levels.
     """
     ends = (math.log(sde.noise_level(t)) for t in (eps, sde.T))
     low, high = (0.5 * math.erfc((mean - end) / (std * math.sqrt(2))) for end in ends)
+    if high <= low:
+        raise UserError(
+            f"config.training.log_sigma_mean {mean} and log_sigma_std {std} give no noise levels "
+            f"between {sde.noise_level(eps):g} and {sde.noise_level(sde.T):g}, those of the SDE."
+        )
     normal = torch.special.ndtri(low + u.double() * (high - low))
     return sde.time(torch.exp(mean + std * normal)).to(u.dtype)
 
@@ -350,9 +358,18 @@ def dlsm_loss(
         t, sigma: their times and noise's standard deviations σ, (B,).
         z: the noise, shaped as `x`.
         labels: y (B,).
+
+    Raises:
+        ValueError: one of these, or the score's values, has another shape.
     """
     with torch.no_grad():
-        prior = score(x, t) + z / expand(sigma, z)
+        s = score(x, t)
+        shapes = {"z": (z, x.shape), "score(x, t)": (s, x.shape)}
+        shapes |= {"t": (t, x.shape[:1]), "sigma": (sigma, x.shape[:1])}
+        for name, (value, shape) in {**shapes, "labels": (labels, x.shape[:1])}.items():
+            if value.shape != shape:
+                raise ValueError(f"{name} has shape {(*value.shape,)}; expected {(*shape,)}.")
+        prior = s + z / expand(sigma, z)
     keep_graph = torch.is_grad_enabled()
     with torch.enable_grad(), jacobian.higher_derivatives():
         x = x.detach().requires_grad_()

@@ -461,6 +461,11 @@ class ReverseSDE:
 
 
 def _ddpm(model, N):
+    if "beta_schedule" not in model:
+        raise UserError(
+            "config.training.sde=ddpm needs config.model.beta_schedule, which only the "
+            "configurations of diffusers models have (configs/diffusers)."
+        )
     lookup(BETA_SCHEDULES, model.beta_schedule, "config.model.beta_schedule")
     return DDPM(model.beta_min, model.beta_max, N, model.beta_schedule, length=N)
 
@@ -479,7 +484,33 @@ def from_config(config: ml_collections.ConfigDict) -> SDE:
     """The SDE that ``config.training.sde`` names, with ``config.model.num_scales`` steps.
 
     Raises:
-        UserError: the name is unknown.
+        UserError: the name is unknown, or methods of an added SDE contradict each other.
     """
     build = lookup(SDES, str(config.training.sde).lower(), "config.training.sde")
-    return build(config.model, config.model.num_scales)
+    sde = build(config.model, config.model.num_scales)
+    if type(sde).__module__ != __name__:  # tests check those of this file
+        require_consistent(sde)
+    return sde
+
+
+def require_consistent(sde: SDE) -> None:
+    """Raise a UserError if methods of `sde` contradict each other, at a few times.
+
+    For the drift a(t)·x, scale' = a·scale and (std²)' = 2a·std² + g². `time` inverts
+    `noise_level`.
+    """
+    t = sde.T * torch.tensor([0.23, 0.51, 0.77], dtype=torch.float64)
+    one, h = torch.ones(3, 1, dtype=torch.float64), 1e-3 * sde.T
+    drift, g = sde.sde(one, t)
+    (m0, s0), (mean, std), (m1, s1) = (sde.marginal_prob(one, t + d) for d in (-h, 0, h))
+    pairs = [
+        ((m1 - m0) / (2 * h), drift * mean),
+        ((s1**2 - s0**2) / (2 * h) - 2 * drift[:, 0] * std**2, g**2),
+    ]
+    if type(sde).time is not SDE.time:
+        pairs.append((torch.tensor([sde.time(sde.noise_level(each)) for each in t.tolist()]), t))
+    if not all(torch.allclose(a.double(), b.double(), rtol=1e-2, atol=1e-9) for a, b in pairs):
+        raise UserError(
+            f"The methods sde, marginal_prob and time of {type(sde).__name__} contradict each "
+            "other; override them together (docs/extending.md)."
+        )

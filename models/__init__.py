@@ -45,7 +45,8 @@ def create_model(config: ml_collections.ConfigDict) -> torch.nn.Module:
     """The freshly initialised score network that ``config.model.name`` names.
 
     Raises:
-        UserError: the name or one of the network's options is unknown, or it takes no labels.
+        UserError: the name or one of the network's options is unknown, it takes no labels, or its
+            output is divided by the condition under EDM's preconditioning.
     """
     network = lookup(MODELS, config.model.name, "config.model.name")(config)
     if config.model.get("num_classes") and not getattr(network, "takes_labels", False):
@@ -56,6 +57,11 @@ def create_model(config: ml_collections.ConfigDict) -> torch.nn.Module:
     name = config.model.get("preconditioning")
     if name is None:
         return network
+    if name == "edm" and config.model.get("scale_by_sigma"):
+        raise UserError(
+            "config.model.scale_by_sigma divides the network's output by its condition, which "
+            "config.model.preconditioning=edm does not allow; set it to False."
+        )
     return lookup(PRECONDITIONINGS, name, "config.model.preconditioning")(network, config)
 
 
@@ -72,7 +78,8 @@ def create_score(config: ml_collections.ConfigDict, network: Callable, sde: sde_
     """The score that ``config.model`` describes, of a network that takes x and a condition.
 
     Raises:
-        UserError: an energy or a preconditioning with another SDE than the continuous VE one.
+        UserError: an energy or a preconditioning with another SDE than the continuous VE one, or
+            under the VE SDE an embedding of another kind of condition.
     """
     continuous = config.training.continuous
     for field in ("energy", "preconditioning"):
@@ -80,4 +87,11 @@ def create_score(config: ml_collections.ConfigDict, network: Callable, sde: sde_
             raise UserError(
                 f"config.model.{field} needs the continuous VE SDE (training.sde=vesde)."
             )
+    embedding = config.model.get("embedding_type")
+    needed = "fourier" if continuous else "positional"
+    if isinstance(sde, sde_lib.VESDE) and embedding not in (None, needed):
+        raise UserError(
+            f"config.model.embedding_type is {embedding!r}, but the VE SDE needs {needed!r} with "
+            f"config.training.continuous={continuous}."
+        )
     return EnergyScore(network, sde) if config.model.energy else Score(network, sde, continuous)

@@ -63,16 +63,17 @@ def qc_regulariser(
         with respect to parameters and x.
 
     Raises:
-        ValueError: a batch norm in `score` takes its statistics of the batch.
+        ValueError: a batch norm in `score` takes its statistics of the batch; or `vectors` or
+            `estimator` is not as above.
     """
     if estimator == EXACT:
         value, J = matrix(functools.partial(score_value_and_jvp, score, x, t), x)
         return value, asymmetry(J)
     v, estimator = as_vectors(vectors, x, generator), as_function(estimator)
+    with replay_dropout(x.device), torch.no_grad():
+        p = score_jvp(score, x, t, v)  # first: it refuses a norm over the batch
     with replay_dropout(x.device):
         q = vjp(score, x, t, v)
-    with replay_dropout(x.device), torch.no_grad():
-        p = score_jvp(score, x, t, v)
     over_p, over_q = partial_derivatives(estimator, p, q)
     value, Jv = score_value_and_jvp(score, x, t, torch.cat([v, over_q]))
     slope = dot(torch.cat([over_p, v]), Jv).unflatten(0, (2, -1)).sum(0).mean(0)
@@ -125,9 +126,20 @@ def rademacher(normal: torch.Tensor) -> torch.Tensor:
 def as_vectors(
     vectors: int | torch.Tensor, x: torch.Tensor, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Vectors (K, B, …) as they are, or K vectors of random signs for each row of `x` (B, …)."""
+    """Vectors (K, B, …) as they are, or K vectors of random signs for each row of `x` (B, …).
+
+    Raises:
+        ValueError: K is no whole number of at least 1, or the vectors have another shape.
+    """
     if isinstance(vectors, torch.Tensor):
+        if vectors.ndim != x.ndim + 1 or vectors.shape[1:] != x.shape or not len(vectors):
+            raise ValueError(
+                f"vectors has shape {(*vectors.shape,)}; expected (K, *x.shape), (K, "
+                f"{', '.join(map(str, x.shape))}), with K of at least 1."
+            )
         return vectors
+    if not isinstance(vectors, int) or vectors < 1:
+        raise ValueError(f"vectors is {vectors!r}; expected a tensor or a number of at least 1.")
     shape = (vectors, *x.shape)
     return rademacher(torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))
 
@@ -162,8 +174,17 @@ ESTIMATORS = {"paper": paper_asymmetry, "skew": skew_asymmetry}
 
 
 def as_function(estimator: str | Callable) -> Callable:
-    """The function of (p, q) that `estimator`, a name or the function itself, stands for."""
-    return ESTIMATORS[estimator] if isinstance(estimator, str) else estimator
+    """The function of (p, q) that `estimator`, a name or the function itself, stands for.
+
+    Raises:
+        ValueError: the name is not in `ESTIMATORS`.
+    """
+    if not isinstance(estimator, str):
+        return estimator
+    if estimator not in ESTIMATORS:
+        names = ", ".join([*ESTIMATORS, EXACT])
+        raise ValueError(f"estimator is {estimator!r}; expected a function or one of: {names}.")
+    return ESTIMATORS[estimator]
 
 
 def partial_derivatives(
@@ -228,11 +249,14 @@ def score_value_and_jvp(
     if hasattr(score, "value_and_jvp"):
         return score.value_and_jvp(x, t, v)
     if name := norm_over_batch(score):
-        raise ValueError(
-            f"The batch norm {name} lets the images of a batch depend on each other in training; "
-            "products with the Jacobian of one image's score need a network without."
-        )
+        raise ValueError(NORM_OVER_BATCH.format(f"The batch norm {name}"))
     return value_and_jvp(lambda x: score(x, t), x, v)
+
+
+NORM_OVER_BATCH = (
+    "{} lets the images of a batch depend on each other in training; products with the Jacobian of "
+    "one image's score need a network without."
+)
 
 
 def norm_over_batch(network: Callable) -> str | None:
@@ -253,14 +277,24 @@ def value_and_jvp(
     """f(x) (B, …) and J v (m, B, …) for m vectors v, shaped (m, *x.shape), in one pass.
 
     Both can be differentiated. Custom autograd functions within `f` need a `jvp` and a `vmap` rule.
+
+    Raises:
+        ValueError: a batch norm in `f` takes its statistics of the batch, or counts batches.
     """
     _load()
-    with eager_higher_derivatives():
-        return torch.func.vmap(
-            lambda tangent: torch.func.jvp(f, (x,), (tangent,)),
-            out_dims=(None, 0),
-            randomness="same",
-        )(v)
+    products = torch.func.vmap(
+        lambda tangent: torch.func.jvp(f, (x,), (tangent,)), out_dims=(None, 0), randomness="same"
+    )
+    with eager_higher_derivatives(), SeparateImages():
+        try:
+            return products(v)
+        except RuntimeError as error:
+            if "mutate a captured Tensor" not in str(error):
+                raise
+            raise ValueError(
+                "The score changes one of its own tensors in place, as a batch norm in training "
+                "does; products with its Jacobian need a network that does not."
+            ) from error
 
 
 @functools.cache
@@ -294,6 +328,30 @@ class Replaced(TorchFunctionMode):
     def __torch_function__(self, function, types, arguments=(), options=None):
         function = REPLACED.get(function, function)
         return function(*arguments, **(options or {}))
+
+
+class SeparateImages(TorchFunctionMode):
+    """Within the context a batch norm over the batch raises a ValueError."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if function is F.batch_norm:
+            require_fixed_statistics(*arguments, **(options or {}))
+        return function(*arguments, **(options or {}))
+
+
+def require_fixed_statistics(
+    input: torch.Tensor,
+    running_mean: torch.Tensor | None = None,
+    running_var: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> None:
+    """Raise a ValueError if `F.batch_norm` with these arguments takes statistics of the batch."""
+    if training or running_mean is None:
+        raise ValueError(NORM_OVER_BATCH.format("A batch norm"))
 
 
 def layer_norm(

@@ -53,9 +53,9 @@ class FastSampler:
 
     @functools.cached_property
     def steps(self) -> int:
-        """How often the callback is called: counted where D is 0 and x a single number."""
+        """How often the callback is called: counted where D is 0 and x a single pixel."""
         calls = []
-        x = torch.zeros(1)
+        x = torch.zeros(1, 1, 1, 1)
         self.function(lambda x, sigma: x, x, self.sigmas, torch.zeros_like, lambda: calls.append(1))
         return len(calls)
 

@@ -1,4 +1,4 @@
-"""Samplers that add noise on the way, which washes out the errors that earlier steps made.
+"""Samplers that add noise on the way, which reduces the errors of earlier steps.
 
 Functions of the same form as those of `deterministic`.
 """

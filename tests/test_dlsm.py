@@ -151,6 +151,20 @@ def test_the_documented_loss_runs():
     assert all(p.grad is not None for p in classifier.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("name", ["z", "t", "sigma", "labels", "score"])
+def test_shapes_that_would_broadcast_are_refused(name):
+    classifier, score, x, labels, draws = small_problem(torch.float64)
+    values = {"x": x, "t": draws["u"], "sigma": 1 + draws["u"], "z": draws["z"], "labels": labels}
+    values["score"] = score
+    losses.dlsm_loss(classifier, **values)
+    if name == "score":
+        values["score"] = lambda x, t: x[:, :1, :1, :1]
+    else:
+        values[name] = values[name][:1]
+    with pytest.raises(ValueError, match=name):
+        losses.dlsm_loss(classifier, **values)
+
+
 def test_validation_needs_no_gradients_and_counts_nothing():
     """In eval mode under no_grad the values are those of training, and no buffer changes."""
     network, score, x, labels, draws = small_problem(torch.float64)

@@ -20,6 +20,7 @@ from utils import UserError
 
 SIGMA_DATA = 0.6
 VE = sde_lib.VESDE(0.002, 80.0)
+PRECONDITIONED = {"model__preconditioning": "edm", "model__scale_by_sigma": False}
 
 
 def coefficients(sigma):
@@ -85,7 +86,7 @@ def test_the_weighted_dsm_is_the_regression_of_fs_target():
 
 def test_tangents_pass_through():
     """Of a network that carries them, and of one that does not: as by `torch.func.jvp`."""
-    config = tiny.config("cache", model__preconditioning="edm", model__dropout=0.0)
+    config = tiny.config("cache", **PRECONDITIONED, model__dropout=0.0)
     x, t = torch.rand(2, 1, 8, 8).double(), torch.rand(2).double() + 0.1
     for network in (models.create_model(config), EDM(First(), 0.5)):
         network = network.double().requires_grad_(False)
@@ -102,6 +103,28 @@ class First(torch.nn.Module):
 
 
 def test_it_is_for_the_continuous_ve_sde():
-    config = tiny.config("cache", model__preconditioning="edm", training__sde="vpsde")
+    config = tiny.config("cache", **PRECONDITIONED, training__sde="vpsde")
     with pytest.raises(UserError, match=r"model\.preconditioning"):
         models.create_score(config, models.create_model(config), sde_lib.from_config(config))
+
+
+def test_a_network_that_divides_by_its_condition_is_refused():
+    config = tiny.config("cache", model__preconditioning="edm", model__scale_by_sigma=True)
+    with pytest.raises(UserError, match=r"model\.scale_by_sigma"):
+        models.create_model(config)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "continuous", "sde"),
+    [("positional", True, "vesde"), ("fourier", False, "vesde"), ("positional", True, "vpsde")],
+)
+def test_an_embedding_of_another_condition_is_refused(embedding, continuous, sde):
+    """Under the VE SDE: labels are no noise levels."""
+    changes = {"model__embedding_type": embedding, "training__continuous": continuous}
+    config = tiny.config("cache", training__sde=sde, **changes)
+    build = functools.partial(models.create_score, config, First(), sde_lib.from_config(config))
+    if sde == "vpsde":
+        build()
+        return
+    with pytest.raises(UserError, match=r"model\.embedding_type.*training\.continuous"):
+        build()

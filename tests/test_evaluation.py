@@ -130,3 +130,12 @@ def test_features_of_different_networks_do_not_compare():
     other = FeatureSet(GOOD, None, ("another network",), {}, pathlib.Path("there"))
     with pytest.raises(UserError, match="another network"):
         evaluation.measure([PRDC], CONFIG, real, other)
+
+
+@pytest.mark.parametrize("values", [{"distance": float("nan")}, {"distanse": 1.0}])
+def test_values_of_a_metric_that_cannot_be_are_refused(values):
+    metric = evaluation.SampleMetric("mine", "mine", "", {"distance": ""}, lambda *_: values)
+    same = features(GOOD, [20, 30])
+    for mode in ("full", "class"):
+        with pytest.raises(UserError, match=r"mine.*distan"):
+            evaluation.measure([metric], CONFIG, same, same, mode)

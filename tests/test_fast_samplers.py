@@ -186,6 +186,16 @@ def test_evaluations_and_callbacks_are_counted(name):
     assert len(calls) == sampler.steps
 
 
+def test_steps_of_a_sampler_of_images_are_counted():
+    def of_images(denoiser, x, sigmas, randn_like, callback):
+        for sigma in sigmas[:-1]:
+            x = denoiser(x, sigma) / (1 + x.flatten(1).square().mean(1)[:, None, None, None])
+            callback()
+        return x
+
+    assert FastSampler(of_images, VESDE(), grids.karras(LAST, FIRST, 5)).steps == 5
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_last_step_denoises(name):
     """A denoiser that knows the answer gives it, from any x."""

@@ -255,6 +255,45 @@ def test_a_norm_over_the_batch_is_refused():
         jacobian.qc_regulariser(net, x, t)
 
 
+@pytest.mark.parametrize("name", [*jacobian.ESTIMATORS, jacobian.EXACT])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        torch.nn.BatchNorm2d(2),
+        torch.nn.BatchNorm2d(2, track_running_stats=False),
+        lambda h: torch.nn.functional.batch_norm(h, None, None, training=True),
+    ],
+)
+def test_a_norm_over_the_batch_in_a_function_is_refused(norm, name):
+    x, t = torch.rand(3, 2, 2, 2), torch.ones(3)
+    for function in (jacobian.qc_regulariser, jacobian.measure_asymmetry):
+        with pytest.raises(ValueError, match="batch norm"):
+            function(lambda x, t: norm(x), x, t, 1, name)
+    if isinstance(norm, torch.nn.BatchNorm2d) and norm.track_running_stats:
+        norm.eval()
+        _, r = jacobian.qc_regulariser(lambda x, t: norm(x), x, t, 1, name)
+        assert r.abs().max() < 1e-6
+        norm.train()
+
+
+@pytest.mark.parametrize(
+    ("vectors", "estimator", "named"),
+    [
+        (0, "paper", "vectors"),
+        (1.5, "paper", "vectors"),
+        (torch.ones(3, 4), "paper", "vectors"),
+        (torch.ones(2, 1, 4), "paper", "vectors"),
+        (torch.ones(0, 3, 4), "paper", "vectors"),
+        (1, "none such", "estimator"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(vectors, estimator, named):
+    x = torch.rand(3, 4)
+    for function in (jacobian.qc_regulariser, jacobian.measure_asymmetry):
+        with pytest.raises(ValueError, match=named):
+            function(lambda x, t: x, x, x[:, 0], vectors, estimator)
+
+
 # ---------------------------------------------------------------- a project of one's own
 
 

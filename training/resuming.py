@@ -62,10 +62,12 @@ def require_same_run(
     fixed = [name for name in changed if _is_fixed(name, before[name], step)]
     if fixed:
         differences = ", ".join(f"config.{n} {before[n]} (now {now[n]})" for n in fixed)
-        flags = " ".join(f"--config.{n}={before[n]}" for n in fixed)
+        # A flag cannot give None.
+        flags = [f"with --config.{n}={before[n]}" for n in fixed if before[n] is not None]
+        flags += [f"without --config.{n}" for n in fixed if before[n] is None]
         raise UserError(
-            f"{path} was trained with {differences}. Continue it with {flags}, or begin another "
-            "run with another --workdir."
+            f"{path} was trained with {differences}. Continue it {' '.join(flags)}, or begin "
+            "another run with another --workdir."
         )
     differences = ", ".join(f"{n} {now[n]} instead of {before[n]}" for n in changed)
     return [f"Changed: {differences}."] if changed else []

@@ -115,7 +115,7 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
     steps = scheduler["num_train_timesteps"]
     _require_positive(schedule, "num_train_timesteps", steps, int)
     for name in ("beta_start", "beta_end"):
-        _require_positive(schedule, name, scheduler[name], (int, float))
+        _require_positive(schedule, name, scheduler[name], (int, float), below=1)
     _require_positive(place, "in_channels", unet["in_channels"], int)
     data = {"num_channels": unet["in_channels"], "centered": True}
     size = unet["sample_size"]
@@ -191,10 +191,10 @@ def _json(path, directory):
     return content
 
 
-def _require_positive(path, name, value, kind):
-    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < float("inf"):
-        whole = "whole " if kind is int else ""
-        raise UserError(f"{path} has the {name} {value!r}; expected a positive {whole}number.")
+def _require_positive(path, name, value, kind, below=float("inf")):
+    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < below:
+        expected = "a positive whole number" if kind is int else f"a number between 0 and {below}"
+        raise UserError(f"{path} has the {name} {value!r}; expected {expected}.")
 
 
 def _defaults():

@@ -266,6 +266,7 @@ SPOILED = {
     "steps": lambda d: change(d / "scheduler/scheduler_config.json", num_train_timesteps="abc"),
     "no steps": lambda d: change(d / "scheduler/scheduler_config.json", num_train_timesteps=0),
     "beta": lambda d: change(d / "scheduler/scheduler_config.json", beta_start="x"),
+    "large beta": lambda d: change(d / "scheduler/scheduler_config.json", beta_end=2.0),
     "no weights": lambda d: (d / "unet/diffusion_pytorch_model.safetensors").unlink(),
     "no scheduler": lambda d: (d / "scheduler/scheduler_config.json").unlink(),
     "damaged": lambda d: (d / "unet/config.json").write_text("{"),

@@ -113,12 +113,14 @@ def train(
     training = job.config.training
     images = training.microbatch or training.batch_size // rank_and_size()[1]
     flops, fixed, each = step_of(job, images)
+    step = flops * training.batch_size
     datasets.source(job.config.data, "train")
     facts = {
         "parameters": f"{sum(p.numel() for p in job.model.parameters()):,}",
         "steps": f"{state.step} to {training.n_iters}, batch {training.batch_size}",
         "start": " ".join(notes),
-        "a step": tqdm.format_sizeof(flops * training.batch_size, "FLOP"),
+        "a step": tqdm.format_sizeof(step, "FLOP"),
+        "in all": tqdm.format_sizeof(step * max(training.n_iters - state.step, 0), "FLOP"),
         "memory": f"{in_bytes(fixed)} for weights, averages and moments, and {in_bytes(each)} for "
         f"each of {images} {job.domain.noun}: {in_bytes(fixed + each * images)}",
     }

@@ -164,8 +164,8 @@ def download_inception_weights() -> pathlib.Path:
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"The Inception weights could not be downloaded ({error}). Fetch {url} where "
-                "there is a network and name the file with --config.eval.inception_weights, or "
-                "take other features, such as --config.eval.features=classifier."
+                "there is a network and name the file with --config.eval.inception_weights. Other "
+                "features: --config.eval.features=dinov2 or, of images in classes, classifier."
             ) from None
     return path
 

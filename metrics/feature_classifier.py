@@ -134,7 +134,8 @@ class ClassifierFeatures:
         if labels.min() == labels.max():
             raise UserError(
                 f"All images of {dataset} are of one class, of which no classifier can be trained; "
-                "choose other features, such as --config.eval.features=inception."
+                "choose --config.eval.features=inception, with its weights downloaded or named by "
+                "--config.eval.inception_weights, or --config.eval.features=dinov2."
             )
         self.network = train_small_classifier(images, labels, device, cache)
         self.logit_width = self.network[1].out_features

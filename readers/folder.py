@@ -55,15 +55,15 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
     has_test = os.path.isdir(os.path.join(root, "test"))
     if has_test and share:
         raise UserError(
-            f"{root} has a directory test, so nothing need be held out of train; set data.holdout "
-            "to 0."
+            f"{root} has a directory test, so nothing need be held out of train; set "
+            "--config.data.holdout=0."
         )
     if split == "test" and has_test:
         place = os.path.join(root, "test")
     elif split == "test" and not share:
         raise MissingSplit(
             f"{root}/test is no directory; expected the test images, laid out as those of train "
-            "are, or a share that is held out, data.holdout."
+            "are, or a share that is held out, such as --config.data.holdout=0.1."
         )
     paths, labels = [], []
     for name in names if split == "train" else _class_names(root, place):
@@ -84,7 +84,15 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
         if not os.path.isfile(path):
             raise UserError(f"{path} is no file; expected nothing but images beside it.")
     if not paths and split == "test" and share:
-        raise MissingSplit(f"Of the images in {place} the share {share} is none.")
+        raise MissingSplit(
+            f"Of the images in {place} the share {share} is none; give a larger one with "
+            "--config.data.holdout."
+        )
+    if not paths and share:
+        raise UserError(
+            f"All images in {place} are of the held-out share {share}; hold out none with "
+            "--config.data.holdout=0 (--holdout 0 of scripts/own_images.py)."
+        )
     if not paths:
         raise UserError(f"{place} holds no images; expected <class>/<image>.")
     stamps = file_stamps(paths)

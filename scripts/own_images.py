@@ -106,13 +106,15 @@ def _data(root, size, channels, holdout):
     return config
 
 
-def largest_distance(data: ConfigDict) -> tuple[float, int]:
-    """The largest Euclidean distance of two training images in [0, 1], of at most MOST of them.
+def largest_distance(images: np.ndarray) -> tuple[float, int]:
+    """The largest Euclidean distance of two images in [0, 1], of at most MOST of them.
+
+    Args:
+        images: uint8 (N, C, H, W).
 
     Returns:
         The distance, and how many images were compared.
     """
-    images = datasets.load(data, "train").images
     chosen = np.random.default_rng(0).permutation(len(images))[:MOST]
     x = torch.from_numpy(images[np.sort(chosen)]).flatten(1).float() / 255
     # Without the mean the products are small, and so is what float32 rounds of them.
@@ -174,6 +176,13 @@ def cost(config: ConfigDict) -> str:
     )
 
 
+def print_commands(run: str, encode: str) -> None:
+    """Print how to train, sample and evaluate `run`, flags; `encode` are those of the features."""
+    print(f"  python main.py {run}")
+    print(f"  python run_lib_sampling.py {run} --png")
+    print(f"  python run_lib_evaluation.py {run} {encode} --kid")
+
+
 def describe(
     root: str | os.PathLike,
     size: int | None = None,
@@ -217,7 +226,9 @@ def describe(
     print(f"{root}: {count} training images{kinds}, and {found.held_out} that are held out")
     print(f"sizes: {shapes}{', …' if len(found.sizes) > 5 else ''}; channels: {channels}")
     print(f"modelled: {channels}×{size}×{size}, cropped about the centre and resized")
-    largest, compared = largest_distance(_data(root, size, channels, holdout))
+    # Both splits are decoded, so that a damaged file is found now and not after training.
+    train, _ = datasets.load_both(_data(root, size, channels, holdout))
+    largest, compared = largest_distance(train.images)
     print(f"largest distance of two of {compared} images in [0, 1]: {largest:.4g}")
     settings = noise_settings(largest, size, channels)
     ratio = ratio_of_levels(channels * size**2)
@@ -232,11 +243,12 @@ def describe(
     with atomic_write(path, "w") as file:
         fields = ",\n        ".join(f"{field}={value!r}" for field, value in fields.items())
         file.write(CONFIG.format(root=str(root), size=size, channels=channels, fields=fields))
-    run = f"--config {path} --workdir {name}"
     print(f"Wrote {path}. Train, draw samples, and compare them with the held-out images by:")
-    print(f"  python main.py {run}")
-    print(f"  python run_lib_sampling.py {run} --png")
-    print(f"  python run_lib_evaluation.py {run} --encode_dataset --encode --kid")
+    print_commands(f"--config {path} --workdir {name}", "--encode_dataset --encode")
+    if classes:
+        of_classes = f"--config.model.num_classes={len(classes)}"
+        print("or, class by class:")
+        print_commands(f"--config {path} --workdir {name}_classes {of_classes}", "--stat --latent")
     if on_cpu:
         print(
             f"Without a GPU this is a first look: at most {CPU_SIDE} pixels unless --size is given,"

@@ -146,7 +146,10 @@ def _load(path, mmap):
         with torch.serialization.safe_globals(NUMPY_FLOAT64):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
-        raise UserError(f"The checkpoint {path} does not exist.") from None
+        # A run that was stopped before its first snapshot has its resume point alone.
+        newest = pathlib.Path(path).parent.parent / "checkpoints-meta/checkpoint.pth"
+        advice = f" Its resume point can be sampled: --restore {newest}." * newest.exists()
+        raise UserError(f"The checkpoint {path} does not exist.{advice}") from None
     except Exception as error:  # PyTorch's reader raises many types on damaged files
         raise UserError(f"{path} {_what_is_wrong(path, error)}") from None
     if not isinstance(content, dict):

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import pathlib
+import tempfile
 import types
 from typing import Any
 
@@ -62,16 +63,30 @@ def read(directory: str | os.PathLike) -> dict[str, Any]:
         UserError: something is missing, or of a kind that is no score of the SDE ``ddpm``.
     """
     content, place = read_config(directory), _part(directory, "unet")
+    network = library().UNet2DModel
     try:
-        unet = library().UNet2DModel.from_pretrained(
-            place, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
+        unet, loading = network.from_pretrained(
+            place,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # diffusers raises many types, of files, fields and shapes
         raise UserError(
-            f"{place} has no weights that can be read as safetensors "
-            f"({str(error).strip().splitlines()[0]}); expected those of "
-            "UNet2DModel.save_pretrained."
+            f"{place} has no UNet2DModel that can be read with its weights as safetensors "
+            f"({' '.join(str(error).split())[:200]}); expected files of save_pretrained."
         ) from None
+    # diffusers only warns, and leaves such tensors random.
+    kinds = ("missing", "unexpected", "mismatched")
+    faults = {kind: sorted(map(str, loading[f"{kind}_keys"])) for kind in kinds}
+    if any(faults.values()):
+        found = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+            for kind, names in faults.items()
+            if names
+        )
+        raise UserError(f"The weights in {place} do not fit its config.json ({found}).")
     content["model"] = {f"unet.{name}": each for name, each in unet.state_dict().items()}
     return content
 
@@ -82,8 +97,10 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
     Raises:
         UserError: as `read`.
     """
-    unet = _json(_part(directory, "unet") / "config.json", directory)
-    scheduler = _json(_part(directory, "scheduler") / "scheduler_config.json", directory)
+    place = _part(directory, "unet") / "config.json"
+    unet = {**_defaults(), **_json(place, directory)}
+    schedule = _part(directory, "scheduler") / "scheduler_config.json"
+    scheduler = _json(schedule, directory)
     kind = unet.get("_class_name")
     if kind != "UNet2DModel":
         raise UserError(f"{directory} holds a {kind}; expected a UNet2DModel.")
@@ -96,16 +113,22 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
             "DDPM's, with a schedule of β."
         )
     steps = scheduler["num_train_timesteps"]
+    _require_positive(schedule, "num_train_timesteps", steps, int)
+    for name in ("beta_start", "beta_end"):
+        _require_positive(schedule, name, scheduler[name], (int, float), below=1)
+    _require_positive(place, "in_channels", unet["in_channels"], int)
     data = {"num_channels": unet["in_channels"], "centered": True}
-    size = unet.get("sample_size")
+    size = unet["sample_size"]
     if size is not None:
-        height, width = (size, None) if isinstance(size, int) else size
+        height, width = size if isinstance(size, list) and len(size) == 2 else (size, None)
+        for side in (height, width or height):
+            _require_positive(place, "sample_size", side, int)
         data |= {"image_size": height, "image_width": width if width != height else None}
     model = {
         "name": "diffusers",
         "energy": False,
         "unet": json.dumps(_changed(unet), sort_keys=True),
-        "dropout": unet.get("dropout", 0.0),
+        "dropout": unet["dropout"],
         "prediction_type": scheduler.get("prediction_type", "epsilon"),
         "beta_schedule": scheduler["beta_schedule"],
         "beta_min": steps * scheduler["beta_start"],
@@ -119,16 +142,19 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
 def write(directory: str | os.PathLike, network: Any, config: ConfigDict) -> None:
     """Write a `DiffusersUNet` with its scheduler as a `DDPMPipeline`, which diffusers loads.
 
+    It is written beside `directory` and renamed, so that no part of it is taken for the whole.
+
     Raises:
-        UserError: ``config.model.name`` is another one, or `directory` holds something.
+        UserError: ``config.model.name`` is another one, or `directory` is there and not empty.
     """
     if config.model.name != "diffusers":
         raise UserError(
             f"The model {config.model.name} is no network of diffusers; only one that was trained "
             "with config.model.name=diffusers can be written for it."
         )
-    if pathlib.Path(directory).exists() and os.listdir(directory):
-        raise UserError(f"{directory} is not empty; name a new directory.")
+    target = pathlib.Path(directory).resolve()
+    if target.exists() and not (target.is_dir() and not os.listdir(target)):
+        raise UserError(f"{target} is a file, or not empty; name a new directory.")
     model, steps = config.model, config.model.num_scales
     scheduler = library().DDPMScheduler(
         num_train_timesteps=steps,
@@ -137,7 +163,11 @@ def write(directory: str | os.PathLike, network: Any, config: ConfigDict) -> Non
         beta_schedule=model.beta_schedule,
         prediction_type=model.prediction_type,
     )
-    library().DDPMPipeline(network.unet, scheduler).save_pretrained(directory)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        part = os.path.join(temporary, target.name)
+        library().DDPMPipeline(network.unet, scheduler).save_pretrained(part)
+        os.replace(part, target)
 
 
 def _part(directory, name):
@@ -156,16 +186,27 @@ def _json(path, directory):
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a JSON object.")
     return content
+
+
+def _require_positive(path, name, value, kind, below=float("inf")):
+    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < below:
+        expected = "a positive whole number" if kind is int else f"a number between 0 and {below}"
+        raise UserError(f"{path} has the {name} {value!r}; expected {expected}.")
+
+
+def _defaults():
+    """The fields of a UNet2DModel's configuration with their defaults."""
+    parameters = inspect.signature(library().UNet2DModel.__init__).parameters
+    return {name: each.default for name, each in parameters.items() if name != "self"}
 
 
 def _changed(unet):
     """Of a UNet2DModel's configuration what differs from the defaults, but for its dropout."""
-    defaults = inspect.signature(library().UNet2DModel.__init__).parameters
     return {
-        name: value
-        for name, value in unet.items()
-        if name in defaults
-        and name != "dropout"
-        and json.dumps(value) != json.dumps(defaults[name].default)
+        name: unet[name]
+        for name, default in _defaults().items()
+        if name != "dropout" and json.dumps(unet[name]) != json.dumps(default)
     }

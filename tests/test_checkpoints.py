@@ -14,6 +14,7 @@ import models
 from configs import common
 from storage import checkpoints
 from storage.ema import EMA
+from storage.workdir import Workdir
 from utils import UserError
 
 OFFICIAL = sorted(path.name for path in golden.DIRECTORY.glob("official_*.pth"))
@@ -52,6 +53,18 @@ def test_published_files_load(name, entry):
     assert len(moments) == entry["n_shadow"]
     assert all(float(m["step"]) == entry["ema_num_updates"] for m in moments.values())
     assert state.optimizer.param_groups[0]["eps"] == 1e-8
+
+
+def test_a_run_without_a_snapshot_names_its_resume_point(tmp_path):
+    place = Workdir(str(tmp_path))
+    with pytest.raises(UserError) as error:
+        checkpoints.read(place.checkpoint())
+    assert "--restore" not in str(error.value)
+    place.resume_point.parent.mkdir()
+    place.resume_point.touch()
+    with pytest.raises(UserError) as error:
+        checkpoints.read(place.checkpoint())
+    assert f"--restore {place.resume_point}" in str(error.value)
 
 
 def test_our_files_come_back_whole(tmp_path, entry):

@@ -88,6 +88,14 @@ def test_the_newest_own_state_that_can_be_read_counts(here):
     assert resuming.find(place, None).content["step"] == 4
 
 
+@pytest.mark.parametrize("given", [{"restore": "x.pth"}, {"pretrained": "directory"}])
+def test_weights_that_come_too_late_are_noted(here, given):
+    ((field, name),) = given.items()
+    (note,) = resuming.find(Workdir("W"), **{"restore": None, **given}).notes
+    assert field in note
+    assert name in note
+
+
 @pytest.mark.parametrize(
     ("config", "restore"),
     [("digits", "classifier"), ("digits", "cas")],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from commands import ROOT, command
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from configs import common
 from models import jacobian
@@ -201,6 +202,31 @@ def test_export(place):
     assert again.sde == trained.sde
 
 
+def test_an_export_is_whole_or_not_there(tmp_path, monkeypatch):
+    write(tmp_path / "d")
+    trained = load(tmp_path / "d")
+    network, config = trained.score.net, trained.config
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for target in ("file", "d", ""):
+        with pytest.raises(UserError, match="name a new directory"):
+            pipelines.write(target, network, config)
+
+    def fail(self, directory):
+        raise OSError("full")
+
+    (tmp_path / "e").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(diffusers.DDPMScheduler, "save_pretrained", fail)
+        with pytest.raises(OSError, match="full"):
+            pipelines.write("e", network, config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "e", "file"]
+    assert list((tmp_path / "e").iterdir()) == []
+    pipelines.write("e", network, config)
+    x, step = images(2), torch.tensor([7.0, 900.0])
+    assert torch.equal(load(tmp_path / "e").score.net(x, step), network(x, step))
+
+
 @pytest.mark.slow
 def test_fine_tuning_lowers_the_asymmetry(place):
     few = ("--config.training.n_iters=50", "--config.loss.estimator=skew")
@@ -221,7 +247,26 @@ def change(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+def rename(directory, name):
+    """Write the weights anew under the names that the function `name` gives; None leaves one."""
+    path = directory / "unet/diffusion_pytorch_model.safetensors"
+    tensors = {name(old): tensor for old, tensor in load_file(path).items()}
+    save_file({new: tensor for new, tensor in tensors.items() if new}, path)
+
+
 SPOILED = {
+    "a tensor is missing": lambda d: rename(d, lambda n: None if n == "conv_in.bias" else n),
+    "a tensor is unexpected": lambda d: rename(d, lambda n: n.replace("conv_in.bias", "b")),
+    "prefixed names": lambda d: rename(d, lambda n: f"model.{n}"),
+    "other shapes": lambda d: change(d / "unet/config.json", block_out_channels=[8, 24]),
+    "no object": lambda d: (d / "unet/config.json").write_text("[1]"),
+    "channels": lambda d: change(d / "unet/config.json", in_channels="three"),
+    "size": lambda d: change(d / "unet/config.json", sample_size=[8, "a"]),
+    "blocks": lambda d: change(d / "unet/config.json", down_block_types=7),
+    "steps": lambda d: change(d / "scheduler/scheduler_config.json", num_train_timesteps="abc"),
+    "no steps": lambda d: change(d / "scheduler/scheduler_config.json", num_train_timesteps=0),
+    "beta": lambda d: change(d / "scheduler/scheduler_config.json", beta_start="x"),
+    "large beta": lambda d: change(d / "scheduler/scheduler_config.json", beta_end=2.0),
     "no weights": lambda d: (d / "unet/diffusion_pytorch_model.safetensors").unlink(),
     "no scheduler": lambda d: (d / "scheduler/scheduler_config.json").unlink(),
     "damaged": lambda d: (d / "unet/config.json").write_text("{"),
@@ -242,6 +287,32 @@ def test_other_directories_get_a_sentence(tmp_path, kind):
     SPOILED[kind](tmp_path)
     with pytest.raises(UserError):
         load(tmp_path)
+
+
+def test_fields_that_are_left_out_have_diffusers_defaults(tmp_path):
+    unet, _ = write(tmp_path)
+    path = tmp_path / "unet/config.json"
+    fields = json.loads(path.read_text())
+    for name in ("in_channels", "out_channels", "dropout", "act_fn"):
+        del fields[name]
+    path.write_text(json.dumps(fields))
+    x, step = images(2), torch.tensor([3.0, 500.0])
+    assert torch.equal(load(tmp_path).score.net(x, step), unet(x, step).sample)
+
+
+def test_older_names_of_attention_are_read(tmp_path):
+    """As in files of 2022, which diffusers renames itself."""
+    unet, _ = write(tmp_path)
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def name(n):
+        for new, old in older.items():
+            n = n.replace(new, old)
+        return n
+
+    rename(tmp_path, name)
+    x, step = images(2), torch.tensor([3.0, 500.0])
+    assert torch.equal(load(tmp_path).score.net(x, step), unet(x, step).sample)
 
 
 def test_mistakes_get_a_sentence(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import torch
 
 from configs import common
 from evaluation import SAMPLE_METRICS
+from metrics import encoding
 from utils import flatten
 
 PAGES = [
@@ -93,6 +94,20 @@ def test_the_notebooks_python_runs(tmp_path, monkeypatch):
     assert names["nfe"] == 11
     assert names["bits"].isfinite().all()
     assert names["values"]["loss"].isfinite()
+
+
+def test_the_features_for_own_pictures_run(monkeypatch):
+    monkeypatch.setattr(encoding, "EXTRACTORS", {})
+    (block,) = blocks(tiny.ROOT / "docs/own_pictures.md", "python")
+    exec(block, {})
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
+    extractor = encoding.EXTRACTORS["pixel_means"](None)
+    pool, logits = extractor(images)
+    assert pool.shape == (2, extractor.pool_width)
+    assert logits.shape == (2, extractor.logit_width)
+    # The part in row 1 and column 2, in green.
+    expected = images[:, 2:4, 6:9, 1].mean((1, 2)) / 255
+    np.testing.assert_allclose(pool[:, (1 * 8 + 2) * 3 + 1], expected, rtol=1e-6)
 
 
 def anchors(page):

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+import re
 import runpy
 
 import numpy as np
@@ -79,6 +80,31 @@ def test_mistakes_get_a_sentence(tmp_path):
     (folder(tmp_path / "b") / "train" / "x.png").write_text("no")
     with pytest.raises(UserError, match=r"x\.png cannot be read"):
         images.describe(tmp_path / "b")
+
+
+def test_a_damaged_file_that_is_held_out_is_found(tmp_path):
+    names = (f"x{number}.png" for number in range(100))
+    name = next(name for name in names if is_held_out(name, 0.1))
+    (folder(tmp_path / "a") / "train" / name).write_text("no")
+    with pytest.raises(UserError, match=f"{name} cannot be read"):
+        images.describe(tmp_path / "a", target=tmp_path / "own.py")
+
+
+def test_a_single_image_that_is_held_out_is_said_to_be(tmp_path):
+    names = (f"{number}.png" for number in range(100))
+    name = next(name for name in names if is_held_out(name, 0.1))
+    Image.new("RGB", (16, 16)).save(tmp_path / name)
+    with pytest.raises(UserError, match=r"held-out.*--holdout 0"):
+        images.describe(tmp_path, target=tmp_path / "own.py")
+
+
+def test_with_classes_both_kinds_of_commands_are_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(images, "cost", lambda config: "")
+    images.describe(shapes(tmp_path / "mine", 20, 16, classes=True), target="own.py")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "  python " in line]
+    assert ["--config.model.num_classes=2" in line for line in lines] == 3 * [False] + 3 * [True]
+    assert lines[-1].endswith("--stat --latent --kid")
 
 
 # ---------------------------------------------------------------- what is held out
@@ -172,18 +198,19 @@ class Blocks:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [False, True])
-def test_from_pictures_to_kid(tmp_path, monkeypatch, classes):
+def test_from_pictures_to_kid(tmp_path, monkeypatch, capsys, classes):
     """160 pictures of 64×64, modelled at 16×16 to be fast; the commands are those it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(encoding.EXTRACTORS, "inception", lambda config: Blocks())
     shapes(tmp_path / "mine", classes=classes)
     path = images.describe(tmp_path / "mine", size=16, target="own.py")
     run = functools.partial(command, cwd=tmp_path, extra=["--config.training.n_iters=500"])
-    scripts = "main.py", "run_lib_sampling.py", "run_lib_evaluation.py"
-    for script, flags in zip(scripts, ("", "--png", "--encode_dataset --encode --kid")):
-        done = run(f"{script} --config {path} --workdir W {flags}")
+    said = capsys.readouterr().out
+    for line in re.findall(r"^  python (.*)", said, re.MULTILINE)[-3:]:
+        done = run(line)
         assert done.returncode == 0, done.stdout + done.stderr
-    recorded = json.loads((tmp_path / "results/W/metrics.json").read_text())
+    name = "mine_classes" if classes else "mine"
+    recorded = json.loads((tmp_path / f"results/{name}/metrics.json").read_text())
     (found,) = (each for name, each in recorded.items() if name.startswith("kid"))
     config = runpy.run_path(path)["get_config"]()
     real = datasets.load(config.data, "test").images.transpose(0, 2, 3, 1)

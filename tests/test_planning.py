@@ -1,6 +1,7 @@
 """--dry_run: what it counts, that it writes nothing, and that it fails where the command would."""
 
 import math
+import re
 
 import pytest
 import tiny
@@ -65,6 +66,17 @@ def test_a_dry_run_fails_where_the_command_would(run, line, named):
     script, *typed = line.split()
     for dry in ([], ["--dry_run"]):
         tiny.check_sentence(command(script, here, [*flags, *typed, *dry]), named)
+
+
+def test_a_training_costs_its_remaining_steps(run, cache, capsys):
+    config = tiny.config(cache, training__n_iters=14)
+    planning.train(config, "W", None, ScoreTraining)
+    said = capsys.readouterr().out
+    step, total = (
+        float(number) * 1000 ** " kMGT".index(scale or " ")
+        for number, scale in re.findall(r"(?:a step|in all): ([\d.]+)([kMGT]?)FLOP", said)
+    )
+    assert total == pytest.approx(10 * step, rel=0.01)  # 4 are done; both are rounded
 
 
 def test_flops_are_those_of_pytorchs_counter(cache):

@@ -148,7 +148,7 @@ def find(place: Workdir, restore: str | os.PathLike | None, pretrained: str | No
 
     The newest state is the resume point or, where that is of a later step, the last snapshot. A
     damaged file is ignored if there is another one. Weights that are `pretrained`, see
-    `pipelines.local`, take the place of new ones.
+    `pipelines.local`, take the place of new ones. Arguments that are ignored are noted.
 
     Raises:
         UserError: there are such files, and none can be read.
@@ -172,7 +172,8 @@ def find(place: Workdir, restore: str | os.PathLike | None, pretrained: str | No
                 break  # older snapshots are of earlier steps
     if states:
         _, path, content = max(states, key=lambda state: state[0])
-        notes = [f"--restore {restore} is ignored: the run has begun."] if restore else []
+        given = {"--restore": restore, "config.model.pretrained": pretrained}
+        notes = [f"{n} {each} is ignored: the run has begun." for n, each in given.items() if each]
         return Start(path, content, True, (*faults, *notes))
     if faults:
         raise UserError(faults[0].removeprefix("Ignored: "))

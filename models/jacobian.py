@@ -21,6 +21,7 @@ import contextlib
 import functools
 import importlib
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -138,7 +139,7 @@ def as_vectors(
                 f"{', '.join(map(str, x.shape))}), with K of at least 1."
             )
         return vectors
-    if not isinstance(vectors, int) or vectors < 1:
+    if not isinstance(vectors, numbers.Integral) or vectors < 1:
         raise ValueError(f"vectors is {vectors!r}; expected a tensor or a number of at least 1.")
     shape = (vectors, *x.shape)
     return rademacher(torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))
@@ -215,7 +216,10 @@ def matrix(value_and_jvp: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def vjp(score: Callable, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Jᵀv (K, B, …) for K cotangents v of a `score(x, t)` at x (B, …) and t (B,)."""
+    """Jᵀv (K, B, …) for K cotangents v of a `score(x, t)` at x (B, …) and t (B,).
+
+    A norm over the batch is not refused here, but in the Jacobian-vector products.
+    """
     return value_and_vjp(score, x, t, v)[1]
 
 

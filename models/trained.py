@@ -21,7 +21,7 @@ from storage import checkpoints, descriptions, pipelines
 from storage.ema import EMA
 from storage.settings import describes_classifier
 from storage.workdir import Workdir
-from utils import UserError, get_device
+from utils import UserError, get_device, log
 
 # What a classifier and the score model that it guides must have in common.
 SHARED_DATA = ("data.centered", "data.image_size", "data.num_channels")
@@ -240,6 +240,8 @@ def adopt_from_checkpoints(
             continue
         if before is None or (kind == "classifier") != ("classifier" in before):
             continue
+        if "model.pretrained" in typed and os.path.isfile(path):
+            log.info("config.model.pretrained is ignored: the weights are those of %s.", path)
         # The score model's fields are those of its own checkpoint.
         fields = descriptions.model_fields(before) if kind == "classifier" else ()
         keep = [name for name in fields if name.startswith("model.")]

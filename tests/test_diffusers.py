@@ -196,6 +196,9 @@ def test_export(place):
     assert torch.equal(noise, trained.score.net(x, step))
     assert not torch.equal(noise, load(place / "tiny").score.net(x, step))
     assert torch.equal(pipeline.scheduler.alphas_cumprod, diffusers.DDPMScheduler().alphas_cumprod)
+    for workdir, noted in (("new", False), ("E", True)):
+        said = run(f"run_lib_sampling.py --workdir {workdir} --dry_run", place)
+        assert ("config.model.pretrained is ignored" in said) == noted
     # And back.
     again = load(place / "out")
     assert torch.equal(noise, again.score.net(x, step))

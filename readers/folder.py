@@ -91,7 +91,7 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
     if not paths and share:
         raise UserError(
             f"All images in {place} are of the held-out share {share}; hold out none with "
-            "--config.data.holdout=0 (--holdout 0 of scripts/own_images.py)."
+            "--config.data.holdout=0, or a share of 0 in scripts/own_images.py."
         )
     if not paths:
         raise UserError(f"{place} holds no images; expected <class>/<image>.")

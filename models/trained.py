@@ -193,13 +193,14 @@ def load_sampling_model(
 def trained_weights(config: ml_collections.ConfigDict, place: Workdir) -> str | os.PathLike:
     """The workdir's checkpoint of ``config.eval.checkpoint_idx``, by default the newest.
 
-    Where there is none yet, by default the weights that ``config.model.pretrained`` names.
+    Before a training there begins, by default the weights that ``config.model.pretrained`` names.
 
     Raises:
         UserError: those cannot be had.
     """
     path, pretrained = place.checkpoint(config.eval.checkpoint_idx), config.model.get("pretrained")
-    if pretrained is None or config.eval.checkpoint_idx is not None or path.exists():
+    begun = path.exists() or place.resume_point.exists()
+    if pretrained is None or config.eval.checkpoint_idx is not None or begun:
         return path
     return pipelines.local(pretrained)
 

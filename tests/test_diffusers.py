@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from configs import common
 from models import jacobian
 from models.labels import NO_LABEL
-from models.trained import load_score
+from models.trained import load_score, trained_weights
 from samplers.denoisers import Denoiser
 from samplers.deterministic import euler
 from sde_lib import BETA_SCHEDULES
 from storage import checkpoints, pipelines
+from storage.workdir import Workdir
 from utils import UserError
 
 diffusers = pytest.importorskip("diffusers")
@@ -329,3 +330,13 @@ def test_mistakes_get_a_sentence(tmp_path, monkeypatch):
         pipelines.local("no/such")
     with pytest.raises(UserError, match=r"config\.json"):
         checkpoints.read(tmp_path)
+
+
+def test_a_run_that_has_begun_is_not_its_pretrained_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "d")
+    config, place = common.diffusers("folder", str(tmp_path / "d")), Workdir("W")
+    assert trained_weights(config, place) == pipelines.local(str(tmp_path / "d"))
+    place.resume_point.parent.mkdir(parents=True)
+    place.resume_point.touch()
+    assert trained_weights(config, place) == place.checkpoint()

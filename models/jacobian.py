@@ -20,6 +20,7 @@ Vectors are slice-major: (K, B, C, H, W) for K vectors for each of B images.
 import contextlib
 import functools
 import importlib
+import inspect
 import math
 import numbers
 import warnings
@@ -338,24 +339,12 @@ class SeparateImages(TorchFunctionMode):
     """Within the context a batch norm over the batch raises a ValueError."""
 
     def __torch_function__(self, function, types, arguments=(), options=None):
+        options = options or {}
         if function is F.batch_norm:
-            require_fixed_statistics(*arguments, **(options or {}))
-        return function(*arguments, **(options or {}))
-
-
-def require_fixed_statistics(
-    input: torch.Tensor,
-    running_mean: torch.Tensor | None = None,
-    running_var: torch.Tensor | None = None,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> None:
-    """Raise a ValueError if `F.batch_norm` with these arguments takes statistics of the batch."""
-    if training or running_mean is None:
-        raise ValueError(NORM_OVER_BATCH.format("A batch norm"))
+            given = inspect.signature(function).bind(*arguments, **options).arguments
+            if given.get("training") or given.get("running_mean") is None:
+                raise ValueError(NORM_OVER_BATCH.format("A batch norm"))
+        return function(*arguments, **options)
 
 
 def layer_norm(

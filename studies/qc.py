@@ -21,6 +21,7 @@ from utils import require_positive
 
 CONFIG = "configs/fashion_mnist/qc.py"
 SAMPLERS = {"pc": "--num_scales=50", "heun": "--steps=20", "churn": "--steps=20"}
+ENDINGS = {"pc": "", "heun": "_heun", "churn": "_churn"}  # of the metrics' names, as published
 SAMPLES, TRAIN_IMAGES = 300, 10_000
 VARIANTS = {  # name -> the flags of training
     "U": ["--balancing_fac=0"],
@@ -64,7 +65,7 @@ def measure(workdir, scored, drawn):
     found = {"NLL (bits/dim)": recorded["nll_ema"]["bits_per_dim"]}
     found |= {"Asym": asym["asym"], "NAsym": asym["nasym"]}
     for sampler in SAMPLERS if drawn else ():
-        metrics = common.sample_metrics(recorded, f"_{sampler}")
+        metrics = common.sample_metrics(recorded, ENDINGS[sampler])
         found |= {f"{sampler}: {name}": value for name, value in metrics.items()}
     return found
 

@@ -13,13 +13,11 @@ from models.ncsnpp import NCSNpp, NCSNppMod
 from models.points import MoonsClassifier, MoonsNet, PlaneNet
 from models.resnet import NoiseConditionedResNet
 from models.scores import EnergyScore, Score
-from models.transformer import Transformer
 from utils import UserError, lookup
 
 MODELS = {
     "ncsnpp": NCSNpp.from_config,
     "ncsnpp_mod": NCSNppMod.from_config,
-    "transformer": Transformer.from_config,
     "diffusers": DiffusersUNet.from_config,
     "plane": PlaneNet.from_config,
     "moons": MoonsNet.from_config,

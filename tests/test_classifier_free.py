@@ -18,6 +18,7 @@ import run_lib
 import sampling
 import sde_lib
 from configs import common
+from configs import points as plane
 from configs.demo import digits_cfg, digits_cfg_guided
 from metrics import encoding, feature_classifier  # noqa: F401 (imported here, the forks need not)
 from models.labels import NO_LABEL
@@ -155,10 +156,8 @@ def test_derivatives_are_those_at_the_labels(kind):
 
 
 def test_mistaken_networks_get_a_sentence():
-    config = common.other_network(digits_cfg.get_config(), "transformer", patch_size=2, width=8)
-    config.model.update({"depth": 1, "heads": 1, "mlp_ratio": 1, "fourier_scale": 1.0})
-    models.create_model(config)
-    config.model.num_classes = 10
+    config = plane.plane("moons", "usbm")
+    config.model.num_classes = 2
     with pytest.raises(UserError, match=r"model\.num_classes"):
         models.create_model(config)
     with pytest.raises(UserError, match=r"model\.conditional"):

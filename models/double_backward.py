@@ -1,12 +1,11 @@
-"""Conv2d and BatchNorm2d with a custom double backward.
+"""BatchNorm2d with a custom double backward.
 
-DLSM differentiates the input gradient of a classifier once more. PyTorch derives that for both
-layers, but takes a convolution's weight gradient with kernels as large as the maps, and saves the
-results of dozens of passes over a batch norm's maps. Here the second derivative costs about as much
-as the first. The batch norm's kernels can be compiled, since autograd never differentiates them.
-Maps are (B, C, H, W).
+DLSM differentiates the input gradient of a classifier once more. PyTorch derives that for a batch
+norm by dozens of passes over its maps (B, C, H, W), whose results it saves. Here the second
+derivative costs about as much as the first. The kernels can be compiled, since autograd never
+differentiates them.
 
-Batch norm. With n = (x − mean)/std over the batch of all processes, and ⟨·⟩ the mean over it,
+With n = (x − mean)/std over the batch of all processes, and ⟨·⟩ the mean over it,
     y = relu(γ n + β + shortcut).
 The gradient a of what is in the brackets gives x the gradient
     G = γ/std · P a,    P a = a − ⟨a⟩ − n ⟨n a⟩.
@@ -21,74 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 import distributed
-
-# ---------------------------------------------------------------- convolution
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution without bias, before a batch norm."""
-
-    def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1) -> None:
-        super().__init__(
-            channels_in, channels_out, size, stride=stride, padding=size // 2, bias=False
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return convolve(x, self.weight, self.stride, self.padding)
-
-
-def convolve(
-    x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
-) -> torch.Tensor:
-    """The convolution of x (B, C, H, W) without bias, in autocast's precision."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
-    # A view, because the autograd engine answers for nodes only, not for leaves; see `backward`.
-    return _Convolution.apply(x, weight.view_as(weight), stride, padding)
-
-
-class _Convolution(Function):
-    @staticmethod
-    def forward(ctx, x, weight, stride, padding):
-        ctx.save_for_backward(x, weight)
-        ctx.geometry = stride, padding
-        return F.conv2d(x, weight, None, stride, padding)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        over_x = over_weight = None
-        if ctx.needs_input_grad[0]:
-            over_x = _InputGradient.apply(grad, weight, x.shape, *ctx.geometry)
-        # `needs_input_grad` is also true where `autograd.grad` is called for the input alone.
-        node, _ = ctx.next_functions[1]
-        if ctx.needs_input_grad[1] and torch._C._will_engine_execute_node(node):
-            over_weight = conv2d_weight(x, weight.shape, grad, *ctx.geometry)
-        return over_x, over_weight, None, None
-
-
-class _InputGradient(Function):
-    @staticmethod
-    def forward(ctx, grad, weight, shape, stride, padding):
-        ctx.save_for_backward(grad, weight)
-        ctx.geometry = stride, padding
-        return conv2d_input(shape, weight, grad, stride, padding)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, u):
-        grad, weight = ctx.saved_tensors
-        over_grad = F.conv2d(u, weight, None, *ctx.geometry)
-        over_weight = conv2d_weight(u, weight.shape, grad, *ctx.geometry)
-        return over_grad, over_weight, None, None, None
-
-
-# ---------------------------------------------------------------- batch norm
 
 
 class BatchNorm2d(nn.BatchNorm2d):

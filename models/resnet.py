@@ -15,7 +15,12 @@ from torch import nn
 
 import domains
 from models import layers
-from models.double_backward import BatchNorm2d, Conv2d
+from models.double_backward import BatchNorm2d
+
+
+def convolution(channels_in: int, channels_out: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias, before a batch norm."""
+    return nn.Conv2d(channels_in, channels_out, size, stride, padding=size // 2, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -23,21 +28,21 @@ class BasicBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = Conv2d(channels_in, channels_out, 3, stride)
+        self.conv1 = convolution(channels_in, channels_out, 3, stride)
         self.bn1 = BatchNorm2d(channels_out)
-        self.conv2 = Conv2d(channels_out, channels_out, 3)
+        self.conv2 = convolution(channels_out, channels_out, 3)
         self.bn2 = BatchNorm2d(channels_out)
         self.shortcut = nn.Sequential()
         if stride != 1 or channels_in != channels_out:
             self.shortcut = nn.Sequential(
-                Conv2d(channels_in, channels_out, 1, stride), BatchNorm2d(channels_out)
+                convolution(channels_in, channels_out, 1, stride), BatchNorm2d(channels_out)
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.conv2(self.bn1.normalise(self.conv1(x)))
         if len(self.shortcut):
-            convolution, norm = self.shortcut
-            x = norm.normalise(convolution(x), relu=False)
+            conv, norm = self.shortcut
+            x = norm.normalise(conv(x), relu=False)
         return self.bn2.normalise(h, shortcut=x)
 
 
@@ -58,7 +63,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = range(1, len(widths) + 1)
-        self.conv1 = Conv2d(channels, widths[0], 3)
+        self.conv1 = convolution(channels, widths[0], 3)
         self.bn1 = BatchNorm2d(widths[0])
         for stage, width in zip(self.stages, widths):
             self.add_module(f"dense_{stage}", layers.Linear(temb_dim, width))

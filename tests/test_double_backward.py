@@ -1,4 +1,4 @@
-"""Conv2d and BatchNorm2d with a custom double backward, against PyTorch's own."""
+"""BatchNorm2d with a custom double backward, against PyTorch's own."""
 
 import pytest
 import torch
@@ -19,14 +19,6 @@ def reference_norm(x, weight, bias, shortcut, relu):
 
 def norm(x, weight, bias, shortcut, relu):
     return double_backward.normalise(x, weight, bias, EPS, shortcut, relu, double_backward.KERNELS)
-
-
-def convolve(x, weight, stride):
-    return double_backward.convolve(x, weight, (stride, stride), (1, 1))
-
-
-def reference_convolve(x, weight, stride):
-    return F.conv2d(x, weight, None, stride, 1)
 
 
 def norm_inputs(with_shortcut, memory_format=torch.contiguous_format):
@@ -59,40 +51,6 @@ def test_norms(relu, with_shortcut, memory_format):
     ours = gradients(lambda *i: norm(*i, *missing, relu), inputs, penalised)
     theirs = gradients(lambda *i: reference_norm(*i, *missing, relu), inputs, penalised)
     torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_convolutions(stride):
-    torch.manual_seed(0)
-    x, weight = (
-        torch.randn(2, 3, 6, 6, device=DEVICE).double(),
-        torch.randn(4, 3, 3, 3, device=DEVICE).double(),
-    )
-    inputs = [x.requires_grad_(), weight.requires_grad_()]
-    ours = gradients(lambda *i: convolve(*i, stride), inputs, [0])
-    theirs = gradients(lambda *i: reference_convolve(*i, stride), inputs, [0])
-    torch.testing.assert_close(ours, theirs)
-
-
-def test_the_inputs_gradient_costs_no_weights_gradient(monkeypatch):
-    """Asked for the gradient of the images alone, no convolution computes its weight's."""
-    calls = []
-    weight_gradient = double_backward.conv2d_weight
-    monkeypatch.setattr(
-        double_backward, "conv2d_weight", lambda *a: calls.append(1) or weight_gradient(*a)
-    )
-    x, weight = (
-        torch.rand(1, 1, 4, 4, device=DEVICE),
-        torch.rand(1, 1, 3, 3, requires_grad=True, device=DEVICE),
-    )
-    x.requires_grad_()
-    y = convolve(convolve(x, weight, 1), weight, 1)
-    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    assert not calls
-    first.square().sum().backward()
-    assert len(calls) == 2  # y's own pass adds nothing: it is linear
-    (convolve(x, weight, 1)).sum().backward()
-    assert len(calls) == 3
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from samplers.deterministic import NoiseLike, no_callback
 from samplers.fast import FastSampler
 from samplers.noise import PerImageNoise, SeededNoise
 from samplers.ode import MAX_NFE, ODECallback, integrate
-from sde_lib import SDE, ReverseSDE, ScoreFunction, expand
+from sde_lib import SDE, VPSDE, ReverseSDE, ScoreFunction, expand
 from utils import UserError, lookup
 
 # ---------------------------------------------------------------- predictors
@@ -208,7 +208,7 @@ class PCSampler:
         """
         score = CountedScore(score)
         reverse = ReverseSDE(self.sde, score, self.probability_flow)
-        x = self.sde.prior_sampling(latents)
+        x = latents * self.sde.prior_std()
         mean = x
         for time in torch.linspace(self.sde.T, self.sde.sampling_eps, self.sde.N, device=x.device):
             t = time.expand(len(x))
@@ -256,7 +256,7 @@ class ODESampler:
         eps, flow = self.sde.sampling_eps, ReverseSDE(self.sde, score, probability_flow=True)
         x, nfe = integrate(
             lambda t, x: flow.sde(x, t.expand(len(x)))[0],
-            self.sde.prior_sampling(latents),
+            latents * self.sde.prior_std(),
             self.sde.T,
             eps,
             rtol=self.rtol,
@@ -274,11 +274,11 @@ class ODESampler:
 
 def pc_sampler(sampling: ml_collections.ConfigDict, sde: SDE) -> PCSampler:
     """The entry `pc` of `SAMPLERS`."""
-    if sde.least_steps > sde.N:
+    if isinstance(sde, VPSDE) and sde.beta_max >= sde.N:  # some β_i, up to β1/N, would reach 1
         raise UserError(
             f"The sampler pc would take {sde.N} steps, but with config.model.beta_max at "
-            f"{sde.beta_max} it needs at least {sde.least_steps}; set config.sampling.num_scales, "
-            "or where that is not set config.model.num_scales."
+            f"{sde.beta_max} it needs more; set config.sampling.num_scales, or where that is not "
+            "set config.model.num_scales."
         )
     return PCSampler(
         sde=sde,

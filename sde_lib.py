@@ -10,7 +10,7 @@ and an entry of `SDES`.
 import dataclasses
 import functools
 import math
-from typing import Protocol
+from collections.abc import Callable
 
 import ml_collections
 import numpy as np
@@ -18,14 +18,10 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 
-from utils import UserError, lookup
+from utils import UserError, lookup, take
 
-
-class ScoreFunction(Protocol):
-    """What samplers, guidance, DSM and likelihoods take."""
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """s (B, ...) at x (B, ...) and t (B,)."""
+ScoreFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""s (B, ...) at x (B, ...) and t (B,): what samplers, guidance, DSM and likelihoods take."""
 
 
 def expand(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -53,11 +49,9 @@ class SDE:
         T: the largest time.
         sampling_eps: smallest time of samplers and of classifier training.
         likelihood_eps: smallest time of the likelihood's ODE.
-        least_steps: the smallest N that predictors and correctors can do with.
     """
 
     T = 1.0
-    least_steps = 1
     sampling_eps = 1e-3
     likelihood_eps = 1e-5
     N: int
@@ -88,10 +82,6 @@ class SDE:
     def prior_std(self) -> float:
         """Standard deviation of the prior, a centred Gaussian."""
         return 1.0
-
-    def prior_sampling(self, noise: torch.Tensor) -> torch.Tensor:
-        """Standard normal `noise` scaled to the prior."""
-        return noise * self.prior_std()
 
     def prior_logp(self, z: torch.Tensor) -> torch.Tensor:
         """Log density (B,) of latents `z` under the prior."""
@@ -227,27 +217,10 @@ class VariancePreserving(SDE):
             _, std = self.marginal_prob(t, t)
             return t * 999, -1 / std
         label = t * (self.N - 1) / self.T
-        return label, -1 / self._table(t, self._discrete_std)[label.long()]
-
-    def _discrete_std(self, device):
-        """√(1 − ᾱ_i) (N,) of the discrete chain, ᾱ_i the product of 1 − β_j up to i."""
-        beta = self.discrete_beta(torch.arange(self.N, device=device, dtype=torch.float64))
-        return torch.sqrt(1 - torch.cumprod(1 - beta, dim=0))
-
-    @functools.cached_property
-    def _tables(self):
-        """The tables that are known, by name, device and dtype."""
-        return {}
-
-    def _table(self, like, compute):
-        """``compute(device)`` on the device and of the dtype of `like`, computed once for each."""
-        key = compute.__name__, like.device, like.dtype
-        if key in self._tables:
-            return self._tables[key]
-        table = compute(like.device).to(like.device, like.dtype)
-        if type(table) is torch.Tensor:  # and not a fake one, which holds no numbers
-            self._tables[key] = table
-        return table
+        # √(1 − ᾱ_i) of the discrete chain, ᾱ_i the product of 1 − β_j up to i.
+        beta = self.discrete_beta(torch.arange(self.N, device=t.device, dtype=torch.float64))
+        stds = torch.sqrt(1 - torch.cumprod(1 - beta, dim=0)).to(t.dtype)
+        return label, -1 / stds[label.long()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,11 +230,6 @@ class VPSDE(VariancePreserving):
     beta_min: float = 0.1
     beta_max: float = 20.0
     N: int = 1000
-
-    @property
-    def least_steps(self) -> int:
-        """With it the largest β_i, β1/N, is below 1."""
-        return math.floor(self.beta_max) + 1
 
     def beta(self, t: torch.Tensor) -> torch.Tensor:
         return self.beta_min + t * (self.beta_max - self.beta_min)
@@ -357,13 +325,10 @@ class DDPM(VariancePreserving):
 
     def _cubic(self, t):
         """The coefficients (4, …) of c about the start of each t's piece, and t from there."""
-        table = self._table(t, self._coefficients)
+        table = torch.from_numpy(self._log_mean.c).to(t.device, t.dtype)
         pieces = self.length - 1
         piece = (t * pieces).long().clamp(0, pieces - 1)
         return table[:, piece], t - piece.to(t.dtype) / pieces
-
-    def _coefficients(self, device):
-        return torch.from_numpy(self._log_mean.c)
 
     def log_mean_coeff(self, t: torch.Tensor) -> torch.Tensor:
         (a, b, c, d), u = self._cubic(t)
@@ -461,13 +426,9 @@ class ReverseSDE:
 
 
 def _ddpm(model, N):
-    if "beta_schedule" not in model:
-        raise UserError(
-            "config.training.sde=ddpm needs config.model.beta_schedule, which only the "
-            "configurations of diffusers models have (configs/diffusers)."
-        )
-    lookup(BETA_SCHEDULES, model.beta_schedule, "config.model.beta_schedule")
-    return DDPM(model.beta_min, model.beta_max, N, model.beta_schedule, length=N)
+    schedule = take(model, ["beta_schedule"])["beta_schedule"]
+    lookup(BETA_SCHEDULES, schedule, "config.model.beta_schedule")
+    return DDPM(model.beta_min, model.beta_max, N, schedule, length=N)
 
 
 SDES = {
@@ -484,33 +445,7 @@ def from_config(config: ml_collections.ConfigDict) -> SDE:
     """The SDE that ``config.training.sde`` names, with ``config.model.num_scales`` steps.
 
     Raises:
-        UserError: the name is unknown, or methods of an added SDE contradict each other.
+        UserError: the name is unknown, or ddpm lacks a known ``config.model.beta_schedule``.
     """
     build = lookup(SDES, str(config.training.sde).lower(), "config.training.sde")
-    sde = build(config.model, config.model.num_scales)
-    if type(sde).__module__ != __name__:  # those of this file are also built of fake tensors
-        require_consistent(sde)
-    return sde
-
-
-def require_consistent(sde: SDE) -> None:
-    """Raise a UserError if methods of `sde` contradict each other, at a few times.
-
-    For the drift a(t)·x, scale' = a·scale and (std²)' = 2a·std² + g². `time` inverts
-    `noise_level`.
-    """
-    t = sde.T * torch.tensor([0.23, 0.51, 0.77], dtype=torch.float64)
-    one, h = torch.ones(3, 1, dtype=torch.float64), 1e-3 * sde.T
-    drift, g = sde.sde(one, t)
-    (m0, s0), (mean, std), (m1, s1) = (sde.marginal_prob(one, t + d) for d in (-h, 0, h))
-    pairs = [
-        ((m1 - m0) / (2 * h), drift * mean),
-        ((s1**2 - s0**2) / (2 * h) - 2 * drift[:, 0] * std**2, g**2),
-    ]
-    if type(sde).time is not SDE.time:
-        pairs.append((torch.tensor([sde.time(sde.noise_level(each)) for each in t.tolist()]), t))
-    if not all(torch.allclose(a.double(), b.double(), rtol=1e-2, atol=1e-9) for a, b in pairs):
-        raise UserError(
-            f"The methods sde, marginal_prob and time of {type(sde).__name__} contradict each "
-            "other; override them together (docs/extending.md)."
-        )
+    return build(config.model, config.model.num_scales)

@@ -20,7 +20,6 @@ Vectors are slice-major: (K, B, C, H, W) for K vectors for each of B images.
 import contextlib
 import functools
 import importlib
-import inspect
 import math
 import numbers
 import warnings
@@ -31,7 +30,6 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 EXACT = "exact"
@@ -73,7 +71,7 @@ def qc_regulariser(
         return value, asymmetry(J)
     v, estimator = as_vectors(vectors, x, generator), as_function(estimator)
     with replay_dropout(x.device), torch.no_grad():
-        p = score_jvp(score, x, t, v)  # first: it refuses a norm over the batch
+        _, p = score_value_and_jvp(score, x, t, v)  # first: it refuses a norm over the batch
     with replay_dropout(x.device):
         q = vjp(score, x, t, v)
     over_p, over_q = partial_derivatives(estimator, p, q)
@@ -102,7 +100,7 @@ def measure_asymmetry(
         asym, square = asymmetry(J), J.square().sum((1, 2))
     else:
         v = as_vectors(vectors, x, generator)
-        p, q = score_jvp(score, x, t, v), vjp(score, x, t, v)
+        (_, p), q = score_value_and_jvp(score, x, t, v), vjp(score, x, t, v)
         asym, square = as_function(estimator)(p, q).mean(0), dot(q, q).mean(0)
     return asym, 0.5 * asym / (square + 1e-8)
 
@@ -240,40 +238,13 @@ def value_and_vjp(
     return out.detach(), torch.stack(q)
 
 
-def score_jvp(score: Callable, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """J v (K, B, …) for K vectors v, by the score's own method `jvp` where it has one."""
-    if hasattr(score, "jvp"):
-        return score.jvp(x, t, v)
-    return score_value_and_jvp(score, x, t, v)[1]
-
-
 def score_value_and_jvp(
     score: Callable, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """s (B, …) and J v (K, B, …) for K vectors v, by the score's own method where it has one."""
     if hasattr(score, "value_and_jvp"):
         return score.value_and_jvp(x, t, v)
-    if name := norm_over_batch(score):
-        raise ValueError(NORM_OVER_BATCH.format(f"The batch norm {name}"))
     return value_and_jvp(lambda x: score(x, t), x, v)
-
-
-NORM_OVER_BATCH = (
-    "{} lets the images of a batch depend on each other in training; products with the Jacobian of "
-    "one image's score need a network without."
-)
-
-
-def norm_over_batch(network: Callable) -> str | None:
-    """The name of a batch norm in `network` that takes its statistics of the batch, or None.
-
-    The score of an image then depends on the other images, and J is not that of one image.
-    """
-    modules = network.named_modules() if isinstance(network, torch.nn.Module) else ()
-    for name, module in modules:
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            return name
-    return None
 
 
 def value_and_jvp(
@@ -290,7 +261,7 @@ def value_and_jvp(
     products = torch.func.vmap(
         lambda tangent: torch.func.jvp(f, (x,), (tangent,)), out_dims=(None, 0), randomness="same"
     )
-    with eager_higher_derivatives(), SeparateImages():
+    with eager_higher_derivatives(), Replaced({F.batch_norm: batch_norm}):
         try:
             return products(v)
         except RuntimeError as error:
@@ -316,7 +287,7 @@ def _load():
 @contextlib.contextmanager
 def higher_derivatives() -> Iterator[None]:
     """Within the context attention and the functions of `REPLACED` have higher derivatives."""
-    with sdpa_kernel(SDPBackend.MATH), Replaced():
+    with sdpa_kernel(SDPBackend.MATH), Replaced(REPLACED):
         yield
 
 
@@ -328,23 +299,38 @@ def eager_higher_derivatives() -> Iterator[None]:
 
 
 class Replaced(TorchFunctionMode):
-    """Within the context the functions in `REPLACED` are called in place of PyTorch's."""
+    """Within the context `functions` are called, the values of a dict in place of its keys."""
+
+    def __init__(self, functions: dict[Callable, Callable]) -> None:
+        super().__init__()
+        self.functions = functions
 
     def __torch_function__(self, function, types, arguments=(), options=None):
-        function = REPLACED.get(function, function)
+        function = self.functions.get(function, function)
         return function(*arguments, **(options or {}))
 
 
-class SeparateImages(TorchFunctionMode):
-    """Within the context a batch norm over the batch raises a ValueError."""
+def batch_norm(
+    input: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """`F.batch_norm` by running statistics.
 
-    def __torch_function__(self, function, types, arguments=(), options=None):
-        options = options or {}
-        if function is F.batch_norm:
-            given = inspect.signature(function).bind(*arguments, **options).arguments
-            if given.get("training") or given.get("running_mean") is None:
-                raise ValueError(NORM_OVER_BATCH.format("A batch norm"))
-        return function(*arguments, **options)
+    Raises:
+        ValueError: the statistics are those of the batch.
+    """
+    if training or running_mean is None:
+        raise ValueError(
+            "A batch norm lets the images of a batch depend on each other in training; products "
+            "with the Jacobian of one image's score need a network without."
+        )
+    return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
 
 
 def layer_norm(
@@ -416,12 +402,6 @@ def linear_in_input(
     return make_dual(out, function(tangents, weight, None, *arguments, **options))
 
 
-def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """`F.glu`: a·sigmoid(b) of the two halves. PyTorch's tangent has no gradient."""
-    a, b = input.chunk(2, dim)
-    return a * torch.sigmoid(b)
-
-
 def dropout(
     input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> torch.Tensor:
@@ -443,6 +423,5 @@ REPLACED = {
     F.instance_norm: instance_norm,
     F.linear: linear,
     **{function: functools.partial(linear_in_input, function) for function in CONVOLUTIONS},
-    F.glu: glu,
     F.dropout: dropout,
 }

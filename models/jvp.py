@@ -18,8 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from models.dropout import apply_mask
-from models.jacobian import norm_over_batch, value_and_jvp
-from utils import UserError
+from models.jacobian import value_and_jvp
 
 # ---------------------------------------------------------------- of networks
 
@@ -34,22 +33,11 @@ def network_value_and_jvp(
     Dropout masks are those of an ordinary pass from the same random state, equal for all vectors.
 
     Raises:
-        UserError: a batch norm takes its statistics of the batch.
+        ValueError: see `jacobian.value_and_jvp`.
     """
     if getattr(network, "carries_tangents", False):
         return network(x, cond, v, **options)
-    require_separate_images(network)
     return value_and_jvp(lambda x: network(x, cond, **options), x, v)
-
-
-def require_separate_images(network: Callable) -> None:
-    """Raise a UserError if a batch norm in `network` takes its statistics of the batch."""
-    if name := norm_over_batch(network):
-        raise UserError(
-            f"{type(network).__name__} has a batch norm ({name}), which in training lets the "
-            "images of a batch depend on each other; products with the Jacobian of one "
-            "image's score need a network without, for example with group or layer norms."
-        )
 
 
 # ---------------------------------------------------------------- layers that carry tangents

@@ -120,37 +120,6 @@ def test_the_cosine_schedule_is_the_papers():
     assert scale.item() == pytest.approx(-1)
 
 
-class Linear(sde_lib.VESDE):
-    """σ(t) alone, without the g and the time that belong to it."""
-
-    def sigma(self, t):
-        return self.sigma_min + (self.sigma_max - self.sigma_min) * t
-
-
-class WithDiffusion(Linear):
-    def sde(self, x, t):
-        return torch.zeros_like(x), (2 * self.sigma(t) * (self.sigma_max - self.sigma_min)) ** 0.5
-
-
-class Whole(WithDiffusion):
-    def time(self, sigma):
-        return (sigma - self.sigma_min) / (self.sigma_max - self.sigma_min)
-
-
-@pytest.mark.parametrize("sde", [*ALL, sde_lib.DDPM(), Whole()], ids=lambda s: type(s).__name__)
-def test_consistent_sdes_pass_the_check(sde):
-    sde_lib.require_consistent(sde)
-
-
-@pytest.mark.parametrize("kind", [Linear, WithDiffusion])
-def test_an_added_sde_that_contradicts_itself_is_refused(kind, monkeypatch):
-    monkeypatch.setitem(sde_lib.SDES, "mine", lambda model, N: kind(model.sigma_min, 8.0, N))
-    config = digits.get_config()
-    config.training.sde = "mine"
-    with pytest.raises(UserError, match=kind.__name__):
-        sde_lib.from_config(config)
-
-
 def test_the_sde_of_diffusers_models_needs_their_schedule():
     config = digits.get_config()
     config.training.sde = "ddpm"

@@ -44,13 +44,6 @@ class Objective(Protocol):
         """The loss, a mean over the images, to differentiate; and detached means to report."""
 
 
-class ScoreObjective(Objective, Protocol):
-    """The objective of a score model."""
-
-    def evaluate(self, x: Tensor, labels: Tensor, draws: Draws) -> Draws:
-        """Means to report of a validation batch; nothing is differentiated."""
-
-
 def rows_of(x: Tensor, labels: Tensor, draws: Draws, rows: slice) -> Batch:
     """A part of a batch, as an objective takes it."""
     return x[rows], labels[rows], {name: draw[rows] for name, draw in draws.items()}
@@ -125,17 +118,9 @@ def log_normal_times(
     """Times (B,) from uniform draws `u` (B,), of which ln σ ~ N(mean, std²) within [σ(eps), σ(T)].
 
     σ is the noise level, see `SDE.noise_level` (Karras et al. 2022, table 1).
-
-    Raises:
-        UserError: the distribution has no mass between these noise levels.
     """
     ends = (math.log(sde.noise_level(t)) for t in (eps, sde.T))
     low, high = (0.5 * math.erfc((mean - end) / (std * math.sqrt(2))) for end in ends)
-    if high <= low:
-        raise UserError(
-            f"config.training.log_sigma_mean {mean} and log_sigma_std {std} give no noise levels "
-            f"between {sde.noise_level(eps):g} and {sde.noise_level(sde.T):g}, those of the SDE."
-        )
     normal = torch.special.ndtri(low + u.double() * (high - low))
     return sde.time(torch.exp(mean + std * normal)).to(u.dtype)
 
@@ -245,24 +230,19 @@ class QuasiConservative(DSM):
         v = torch.randn(len(x), self.slices, *x.shape[1:], device=x.device, dtype=x.dtype)
         return dict(super().draw(x), v=v)
 
-    def both(
-        self, x: Tensor, u: Tensor, z: Tensor, v: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """DSM (B,) and the regulariser r (B,), both to differentiate."""
-        x_t, t, std = self.perturb(x, u, z)
-        # Slice-major (K, B, C, H, W), see `jacobian`.
-        signs = self.slices if v is None else jacobian.rademacher(v).transpose(0, 1)
-        s, e = jacobian.qc_regulariser(self.score, x_t, t, signs, self.estimator)
-        return self.weighted(s, t, std, z), std**2 * e
-
     def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
-        dsm, regulariser = (each.mean() for each in self.both(x, **draws))
+        x_t, t, std = self.perturb(x, draws["u"], draws["z"])
+        signs = self.slices
+        if "v" in draws:  # slice-major (K, B, C, H, W), see `jacobian`
+            signs = jacobian.rademacher(draws["v"]).transpose(0, 1)
+        s, e = jacobian.qc_regulariser(self.score, x_t, t, signs, self.estimator)
+        dsm, regulariser = self.weighted(s, t, std, draws["z"]).mean(), (std**2 * e).mean()
         loss = dsm + self.balancing_fac * regulariser
         values = {"loss": loss, "dsm": dsm, "regulariser": regulariser}
         return loss, {name: value.detach() for name, value in values.items()}
 
 
-def score_objective(config: ConfigDict, score: Score, sde: SDE) -> ScoreObjective:
+def score_objective(config: ConfigDict, score: Score, sde: SDE) -> DSM:
     """The objective that a score model's configuration describes.
 
     Raises:
@@ -322,13 +302,9 @@ class CrossEntropy:
 
     draw = DSM.draw
 
-    def loss(self, x: Tensor, labels: Tensor, u: Tensor, z: Tensor) -> Tensor:
-        """The loss, a scalar, of images x (B, C, H, W) and labels (B,)."""
-        x_t, std = perturb(self.sde, x, draw_times(u, self.sde, self.eps), z)
-        return weighted_cross_entropy(self.classifier(x_t, std), labels, std, self.weighting)
-
     def __call__(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
-        loss = self.loss(x, labels, **draws)
+        x_t, std = perturb(self.sde, x, draw_times(draws["u"], self.sde, self.eps), draws["z"])
+        loss = weighted_cross_entropy(self.classifier(x_t, std), labels, std, self.weighting)
         return loss, {"loss": loss.detach()}
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import ml_collections
 import torch
@@ -20,7 +20,7 @@ import torch
 from samplers import fast, grids
 from samplers.deterministic import NoiseLike, no_callback
 from samplers.fast import FastSampler
-from samplers.noise import PerImageNoise, SeededNoise
+from samplers.noise import SeededNoise
 from samplers.ode import MAX_NFE, ODECallback, integrate
 from sde_lib import SDE, VPSDE, ReverseSDE, ScoreFunction, expand
 from utils import UserError, lookup
@@ -124,26 +124,6 @@ def no_corrector(
 CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": no_corrector}
 
 # ---------------------------------------------------------------- samplers
-
-
-class Sampler(Protocol):
-    """What draws samples; `PCSampler`, `ODESampler` and `FastSampler` are."""
-
-    steps: int | None
-    """How often the callback is called; None: not known beforehand."""
-
-    def stream(self, of_round: tuple, of_images: tuple) -> tuple:
-        """Which of two streams of random numbers a round of samples draws from."""
-
-    def noise(
-        self, device: torch.device, stream: Sequence, count: int
-    ) -> SeededNoise | PerImageNoise:
-        """The noise of a round of `count` images."""
-
-    def __call__(
-        self, score: ScoreFunction, latents: torch.Tensor, randn_like: NoiseLike, callback: Callable
-    ) -> tuple[torch.Tensor, int]:
-        """Samples, shaped as the standard normal `latents` (B, …), and the NFE."""
 
 
 class CountedScore:
@@ -270,6 +250,9 @@ class ODESampler:
             _, x = reverse_diffusion(ReverseSDE(self.sde, score), x, t, randn_like)
             nfe += 1
         return x, nfe
+
+
+Sampler = PCSampler | ODESampler | FastSampler
 
 
 def pc_sampler(sampling: ml_collections.ConfigDict, sde: SDE) -> PCSampler:

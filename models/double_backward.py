@@ -13,8 +13,6 @@ P is symmetric, so a cotangent u of G gives a the gradient T = γ/std · P u, an
     −(⟨n a⟩ T + ⟨n u⟩ G)/std − γ s n/std²,    s = ⟨u a⟩ − ⟨u⟩⟨a⟩ − ⟨n u⟩⟨n a⟩.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,36 +38,16 @@ class BatchNorm2d(nn.BatchNorm2d):
     def normalise(
         self, x: torch.Tensor, shortcut: torch.Tensor | None = None, relu: bool = True
     ) -> torch.Tensor:
-        """relu(batch norm of x + shortcut), maps (B, C, H, W)."""
+        """relu(batch norm of x + shortcut), maps (B, C, H, W); without the relu if it is False."""
         if not self.training:
             y = super().forward(x)
             y = y if shortcut is None else y + shortcut
             return F.relu(y) if relu else y
         running = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
         kernels = self.kernels or KERNELS
-        return normalise(x, self.weight, self.bias, self.eps, shortcut, relu, kernels, running)
-
-
-def normalise(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    shortcut: torch.Tensor | None,
-    relu: bool,
-    kernels: dict[str, Callable],
-    running: tuple | None = None,
-) -> torch.Tensor:
-    """relu(γ n + β + shortcut) of x (B, C, H, W) by the statistics of the batch.
-
-    Args:
-        weight, bias: γ and β (C,).
-        shortcut: shaped as x, or None.
-        relu: False leaves the relu out.
-        kernels: `KERNELS`, or compiled ones.
-        running: mean, variance (C,) and number of batches, to update, and the momentum; or None.
-    """
-    return _Normalise.apply(x, weight, bias, shortcut, eps, relu, kernels, running)
+        return _Normalise.apply(
+            x, self.weight, self.bias, shortcut, self.eps, relu, kernels, running
+        )
 
 
 class _Normalise(Function):
@@ -152,8 +130,7 @@ def _of(channels):
 def _values(x, weight, bias, eps, shortcut, relu, running):
     """y, and the mean and 1/std (C,) of the batch."""
     mean, variance = _statistics(x)
-    if running is not None:
-        _update(running, mean, variance, x.numel() // x.shape[1])
+    _update(running, mean, variance, x.numel() // x.shape[1])
     rstd = torch.rsqrt(variance + eps)
     scale = weight * rstd
     y = torch.addcmul(_of(bias - mean * scale), _wide(x), _of(scale))

@@ -7,7 +7,7 @@ import dataclasses
 
 import torch
 
-from losses import DSM, Draws, ScoreObjective
+from losses import DSM, Draws
 from models.labels import NO_LABEL
 
 DRAW = "label"
@@ -33,7 +33,7 @@ class LabelDropout:
         """The labels (B,), with `NO_LABEL` for dropped ones."""
         return torch.where(draws[DRAW] < self.probability, NO_LABEL, labels)
 
-    def conditioned_on(self, labels: torch.Tensor, draws: Draws) -> tuple[ScoreObjective, Draws]:
+    def conditioned_on(self, labels: torch.Tensor, draws: Draws) -> tuple[DSM, Draws]:
         """The objective with the score of the kept labels, and its draws."""
         rest = {name: draw for name, draw in draws.items() if name != DRAW}
         score = self.objective.score.conditioned_on(self.kept(labels, draws))

@@ -49,38 +49,12 @@ def _swish_second(x):
     return s * (1 - s) * (2 + x * (1 - 2 * s))
 
 
-def _lrelu(x):
-    return F.leaky_relu(x, 0.2)
-
-
-def _lrelu_derivative(x):
-    return torch.where(x > 0, 1.0, 0.2).to(x.dtype)
-
-
-def _elu_derivative(x):
-    return torch.exp(x.clamp(max=0))
-
-
-def _elu_second(x):
-    return torch.exp(x.clamp(max=0)) * (x < 0)
-
-
-def _relu_derivative(x):
-    return (x > 0).to(x.dtype)
-
-
 def _identity(x):
     return x
 
 
 IDENTITY = Activation(_identity, torch.ones_like, torch.zeros_like)
-
-ACTIVATIONS = {
-    "elu": Activation(F.elu, _elu_derivative, _elu_second),
-    "relu": Activation(F.relu, _relu_derivative, torch.zeros_like),
-    "lrelu": Activation(_lrelu, _lrelu_derivative, torch.zeros_like),
-    "swish": Activation(F.silu, _swish_derivative, _swish_second),
-}
+SWISH = Activation(F.silu, _swish_derivative, _swish_second)
 
 
 # ---------------------------------------------------------------- linear maps and normalisation
@@ -320,7 +294,7 @@ class AttnBlock(Block):
 
 
 class ResnetBlock(Block):
-    """Two 3×3 convolutions around the noise embedding, with a residual connection.
+    """Two 3×3 convolutions around the noise embedding, with swish and a residual connection.
 
     `resample`, an `Upsample` or `Downsample`, also changes the resolution (BigGAN's block);
     `nin_shortcut` takes a NIN where the channels change, as DDPM's block does.
@@ -328,7 +302,6 @@ class ResnetBlock(Block):
 
     def __init__(
         self,
-        act: Activation,
         channels_in: int,
         channels_out: int,
         temb_dim: int,
@@ -340,7 +313,6 @@ class ResnetBlock(Block):
         nin_shortcut: bool = False,
     ) -> None:
         super().__init__()
-        self.act = act
         self.resample = resample
         self.add = ResidualSum(skip_rescale)
         self.dropout, self.gain = dropout, dropout_gain(dropout)
@@ -388,14 +360,14 @@ class ResnetBlock(Block):
     ) -> torch.Tensor:
         if skip is not None:
             x = torch.cat([x, skip], dim=1)
-        h = self.GroupNorm_0(x, tangents, self.act)
+        h = self.GroupNorm_0(x, tangents, SWISH)
         if self.resample is not None:
             h, x = self.resample(torch.cat([h, x])).chunk(2)
         h = self.Conv_0.linear(h)
         shift = self.Conv_0.bias[None, :, None, None]
         if embedding is not None:
             shift = shift + embedding[:, :, None, None]
-        h = self.GroupNorm_1(h, tangents, self.act, shift, kept, self.gain)
+        h = self.GroupNorm_1(h, tangents, SWISH, shift, kept, self.gain)
         h = self.Conv_1(h, tangents)
         if self.shortcut is not None:
             x = getattr(self, self.shortcut)(x, tangents)

@@ -22,6 +22,8 @@ from models.jvp import add_to_values, join_rows, split_rows
 from utils import UserError, lookup, take
 
 CHOICES = {
+    "nonlinearity": ("swish",),
+    "resamp_with_conv": (True,),
     "embedding_type": ("fourier", "positional"),
     "resblock_type": ("biggan", "ddpm"),
     "progressive": ("none", "output_skip", "residual"),
@@ -67,7 +69,7 @@ class NCSNpp(nn.Module):
         names = [name for name in inspect.signature(NCSNpp).parameters if name not in given]
         options = take(model, names)
         for name, choices in CHOICES.items():
-            lookup(dict.fromkeys(choices), options[name], f"config.model.{name}")
+            lookup(dict.fromkeys(choices), model.get(name), f"config.model.{name}")
         return cls(**given, **options)
 
     def __init__(
@@ -81,14 +83,12 @@ class NCSNpp(nn.Module):
         num_res_blocks: int,
         attn_resolutions: Sequence[int],
         dropout: float,
-        nonlinearity: str,
         embedding_type: str,
         fourier_scale: float,
         conditional: bool,
         resblock_type: str,
         fir: bool,
         fir_kernel: Sequence[float],
-        resamp_with_conv: bool,
         skip_rescale: bool,
         progressive: str,
         progressive_input: str,
@@ -100,7 +100,6 @@ class NCSNpp(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("sigmas", torch.as_tensor(sigmas, dtype=torch.float64))
-        self.act = lookup(layers.ACTIVATIONS, nonlinearity, "config.model.nonlinearity")
         self.embedding_type = embedding_type
         self.progressive, self.progressive_input = progressive, progressive_input
         factor = 2 ** (len(ch_mult) - 1)
@@ -124,7 +123,6 @@ class NCSNpp(nn.Module):
 
         def block(channels_in, channels_out, resample=None):
             return layers.ResnetBlock(
-                self.act,
                 channels_in,
                 channels_out,
                 temb_dim,
@@ -161,10 +159,8 @@ class NCSNpp(nn.Module):
             resolution //= 2
             if resblock_type == "biggan":
                 modules.append(block(width, width, down))
-            elif resamp_with_conv:
-                modules.append(resampling.ConvDownsample(width, width, fir, fir_kernel))
             else:
-                modules.append(down)
+                modules.append(resampling.ConvDownsample(width, width, fir, fir_kernel))
             if progressive_input == "input_skip":
                 modules.append(layers.Combine(pyramid_width, width, progressive_combine))
                 if progressive_combine == "cat":
@@ -198,10 +194,8 @@ class NCSNpp(nn.Module):
                 resolution *= 2
                 if resblock_type == "biggan":
                     modules.append(block(width, width, up))
-                elif resamp_with_conv:
-                    modules.append(resampling.ConvUpsample(width, width, fir, fir_kernel))
                 else:
-                    modules.append(up)
+                    modules.append(resampling.ConvUpsample(width, width, fir, fir_kernel))
 
         if progressive != "output_skip":
             modules.append(layers.GroupNorm(width))
@@ -266,7 +260,7 @@ class NCSNpp(nn.Module):
         h = next(modules)(h, next(embeddings), tangents)
         h = self._up(modules, h, skips, embeddings, tangents)
         if self.progressive != "output_skip":
-            h = next(modules)(h, tangents, self.act)
+            h = next(modules)(h, tangents, layers.SWISH)
             h = next(modules)(h, tangents)
         return h
 
@@ -278,7 +272,7 @@ class NCSNpp(nn.Module):
         if not self.conditional:
             return None
         first, second = next(modules), next(modules)
-        temb = second(self.act(first(embedding.to(first.weight.dtype))))
+        temb = second(layers.SWISH(first(embedding.to(first.weight.dtype))))
         if not self.takes_labels:
             return temb
         if labels is None:
@@ -290,7 +284,7 @@ class NCSNpp(nn.Module):
         if temb is None:
             return itertools.repeat(None)
         blocks = [layer for layer in self.all_modules if isinstance(layer, layers.ResnetBlock)]
-        return iter(layers.noise_projections(blocks, self.act(temb)))
+        return iter(layers.noise_projections(blocks, layers.SWISH(temb)))
 
     def _resample(self, module, h, embeddings, tangents):
         """Change the resolution with whichever kind of module the options gave."""
@@ -329,11 +323,11 @@ class NCSNpp(nn.Module):
             if h.shape[-2] in self.attn_resolutions:
                 h = next(modules)(h, tangents)
             if self.progressive == "output_skip":
-                normalised = next(modules)(h, tangents, self.act)
+                normalised = next(modules)(h, tangents, layers.SWISH)
                 out = next(modules)(normalised, tangents)
                 pyramid = out if pyramid is None else self.pyramid_up(pyramid) + out
             elif self.progressive == "residual" and pyramid is None:
-                normalised = next(modules)(h, tangents, self.act)
+                normalised = next(modules)(h, tangents, layers.SWISH)
                 pyramid = next(modules)(normalised, tangents)
             elif self.progressive == "residual":
                 pyramid = next(modules)(pyramid, tangents)

@@ -74,10 +74,6 @@ def nearest_upsample(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def average_downsample(x: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(x, 2)
-
-
 class Resampler(nn.Module):
     """Base of the layers that change resolution; holds the FIR kernel."""
 
@@ -86,12 +82,6 @@ class Resampler(nn.Module):
         self.fir = fir
         self.kernel = tuple(fir_kernel)
 
-    def up(self, x: torch.Tensor) -> torch.Tensor:
-        return fir_upsample(x, self.kernel) if self.fir else nearest_upsample(x)
-
-    def down(self, x: torch.Tensor) -> torch.Tensor:
-        return fir_downsample(x, self.kernel) if self.fir else average_downsample(x)
-
 
 class Downsample(Resampler):
     """Half the resolution, without parameters."""
@@ -99,8 +89,8 @@ class Downsample(Resampler):
     def resized(self, height: int, width: int) -> tuple[int, int]:
         return height // 2, width // 2
 
-    def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
-        return self.down(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return fir_downsample(x, self.kernel) if self.fir else F.avg_pool2d(x, 2)
 
 
 class Upsample(Resampler):
@@ -109,8 +99,8 @@ class Upsample(Resampler):
     def resized(self, height: int, width: int) -> tuple[int, int]:
         return 2 * height, 2 * width
 
-    def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
-        return self.up(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return fir_upsample(x, self.kernel) if self.fir else nearest_upsample(x)
 
 
 class ConvDownsample(Resampler):

@@ -9,7 +9,7 @@ from device_option import DEVICE
 from ml_collections import ConfigDict
 
 import models
-from models import layers, ncsnpp, resampling
+from models import ncsnpp, resampling
 from utils import UserError
 
 SMALL = [n for n in golden.names("ncsnpp_") if "n_trainable" not in golden.manifest("qc")[n]]
@@ -107,7 +107,8 @@ def test_weights_are_initialised_as_specified():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *((name, "other") for name in ("name", "nonlinearity", *ncsnpp.CHOICES)),
+        *((name, "other") for name in ("name", *ncsnpp.CHOICES) if name != "resamp_with_conv"),
+        ("resamp_with_conv", False),
         ("nf", 7),
         ("ch_mult", (1,) * 7),
     ],
@@ -127,10 +128,8 @@ def test_pushed_directions_are_derivatives(name):
     check_directions(net, data["x"][:2].double(), data["cond"][:2])
 
 
-@pytest.mark.parametrize("nonlinearity", layers.ACTIVATIONS)
-def test_directions_go_through_every_activation_and_the_same_dropout(nonlinearity):
+def test_directions_go_through_the_same_dropout():
     config = config_of(golden.names("ncsnpp_cifar")[0])
-    config.model.nonlinearity = nonlinearity
     config.model.dropout = 0.5
     config.model.init_scale = 1.0
     torch.manual_seed(2)
@@ -150,7 +149,7 @@ def check_directions(net, x, cond):
     v = torch.randn(2, *x.shape, dtype=torch.float64, device=DEVICE)
     out, derivatives = run(x, cond, v)
     torch.testing.assert_close(out, run(x, cond))
-    h = 1e-7  # few units cross a kink of relu within it
+    h = 1e-7
     for direction, derivative in zip(v, derivatives):
         expected = (run(x + h * direction, cond) - run(x - h * direction, cond)) / (2 * h)
         scale = expected.abs().max()

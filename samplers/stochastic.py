@@ -92,10 +92,9 @@ def restart(
     sigmas: Sequence[float],
     randn_like: NoiseLike = torch.randn_like,
     callback: Callable[[], object] = no_callback,
-    sampler: Callable = heun,
     intervals: Sequence[RestartInterval] = RESTARTS,
 ) -> torch.Tensor:
-    """Restart sampling (Xu et al., NeurIPS 2023, section 3.1) around any `sampler`.
+    """Restart sampling (Xu et al., NeurIPS 2023, section 3.1) around `heun`.
 
     An interval's σ_min is the nearest of `sigmas`; its steps back are a Karras grid.
 
@@ -106,12 +105,12 @@ def restart(
     for interval in sorted(intervals, key=lambda interval: -interval.sigma_min):
         back = grid_back(interval, sigmas)
         stop = sigmas.index(back[-1])
-        x = sampler(denoiser, x, sigmas[start : stop + 1], randn_like, callback)
+        x = heun(denoiser, x, sigmas[start : stop + 1], randn_like, callback)
         noise_scale = math.sqrt(back[0] ** 2 - back[-1] ** 2)
         for _ in range(interval.repeats):
-            x = sampler(denoiser, x + noise_scale * randn_like(x), back, randn_like, callback)
+            x = heun(denoiser, x + noise_scale * randn_like(x), back, randn_like, callback)
         start = stop
-    return sampler(denoiser, x, sigmas[start:], randn_like, callback)
+    return heun(denoiser, x, sigmas[start:], randn_like, callback)
 
 
 def grid_back(interval: RestartInterval, sigmas: Sequence[float]) -> list[float]:

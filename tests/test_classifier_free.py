@@ -1,6 +1,5 @@
 """Classifier-free guidance: labels in the network, in training and in sampling."""
 
-import dataclasses
 import functools
 import json
 import shutil
@@ -10,20 +9,17 @@ import tiny
 import torch
 from commands import works
 from device_option import DEVICE
-from mixture import points
 
 import losses
 import models
 import run_lib
-import sampling
 import sde_lib
 from configs import common
 from configs import points as plane
-from configs.demo import digits_cfg, digits_cfg_guided
+from configs.demo import digits_cfg
 from metrics import encoding, feature_classifier  # noqa: F401 (imported here, the forks need not)
 from models.labels import NO_LABEL
 from models.scores import ClassifierFreeScore, EnergyScore, InParts, Score
-from samplers.fast import SAMPLERS
 from storage.files import load_npz
 from training.labels import LabelDropout
 from utils import UserError
@@ -45,23 +41,6 @@ class Bias(torch.nn.Module):
         shape = (-1,) + (1,) * (x.ndim - 1)
         labels = NO_LABEL * torch.ones_like(cond).long() if labels is None else labels
         return -(x - self.means[labels].reshape(shape)) / cond.reshape(shape) ** 2
-
-
-class ClassScores(torch.nn.Module):
-    """The exact scores of a mixture (no label) and of its components (the labels)."""
-
-    def __init__(self, mixture):
-        super().__init__()
-        means = mixture.means
-        self.of_class = [dataclasses.replace(mixture, means=m[None]).first() for m in means]
-        self.mixture = mixture
-
-    def forward(self, x, cond, labels=None):
-        labels = NO_LABEL * torch.ones_like(cond).long() if labels is None else labels
-        x, dtype = x.double(), x.dtype
-        t = torch.full((len(x),), VE.time(float(cond[0])), dtype=x.dtype, device=x.device)
-        every = torch.stack([each.score(x, t) for each in (*self.of_class, self.mixture)])
-        return every[labels, torch.arange(len(x), device=x.device)].to(dtype)
 
 
 @pytest.fixture
@@ -183,23 +162,6 @@ def test_the_guided_score_is_the_formula(batch):
     net.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     ClassifierFreeScore(score, labels, 2.0)(x, t)
     assert rows == [12]  # one pass
-
-
-@pytest.mark.parametrize("method", ["pc", "ode", "heun", "restart"])
-def test_every_sampler_takes_it(method):
-    """Samples of a class near its component's mean, with an interval where there may be one."""
-    config = digits_cfg_guided.get_config()
-    config.sampling.method = method
-    config.sampling.rtol = config.sampling.atol = 1e-2
-    if method in SAMPLERS:
-        config.sampling.guidance_interval = (0.05, 10.0)
-    sampler = sampling.from_config(config.sampling, dataclasses.replace(VE, N=30))
-    mixture = points(VE)
-    labels = torch.zeros(1, dtype=torch.long, device=DEVICE)
-    guided = ClassifierFreeScore(Score(ClassScores(mixture), VE), labels, 2.0)
-    torch.manual_seed(0)
-    x, _ = sampler(guided, torch.randn(64, 2, device=DEVICE))
-    assert (mixture.nearest(x.double()) == 0).float().mean() > 0.9
 
 
 # ---------------------------------------------------------------- training

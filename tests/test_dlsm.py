@@ -180,21 +180,6 @@ def test_validation_needs_no_gradients_and_counts_nothing():
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("loss_type", ["total", "dlsm", "ce"])
-def test_reported_values(loss_type):
-    """`loss` is what is differentiated: DLSM + coef·CE, DLSM or CE."""
-    network, score, x, labels, draws = small_problem(torch.float32)
-    entry = {"loss_type": loss_type, "weighting_dlsm": 1, "weighting_ce": 0.5, "coef": 0.3}
-    loss, values = objective(entry, network, score)(x, labels, draws)
-    assert loss.requires_grad
-    assert not any(value.requires_grad for value in values.values())
-    if loss_type == "ce":
-        assert values.keys() == {"loss"}
-        return
-    coef = {"total": 0.3, "dlsm": 0.0}[loss_type]
-    torch.testing.assert_close(values["loss"], values["dlsm"] + coef * values["ce"])
-
-
 # ---------------------------------------------------------------- two Gaussian classes
 
 

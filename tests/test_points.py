@@ -13,7 +13,6 @@ import run_lib_likelihood
 import run_lib_sampling
 import sde_lib
 from configs import points
-from models.scores import Score
 from storage.files import load_npz
 from storage.workdir import Workdir
 
@@ -171,19 +170,3 @@ def test_the_exact_regulariser_is_the_asymmetry_and_its_gradient():
     assert loss.item() == float(values["loss"]) == pytest.approx(total.item(), rel=1e-9)
     for gradient, parameter in zip(found, network.parameters()):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-7, atol=1e-10)
-
-
-def test_the_exact_regulariser_of_images_is_their_asymmetry():
-    """Any shape: s(x, t) = x M, row by row, whose Jacobian is M in each row."""
-    torch.manual_seed(0)
-    M = torch.randn(3, 3, dtype=torch.float64)
-    sde = sde_lib.VESDE()
-    score = Score(lambda x, cond: x @ M, sde)
-    objective = losses.QuasiConservative(score, sde, 1e-5, balancing_fac=1.0, estimator="exact")
-    x = torch.randn(4, 2, 5, 3, dtype=torch.float64)
-    draws = objective.draw(x)
-    _, values = objective(x, None, draws)
-    _, std = losses.perturb(sde, x, losses.draw_times(draws["u"], sde, 1e-5), draws["z"])
-    _, scale = sde.conditioning(losses.draw_times(draws["u"], sde, 1e-5), True)
-    expected = 10 * 0.5 * (M - M.T).square().sum() * (std * scale).square().mean()
-    assert float(values["regulariser"]) == pytest.approx(expected.item(), rel=1e-9)

@@ -1,22 +1,12 @@
 """Random streams: their keys, the states they give PyTorch's generators, and no two that agree."""
 
-import hashlib
 import itertools
 
 import numpy as np
-import pytest
 import torch
 from device_option import DEVICE
 
-from samplers.noise import PerImageNoise
 from utils import random_stream, seed_default_generators, stream_key
-
-COLLIDED = [(13358, 39256), (12536, 39934)]
-"""Images and steps of seed 42 whose seeds were equal when PyTorch kept 32 bits of them."""
-
-
-def digest(row):
-    return hashlib.blake2b(np.ascontiguousarray(row), digest_size=16).digest()
 
 
 def test_keys_of_distinct_streams_differ():
@@ -63,30 +53,3 @@ def test_equal_keys_alone_give_equal_draws():
     assert torch.equal(draws("test", 1), first)
     for other in (("test", 2), ("test", 1, 0), ("other", 1)):
         assert len(torch.cat([draws(*other), first]).unique()) > 35
-
-
-# ---------------------------------------------------------------- noise
-
-
-def assert_no_repetition(images, block=10_000):
-    """No two of the images share their first 64 draws."""
-    seen = set()
-    for first in range(0, images, block):
-        noise = PerImageNoise("cpu", range(first, first + block), "image", 42)
-        seen.update(map(digest, noise.randn((block, 64)).numpy()))
-    assert len(seen) == images
-
-
-def test_images_of_a_whole_set_have_noise_of_their_own():
-    assert_no_repetition(50_000)
-
-
-@pytest.mark.parametrize("pair", COLLIDED)
-def test_streams_that_collided_differ(pair):
-    a, b = PerImageNoise(DEVICE, pair, "image", 42).randn((2, 3, 32, 32))
-    assert len(torch.stack([a, b]).unique()) > 6000
-    steps = []
-    for step in pair:
-        seed_default_generators("training step", 42, step)
-        steps.append(torch.rand(64, device=DEVICE))
-    assert not torch.equal(*steps)

@@ -67,15 +67,6 @@ def test_marginals_solve_the_moment_equations(sde):
     torch.testing.assert_close(slope, 2 * drift[:, 0] * std**2 + g**2, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("sde", ALL, ids=lambda sde: type(sde).__name__)
-def test_prior_logp_is_the_density_of_the_prior(sde):
-    z = torch.randn(3, 2, 4, 4, dtype=torch.float64, device=DEVICE) * sde.prior_std()
-    normal = torch.distributions.Normal(
-        0.0, torch.tensor(sde.prior_std(), dtype=torch.float64, device=DEVICE)
-    )
-    torch.testing.assert_close(sde.prior_logp(z), normal.log_prob(z).flatten(1).sum(1))
-
-
 @pytest.mark.parametrize("sde", ALL[1:], ids=lambda sde: type(sde).__name__)
 def test_small_times_lose_no_digits(sde):
     """1 − exp(2c) cancels in float32 where c is small."""

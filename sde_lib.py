@@ -54,7 +54,6 @@ class SDE:
     T = 1.0
     sampling_eps = 1e-3
     likelihood_eps = 1e-5
-    N: int
 
     def sde(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Drift f(x, t), shaped as `x`, and diffusion g(t) (B,)."""

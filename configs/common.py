@@ -115,7 +115,7 @@ def base(dataset):
     sampling.num_scales = placeholder(int)  # steps of the sampler; none: model.num_scales
     sampling.max_nfe = 10_000  # evaluations after which the sampler ode gives up
     sampling.steps = 18  # of the samplers that are neither pc nor ode, see samplers/fast.py
-    sampling.grid = "karras"  # of their noise levels; or geometric, log_snr
+    sampling.grid = "karras"  # of their noise levels; or geometric
     sampling.guidance_interval = ()  # two noise levels between which alone they guide
     sampling.batch_size = 36  # of the sample grids drawn during training
     sampling.atol = 1e-5  # of the sampler ode

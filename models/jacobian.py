@@ -73,7 +73,7 @@ def qc_regulariser(
     with replay_dropout(x.device), torch.no_grad():
         _, p = score_value_and_jvp(score, x, t, v)  # first: it refuses a norm over the batch
     with replay_dropout(x.device):
-        q = vjp(score, x, t, v)
+        _, q = value_and_vjp(score, x, t, v)
     over_p, over_q = partial_derivatives(estimator, p, q)
     value, Jv = score_value_and_jvp(score, x, t, torch.cat([v, over_q]))
     slope = dot(torch.cat([over_p, v]), Jv).unflatten(0, (2, -1)).sum(0).mean(0)
@@ -100,7 +100,8 @@ def measure_asymmetry(
         asym, square = asymmetry(J), J.square().sum((1, 2))
     else:
         v = as_vectors(vectors, x, generator)
-        (_, p), q = score_value_and_jvp(score, x, t, v), vjp(score, x, t, v)
+        _, p = score_value_and_jvp(score, x, t, v)
+        _, q = value_and_vjp(score, x, t, v)
         asym, square = as_function(estimator)(p, q).mean(0), dot(q, q).mean(0)
     return asym, 0.5 * asym / (square + 1e-8)
 
@@ -212,14 +213,6 @@ def matrix(value_and_jvp: Callable, x: torch.Tensor) -> tuple[torch.Tensor, torc
     """
     value, columns = value_and_jvp(unit_vectors(x))
     return value, columns.flatten(2).permute(1, 2, 0)
-
-
-def vjp(score: Callable, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Jᵀv (K, B, …) for K cotangents v of a `score(x, t)` at x (B, …) and t (B,).
-
-    A norm over the batch is not refused here, but in the Jacobian-vector products.
-    """
-    return value_and_vjp(score, x, t, v)[1]
 
 
 def value_and_vjp(

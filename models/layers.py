@@ -113,19 +113,6 @@ class Conv2d(nn.Conv2d):
         return self._conv_forward(x, self.weight, None)
 
 
-def conv3x3(
-    channels_in: int,
-    channels_out: int,
-    *,
-    init_scale: float = 1.0,
-    stride: int = 1,
-    padding: int = 1,
-) -> Conv2d:
-    return Conv2d(
-        channels_in, channels_out, 3, init_scale=init_scale, stride=stride, padding=padding
-    )
-
-
 class Linear(nn.Linear):
     """A linear layer with variance-scaling weights and zero bias."""
 
@@ -317,10 +304,10 @@ class ResnetBlock(Block):
         self.add = ResidualSum(skip_rescale)
         self.dropout, self.gain = dropout, dropout_gain(dropout)
         self.GroupNorm_0 = GroupNorm(channels_in)
-        self.Conv_0 = conv3x3(channels_in, channels_out)
+        self.Conv_0 = Conv2d(channels_in, channels_out, 3, padding=1)
         self.Dense_0 = Linear(temb_dim, channels_out)
         self.GroupNorm_1 = GroupNorm(channels_out)
-        self.Conv_1 = conv3x3(channels_out, channels_out, init_scale=init_scale)
+        self.Conv_1 = Conv2d(channels_out, channels_out, 3, padding=1, init_scale=init_scale)
         self.shortcut = None
         if nin_shortcut and channels_in != channels_out:
             self.NIN_0 = NIN(channels_in, channels_out)

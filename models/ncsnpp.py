@@ -144,7 +144,7 @@ class NCSNpp(nn.Module):
             modules += [layers.Linear(embedding_dim, temb_dim), layers.Linear(temb_dim, temb_dim)]
 
         # Down.
-        modules.append(layers.conv3x3(channels, nf))
+        modules.append(layers.Conv2d(channels, nf, 3, padding=1))
         widths = [nf]  # of the features that the up path will take
         width, pyramid_width, resolution = nf, channels, image_size[0]
         for level, mult in enumerate(ch_mult):
@@ -186,7 +186,7 @@ class NCSNpp(nn.Module):
                 pyramid_width = channels if progressive == "output_skip" else width
                 scale = init_scale if progressive == "output_skip" else 1.0
                 modules.append(layers.GroupNorm(width))
-                modules.append(layers.conv3x3(width, pyramid_width, init_scale=scale))
+                modules.append(layers.Conv2d(width, pyramid_width, 3, padding=1, init_scale=scale))
             elif progressive == "residual":
                 modules.append(resampling.ConvUpsample(pyramid_width, width, fir, fir_kernel))
                 pyramid_width = width
@@ -199,7 +199,7 @@ class NCSNpp(nn.Module):
 
         if progressive != "output_skip":
             modules.append(layers.GroupNorm(width))
-            modules.append(layers.conv3x3(width, channels, init_scale=init_scale))
+            modules.append(layers.Conv2d(width, channels, 3, padding=1, init_scale=init_scale))
         self.all_modules = nn.ModuleList(modules)
         # Resampling of the pyramids, without parameters: outside of `all_modules`.
         self.pyramid_up, self.pyramid_down = up, down

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.jvp import add_to_values
-from models.layers import channels_come_last, conv3x3, no_autocast
+from models.layers import Conv2d, channels_come_last, no_autocast
 
 
 def fir_matrix(
@@ -110,7 +110,7 @@ class ConvDownsample(Resampler):
         self, channels_in: int, channels_out: int, fir: bool, fir_kernel: Sequence[float]
     ) -> None:
         super().__init__(fir, fir_kernel)
-        conv = conv3x3(channels_in, channels_out, stride=2, padding=0)
+        conv = Conv2d(channels_in, channels_out, 3, stride=2)
         self.add_module("Conv2d_0" if fir else "Conv_0", conv)
 
     def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:
@@ -128,7 +128,7 @@ class ConvUpsample(Resampler):
         self, channels_in: int, channels_out: int, fir: bool, fir_kernel: Sequence[float]
     ) -> None:
         super().__init__(fir, fir_kernel)
-        conv = conv3x3(channels_in, channels_out)
+        conv = Conv2d(channels_in, channels_out, 3, padding=1)
         self.add_module("Conv2d_0" if fir else "Conv_0", conv)
 
     def forward(self, x: torch.Tensor, tangents: int = 0) -> torch.Tensor:

@@ -24,8 +24,8 @@ def geometric(sigma_min: float, sigma_max: float, steps: int) -> list[float]:
     return [sigma_max * (sigma_min / sigma_max) ** part for part in _parts(steps)] + [0.0]
 
 
-GRIDS = {"karras": karras, "geometric": geometric, "log_snr": geometric}
-"""Name -> grid; equal ratios and equal steps of the log-SNR are the same."""
+GRIDS = {"karras": karras, "geometric": geometric}
+"""Name -> grid."""
 
 
 def of_sde(

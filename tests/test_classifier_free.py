@@ -124,7 +124,7 @@ def test_derivatives_are_those_at_the_labels(kind):
     t = torch.tensor([0.3, 0.6], device=DEVICE)
     v = torch.randn(2, *x.shape, device=DEVICE)
     s, Jv = score.value_and_jvp(x, t, v)
-    q = losses.jacobian.vjp(score, x, t, v)
+    _, q = losses.jacobian.value_and_vjp(score, x, t, v)
     x.requires_grad_()
     out = score(x, t)
     (expected,) = torch.autograd.grad(out, x, v[0], retain_graph=True)

@@ -37,4 +37,3 @@ def test_the_geometric_grid_is_uniform_in_the_log_snr(sde):
     times = [sde.time(sigma) for sigma in sigmas[:-1]]
     log_snr = [2 * math.log(scale / std) for scale, std in map(sde.scale_and_std, times)]
     np.testing.assert_allclose(np.diff(log_snr), (log_snr[-1] - log_snr[0]) / 10, rtol=1e-9)
-    assert grids.GRIDS["log_snr"] is grids.geometric

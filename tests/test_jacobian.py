@@ -32,16 +32,6 @@ def exact(x):
     return torch.func.vmap(torch.func.jacrev(field))(x[:, None])[:, 0, :, 0]
 
 
-def vjp(f, x, v):
-    """Of a function of x alone."""
-    return jacobian.vjp(lambda x, t: f(x), x, torch.zeros(len(x)), v)
-
-
-def products(x, v):
-    _, p = value_and_jvp(field, x, v)
-    return p, vjp(field, x, v)
-
-
 @pytest.mark.parametrize("name", jacobian.ESTIMATORS)
 def test_over_a_full_sign_basis_the_mean_is_exact(name):
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), device=DEVICE).double()
@@ -49,7 +39,9 @@ def test_over_a_full_sign_basis_the_mean_is_exact(name):
     v = signs[:, None].expand(-1, 3, -1)
     J = exact(x)
     expected = 0.5 * (J - J.transpose(1, 2)).square().sum((1, 2))
-    values = jacobian.ESTIMATORS[name](*products(x, v))
+    _, p = value_and_jvp(field, x, v)
+    _, q = jacobian.value_and_vjp(lambda x, t: field(x), x, torch.zeros(len(x)), v)
+    values = jacobian.ESTIMATORS[name](p, q)
     torch.testing.assert_close(values.mean(0), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -99,7 +91,7 @@ def test_several_vectors_at_once_are_several_in_turn(make, kind):
 
     def of(v):
         torch.manual_seed(7)
-        return jacobian.vjp(score, x, t, v), float(torch.rand(()))
+        return jacobian.value_and_vjp(score, x, t, v)[1], float(torch.rand(()))
 
     in_turn, states = zip(*(of(w[None]) for w in v))
     calls = []
@@ -109,7 +101,7 @@ def test_several_vectors_at_once_are_several_in_turn(make, kind):
     assert set(states) == {state}
     assert calls == [len(x)]
     net.eval()
-    assert not torch.allclose(at_once, jacobian.vjp(score, x, t, v))
+    assert not torch.allclose(at_once, jacobian.value_and_vjp(score, x, t, v)[1])
 
 
 # ---------------------------------------------------------------- of any score

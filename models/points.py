@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import domains
 from utils import lookup
 
 ACTIVATIONS = {"elu": F.elu, "leaky_relu": lambda o: F.leaky_relu(o, 0.1)}
@@ -47,7 +46,6 @@ class PlaneNet(nn.Module):
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "PlaneNet":
         """The network that ``config.model`` describes."""
-        domains.points_of(config.data, "The model plane")
         return cls(config.model.energy, config.model.activation)
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -72,7 +70,6 @@ class MoonsNet(nn.Module):
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "MoonsNet":
         """The score network."""
-        domains.points_of(config.data, "The model moons")
         return cls()
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -89,7 +86,6 @@ class MoonsClassifier(nn.Module):
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict) -> "MoonsClassifier":
         """The classifier of ``config.classifier.classes``."""
-        domains.points_of(config.data, "The classifier moons")
         return cls(config.classifier.classes)
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

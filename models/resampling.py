@@ -58,18 +58,6 @@ def fir_resample(
         return (height @ rows.flatten(2)).unflatten(2, rows.shape[2:]).permute(0, 3, 1, 2)
 
 
-def fir_upsample(x: torch.Tensor, kernel: tuple[float, ...]) -> torch.Tensor:
-    """Twice the height and width."""
-    length = len(kernel)
-    return fir_resample(x, kernel, ((length + 1) // 2, (length - 2) // 2), up=2)
-
-
-def fir_downsample(x: torch.Tensor, kernel: tuple[float, ...]) -> torch.Tensor:
-    """Half the height and width."""
-    surplus = len(kernel) - 2
-    return fir_resample(x, kernel, ((surplus + 1) // 2, surplus // 2), down=2)
-
-
 def nearest_upsample(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
@@ -90,7 +78,10 @@ class Downsample(Resampler):
         return height // 2, width // 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return fir_downsample(x, self.kernel) if self.fir else F.avg_pool2d(x, 2)
+        if not self.fir:
+            return F.avg_pool2d(x, 2)
+        surplus = len(self.kernel) - 2
+        return fir_resample(x, self.kernel, ((surplus + 1) // 2, surplus // 2), down=2)
 
 
 class Upsample(Resampler):
@@ -100,7 +91,10 @@ class Upsample(Resampler):
         return 2 * height, 2 * width
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return fir_upsample(x, self.kernel) if self.fir else nearest_upsample(x)
+        if not self.fir:
+            return nearest_upsample(x)
+        length = len(self.kernel)
+        return fir_resample(x, self.kernel, ((length + 1) // 2, (length - 2) // 2), up=2)
 
 
 class ConvDownsample(Resampler):

@@ -140,14 +140,14 @@ def measure(
     config: ml_collections.ConfigDict,
     real: FeatureSet,
     generated: FeatureSet,
+    place: Workdir,
     mode: str = "full",
-    place: Workdir | None = None,
 ) -> None:
     """Print metrics of samples, and record them in the workdir `place`.
 
     Args:
+        place: the run of the samples.
         mode: "full": over all samples; "class": for every class, and the means over them.
-        place: the run of the samples; None: nothing is recorded.
 
     Raises:
         UserError: the sets are of different feature networks, or too small for a metric, or its
@@ -175,16 +175,15 @@ def measure(
             settings[name] = values.pop(name)
         text = table(metric, rows, settings)
         print(text)
-        if place is not None:
-            entry = metric.name + ("_class" if mode == "class" else "") + variant(config)
-            place.record(**{entry: {**values, "settings": settings}})
-        if place is not None and mode == "class":
+        entry = metric.name + ("_class" if mode == "class" else "") + variant(config)
+        place.record(**{entry: {**values, "settings": settings}})
+        if mode == "class":
             path = place.classwise(metric.name, variant(config))
             with atomic_write(path, "w") as file:
                 file.write(text + "\n")
             print(f"Written to {path}.")
         if mode == "full" and len(generated.pool) < metric.usual_samples:
-            log_to(place and place.log_file)
+            log_to(place.log_file)
             log.warning(
                 "--%s of %d samples: published numbers are of %d, and those of fewer are biased. "
                 "Compare numbers of equal counts only.",
@@ -288,7 +287,7 @@ def describe_origin(origin: dict[str, Any]) -> str:
     if "checkpoint" in origin:
         words.append(origin["checkpoint"])
     for name in origin:
-        if name.endswith("step") or name in ("seed", "folder", "dataset", "split"):
+        if name.endswith("step") or name in ("seed", "dataset", "split"):
             value = "none" if origin[name] is None else origin[name]
             words.append(f"{name.replace('_', ' ')} {value}")
     if "sampling" in origin:

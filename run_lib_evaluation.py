@@ -3,14 +3,11 @@
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --metric nll --calculate
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --encode --encode_dataset --fidis
 python run_lib_evaluation.py --config CLASS_EVAL_CONFIG --workdir NAME --stat --latent --fidis
-python run_lib_evaluation.py --folders SAMPLES REAL_IMAGES --fidis --kid --prdc
 
 The ranks of torchrun share what takes networks: --calculate, --stat, --latent, --encode and
 --encode_dataset. Rank 0 alone reads, measures, prints and records.
 """
 
-import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +16,7 @@ from absl import flags
 
 import cli
 import evaluation
-from metrics import encoding, feature_sets, image_folders, sample_sets
+from metrics import encoding, feature_sets, sample_sets
 from storage import settings
 from storage.files import to_json
 from storage.settings import describes_classifier, draws_by_class
@@ -27,7 +24,6 @@ from storage.workdir import Workdir
 from utils import UserError, flatten, is_first, lookup
 
 FLAGS = flags.FLAGS
-FOLDERS_CONFIG = pathlib.Path(__file__).parent / "configs" / "folders.py"
 # The fields that flags set.
 FIELDS = {
     "checkpoint_idx": "eval.checkpoint_idx",
@@ -53,13 +49,11 @@ READS = {
     **dict.fromkeys(METRIC_FLAGS, MEASURE),
     "nfe": CHOICE_OF_SAMPLES,
 }
-OF_FOLDERS = {"folders", "bs", *METRIC_FLAGS}
 
 
 def define_flags(metric: str | None = None) -> None:
     """Define the evaluation flags; `metric` is the default of --metric."""
-    of_folders = any(argument.partition("=")[0] == "--folders" for argument in sys.argv)
-    cli.define_common_flags(default_config=str(FOLDERS_CONFIG) if of_folders else None)
+    cli.define_common_flags()
     flags.DEFINE_enum(
         "metric", metric, list(evaluation.SCORE_METRICS), "What --calculate and --read are about."
     )
@@ -86,13 +80,10 @@ def define_flags(metric: str | None = None) -> None:
     cli.define_dry_run()
     flags.DEFINE_enum("mode", "full", ["full", "class"], "Over all samples, or class by class.")
     flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
-    flags.DEFINE_multi_string(
-        "folders", None, "Compare two folders of images, the samples and the real images."
-    )
 
 
 def launch() -> None:
-    cli.launch(main, lists=("folders", "measure"))
+    cli.launch(main, lists=["measure"])
 
 
 def main() -> None:
@@ -103,9 +94,6 @@ def main() -> None:
     by_name = {metric.name: metric for metric in evaluation.SAMPLE_METRICS}
     metrics += [lookup(by_name, name, "--measure") for name in FLAGS.measure]
     cli.apply_flags(config, FIELDS)
-    if FLAGS.folders:
-        compare_folders(config, metrics)
-        return
     require_asked(asked)
     cli.choose_sampler(config)
     if asked != ["read"]:  # the files that are read hold their settings
@@ -144,28 +132,9 @@ def main() -> None:
     if metrics:
         sets = feature_sets.open_sets(config, workdir, FLAGS.dataset_stat)
         refuse_other_samples(config, sets[1].origin)
-        evaluation.measure(metrics, config, *sets, FLAGS.mode, Workdir(workdir))
+        evaluation.measure(metrics, config, *sets, Workdir(workdir), FLAGS.mode)
     if "nfe" in asked:
         evaluation.nfe(config, workdir)
-
-
-def compare_folders(
-    config: ml_collections.ConfigDict, metrics: Sequence[evaluation.SampleMetric]
-) -> None:
-    """Print metrics of two folders of images."""
-    others = {*FIELDS, *READS, *MEASURE, "metric", "ema", "dry_run", "workdir"} - OF_FOLDERS
-    cli.refuse_flags(sorted(others), "--folders")
-    settings.check(config)
-    if len(FLAGS.folders) != 2:
-        raise UserError(
-            f"--folders A B takes two folders, the samples and the real images; given: "
-            f"{', '.join(FLAGS.folders)}."
-        )
-    if not metrics:
-        raise UserError(f"Nothing was asked for; give {', '.join(f'--{f}' for f in METRIC_FLAGS)}.")
-    sets = image_folders.open_folders(config, *FLAGS.folders)
-    if is_first():
-        evaluation.measure(metrics, config, *sets)
 
 
 def require_asked(asked: Sequence[str]) -> None:

@@ -42,10 +42,10 @@ def evaluate():
         run_lib_likelihood.read_asym("W")
         place, every = Workdir("W"), evaluation.SAMPLE_METRICS
         sets = feature_sets.open_sets(config, "W")
-        evaluation.measure(every, config, *sets, place=place)
+        evaluation.measure(every, config, *sets, place)
         evaluation.nfe(config, "W")
         sets = feature_sets.open_sets(guided, "W")
-        evaluation.measure(every[:1], guided, *sets, mode="class", place=place)
+        evaluation.measure(every[:1], guided, *sets, place, mode="class")
         evaluation.nfe(guided, "W")
 
 

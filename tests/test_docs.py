@@ -135,7 +135,7 @@ CONFIGS.append(common.diffusers("CIFAR10"))
 FIELDS = {name for config in CONFIGS for name in [*flatten(config.to_dict()), *config]}
 FIELDS |= {"model.num_classes", "training.label_dropout"}
 DATA_FILES = (".db", ".html", ".ini", ".json", ".npz", ".pth", ".txt")
-NOT_OURS = ("F", "NCSNpp", "fc", "nn", "np", "scipy", "score", "torch")
+NOT_OURS = ("F", "NCSNpp", "PIL", "fc", "nn", "np", "scipy", "score", "torch")
 
 
 def is_there(name):

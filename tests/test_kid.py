@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
+from random_features import real_and_fake
+from torch_fidelity import metric_kid
 
 from metrics import kid
-from studies.metrics_parity import real_and_fake, torch_fidelity_kid
 
 
 @pytest.mark.parametrize(
@@ -13,10 +15,17 @@ from studies.metrics_parity import real_and_fake, torch_fidelity_kid
 )
 def test_kid_equals_torch_fidelity(real_count, fake_count, width, subset_size):
     real, fake = real_and_fake(real_count, fake_count, width)
-    sets = real, 1.5 * fake
-    ours = kid.kernel_inception_distance(*sets, subset_size)
-    assert ours.pop("kid_subset_size") == subset_size
-    assert ours == pytest.approx(torch_fidelity_kid(*sets, subset_size), rel=1e-3)
+    fake = 1.5 * fake
+    theirs = metric_kid.kid_features_to_metric(
+        *map(torch.from_numpy, (fake, real)),
+        kid_subsets=kid.SUBSETS,
+        kid_subset_size=subset_size,
+        verbose=False,
+    )
+    ours = kid.kernel_inception_distance(real, fake, subset_size)
+    assert ours["kid_subset_size"] == subset_size
+    assert ours["kid"] == pytest.approx(theirs[metric_kid.KEY_METRIC_KID_MEAN], rel=1e-3)
+    assert ours["kid_std"] == pytest.approx(theirs[metric_kid.KEY_METRIC_KID_STD], rel=1e-3)
     assert ours["kid"] > 1e-3
 
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from prdc import compute_prdc
+from random_features import correlated_features, real_and_fake
 
 from metrics import prdc
-from studies.metrics_parity import compute_prdc, correlated_features, real_and_fake
 
 prdc_metrics = prdc.precision_recall_density_coverage
 

@@ -64,6 +64,7 @@ def test_a_compiled_function_has_its_gradient():
     assert trained.flops == 5 * 2 * 4 * 8 * 8  # the input's gradient is not needed
 
 
+@pytest.mark.slow
 def test_compilation_saves_launches_and_bytes():
     bench, make = jobs.tiny(launches.GPU), launches.JOBS["DSM step"]
     eager, compiled = (launches.count(make, bench, way) for way in (jobs.EAGER, jobs.COMPILED))

@@ -3,8 +3,6 @@
 A metric of samples compares features of generated images with those of real ones. To add one, add
 an entry to SAMPLE_METRICS and a function on (N, D) arrays to `metrics`. A metric of a score is
 computed from the model, over the test split (`run_lib_likelihood`).
-
-PyTorch is imported where it is used: the environment of ``requirements-tfgan.txt`` has none.
 """
 
 import dataclasses
@@ -16,7 +14,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from metrics import kid
+from metrics import kid, prdc
 from metrics.feature_sets import FeatureSet
 from metrics.frechet import frechet_distance
 from metrics.inception_score import inception_score
@@ -64,8 +62,6 @@ def precision_recall_density_coverage(
     real: FeatureSet, generated: FeatureSet, config: ml_collections.ConfigDict
 ) -> dict[str, float]:
     """See `prdc.precision_recall_density_coverage`."""
-    from metrics import prdc
-
     return prdc.precision_recall_density_coverage(
         real.pool, generated.pool, config.eval.nearest_k, get_device(config.device)
     )

@@ -16,7 +16,9 @@ from absl import flags
 
 import cli
 import evaluation
+import run_lib_likelihood
 from metrics import encoding, feature_sets, sample_sets
+from models.trained import adopt_from_checkpoints, trained_weights
 from storage import settings
 from storage.files import to_json
 from storage.settings import describes_classifier, draws_by_class
@@ -106,8 +108,6 @@ def main() -> None:
         planning.evaluate(config, workdir, asked, FLAGS.ema, FLAGS.dataset_stat)
         return
     if "calculate" in asked:
-        import run_lib_likelihood  # PyTorch, which TF-GAN's environment lacks
-
         calculate = {
             "nll": run_lib_likelihood.calculate_nll,
             "asym": run_lib_likelihood.calculate_asym,
@@ -123,8 +123,6 @@ def main() -> None:
     if not is_first():
         return
     if "read" in asked:
-        import run_lib_likelihood
-
         if FLAGS.metric == "nll":
             run_lib_likelihood.read_nll(workdir, FLAGS.ema)
         else:
@@ -172,11 +170,7 @@ def refuse_other_samples(config: ml_collections.ConfigDict, origin: dict[str, An
 
 
 def with_model_of_checkpoint(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """`config` with the model of the workdir's checkpoint, if PyTorch can be imported."""
-    try:
-        from models.trained import adopt_from_checkpoints, trained_weights
-    except ImportError:  # TF-GAN's environment has no PyTorch
-        return config
+    """`config` with the model of the workdir's checkpoint."""
     kind = "classifier" if describes_classifier(config) else "score model"
     path = trained_weights(config, Workdir(FLAGS.workdir))
     return adopt_from_checkpoints(config, [(kind, path)], cli.typed_fields())

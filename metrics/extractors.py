@@ -8,7 +8,7 @@ Every number names its extractor; only numbers with equal names compare.
 * `feature_classifier.ClassifierFeatures`: a small network trained on the data set itself, for data
   that Inception says nothing about (8×8 digits), or without Inception's weights.
 
-PyTorch and TensorFlow are imported where they are used, so that each can be missing.
+torch-fidelity and TensorFlow are imported where they are used, so that each can be missing.
 """
 
 import dataclasses
@@ -18,18 +18,17 @@ import os
 import pathlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from unittest import mock
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import domains
 from metrics import sharing
+from models.compute import exact_products
 from utils import UserError, is_first, rank_and_size
-
-if TYPE_CHECKING:
-    import torch
 
 # pt_inception-2015-12-05, the weights that torch-fidelity and pytorch-fid publish.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -94,14 +93,12 @@ def in_colour(images: np.ndarray) -> np.ndarray:
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
-def read_weights(path: str | os.PathLike) -> tuple["dict[str, torch.Tensor]", str]:
+def read_weights(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], str]:
     """The state dict in a file, read weights-only, and the file's SHA-256.
 
     Raises:
         UserError: the file cannot be read, or holds more than tensors.
     """
-    import torch
-
     try:
         data = pathlib.Path(path).read_bytes()
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -110,14 +107,12 @@ def read_weights(path: str | os.PathLike) -> tuple["dict[str, torch.Tensor]", st
     return state, hashlib.sha256(data).hexdigest()
 
 
-def channels_first(images: np.ndarray, device: "torch.device | str") -> "torch.Tensor":
+def channels_first(images: np.ndarray, device: torch.device | str) -> torch.Tensor:
     """A copy of images (n, H, W, C) as a tensor (n, C, H, W) on `device`.
 
     Always in one memory layout, because convolutions round differently in another; `contiguous`
     does not change images of one channel.
     """
-    import torch
-
     copy = domains.channels_first(torch.tensor(images, device=device))
     return copy.clone(memory_format=torch.contiguous_format)
 
@@ -132,14 +127,10 @@ class FidelityFeatures:
     name: str
     pool_width: int
     logit_width: int
-    network: "torch.nn.Module"
-    device: "torch.device"
+    network: torch.nn.Module
+    device: torch.device
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        import torch
-
-        from models.compute import exact_products
-
         batch = channels_first(in_colour(images), self.device)
         # cuDNN's default, TF32, keeps ten bits of each factor; the published features kept all.
         with torch.inference_mode(), exact_products():
@@ -153,7 +144,6 @@ def download_inception_weights() -> pathlib.Path:
     Raises:
         UserError: the download fails or is not the published file; nothing is left behind.
     """
-    import torch
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
 
     path = pathlib.Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
@@ -170,7 +160,7 @@ def download_inception_weights() -> pathlib.Path:
     return path
 
 
-def inception(device: "torch.device", weights: str | os.PathLike | None = None) -> FidelityFeatures:
+def inception(device: torch.device, weights: str | os.PathLike | None = None) -> FidelityFeatures:
     """The FID Inception network (2015-12-05) through torch-fidelity's port.
 
     Pooled features are `pool_3`, 2,048 wide. The 1,008 logits are those without the last layer's
@@ -200,7 +190,7 @@ def inception(device: "torch.device", weights: str | os.PathLike | None = None) 
     return FidelityFeatures(name, 2048, 1008, network.to(device), device)
 
 
-def dinov2(device: "torch.device", weights: str | os.PathLike | None) -> FidelityFeatures:
+def dinov2(device: torch.device, weights: str | os.PathLike | None) -> FidelityFeatures:
     """The class token of DINOv2's ViT-L/14, 1,024 wide, through torch-fidelity; no logits.
 
     Fréchet distances on it agree better with people's judgement than Inception's (Stein et al.,
@@ -209,7 +199,6 @@ def dinov2(device: "torch.device", weights: str | os.PathLike | None) -> Fidelit
     Raises:
         UserError: no file is named, it is of another network, or the network's code is missing.
     """
-    import torch
     from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
     code = pathlib.Path(torch.hub.get_dir()) / "facebookresearch_dinov2_main"

@@ -2,22 +2,19 @@
 
 import hashlib
 import pathlib
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import nn
 from tqdm import tqdm
 
 from metrics.extractors import channels_first
 from storage.files import atomic_write
 from utils import UserError
 
-if TYPE_CHECKING:
-    import torch
-
 
 def _small_classifier(channels, classes):
     """Three convolutions and a pool to ClassifierFeatures.pool_width, then a linear layer."""
-    from torch import nn
 
     def stage(wide_in, wide_out, stride):
         convolution = nn.Conv2d(wide_in, wide_out, 3, stride, padding=1, bias=False)
@@ -37,11 +34,11 @@ def _scaled(images, device):
 def train_small_classifier(
     images: np.ndarray,
     labels: np.ndarray,
-    device: "torch.device",
+    device: torch.device,
     cache: pathlib.Path,
     steps: int = 1000,
     batch_size: int = 128,
-) -> "torch.nn.Sequential":
+) -> nn.Sequential:
     """Train the small classifier with Adam on uint8 images (N, H, W, C) and labels (N,).
 
     Equal data give equal weights on one machine with equally many threads. The weights are written
@@ -50,8 +47,6 @@ def train_small_classifier(
     Raises:
         UserError: the cache exists and is not such a file.
     """
-    import torch
-
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = _small_classifier(images.shape[-1], int(labels.max()) + 1).to(device)
@@ -64,7 +59,7 @@ def train_small_classifier(
     for _ in tqdm(range(steps), desc="feature classifier", unit="step"):
         index = rng.integers(len(images), size=batch_size)
         target = torch.from_numpy(labels[index].astype(np.int64)).to(device)
-        loss = torch.nn.functional.cross_entropy(network(_scaled(images[index], device)), target)
+        loss = nn.functional.cross_entropy(network(_scaled(images[index], device)), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -76,8 +71,6 @@ def train_small_classifier(
 
 def _restore(network, cache, data):
     """Whether the file `cache` holds weights that were trained on `data`; loads them."""
-    import torch
-
     if not cache.exists():
         return False
     try:
@@ -123,7 +116,7 @@ class ClassifierFeatures:
         dataset: str,
         images: np.ndarray,
         labels: np.ndarray,
-        device: "torch.device",
+        device: torch.device,
         cache: pathlib.Path,
     ) -> None:
         if labels.min() == labels.max():
@@ -139,8 +132,6 @@ class ClassifierFeatures:
         self.device = device
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        import torch
-
         with torch.inference_mode():
             pool = self.network[0](_scaled(images, self.device))
             return pool.cpu().numpy(), self.network[1](pool).cpu().numpy()

@@ -1,7 +1,4 @@
-"""Features of samples and of the real images, as `encoding` left them: what the metrics compare.
-
-Nothing here imports PyTorch, so that features can be read in the environment of TF-GAN too.
-"""
+"""Features of samples and of the real images, as `encoding` left them: what the metrics compare."""
 
 import dataclasses
 import os

@@ -5,7 +5,6 @@ import contextlib
 import io
 import os
 import shutil
-import subprocess
 import sys
 
 import evaluations
@@ -100,29 +99,3 @@ def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, proce
     assert done.stdout.count("Process 1 differs from process 0 in rank") == processes
     assert "exitcode  : 7" in done.stderr
     assert "unreachable" not in done.stdout
-
-
-def test_one_process_needs_neither_pytorch_nor_pillow():
-    """As in TF-GAN's environment."""
-    code = """
-import sys
-sys.modules["torch"] = sys.modules["PIL"] = None
-import numpy as np
-import run_lib_evaluation
-import evaluation
-from metrics import encoding, extractors, feature_sets, sharing
-sharing.barrier(features="means")
-with sharing.rank0_first():
-    pass
-class Means:
-    name, pool_width, logit_width = "means", 1, 1
-    def __call__(self, images):
-        return [images.mean(axis=(1, 2, 3))[:, None]] * 2
-images = np.full((2, 4, 4, 3), 7, np.uint8)
-[(pool, _)] = extractors.encode_batches(Means(), [extractors.Batch(2, lambda: images)], 9)
-assert pool.tolist() == [[7], [7]]
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr

@@ -231,26 +231,22 @@ class TFHubFeatures:
     al., 2021, arXiv 2011.13456); torch-fidelity's port follows the original graph's (x − 128) / 128
     instead, so the two differ a little and carry different names.
 
-    Args:
-        module: TF-GAN's module by default; a path or another address of one of the same outputs.
-
     Raises:
         UserError: TensorFlow Hub does not import, or the module cannot be loaded.
     """
 
-    pool_width, logit_width = 2048, 1008
+    name, pool_width, logit_width = "inception-tfhub", 2048, 1008
 
-    def __init__(self, module: str = TFHUB_INCEPTION) -> None:
+    def __init__(self) -> None:
         try:
             import tensorflow_hub
 
-            self.module = tensorflow_hub.load(module)
+            self.module = tensorflow_hub.load(TFHUB_INCEPTION)
         except (ImportError, OSError, ValueError) as error:
             raise UserError(
-                f"The TF-Hub module {module} cannot be loaded ({error}). It needs an environment "
-                "of its own, with Python 3.10 or 3.11 and requirements-tfgan.txt."
+                f"The TF-Hub module {TFHUB_INCEPTION} cannot be loaded ({error}). It needs an "
+                "environment of its own, with Python 3.10 or 3.11 and requirements-tfgan.txt."
             ) from None
-        self.name = "inception-tfhub" if module == TFHUB_INCEPTION else f"tfhub-{module}"
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import tensorflow as tf

@@ -1,6 +1,6 @@
 """What each sampler draws where score and classifier are exact: two Gaussians on a line.
 
-    python -m studies.exact_samplers --steps 25
+    python -m studies.exact_samplers
 
 First ¼-wide Gaussians at −1 and 1, of weights 0.3 and 0.7: the share of samples below 0 and the
 standard deviation of the left ones, over the exact one; then with a score 5 % too small. Then two
@@ -14,10 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from absl import flags
 from matplotlib.figure import Figure
 
-import cli
 import sampling
 from models.scores import GuidedScore
 from samplers import fast, grids
@@ -25,7 +23,7 @@ from sde_lib import VESDE
 from storage.files import atomic_write
 from studies import common
 
-DRAWN = 20000
+DRAWN, STEPS = 20000, 25  # samples; steps of the fast samplers
 SCALE = 3.0
 SHOWN = "PC", "heun", "dpmpp_2m_sde", "dpmpp_2m_sde_eta2"
 
@@ -109,7 +107,7 @@ def main() -> None:
     axes = figure.subplots()
     axes.plot(line, target / (line[1] - line[0]), "k", label="p(x)·p(y|x)³")
     rows = []
-    for name, sampler in samplers(flags.FLAGS.steps).items():
+    for name, sampler in samplers(STEPS).items():
         row, x = measure(sampler)
         rows.append([name, *(f"{value:.4g}" for value in row.values())])
         if name in SHOWN:
@@ -123,5 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("steps", 25, "Steps of the fast samplers.")
-    cli.launch(main)
+    main()

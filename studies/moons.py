@@ -33,7 +33,6 @@ from sde_lib import VESDE, expand
 from storage.workdir import Workdir
 from studies import common, oracle
 from training.classifier import ClassifierTraining
-from training.score import ScoreTraining
 from utils import UserError
 
 MOONS = ("upper", "lower")  # by label
@@ -48,14 +47,7 @@ def fourth_power(s, sde, t, std, z):
     return expand(std, z) * losses.variance_weighting(s, sde, t, std, z)
 
 
-class MoonsScoreTraining(ScoreTraining):
-    """A score network with the mean over all elements of (σ² s + σ z)²."""
-
-    def __init__(self, config: ml_collections.ConfigDict, device: torch.device) -> None:
-        super().__init__(config, device)
-        self.objective = losses.DSM(
-            self.score, self.sde, config.training.eps, fourth_power, reduce_mean=True
-        )
+losses.WEIGHTINGS["fourth_power"] = lambda config: fourth_power
 
 
 # ---------------------------------------------------------------- the exact scores
@@ -163,8 +155,9 @@ def train_score(steps: int) -> pathlib.Path:
     config = points.moons()
     config.seed = 0
     config.training.batch_size, config.training.n_iters = SCORE_BATCH, steps
+    config.training.weighting, config.training.reduce_mean = "fourth_power", True
     name = f"studies/moons/score{steps}"
-    run_lib.train(config, name, make_job=MoonsScoreTraining)
+    run_lib.train(config, name)
     return Workdir(name).checkpoint()
 
 

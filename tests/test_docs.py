@@ -75,14 +75,6 @@ def test_sentences_are_short(page):
     assert [s for s in sentences(page) if len(s.split()) > 30] == []
 
 
-@each_page
-def test_tables_say_why_a_cell_has_no_number(page):
-    """Not run, not reported: no dash."""
-    rows = re.findall(r"^\|.*\|$", page.read_text(), re.MULTILINE)
-    dashes = [row for row in rows if {"–", "—", "-"} & {cell.strip() for cell in row.split("|")}]
-    assert dashes == []
-
-
 def test_the_notebooks_python_runs(tmp_path, monkeypatch):
     """Block after block, as its cells would."""
     monkeypatch.chdir(tmp_path)

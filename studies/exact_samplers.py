@@ -17,11 +17,12 @@ import torch
 from matplotlib.figure import Figure
 
 import sampling
+from configs import common
 from models.scores import GuidedScore
-from samplers import fast, grids
+from samplers.fast import SAMPLERS
 from sde_lib import VESDE
 from storage.files import atomic_write
-from studies import common
+from studies.common import print_table
 
 DRAWN, STEPS = 20000, 25  # samples; steps of the fast samplers
 SCALE = 3.0
@@ -61,22 +62,13 @@ MODES, CLASSES = TwoGaussians(0.3, 1.0, 0.25), TwoGaussians(0.5, 0.5, 0.4)
 
 def samplers(steps: int) -> dict[str, sampling.Sampler]:
     """PC and RK45 as published, and the fast samplers in so many steps."""
-    reference = {
-        "PC": sampling.PCSampler(
-            sde=SDE,
-            predictor=sampling.reverse_diffusion,
-            corrector=sampling.langevin,
-            snr=0.16,
-            n_steps=1,
-            probability_flow=False,
-            noise_removal=True,
-        ),
-        "RK45": sampling.ODESampler(SDE, rtol=1e-5, atol=1e-5),
-    }
-    grid = grids.of_sde(SDE, steps)
-    return reference | {
-        name: fast.FastSampler(function, SDE, grid) for name, function in fast.SAMPLERS.items()
-    }
+    settings = common.base("").sampling
+    settings.steps = steps
+    result = {}
+    for name, method in {"PC": "pc", "RK45": "ode", **{name: name for name in SAMPLERS}}.items():
+        settings.method = method
+        result[name] = sampling.from_config(settings, SDE)
+    return result
 
 
 def draw(score: Callable, sampler: sampling.Sampler) -> tuple[np.ndarray, int]:
@@ -113,7 +105,7 @@ def main() -> None:
         if name in SHOWN:
             axes.hist(x, bins=100, range=(-2, 1), density=True, histtype="step", label=name)
     rows.insert(0, ["exact", *(f"{exact[key]:.4g}" if key in exact else "" for key in row)])
-    common.print_table(["sampler", *row], rows)
+    print_table(["sampler", *row], rows)
     axes.set(xlim=(-2, 1), xlabel="x", ylabel="density")
     axes.legend()
     with atomic_write(pathlib.Path("results/studies/exact_samplers.png")) as file:

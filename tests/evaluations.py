@@ -1,4 +1,4 @@
-"""All evaluations and draws that processes share out among themselves, of the tiny configurations.
+"""All evaluations that processes share out among themselves, of the tiny configurations.
 
 Apart from the tests, so that processes have little to import.
 """
@@ -9,7 +9,6 @@ from commands import brief_features  # noqa: F401 (used by tests)
 
 import evaluation
 import run_lib_likelihood
-import run_lib_sampling
 from metrics import encoding, feature_sets
 from storage.workdir import Workdir
 from utils import is_first
@@ -52,11 +51,3 @@ def evaluate():
 def encode_again():
     """Encode samples whose features stand."""
     encoding.encode_samples(score_config(), "W")
-
-
-def draw_fast():
-    """Samples of the run W by a deterministic and a stochastic fast sampler, five rounds each."""
-    for method, steps in (("unipc", 3), ("churn", 2)):
-        config = tiny.config("cache", sampling__method=method, sampling__steps=steps)
-        config.eval.batch_size, config.eval.num_samples, config.eval.num_divisions = 4, 18, 2
-        run_lib_sampling.sample(config, "W")

@@ -1,5 +1,4 @@
-"""Evaluation and fast samplers by several processes: the files and numbers of one, and no waiting
-for the dead."""
+"""Evaluation by several processes: the files and numbers of one, and no waiting for the dead."""
 
 import contextlib
 import io
@@ -26,7 +25,6 @@ def evaluate_together(here):
     evaluations.brief_features()
     evaluations.evaluate()
     evaluations.encode_again()
-    evaluations.draw_fast()
     print("evaluated")
     rank = os.environ["RANK"]
     try:
@@ -68,7 +66,6 @@ def alone(base, tmp_path_factory):
         )
         evaluations.brief_features()
         evaluations.evaluate()
-        evaluations.draw_fast()
     return tree(here), [line for line in said.getvalue().splitlines() if not dated(line)]
 
 
@@ -79,7 +76,7 @@ def dated(line):
 
 @pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, processes):
-    """Bits/dim, asymmetries, features, the network that these are of, metrics of all; samples."""
+    """Bits/dim, asymmetries, features, the network that these are of, metrics of all."""
     here = tmp_path / "here"
     shutil.copytree(base, here)
     done = torchrun(evaluate_together, here, processes=processes)
@@ -88,7 +85,6 @@ def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, proce
     expected, printed = alone
     found = tree(here)
     assert found.keys() == expected.keys()
-    assert sum("eval_sampling_" in str(name) and "npz" in str(name) for name in found) == 12
     assert [name for name in found if found[name] != expected[name]] == []
     # The first alone prints and logs.
     lines = done.stdout.splitlines()

@@ -51,7 +51,7 @@ def train_small_classifier(
         torch.manual_seed(0)
         network = _small_classifier(images.shape[-1], int(labels.max()) + 1).to(device)
     data = _digest([images, labels])
-    if _restore(network, cache, data):
+    if _restore(network, cache, data, steps):
         return network.eval()
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
@@ -69,14 +69,14 @@ def train_small_classifier(
     return network.eval()
 
 
-def _restore(network, cache, data):
+def _restore(network, cache, data, steps):
     """Whether the file `cache` holds weights that were trained on `data`; loads them."""
     if not cache.exists():
         return False
     try:
         state = torch.load(cache, map_location="cpu", weights_only=True)
-        # Files of version 1.1 may hold a training that was interrupted.
-        if state["data"] != data or "optimizer" in state:
+        # Files with a step, of earlier commits, may hold a training that was interrupted.
+        if state["data"] != data or state.get("step", steps) != steps:
             return False
         network.load_state_dict(state["model"])
         return True

@@ -37,12 +37,12 @@ def tfgan_inception_score(logits):
 )
 def test_fid_equals_tfgan(real_count, fake_count, width):
     real, fake = real_and_fake(real_count, fake_count, width)
-    assert frechet_distance(real, fake) == pytest.approx(tfgan_fid(real, fake), rel=1e-3)
+    assert frechet_distance(real, fake) == pytest.approx(tfgan_fid(real, fake), rel=1e-6)
 
 
 def test_inception_score_equals_tfgan():
     logits = random_logits(3, 2000, 100)
-    assert inception_score(logits) == pytest.approx(tfgan_inception_score(logits), rel=1e-4)
+    assert inception_score(logits) == pytest.approx(tfgan_inception_score(logits), rel=1e-6)
 
 
 class MeansModule(tf.Module):
@@ -83,5 +83,5 @@ def test_the_command_runs(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "results/W/metrics.json").read_text())["fid_is"]
-    assert found["fid"] == pytest.approx(tfgan_fid(real, fake), rel=1e-3)
-    assert found["is"] == pytest.approx(tfgan_inception_score(logits), rel=1e-4)
+    assert found["fid"] == pytest.approx(tfgan_fid(real, fake), rel=1e-6)
+    assert found["is"] == pytest.approx(tfgan_inception_score(logits), rel=1e-6)

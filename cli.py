@@ -14,21 +14,12 @@ from ml_collections.config_flags import config_flags
 from utils import VERSION, UserError, log_to
 
 
-def define_common_flags(default_config: str | None = None) -> None:
-    """Define --config with its ``--config.field=value`` overrides, --workdir and --deterministic.
-
-    With a default configuration, --config and --workdir are optional.
-    """
-    try:
-        config_flags.DEFINE_config_file(
-            "config", default_config, "Configuration file.", lock_config=True
-        )
-    except (AttributeError, KeyError) as error:  # the default is read at once, with overrides
-        fail(_unknown_field(error))
+def define_common_flags() -> None:
+    """Define --config, with its overrides ``--config.field=value``, --workdir, --deterministic."""
+    config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Directory of the run; a relative one is below results/.")
     flags.DEFINE_bool("deterministic", False, "Allow PyTorch deterministic algorithms only.")
-    if default_config is None:
-        flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["config", "workdir"])
 
 
 def define_dry_run() -> None:

@@ -3,8 +3,6 @@
 A metric of samples compares features of generated images with those of real ones. To add one, add
 an entry to SAMPLE_METRICS and a function on (N, D) arrays to `metrics`. A metric of a score is
 computed from the model, over the test split (`run_lib_likelihood`).
-
-PyTorch is imported where it is used: the environment of ``requirements-tfgan.txt`` has none.
 """
 
 import dataclasses
@@ -16,7 +14,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from metrics import kid
+from metrics import kid, prdc
 from metrics.feature_sets import FeatureSet
 from metrics.frechet import frechet_distance
 from metrics.inception_score import inception_score
@@ -64,8 +62,6 @@ def precision_recall_density_coverage(
     real: FeatureSet, generated: FeatureSet, config: ml_collections.ConfigDict
 ) -> dict[str, float]:
     """See `prdc.precision_recall_density_coverage`."""
-    from metrics import prdc
-
     return prdc.precision_recall_density_coverage(
         real.pool, generated.pool, config.eval.nearest_k, get_device(config.device)
     )
@@ -140,14 +136,14 @@ def measure(
     config: ml_collections.ConfigDict,
     real: FeatureSet,
     generated: FeatureSet,
+    place: Workdir,
     mode: str = "full",
-    place: Workdir | None = None,
 ) -> None:
     """Print metrics of samples, and record them in the workdir `place`.
 
     Args:
+        place: the run of the samples.
         mode: "full": over all samples; "class": for every class, and the means over them.
-        place: the run of the samples; None: nothing is recorded.
 
     Raises:
         UserError: the sets are of different feature networks, or too small for a metric, or its
@@ -175,16 +171,15 @@ def measure(
             settings[name] = values.pop(name)
         text = table(metric, rows, settings)
         print(text)
-        if place is not None:
-            entry = metric.name + ("_class" if mode == "class" else "") + variant(config)
-            place.record(**{entry: {**values, "settings": settings}})
-        if place is not None and mode == "class":
+        entry = metric.name + ("_class" if mode == "class" else "") + variant(config)
+        place.record(**{entry: {**values, "settings": settings}})
+        if mode == "class":
             path = place.classwise(metric.name, variant(config))
             with atomic_write(path, "w") as file:
                 file.write(text + "\n")
             print(f"Written to {path}.")
         if mode == "full" and len(generated.pool) < metric.usual_samples:
-            log_to(place and place.log_file)
+            log_to(place.log_file)
             log.warning(
                 "--%s of %d samples: published numbers are of %d, and those of fewer are biased. "
                 "Compare numbers of equal counts only.",
@@ -288,7 +283,7 @@ def describe_origin(origin: dict[str, Any]) -> str:
     if "checkpoint" in origin:
         words.append(origin["checkpoint"])
     for name in origin:
-        if name.endswith("step") or name in ("seed", "folder", "dataset", "split"):
+        if name.endswith("step") or name in ("seed", "dataset", "split"):
             value = "none" if origin[name] is None else origin[name]
             words.append(f"{name.replace('_', ' ')} {value}")
     if "sampling" in origin:

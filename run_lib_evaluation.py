@@ -3,14 +3,11 @@
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --metric nll --calculate
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --encode --encode_dataset --fidis
 python run_lib_evaluation.py --config CLASS_EVAL_CONFIG --workdir NAME --stat --latent --fidis
-python run_lib_evaluation.py --folders SAMPLES REAL_IMAGES --fidis --kid --prdc
 
 The ranks of torchrun share what takes networks: --calculate, --stat, --latent, --encode and
 --encode_dataset. Rank 0 alone reads, measures, prints and records.
 """
 
-import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +16,9 @@ from absl import flags
 
 import cli
 import evaluation
-from metrics import encoding, feature_sets, image_folders, sample_sets
+import run_lib_likelihood
+from metrics import encoding, feature_sets, sample_sets
+from models.trained import adopt_from_checkpoints, trained_weights
 from storage import settings
 from storage.files import to_json
 from storage.settings import describes_classifier, draws_by_class
@@ -27,7 +26,6 @@ from storage.workdir import Workdir
 from utils import UserError, flatten, is_first, lookup
 
 FLAGS = flags.FLAGS
-FOLDERS_CONFIG = pathlib.Path(__file__).parent / "configs" / "folders.py"
 # The fields that flags set.
 FIELDS = {
     "checkpoint_idx": "eval.checkpoint_idx",
@@ -53,13 +51,11 @@ READS = {
     **dict.fromkeys(METRIC_FLAGS, MEASURE),
     "nfe": CHOICE_OF_SAMPLES,
 }
-OF_FOLDERS = {"folders", "bs", *METRIC_FLAGS}
 
 
 def define_flags(metric: str | None = None) -> None:
     """Define the evaluation flags; `metric` is the default of --metric."""
-    of_folders = any(argument.partition("=")[0] == "--folders" for argument in sys.argv)
-    cli.define_common_flags(default_config=str(FOLDERS_CONFIG) if of_folders else None)
+    cli.define_common_flags()
     flags.DEFINE_enum(
         "metric", metric, list(evaluation.SCORE_METRICS), "What --calculate and --read are about."
     )
@@ -86,13 +82,10 @@ def define_flags(metric: str | None = None) -> None:
     cli.define_dry_run()
     flags.DEFINE_enum("mode", "full", ["full", "class"], "Over all samples, or class by class.")
     flags.DEFINE_string("dataset_stat", None, "File of the real images' features.")
-    flags.DEFINE_multi_string(
-        "folders", None, "Compare two folders of images, the samples and the real images."
-    )
 
 
 def launch() -> None:
-    cli.launch(main, lists=("folders", "measure"))
+    cli.launch(main, lists=["measure"])
 
 
 def main() -> None:
@@ -103,9 +96,6 @@ def main() -> None:
     by_name = {metric.name: metric for metric in evaluation.SAMPLE_METRICS}
     metrics += [lookup(by_name, name, "--measure") for name in FLAGS.measure]
     cli.apply_flags(config, FIELDS)
-    if FLAGS.folders:
-        compare_folders(config, metrics)
-        return
     require_asked(asked)
     cli.choose_sampler(config)
     if asked != ["read"]:  # the files that are read hold their settings
@@ -118,8 +108,6 @@ def main() -> None:
         planning.evaluate(config, workdir, asked, FLAGS.ema, FLAGS.dataset_stat)
         return
     if "calculate" in asked:
-        import run_lib_likelihood  # PyTorch, which TF-GAN's environment lacks
-
         calculate = {
             "nll": run_lib_likelihood.calculate_nll,
             "asym": run_lib_likelihood.calculate_asym,
@@ -135,8 +123,6 @@ def main() -> None:
     if not is_first():
         return
     if "read" in asked:
-        import run_lib_likelihood
-
         if FLAGS.metric == "nll":
             run_lib_likelihood.read_nll(workdir, FLAGS.ema)
         else:
@@ -144,28 +130,9 @@ def main() -> None:
     if metrics:
         sets = feature_sets.open_sets(config, workdir, FLAGS.dataset_stat)
         refuse_other_samples(config, sets[1].origin)
-        evaluation.measure(metrics, config, *sets, FLAGS.mode, Workdir(workdir))
+        evaluation.measure(metrics, config, *sets, Workdir(workdir), FLAGS.mode)
     if "nfe" in asked:
         evaluation.nfe(config, workdir)
-
-
-def compare_folders(
-    config: ml_collections.ConfigDict, metrics: Sequence[evaluation.SampleMetric]
-) -> None:
-    """Print metrics of two folders of images."""
-    others = {*FIELDS, *READS, *MEASURE, "metric", "ema", "dry_run", "workdir"} - OF_FOLDERS
-    cli.refuse_flags(sorted(others), "--folders")
-    settings.check(config)
-    if len(FLAGS.folders) != 2:
-        raise UserError(
-            f"--folders A B takes two folders, the samples and the real images; given: "
-            f"{', '.join(FLAGS.folders)}."
-        )
-    if not metrics:
-        raise UserError(f"Nothing was asked for; give {', '.join(f'--{f}' for f in METRIC_FLAGS)}.")
-    sets = image_folders.open_folders(config, *FLAGS.folders)
-    if is_first():
-        evaluation.measure(metrics, config, *sets)
 
 
 def require_asked(asked: Sequence[str]) -> None:
@@ -203,11 +170,7 @@ def refuse_other_samples(config: ml_collections.ConfigDict, origin: dict[str, An
 
 
 def with_model_of_checkpoint(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """`config` with the model of the workdir's checkpoint, if PyTorch can be imported."""
-    try:
-        from models.trained import adopt_from_checkpoints, trained_weights
-    except ImportError:  # TF-GAN's environment has no PyTorch
-        return config
+    """`config` with the model of the workdir's checkpoint."""
     kind = "classifier" if describes_classifier(config) else "score model"
     path = trained_weights(config, Workdir(FLAGS.workdir))
     return adopt_from_checkpoints(config, [(kind, path)], cli.typed_fields())

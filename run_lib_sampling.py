@@ -226,18 +226,6 @@ def main() -> None:
         planning.sample(config, FLAGS.workdir, parts, every)
         return
     sample(config, FLAGS.workdir, classes, FLAGS.division_idx)
-    if FLAGS.png:
-        write_png_files(config, FLAGS.workdir)
-
-
-def write_png_files(config: ConfigDict, workdir: str) -> None:
-    """Write every sample that is drawn as a PNG file, beside the folder of the samples."""
-    from metrics import image_folders, sharing
-
-    sharing.barrier()  # for what the other processes draw
-    if is_first():
-        folder = parts_of(config, Workdir(workdir))[0].folder.parent
-        log.info("The PNG files are in %s.", image_folders.write_samples(folder))
 
 
 def restore_paths(restore: Sequence[str], restore_classifier: str | None) -> tuple[str | None, ...]:
@@ -273,5 +261,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("steps", None, "Steps of a sampler that is neither pc nor ode.")
     flags.DEFINE_integer("seed", None, "Seed of the samples.")
     cli.define_dry_run()
-    flags.DEFINE_bool("png", False, "Write every sample as a PNG file too.")
     cli.launch(main)

@@ -3,9 +3,6 @@
 Without classes there is one file of each kind. With classes, as in DLSM, real images and features
 are ordered by class, and each file of samples has a file of features. Every file names its feature
 network and what made its images. The ranks of torchrun share the encoding.
-
-Data sets, and with them PyTorch, are imported where they are used, so that samples can be encoded
-in the environment of TF-GAN too.
 """
 
 import dataclasses
@@ -19,6 +16,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+import datasets
 import domains
 from metrics import extractors, feature_classifier, sharing
 from metrics.sample_sets import find_samples, mean_nfe
@@ -32,8 +30,6 @@ from utils import UserError, get_device, log, log_to, lookup
 
 def classifier(config: ml_collections.ConfigDict) -> feature_classifier.ClassifierFeatures:
     """Features of a classifier of ``config.data``, which is trained at its first use."""
-    import datasets
-
     data = config.data
     log.info("The features are of a classifier of %s.", data.dataset)
     split = datasets.load(data, "train")
@@ -100,8 +96,6 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
     Raises:
         UserError: the data set or the feature network is missing, or the file is a published one.
     """
-    import datasets
-
     place = Workdir(workdir)
     by_class = draws_by_class(config)
     path = place.class_stat if by_class else place.dataset_stat(variant(config))

@@ -8,7 +8,7 @@ Every number names its extractor; only numbers with equal names compare.
 * `feature_classifier.ClassifierFeatures`: a small network trained on the data set itself, for data
   that Inception says nothing about (8×8 digits), or without Inception's weights.
 
-PyTorch and TensorFlow are imported where they are used, so that each can be missing.
+torch-fidelity and TensorFlow are imported where they are used, so that each can be missing.
 """
 
 import dataclasses
@@ -18,18 +18,17 @@ import os
 import pathlib
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from unittest import mock
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import domains
 from metrics import sharing
+from models.compute import exact_products
 from utils import UserError, is_first, rank_and_size
-
-if TYPE_CHECKING:
-    import torch
 
 # pt_inception-2015-12-05, the weights that torch-fidelity and pytorch-fid publish.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -94,14 +93,12 @@ def in_colour(images: np.ndarray) -> np.ndarray:
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
-def read_weights(path: str | os.PathLike) -> tuple["dict[str, torch.Tensor]", str]:
+def read_weights(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], str]:
     """The state dict in a file, read weights-only, and the file's SHA-256.
 
     Raises:
         UserError: the file cannot be read, or holds more than tensors.
     """
-    import torch
-
     try:
         data = pathlib.Path(path).read_bytes()
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -110,14 +107,12 @@ def read_weights(path: str | os.PathLike) -> tuple["dict[str, torch.Tensor]", st
     return state, hashlib.sha256(data).hexdigest()
 
 
-def channels_first(images: np.ndarray, device: "torch.device | str") -> "torch.Tensor":
+def channels_first(images: np.ndarray, device: torch.device | str) -> torch.Tensor:
     """A copy of images (n, H, W, C) as a tensor (n, C, H, W) on `device`.
 
     Always in one memory layout, because convolutions round differently in another; `contiguous`
     does not change images of one channel.
     """
-    import torch
-
     copy = domains.channels_first(torch.tensor(images, device=device))
     return copy.clone(memory_format=torch.contiguous_format)
 
@@ -132,14 +127,10 @@ class FidelityFeatures:
     name: str
     pool_width: int
     logit_width: int
-    network: "torch.nn.Module"
-    device: "torch.device"
+    network: torch.nn.Module
+    device: torch.device
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        import torch
-
-        from models.compute import exact_products
-
         batch = channels_first(in_colour(images), self.device)
         # cuDNN's default, TF32, keeps ten bits of each factor; the published features kept all.
         with torch.inference_mode(), exact_products():
@@ -153,7 +144,6 @@ def download_inception_weights() -> pathlib.Path:
     Raises:
         UserError: the download fails or is not the published file; nothing is left behind.
     """
-    import torch
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
 
     path = pathlib.Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
@@ -170,7 +160,7 @@ def download_inception_weights() -> pathlib.Path:
     return path
 
 
-def inception(device: "torch.device", weights: str | os.PathLike | None = None) -> FidelityFeatures:
+def inception(device: torch.device, weights: str | os.PathLike | None = None) -> FidelityFeatures:
     """The FID Inception network (2015-12-05) through torch-fidelity's port.
 
     Pooled features are `pool_3`, 2,048 wide. The 1,008 logits are those without the last layer's
@@ -185,26 +175,22 @@ def inception(device: "torch.device", weights: str | os.PathLike | None = None) 
     Raises:
         UserError: the weights are missing or of another network.
     """
-    import torch
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torch_fidelity import feature_extractor_inceptionv3 as port
 
     path = download_inception_weights() if weights is None else weights
     state, digest = read_weights(path)
     published = digest == INCEPTION_SHA256
     name = "inception-2015-12-05" if published else f"inception-{digest[:8]}"
-    # torch-fidelity unpickles what it is given, so it gets a copy of the tensors alone.
-    checked = io.BytesIO()
-    torch.save(state, checked)
-    checked.seek(0)
-    outputs = ["2048", "logits_unbiased"]
+    # torch-fidelity unpickles a file that it is given, so it gets the tensors for its download.
     try:
-        network = FeatureExtractorInceptionV3(name, outputs, feature_extractor_weights_path=checked)
+        with mock.patch.object(port, "load_state_dict_from_url", return_value=state):
+            network = port.FeatureExtractorInceptionV3(name, ["2048", "logits_unbiased"])
     except (RuntimeError, TypeError) as error:
         raise UserError(f"{path} does not hold the FID Inception network: {error}") from None
     return FidelityFeatures(name, 2048, 1008, network.to(device), device)
 
 
-def dinov2(device: "torch.device", weights: str | os.PathLike | None) -> FidelityFeatures:
+def dinov2(device: torch.device, weights: str | os.PathLike | None) -> FidelityFeatures:
     """The class token of DINOv2's ViT-L/14, 1,024 wide, through torch-fidelity; no logits.
 
     Fréchet distances on it agree better with people's judgement than Inception's (Stein et al.,
@@ -213,7 +199,6 @@ def dinov2(device: "torch.device", weights: str | os.PathLike | None) -> Fidelit
     Raises:
         UserError: no file is named, it is of another network, or the network's code is missing.
     """
-    import torch
     from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
     code = pathlib.Path(torch.hub.get_dir()) / "facebookresearch_dinov2_main"
@@ -246,26 +231,22 @@ class TFHubFeatures:
     al., 2021, arXiv 2011.13456); torch-fidelity's port follows the original graph's (x − 128) / 128
     instead, so the two differ a little and carry different names.
 
-    Args:
-        module: TF-GAN's module by default; a path or another address of one of the same outputs.
-
     Raises:
         UserError: TensorFlow Hub does not import, or the module cannot be loaded.
     """
 
-    pool_width, logit_width = 2048, 1008
+    name, pool_width, logit_width = "inception-tfhub", 2048, 1008
 
-    def __init__(self, module: str = TFHUB_INCEPTION) -> None:
+    def __init__(self) -> None:
         try:
             import tensorflow_hub
 
-            self.module = tensorflow_hub.load(module)
+            self.module = tensorflow_hub.load(TFHUB_INCEPTION)
         except (ImportError, OSError, ValueError) as error:
             raise UserError(
-                f"The TF-Hub module {module} cannot be loaded ({error}). It needs an environment "
-                "of its own, with Python 3.10 or 3.11 and requirements-tfgan.txt."
+                f"The TF-Hub module {TFHUB_INCEPTION} cannot be loaded ({error}). It needs an "
+                "environment of its own, with Python 3.10 or 3.11 and requirements-tfgan.txt."
             ) from None
-        self.name = "inception-tfhub" if module == TFHUB_INCEPTION else f"tfhub-{module}"
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         import tensorflow as tf

@@ -1,7 +1,4 @@
-"""Features of samples and of the real images, as `encoding` left them: what the metrics compare.
-
-Nothing here imports PyTorch, so that features can be read in the environment of TF-GAN too.
-"""
+"""Features of samples and of the real images, as `encoding` left them: what the metrics compare."""
 
 import dataclasses
 import os
@@ -11,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import ml_collections
 import numpy as np
 
-from metrics.sample_sets import find, parts_of, read_meta
-from storage.files import load_npz
+from metrics.sample_sets import find, parts_of
+from storage.files import load_npz, read_meta
 from storage.settings import draws_by_class
 from storage.workdir import Workdir, variant
 from utils import UserError, shares
@@ -135,7 +132,7 @@ def _open(paths, advice, *more):
         raise UserError(f"There are no features in {' or '.join(map(str, paths))}; {advice}.")
     content = load_npz(path, "pool_3", *more, optional=("meta",))
     sizes = content["size"].tolist() if "size" in content else None
-    claims = _claims(read_meta(content, path))
+    claims = _claims(read_meta(path, content["meta"]) if "meta" in content else {})
     return FeatureSet(content["pool_3"], content.get("logit"), *claims, path, sizes)
 
 

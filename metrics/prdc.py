@@ -4,10 +4,9 @@ Each sample has a sphere that reaches to its k-th nearest neighbour in its own s
 share of generated samples in a sphere of a real one, recall the converse. Density and coverage are
 those of Naeem et al. (2020, arXiv 2002.09797).
 
-Distances come in blocks of |a|² + |b|² − 2ab, one matrix product in float64. As in scikit-learn,
-and so in `prdc`, those between float32 features are then rounded to float32, which makes equal
-distances compare as equal. Those between float64 features compare as equal where rounding could
-have made the difference.
+Features are taken as float32. Distances come in blocks of |a|² + |b|² − 2ab, one matrix product in
+float64. As in scikit-learn, and so in `prdc`, they are then rounded to float32, which makes equal
+distances compare as equal.
 """
 
 import itertools
@@ -44,18 +43,17 @@ def precision_recall_density_coverage(
     """
     require_positive(nearest_k, "nearest_k")
     real, fake = checked_sets(real, fake, at_least=nearest_k + 1)
-    dtype = np.result_type(real.dtype, fake.dtype, np.float32)
-    real, fake = (torch.tensor(np.asarray(x, dtype), device=device) for x in (real, fake))
+    real, fake = (torch.tensor(x, dtype=torch.float32, device=device) for x in (real, fake))
     real_radii, fake_radii = radii(real, nearest_k), radii(fake, nearest_k)
     spheres_around = torch.zeros(len(fake), dtype=torch.int64, device=device)
     covered = torch.zeros(len(real), dtype=torch.bool, device=device)
     recalled = torch.zeros_like(covered)
     for rows, columns in _blocks(itertools.product(_slices(len(real)), _slices(len(fake)))):
-        block, error = distances(real[rows], fake[columns])
-        in_real = block < real_radii[rows, None] - error
+        block = distances(real[rows], fake[columns])
+        in_real = block < real_radii[rows, None]
         spheres_around[columns] += in_real.sum(0)
         covered[rows] |= in_real.any(1)
-        recalled[rows] |= (block < fake_radii[columns] - error).any(1)
+        recalled[rows] |= (block < fake_radii[columns]).any(1)
     return {
         "precision": (spheres_around > 0).double().mean().item(),
         "recall": recalled.double().mean().item(),
@@ -64,19 +62,14 @@ def precision_recall_density_coverage(
     }
 
 
-def distances(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """Distances (n, m) of float32 features (n, D), (m, D); squared distances of float64 ones.
-
-    Returns:
-        The distances, and by how much they must differ to count as different.
-    """
-    rounded = a.dtype == torch.float32
+def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Distances (n, m), float32, of features (n, D), (m, D)."""
     a, b = a.double(), b.double()
     squares = a.square().sum(1)[:, None] + b.square().sum(1)
     squared = torch.addmm(squares, a, b.T, alpha=-2)
     error = squares.mul_(2 * (a.shape[1] + 2) * torch.finfo(torch.float64).eps)
     squared.masked_fill_(squared < error, 0)  # duplicates have distance 0
-    return (squared.float().sqrt_(), 0.0) if rounded else (squared, error)
+    return squared.float().sqrt_()
 
 
 def radii(x: torch.Tensor, nearest_k: int) -> torch.Tensor:
@@ -84,7 +77,7 @@ def radii(x: torch.Tensor, nearest_k: int) -> torch.Tensor:
     # One more than k, because every sample is its own nearest.
     nearest = torch.full((len(x), nearest_k + 1), math.inf, dtype=x.dtype, device=x.device)
     for rows, columns in _blocks(itertools.combinations_with_replacement(_slices(len(x)), 2)):
-        block, _ = distances(x[rows], x[columns])
+        block = distances(x[rows], x[columns])
         pairs = [(rows, block)] if rows == columns else [(rows, block), (columns, block.T)]
         for index, values in pairs:
             both = torch.cat([nearest[index], values], dim=1)

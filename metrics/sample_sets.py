@@ -15,8 +15,7 @@ import ml_collections
 import numpy as np
 
 import domains
-from storage import files
-from storage.files import load_npz, npz_header
+from storage.files import load_npz, npz_header, read_meta
 from storage.provenance import differences
 from storage.settings import draws_by_class, number_of_classes
 from storage.workdir import Workdir, variant
@@ -70,19 +69,10 @@ def read_round(number: int, path: pathlib.Path, array: str) -> Round:
     """
     dtype, shape = npz_header(path, array)
     content = load_npz(path, optional=("meta", "nfe"))
-    meta = read_meta(content, path)
+    meta = read_meta(path, content["meta"]) if "meta" in content else {}
     origin = {name: meta[name] for name in meta if name not in PER_FILE}
     nfe = float(content["nfe"]) if "nfe" in content else None
     return Round(path, number, dtype, shape, origin, nfe)
-
-
-def read_meta(content: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, Any]:
-    """The `meta` among a file's arrays as a dict; empty if there is none.
-
-    Raises:
-        UserError: it is not one of ours.
-    """
-    return files.read_meta(path, content["meta"]) if "meta" in content else {}
 
 
 def find(parts: Sequence[Part], array: str, advice: str) -> list[list[Round]]:

@@ -1,14 +1,16 @@
 """Work that the ranks of torchrun share, over Gloo on the CPU.
 
 Batches go to the ranks in turn, so that a network sees the batches that it would see in one
-process. Rank 0 alone prints, and writes what becomes one file. Without torchrun nothing here
-imports PyTorch, which TF-GAN's environment lacks.
+process. Rank 0 alone prints, and writes what becomes one file.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch.distributed as dist
+
+from distributed import PATIENCE, require_agreement
 from utils import UserError, is_first, rank_and_size
 
 
@@ -26,8 +28,6 @@ def barrier(**agreed: object) -> None:
     """
     _, size = rank_and_size()
     if size > 1:
-        from distributed import require_agreement
-
         with _process_group():
             require_agreement(agreed, group=None)
 
@@ -48,8 +48,6 @@ def gather(value: object) -> list[Any]:
     if size == 1:
         return [value]
 
-    import torch.distributed as dist
-
     with _process_group():
         values = [None] * size if rank == 0 else None
         dist.gather_object(value, values)
@@ -59,10 +57,6 @@ def gather(value: object) -> list[Any]:
 @contextlib.contextmanager
 def _process_group():
     """Joins the ranks at the first use; a rank that has ended becomes a UserError."""
-    import torch.distributed as dist
-
-    from distributed import PATIENCE
-
     try:
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=PATIENCE)

@@ -179,7 +179,7 @@ def cost(config: ConfigDict) -> str:
 def print_commands(run: str, encode: str) -> None:
     """Print how to train, sample and evaluate `run`, flags; `encode` are those of the features."""
     print(f"  python main.py {run}")
-    print(f"  python run_lib_sampling.py {run} --png")
+    print(f"  python run_lib_sampling.py {run}")
     print(f"  python run_lib_evaluation.py {run} {encode} --kid")
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 
 from storage import pipelines
 from storage.ema import EMA
@@ -35,8 +36,8 @@ from utils import UserError
 # The learning rate in published optimisers is a NumPy float64, pickled under either of NumPy's two
 # names for it.
 NUMPY_FLOAT64 = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (scalar, "numpy.core.multiarray.scalar"),
+    (scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
     np.dtypes.Float64DType,
     _codecs.encode,

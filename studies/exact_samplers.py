@@ -1,6 +1,6 @@
 """What each sampler draws where score and classifier are exact: two Gaussians on a line.
 
-    python -m studies.exact_samplers --steps 25
+    python -m studies.exact_samplers
 
 First ¼-wide Gaussians at −1 and 1, of weights 0.3 and 0.7: the share of samples below 0 and the
 standard deviation of the left ones, over the exact one; then with a score 5 % too small. Then two
@@ -14,18 +14,17 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from absl import flags
 from matplotlib.figure import Figure
 
-import cli
 import sampling
+from configs import common
 from models.scores import GuidedScore
-from samplers import fast, grids
+from samplers.fast import SAMPLERS
 from sde_lib import VESDE
 from storage.files import atomic_write
-from studies import common
+from studies.common import print_table
 
-DRAWN = 20000
+DRAWN, STEPS = 20000, 25  # samples; steps of the fast samplers
 SCALE = 3.0
 SHOWN = "PC", "heun", "dpmpp_2m_sde", "dpmpp_2m_sde_eta2"
 
@@ -63,22 +62,13 @@ MODES, CLASSES = TwoGaussians(0.3, 1.0, 0.25), TwoGaussians(0.5, 0.5, 0.4)
 
 def samplers(steps: int) -> dict[str, sampling.Sampler]:
     """PC and RK45 as published, and the fast samplers in so many steps."""
-    reference = {
-        "PC": sampling.PCSampler(
-            sde=SDE,
-            predictor=sampling.reverse_diffusion,
-            corrector=sampling.langevin,
-            snr=0.16,
-            n_steps=1,
-            probability_flow=False,
-            noise_removal=True,
-        ),
-        "RK45": sampling.ODESampler(SDE, rtol=1e-5, atol=1e-5),
-    }
-    grid = grids.of_sde(SDE, steps)
-    return reference | {
-        name: fast.FastSampler(function, SDE, grid) for name, function in fast.SAMPLERS.items()
-    }
+    settings = common.base("").sampling
+    settings.steps = steps
+    result = {}
+    for name, method in {"PC": "pc", "RK45": "ode", **{name: name for name in SAMPLERS}}.items():
+        settings.method = method
+        result[name] = sampling.from_config(settings, SDE)
+    return result
 
 
 def draw(score: Callable, sampler: sampling.Sampler) -> tuple[np.ndarray, int]:
@@ -109,13 +99,13 @@ def main() -> None:
     axes = figure.subplots()
     axes.plot(line, target / (line[1] - line[0]), "k", label="p(x)·p(y|x)³")
     rows = []
-    for name, sampler in samplers(flags.FLAGS.steps).items():
+    for name, sampler in samplers(STEPS).items():
         row, x = measure(sampler)
         rows.append([name, *(f"{value:.4g}" for value in row.values())])
         if name in SHOWN:
             axes.hist(x, bins=100, range=(-2, 1), density=True, histtype="step", label=name)
     rows.insert(0, ["exact", *(f"{exact[key]:.4g}" if key in exact else "" for key in row)])
-    common.print_table(["sampler", *row], rows)
+    print_table(["sampler", *row], rows)
     axes.set(xlim=(-2, 1), xlabel="x", ylabel="density")
     axes.legend()
     with atomic_write(pathlib.Path("results/studies/exact_samplers.png")) as file:
@@ -123,5 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("steps", 25, "Steps of the fast samplers.")
-    cli.launch(main)
+    main()

@@ -3,16 +3,16 @@
     python -m studies.gpu [--seconds 480] [--file rows.md] [--small]
 
 One process. Each row is printed and written to the file as soon as it is known; what does not fit
-into the seconds is left out and named. Needs torch, NumPy, SciPy, absl, PyYAML and tqdm; the
-wheels that the commands need besides are named. On a machine without a GPU it takes the CPU, for
-which `--small` is meant: tiny networks, whose times mean nothing.
+into the seconds is left out and named. Needs torch, NumPy, SciPy, absl, PyYAML and tqdm. On a
+machine without a GPU it takes the CPU, for which `--small` is meant: tiny networks, whose times
+mean nothing.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import gc
-import importlib.util
 import operator
 import pathlib
 import resource
@@ -33,15 +33,8 @@ from models.compute import exact_products
 from studies import jobs, launches
 from training.throughput import matrix_rate, wait_for
 
-WHEELS = "ml_collections tensorboard tensorflow_datasets prdc torch_fidelity sklearn PIL".split()
 EVALUATION, DSM, QC, DLSM = launches.JOBS
 TIMES = "job, ms, TFLOP/s, share, host ms, kernel ms, kernels, peak GiB, first call s".split(", ")
-
-
-def missing_wheels():
-    """Those of `WHEELS` that are not installed."""
-    specs = {name: importlib.util.find_spec(name) for name in WHEELS}
-    return [name for name, spec in specs.items() if not spec or "stand_in" in str(spec.origin)]
 
 
 class OutOfTime(BaseException):
@@ -205,7 +198,7 @@ def enqueued(battery, call):
 
 
 def kernels(battery, call):
-    """The kernels of a call, (name, ms, count), the longest first; on a CPU its operations."""
+    """Milliseconds and number of the kernels of a call; on a CPU of its operations."""
     kind = battery.device.type.upper()
     activity = getattr(torch.profiler.ProfilerActivity, kind)
     with torch.profiler.profile(activities=[activity]) as profile:
@@ -214,8 +207,7 @@ def kernels(battery, call):
     # The host's events of a GPU's profile have the times of their kernels once more.
     events = [event for event in profile.key_averages() if event.device_type.name == kind]
     time_of = operator.attrgetter(f"self_{'device' if kind == 'CUDA' else 'cpu'}_time_total")
-    events.sort(key=time_of, reverse=True)
-    return [(event.key, time_of(event) / 1e3, event.count) for event in events]
+    return sum(map(time_of, events)) / 1e3, sum(event.count for event in events)
 
 
 def peak_bytes(battery):
@@ -224,56 +216,39 @@ def peak_bytes(battery):
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-@dataclasses.dataclass(frozen=True)
-class Timed:
-    """A row of times: a job of `launches.JOBS` for `images` in a way to compute, of a precision."""
+def name_of(job, way, images):
+    """Of a row of times."""
+    last, how = ", channels last" * way["channels_last"], ", compiled" * way["compile"]
+    return f"{job}, {images} images, {way['precision']}{last}{how}"
 
-    job: str
-    way: dict
-    images: int
-    once: bool = False  # one call after the first
-    graph: bool = False  # replayed as a CUDA graph
-    longest: int = 0  # so many of its kernels are listed
 
-    @property
-    def name(self):
-        last = ", channels last" * self.way["channels_last"]
-        how = ", compiled" * self.way["compile"] + ", CUDA graph" * self.graph
-        return f"{self.job}, {self.images} images, {self.way['precision']}{last}{how}"
-
-    def __call__(self, battery):
-        batch = max(2, self.images // battery.shrink)
-        if self.job not in battery.flops:
-            battery.flops[self.job] = flops_of(self.job, battery.bench(launches.GPU, batch)) / batch
-        if battery.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(battery.device)
-        call = launches.JOBS[self.job](battery.bench(battery.device, batch), self.way)
-        start = time.perf_counter()
-        call()
-        wait_for(battery.device)
-        first = time.perf_counter() - start
-        if self.graph and battery.device.type == "cuda":
-            call = captured(call)
-        seconds = repeated(battery, call, 1 if self.once else 5)
-        host, found = enqueued(battery, call), kernels(battery, call)
-        rate = battery.flops[self.job] * batch / seconds
-        ms = sum(kernel_ms for _, kernel_ms, _ in found)
-        battery.row(
-            TIMES,
-            self.name if batch == self.images else f"{self.name}, in small {batch}",
-            f"{1e3 * seconds:.4g}",
-            f"{rate / 1e12:.4g}",
-            f"{rate / battery.rates[self.way['precision']]:.1%}",
-            f"{1e3 * host:.4g}",
-            f"{ms:.4g}",
-            sum(count for *_, count in found),
-            f"{peak_bytes(battery) / 2**30:.3g}",
-            f"{first:.1f}",
-        )
-        heads = f"longest kernels of {self.name}", "ms", "calls", "share"
-        for key, kernel_ms, count in found[: self.longest]:
-            name = key.replace("|", "/")[:90]
-            battery.row(heads, name, f"{kernel_ms:.4g}", count, f"{kernel_ms / ms:.1%}")
+def timed(job, way, images, battery):
+    """The row of a job of `launches.JOBS` for `images` in a way to compute, of a precision."""
+    name, batch = name_of(job, way, images), max(2, images // battery.shrink)
+    if job not in battery.flops:
+        battery.flops[job] = flops_of(job, battery.bench(launches.GPU, batch)) / batch
+    if battery.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(battery.device)
+    call = launches.JOBS[job](battery.bench(battery.device, batch), way)
+    start = time.perf_counter()
+    call()
+    wait_for(battery.device)
+    first = time.perf_counter() - start
+    seconds = repeated(battery, call, 1 if way["precision"] == "fp32" else 5)
+    host, (ms, count) = enqueued(battery, call), kernels(battery, call)
+    rate = battery.flops[job] * batch / seconds
+    battery.row(
+        TIMES,
+        name if batch == images else f"{name}, in small {batch}",
+        f"{1e3 * seconds:.4g}",
+        f"{rate / 1e12:.4g}",
+        f"{rate / battery.rates[way['precision']]:.1%}",
+        f"{1e3 * host:.4g}",
+        f"{ms:.4g}",
+        count,
+        f"{peak_bytes(battery) / 2**30:.3g}",
+        f"{first:.1f}",
+    )
 
 
 def flops_of(job, bench):
@@ -282,14 +257,6 @@ def flops_of(job, bench):
     with launches.pretended_gpu(counter):
         launches.JOBS[job](bench, jobs.EAGER)()
     return counter.flops
-
-
-def captured(call):
-    """The replay of a CUDA graph of `call`, which has been made before."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def metrics(battery):
@@ -306,20 +273,20 @@ def metrics(battery):
 
 
 TIMED = (
-    Timed(EVALUATION, jobs.EAGER, 100, longest=15),
-    Timed(EVALUATION, jobs.EAGER, 128),
-    Timed(DSM, jobs.EAGER, 128, longest=15),
-    Timed(EVALUATION, jobs.COMPILED, 128),
-    Timed(DSM, jobs.COMPILED, 128),
-    Timed(EVALUATION, jobs.EAGER, 128, graph=True),
-    Timed(DSM, jobs.FP32, 128, once=True),
-    Timed(EVALUATION, jobs.FP32, 128, once=True),
-    Timed(QC, jobs.FP32, 64, once=True),
-    Timed(QC, jobs.EAGER, 64),
-    Timed(QC, jobs.COMPILED, 64),
-    Timed(DLSM, jobs.EAGER, 128),
+    (EVALUATION, jobs.EAGER, 100),
+    (EVALUATION, jobs.EAGER, 128),
+    (DSM, jobs.EAGER, 128),
+    (EVALUATION, jobs.COMPILED, 128),
+    (DSM, jobs.COMPILED, 128),
+    (DSM, jobs.FP32, 128),
+    (EVALUATION, jobs.FP32, 128),
+    (QC, jobs.FP32, 64),
+    (QC, jobs.EAGER, 64),
+    (QC, jobs.COMPILED, 64),
+    (DLSM, jobs.EAGER, 128),
 )
-PLAN = {"rates": rates, "checks": checks, **{timed.name: timed for timed in TIMED}}
+PLAN = {"rates": rates, "checks": checks}
+PLAN |= {name_of(*row): functools.partial(timed, *row) for row in TIMED}
 PLAN["P/R/D/C"] = metrics
 """Name -> what writes the rows, a function of the battery; the cheap ones before the compiled."""
 
@@ -327,9 +294,10 @@ PLAN["P/R/D/C"] = metrics
 def run(battery, seconds):
     """Write all rows of `PLAN` that `seconds` are enough for."""
     signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again each second: one that comes within a callback of the interpreter is lost.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     left = list(PLAN)
-    try:
+    with contextlib.suppress(OutOfTime):
         while left:
             try:
                 PLAN[left[0]](battery)
@@ -342,9 +310,9 @@ def run(battery, seconds):
             torch.compiler.reset()
             if battery.device.type == "cuda":
                 torch.cuda.empty_cache()
-    except OutOfTime:
-        battery.write(f"\nLeft out after {seconds:g} s: {'; '.join(left)}.")
     signal.setitimer(signal.ITIMER_REAL, 0)
+    if left:
+        battery.write(f"\nLeft out after {seconds:g} s: {'; '.join(left)}.")
 
 
 def main():
@@ -359,9 +327,7 @@ def main():
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
     with open(arguments.file, "w") as file:
         battery = Battery(device, bench, shrink, file)
-        battery.write(
-            f"{jobs.machine(device)}. Wheels to bring: {', '.join(missing_wheels()) or 'none'}."
-        )
+        battery.write(jobs.machine(device))
         run(battery, arguments.seconds)
 
 

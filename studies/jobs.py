@@ -130,26 +130,22 @@ PUBLISHED = {"DSM step": published_dsm, "QC step": published_qc, "DLSM step": pu
 """Name -> the loss of one of `OBJECTIVES` by double backward."""
 
 
-def update(network, config, loss):
-    """A call that makes one update: the gradient of ``loss()``, Adam's step, the averages."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
+def step(objective_of, bench, way):
+    """A call that makes one update of one of `OBJECTIVES`: its gradient, Adam, the averages."""
+    network, objective = objective_of(bench, way)
+    x, labels = bench.draw()
+    config = bench.config
+    parameters = [p for p in network.train().parameters() if p.requires_grad]
     ema = EMA(parameters, config.model.ema_rate)
     optimizer = losses.make_optimizer(parameters, config.optim)
 
-    def step():
+    def call():
         optimizer.zero_grad(set_to_none=True)
-        loss().backward()
+        objective(x, labels, objective.draw(x))[0].backward()
         losses.optimize(optimizer, parameters, 1, config.optim)
         ema.update()
 
-    return step
-
-
-def step(objective_of, bench, way):
-    """A call that makes one update of one of `OBJECTIVES`."""
-    network, objective = objective_of(bench, way)
-    x, labels = bench.draw()
-    return update(network.train(), bench.config, lambda: objective(x, labels, objective.draw(x))[0])
+    return call
 
 
 def evaluation(bench, way):

@@ -1,6 +1,6 @@
 """Kernel launches, bytes moved and FLOPs of each job on a GPU, counted without one.
 
-    python -m studies.launches [--small] [--only JOB …]
+    python -m studies.launches
 
 Runs on PyTorch's fake CUDA tensors, which have no numbers. An operation counts as one launch, and
 moves the bytes of its inputs and outputs; views and empty tensors are free. Within a compiled
@@ -10,7 +10,6 @@ several kernels, and a compiler may need several for a reduction. Compiled code 
 differentiates no CUDA tensors, and generates no code for them, where there is no driver.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -235,16 +234,12 @@ JOBS = {"score evaluation": jobs.evaluation} | {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="tiny networks, for the tests")
-    parser.add_argument("--only", nargs="*", choices=JOBS, default=list(JOBS))
-    arguments = parser.parse_args()
-    bench = (jobs.tiny if arguments.small else jobs.published)(GPU)
+    bench = jobs.published(GPU)
     print(f"CIFAR-10, {bench.batch} images, bfloat16, channels last\n")
     heads = "job", "launches, eager", "GB", "launches, compiled", "GB", "compiled calls", "TFLOP"
     print_table(heads, [])
-    for name in arguments.only:
-        eager, compiled = (count(JOBS[name], bench, way) for way in (jobs.EAGER, jobs.COMPILED))
+    for name, make in JOBS.items():
+        eager, compiled = (count(make, bench, way) for way in (jobs.EAGER, jobs.COMPILED))
         cells = [f"{x.launches:,} | {x.bytes / 1e9:.4g}" for x in (eager, compiled)]
         cells += [f"{compiled.calls:,}", f"{eager.flops / 1e12:.3g}"]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

@@ -27,7 +27,7 @@ from scripts.recognise import flatten, recogniser, share_of_sure
 from sde_lib import VESDE
 from storage.workdir import Workdir
 from studies import common
-from utils import UserError, lookup
+from utils import UserError
 
 REFERENCES = {"pc": "PC", "ode": "RK45"}  # method -> its name in tables
 
@@ -46,14 +46,9 @@ def steps_within(settings, nfe):
 
 
 def configurations(config, names, budgets):
-    """The row and configuration of each sampler and budget, the references last: a dict.
-
-    Raises:
-        UserError: there is no sampler of such a name.
-    """
+    """The row and configuration of each sampler and budget, the references last: a dict."""
     chosen = {}
     for name in names:
-        lookup(fast.SAMPLERS, name, "--samplers")
         settings = config.sampling.copy_and_resolve_references()
         settings.method = name
         for steps in sorted({steps_within(settings, nfe) for nfe in budgets} - {0}):
@@ -117,6 +112,7 @@ def main():
 if __name__ == "__main__":
     cli.define_common_flags()
     common.define_seeds([0, 1, 2])
-    flags.DEFINE_multi_string("samplers", list(fast.SAMPLERS), "Names of fast samplers.")
+    every = list(fast.SAMPLERS)
+    flags.DEFINE_multi_enum("samplers", every, every, "Names of fast samplers.")
     flags.DEFINE_multi_integer("nfe", [5, 10, 20, 35], "Most evaluations of a sample.")
     cli.launch(main, lists=("samplers", "nfe", "seeds"))

@@ -1,6 +1,6 @@
 """What training, sampling and evaluation cost on a CPU, beside the way the published code took.
 
-    python -m studies.speed [--only JOB …]
+    python -m studies.speed
 
 Prints the machine and a Markdown table. Both sides of a row run in this process: the baseline in
 float32, channels first, not compiled, with convolutions for resampling, create_graph double
@@ -9,7 +9,6 @@ the row says. Times are medians of `RUNS` runs in turns, after a warm-up in whic
 Memory is the peak of the process above what was in use before. `studies.gpu` measures a GPU.
 """
 
-import argparse
 import ctypes
 import dataclasses
 import functools
@@ -136,10 +135,9 @@ def as_published(call):
         call()
 
 
-def rows(bench, only):
-    """Yields (job, way, seconds and gigabytes of the baseline, of ours); of `only` some jobs."""
-    for name in only:
-        published, ours = JOBS[name]
+def rows(bench):
+    """Yields (job, way, seconds and gigabytes of the baseline, of ours)."""
+    for name, (published, ours) in JOBS.items():
         for way, settings in WAYS.items():
             torch.compiler.reset()
             baseline = functools.partial(as_published, published(bench, jobs.FP32))
@@ -147,14 +145,11 @@ def rows(bench, only):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=JOBS, default=list(JOBS))
-    arguments = parser.parse_args()
     bench = jobs.small(CPU)
     print(f"{jobs.machine(CPU)}; small networks, {bench.batch} images\n")
     heads = "job", "ours", "s", "baseline s", "times as fast", "GB", "baseline GB", "share"
     print_table(heads, [])
-    for name, way, (their_s, their_gb), (s, gb) in rows(bench, arguments.only):
+    for name, way, (their_s, their_gb), (s, gb) in rows(bench):
         times = f"{s:.3f} | {their_s:.3f} | {their_s / s:.2f}"
         memory = f"{gb:.2f} | {their_gb:.2f} | {gb / max(their_gb, 1e-9):.2f}"
         print(f"| {name} | {way} | {times} | {memory} |", flush=True)

@@ -61,16 +61,13 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """Set the device of `device_option`; on a GPU float32 products keep all their bits."""
-    name = config.getoption("--device")
-    if name == "cpu":  # TF-GAN's environment has no PyTorch
-        return
     import device_option
     import torch
 
     import utils
 
     try:
-        device_option.DEVICE = str(utils.get_device(name))
+        device_option.DEVICE = str(utils.get_device(config.getoption("--device")))
     except utils.UserError as error:
         raise pytest.UsageError(f"--device: {error}") from None
     torch.backends.cudnn.allow_tf32 = False

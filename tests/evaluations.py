@@ -1,4 +1,4 @@
-"""All evaluations and draws that processes share out among themselves, of the tiny configurations.
+"""All evaluations that processes share out among themselves, of the tiny configurations.
 
 Apart from the tests, so that processes have little to import.
 """
@@ -9,7 +9,6 @@ from commands import brief_features  # noqa: F401 (used by tests)
 
 import evaluation
 import run_lib_likelihood
-import run_lib_sampling
 from metrics import encoding, feature_sets
 from storage.workdir import Workdir
 from utils import is_first
@@ -42,21 +41,13 @@ def evaluate():
         run_lib_likelihood.read_asym("W")
         place, every = Workdir("W"), evaluation.SAMPLE_METRICS
         sets = feature_sets.open_sets(config, "W")
-        evaluation.measure(every, config, *sets, place=place)
+        evaluation.measure(every, config, *sets, place)
         evaluation.nfe(config, "W")
         sets = feature_sets.open_sets(guided, "W")
-        evaluation.measure(every[:1], guided, *sets, mode="class", place=place)
+        evaluation.measure(every[:1], guided, *sets, place, mode="class")
         evaluation.nfe(guided, "W")
 
 
 def encode_again():
     """Encode samples whose features stand."""
     encoding.encode_samples(score_config(), "W")
-
-
-def draw_fast():
-    """Samples of the run W by a deterministic and a stochastic fast sampler, five rounds each."""
-    for method, steps in (("unipc", 3), ("churn", 2)):
-        config = tiny.config("cache", sampling__method=method, sampling__steps=steps)
-        config.eval.batch_size, config.eval.num_samples, config.eval.num_divisions = 4, 18, 2
-        run_lib_sampling.sample(config, "W")

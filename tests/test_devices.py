@@ -6,10 +6,10 @@ import elsewhere
 import pytest
 import torch
 from commands import ROOT, TINY, start
+from random_features import real_and_fake
 
 from metrics import prdc
 from storage import checkpoints
-from studies.metrics_parity import real_and_fake
 
 pytestmark = pytest.mark.slow
 NETWORK = [*TINY, "--config.model.attn_resolutions=(4,)"]

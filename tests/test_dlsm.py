@@ -18,8 +18,7 @@ from two_gaussians import TwoGaussians
 import losses
 import models
 import sde_lib
-from models.scores import GuidedScore, Score
-from studies import likelihood_scores
+from models.scores import Score
 
 VE = sde_lib.VESDE()
 
@@ -193,24 +192,3 @@ def test_the_exact_classifier_is_dlsms_minimum():
     below, at, above = gradients
     assert below < 0 < above
     assert abs(at) < 0.1 * min(-below, above)
-
-
-def test_the_best_scale_of_exact_scores_is_one():
-    """Below 1 of a classifier too sure of itself, above 1 of one too unsure."""
-    torch.manual_seed(0)
-    problem = TwoGaussians(sde_lib.VESDE(0.05, 5.0))
-    x, labels = problem.sample(100_000)
-    z = torch.randn_like(x)
-
-    def measured(classifier):
-        guided = GuidedScore(problem.score, classifier, problem.sde, labels)
-        rr, rg, gg = likelihood_scores.sums(guided, problem.sde, x, 0.6, z)
-        return float(-(2 * rg + gg) / rr), float(-rg / gg)
-
-    gain, scale = measured(problem.classifier)
-    assert scale == pytest.approx(1, abs=0.02)
-    assert gain > 0.05
-    _, twice = measured(lambda x, sigma: 2 * problem.classifier(x, sigma))
-    assert twice < 0.9
-    _, half = measured(lambda x, sigma: 0.5 * problem.classifier(x, sigma))
-    assert half > 1.1

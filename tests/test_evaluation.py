@@ -6,18 +6,14 @@ import ml_collections
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_softmax, softmax
+from random_features import correlated_features, random_logits, real_and_fake
+from torch_fidelity import metric_fid
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
 import evaluation
 from metrics import frechet, inception_score, prdc
 from metrics.feature_sets import FeatureSet
-from studies.metrics_parity import (
-    correlated_features,
-    random_logits,
-    real_and_fake,
-    torch_fidelity_fid_and_is,
-)
+from storage.workdir import Workdir
 from utils import UserError
 
 prdc_metrics = prdc.precision_recall_density_coverage
@@ -29,8 +25,9 @@ GOOD = correlated_features(1, 50, 8)
 )
 def test_fid_equals_torch_fidelity(real_count, fake_count, width):
     real, fake = real_and_fake(real_count, fake_count, width)
-    theirs = torch_fidelity_fid_and_is(real, fake, random_logits(3, 50, 10))
-    assert frechet.frechet_distance(real, fake) == pytest.approx(theirs["fid"], rel=1e-5)
+    sets = (metric_fid.fid_features_to_statistics(torch.from_numpy(x)) for x in (real, fake))
+    theirs = metric_fid.fid_statistics_to_metric(*sets, verbose=False)[metric_fid.KEY_METRIC_FID]
+    assert frechet.frechet_distance(real, fake) == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize(("count", "width"), [(1500, 128), (2, 2048)])
@@ -54,18 +51,11 @@ def test_constant_features_have_the_distance_of_their_means():
     assert frechet.frechet_distance(real, fake) == pytest.approx(30 * 0.25)
 
 
-def tfgan_formula(logits):
-    """exp mean KL(p(y|x) ‖ p(y)), term by term."""
-    p, log_p = softmax(logits.astype(np.float64), axis=1), log_softmax(logits, axis=1)
-    return np.exp((p * (log_p - np.log(p.mean(axis=0)))).sum(axis=1).mean())
-
-
 @pytest.mark.parametrize(("count", "classes"), [(2000, 1008), (10_000, 10), (3, 7)])
-def test_inception_score_is_the_formula_over_the_whole_set(count, classes):
+def test_inception_score_equals_torch_fidelity(count, classes):
     logits = random_logits(0, count, classes)
     ours = inception_score.inception_score(logits)
     theirs = isc_features_to_metric(torch.from_numpy(logits), splits=1)[KEY_METRIC_ISC_MEAN]
-    assert ours == pytest.approx(tfgan_formula(logits), rel=1e-4)
     assert ours == pytest.approx(theirs, rel=1e-9)
 
 
@@ -125,17 +115,17 @@ def test_classwise_names_the_class_that_is_too_small():
         evaluation.classwise(PRDC, small, features(GOOD, [20, 30]), CONFIG)
 
 
-def test_features_of_different_networks_do_not_compare():
+def test_features_of_different_networks_do_not_compare(tmp_path):
     real = features(GOOD, None)
     other = FeatureSet(GOOD, None, ("another network",), {}, pathlib.Path("there"))
     with pytest.raises(UserError, match="another network"):
-        evaluation.measure([PRDC], CONFIG, real, other)
+        evaluation.measure([PRDC], CONFIG, real, other, Workdir(tmp_path))
 
 
 @pytest.mark.parametrize("values", [{"distance": float("nan")}, {"distanse": 1.0}])
-def test_values_of_a_metric_that_cannot_be_are_refused(values):
+def test_values_of_a_metric_that_cannot_be_are_refused(tmp_path, values):
     metric = evaluation.SampleMetric("mine", "mine", "", {"distance": ""}, lambda *_: values)
     same = features(GOOD, [20, 30])
     for mode in ("full", "class"):
         with pytest.raises(UserError, match=r"mine.*distan"):
-            evaluation.measure([metric], CONFIG, same, same, mode)
+            evaluation.measure([metric], CONFIG, same, same, Workdir(tmp_path), mode)

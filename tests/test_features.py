@@ -104,21 +104,17 @@ def published(tmp_path, monkeypatch):
     return path
 
 
-def test_download_goes_to_the_cache_once(published):
-    path = extractors.download_inception_weights()
-    assert path.read_bytes() == b"the weights"
-    published.unlink()
-    assert extractors.download_inception_weights() == path
-
-
-def test_download_of_another_file_leaves_nothing(published):
+def test_the_published_file_is_downloaded_once_and_no_other(published):
+    content = published.read_bytes()
     published.write_bytes(b"other weights")
     with pytest.raises(UserError, match=r"eval\.inception_weights.*eval\.features"):
         extractors.download_inception_weights()
     assert not list((published.parent.parent / "cache").rglob("*.p*"))
-
-
-# ---------------------------------------------------------------- streaming
+    published.write_bytes(content)
+    path = extractors.download_inception_weights()
+    published.unlink()
+    assert extractors.download_inception_weights() == path
+    assert path.read_bytes() == content
 
 
 # ---------------------------------------------------------------- a data set's own classifier
@@ -130,17 +126,19 @@ def digits():
     return (data.images[..., None] * 15.9).astype(np.uint8), data.target
 
 
+def features_of(data, count, cache, steps):
+    """Of a classifier of the first images, briefly trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        quicker = functools.partial(feature_classifier.train_small_classifier, steps=steps)
+        patch.setattr(feature_classifier, "train_small_classifier", quicker)
+        first = [array[:count] for array in data]
+        return feature_classifier.ClassifierFeatures("digits", *first, "cpu", cache)
+
+
 @pytest.fixture(scope="module")
 def classifier(digits, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache") / "deeper" / "digits.pth"
-    images, labels = digits
-    with pytest.MonkeyPatch.context() as patch:
-        quicker = functools.partial(feature_classifier.train_small_classifier, steps=300)
-        patch.setattr(feature_classifier, "train_small_classifier", quicker)
-        made = feature_classifier.ClassifierFeatures(
-            "digits", images[:1400], labels[:1400], "cpu", cache
-        )
-    return made, cache
+    return features_of(digits, 1400, cache, steps=300), cache
 
 
 def test_classifier_knows_its_data_set(classifier, digits):
@@ -154,53 +152,25 @@ def test_classifier_knows_its_data_set(classifier, digits):
 
 def test_classifier_comes_back_from_its_cache(classifier, digits, monkeypatch):
     made, cache = classifier
-    images, labels = digits[0][:1400], digits[1][:1400]
-    quicker = functools.partial(feature_classifier.train_small_classifier, steps=300)
-    monkeypatch.setattr(feature_classifier, "train_small_classifier", quicker)
+    images = digits[0]
     monkeypatch.setattr(torch.optim.Adam, "step", None)
-    again = feature_classifier.ClassifierFeatures("digits", images, labels, "cpu", cache)
+    again = features_of(digits, 1400, cache, steps=300)
     assert again.name == made.name
     assert again.logit_width == 10
     for ours, theirs in zip(again(images[:50]), made(images[:50]), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_classifiers_training_continues(digits, tmp_path, monkeypatch):
-    images, labels, steps = digits[0][:200], digits[1][:200], []
-    train = functools.partial(feature_classifier.train_small_classifier, images, labels, "cpu")
-    whole = train(tmp_path / "whole.pth", steps=7)
-    step = torch.optim.Adam.step
-
-    def interrupted(*arguments):
-        steps.append(1)
-        if len(steps) == 6:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    monkeypatch.setattr(feature_classifier, "SAVE_EVERY", 2)
-    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "parts.pth", steps=7)
-    parts = train(tmp_path / "parts.pth", steps=7)
-    assert len(steps) == 9  # from the fourth step on
-    for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_classifier_of_other_data_replaces_the_cache(classifier, digits, tmp_path, monkeypatch):
-    made, _ = classifier
-    images, labels = digits
-    briefly = functools.partial(feature_classifier.train_small_classifier, steps=2)
-    monkeypatch.setattr(feature_classifier, "train_small_classifier", briefly)
+def test_classifier_of_other_data_replaces_the_cache(classifier, digits, tmp_path):
+    made, of_made = classifier
     cache = tmp_path / "digits.pth"
-    cache.write_bytes(classifier[1].read_bytes())
-    few = images[:64], labels[:64]
-    other = feature_classifier.ClassifierFeatures("digits", *few, "cpu", cache)
+    cache.write_bytes(of_made.read_bytes())
+    other = features_of(digits, 64, cache, steps=2)
     assert other.name != made.name
-    assert feature_classifier.ClassifierFeatures("digits", *few, "cpu", cache).name == other.name
+    assert features_of(digits, 64, cache, steps=2).name == other.name
     cache.write_bytes(b"nonsense")
     with pytest.raises(UserError, match=r"digits\.pth"):
-        feature_classifier.ClassifierFeatures("digits", *few, "cpu", cache)
+        features_of(digits, 64, cache, steps=2)
 
 
 def test_a_set_of_one_class_has_no_classifier(digits, tmp_path):

@@ -179,18 +179,6 @@ def test_qc_mistakes_get_a_sentence(tmp_path):
     assert not (tmp_path / "results/W/metrics.json").exists()
 
 
-def test_features_of_other_samples_are_not_overwritten(tmp_path):
-    qc(tmp_path)
-    line = f"{FIDIS}.py --workdir W --encode"
-    works(line, tmp_path, QC)
-    stat = tmp_path / "results/W/stat/generated_stat.npz"
-    before = stat.read_bytes()
-    assert "wrote 0 of 1" in works(line, tmp_path, QC)
-    qc(tmp_path, seed=43)
-    refused(line, tmp_path, QC, "samples.seed=42 (now 43)")
-    assert stat.read_bytes() == before
-
-
 # ---------------------------------------------------------------- DLSM
 
 

@@ -1,11 +1,9 @@
-"""Evaluation and fast samplers by several processes: the files and numbers of one, and no waiting
-for the dead."""
+"""Evaluation by several processes: the files and numbers of one, and no waiting for the dead."""
 
 import contextlib
 import io
 import os
 import shutil
-import subprocess
 import sys
 
 import evaluations
@@ -27,7 +25,6 @@ def evaluate_together(here):
     evaluations.brief_features()
     evaluations.evaluate()
     evaluations.encode_again()
-    evaluations.draw_fast()
     print("evaluated")
     rank = os.environ["RANK"]
     try:
@@ -69,7 +66,6 @@ def alone(base, tmp_path_factory):
         )
         evaluations.brief_features()
         evaluations.evaluate()
-        evaluations.draw_fast()
     return tree(here), [line for line in said.getvalue().splitlines() if not dated(line)]
 
 
@@ -80,7 +76,7 @@ def dated(line):
 
 @pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, processes):
-    """Bits/dim, asymmetries, features, the network that these are of, metrics of all; samples."""
+    """Bits/dim, asymmetries, features, the network that these are of, metrics of all."""
     here = tmp_path / "here"
     shutil.copytree(base, here)
     done = torchrun(evaluate_together, here, processes=processes)
@@ -89,7 +85,6 @@ def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, proce
     expected, printed = alone
     found = tree(here)
     assert found.keys() == expected.keys()
-    assert sum("eval_sampling_" in str(name) and "npz" in str(name) for name in found) == 12
     assert [name for name in found if found[name] != expected[name]] == []
     # The first alone prints and logs.
     lines = done.stdout.splitlines()
@@ -100,29 +95,3 @@ def test_files_and_numbers_are_those_of_one_process(base, alone, tmp_path, proce
     assert done.stdout.count("Process 1 differs from process 0 in rank") == processes
     assert "exitcode  : 7" in done.stderr
     assert "unreachable" not in done.stdout
-
-
-def test_one_process_needs_neither_pytorch_nor_pillow():
-    """As in TF-GAN's environment."""
-    code = """
-import sys
-sys.modules["torch"] = sys.modules["PIL"] = None
-import numpy as np
-import run_lib_evaluation
-import evaluation
-from metrics import encoding, extractors, feature_sets, sharing
-sharing.barrier(features="means")
-with sharing.rank0_first():
-    pass
-class Means:
-    name, pool_width, logit_width = "means", 1, 1
-    def __call__(self, images):
-        return [images.mean(axis=(1, 2, 3))[:, None]] * 2
-images = np.full((2, 4, 4, 3), 7, np.uint8)
-[(pool, _)] = extractors.encode_batches(Means(), [extractors.Batch(2, lambda: images)], 9)
-assert pool.tolist() == [[7], [7]]
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr

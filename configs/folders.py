@@ -1,9 +1,0 @@
-"""What run_lib_evaluation.py --folders A B takes when it is given no --config."""
-
-from configs import common
-
-
-def get_config():
-    config = common.base("")  # the folders are all the data
-    config.eval.batch_size = 100
-    return config

@@ -216,10 +216,27 @@ class VariancePreserving(SDE):
             _, std = self.marginal_prob(t, t)
             return t * 999, -1 / std
         label = t * (self.N - 1) / self.T
-        # √(1 − ᾱ_i) of the discrete chain, ᾱ_i the product of 1 − β_j up to i.
-        beta = self.discrete_beta(torch.arange(self.N, device=t.device, dtype=torch.float64))
-        stds = torch.sqrt(1 - torch.cumprod(1 - beta, dim=0)).to(t.dtype)
-        return label, -1 / stds[label.long()]
+        return label, -1 / self._table(t, self._discrete_std)[label.long()]
+
+    def _discrete_std(self):
+        """√(1 − ᾱ_i) (N,) of the discrete chain, ᾱ_i the product of 1 − β_j up to i."""
+        beta = self.discrete_beta(torch.arange(self.N, dtype=torch.float64))
+        return torch.sqrt(1 - torch.cumprod(1 - beta, dim=0))
+
+    @functools.cached_property
+    def _tables(self):
+        """The tables that are known, by name, device and dtype."""
+        return {}
+
+    def _table(self, like, compute):
+        """``compute()`` on the device and of the dtype of `like`, computed once for each."""
+        key = compute.__name__, like.device, like.dtype
+        if key in self._tables:
+            return self._tables[key]
+        table = compute().to(like.device, like.dtype)
+        if type(table) is torch.Tensor:  # and not a fake one, which holds no numbers
+            self._tables[key] = table
+        return table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,10 +341,13 @@ class DDPM(VariancePreserving):
 
     def _cubic(self, t):
         """The coefficients (4, …) of c about the start of each t's piece, and t from there."""
-        table = torch.from_numpy(self._log_mean.c).to(t.device, t.dtype)
+        table = self._table(t, self._coefficients)
         pieces = self.length - 1
         piece = (t * pieces).long().clamp(0, pieces - 1)
         return table[:, piece], t - piece.to(t.dtype) / pieces
+
+    def _coefficients(self):
+        return torch.from_numpy(self._log_mean.c)
 
     def log_mean_coeff(self, t: torch.Tensor) -> torch.Tensor:
         (a, b, c, d), u = self._cubic(t)

@@ -190,7 +190,7 @@ def test_flags_exist(page):
 def test_commands_exist(page):
     """Their scripts and configurations."""
     for line in "".join(blocks(page, "")).splitlines():
-        line = re.sub(r"-m (studies|scripts|storage)\.(\w+)", r"\1/\2.py", line)
+        line = re.sub(r"-m (studies|scripts)\.(\w+)", r"\1/\2.py", line)
         for word in line.split("#")[0].replace("[", " ").replace("]", " ").split():
             if word.endswith(".py") and not word.isupper():
                 assert (tiny.ROOT / word).is_file(), word

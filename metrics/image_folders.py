@@ -49,16 +49,18 @@ def image_batches(
         UserError: a folder holds no images, or `channels` is not 1 or 3; and in ``read()``: a file
             is no image, or the images of a batch differ in size.
     """
-    from readers.folder import MODES, ImageReader
+    from readers.folder import MODES
 
-    reader = ImageReader(lookup(MODES, channels, "config.data.num_channels"))
+    mode = lookup(MODES, channels, "config.data.num_channels")
     paths = image_paths(folder)
     parts = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    return [extractors.Batch(len(part), functools.partial(_read, reader, part)) for part in parts]
+    return [extractors.Batch(len(part), functools.partial(_read, part, mode)) for part in parts]
 
 
-def _read(reader, paths):
-    images = reader.read(paths)
+def _read(paths, mode):
+    from readers.folder import read_images
+
+    images = read_images(paths, mode)
     for path, image in zip(paths, images, strict=True):
         if image.shape != images[0].shape:
             raise UserError(

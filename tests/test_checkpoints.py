@@ -7,7 +7,7 @@ import golden
 import pytest
 import torch
 from ml_collections import ConfigDict
-from strangers import Calls
+from raw_data import Calls
 
 import losses
 import models

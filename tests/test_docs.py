@@ -168,7 +168,7 @@ def test_names_of_the_code_exist(page):
 FOREIGN = {
     *("nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "shutdown-timeout", "logdir"),
     *("partition", "nodes", "gpus-per-node", "array", "requeue", "dependency"),
-    *("device", "dist", "hypothesis-profile", "input1"),
+    *("device", "dist", "input1"),
 }
 
 

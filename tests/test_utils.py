@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 import pytest
-from strangers import Calls, reads
+from raw_data import Calls
 
 from storage.files import atomic_write, is_up_to_date, load_npz, save_npz
 from storage.workdir import Workdir
@@ -96,7 +96,7 @@ def saved(save, *arguments, **arrays):
 @pytest.mark.parametrize(
     "content",
     [
-        saved(np.savez, samples=np.array([Calls(os.system, "true")], dtype=object)),
+        saved(np.savez, samples=np.array([Calls(os.abort)], dtype=object)),
         saved(np.savez, samples=np.array([1, np.nan])),
         saved(np.savez, other=np.zeros(3)),
         saved(np.savez, samples=np.zeros(99))[:-40],
@@ -109,4 +109,3 @@ def test_what_is_no_npz_of_numbers_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=path.name):
         load_npz(path, "samples")
-    assert reads(load_npz, path, "samples") is None

@@ -1,11 +1,10 @@
-"""The training loop: files, continuation after every way to stop, and the watch for NaN."""
+"""The training loop: files, restored weights, and the watch for NaN."""
 
 import numpy as np
 import pytest
 import tiny
 import tiny_classifier
 import torch
-from test_checkpoints import assert_equal
 
 import run_lib
 from storage.workdir import Workdir
@@ -22,6 +21,10 @@ def test_a_run_writes_its_files(here, cache):
     assert images.shape == (4, 8, 8, 1)
     assert images.dtype == np.uint8
     assert "test: loss" in (root / "stdout.txt").read_text()
+    # A finished run has nothing to do.
+    before = Workdir("run").checkpoint().stat().st_mtime_ns
+    run_lib.train(config, "run")
+    assert Workdir("run").checkpoint().stat().st_mtime_ns == before
 
 
 def test_the_log_file_has_what_was_logged_before(tmp_path):
@@ -32,18 +35,6 @@ def test_the_log_file_has_what_was_logged_before(tmp_path):
     log_to()
     lines = (tmp_path / "stdout.txt").read_text().splitlines()
     assert [line.split()[-1] for line in lines] == ["early", "late"]
-
-
-def test_the_same_command_continues(here, cache):
-    run_lib.train(tiny.config(cache), "whole")
-    run_lib.train(tiny.config(cache, training__n_iters=5), "parts")
-    run_lib.train(tiny.config(cache), "parts")
-    a, b = tiny.newest("whole"), tiny.newest("parts")
-    assert_equal(a, b)
-    # A finished run has nothing to do.
-    before = Workdir("parts").checkpoint().stat().st_mtime_ns
-    run_lib.train(tiny.config(cache), "parts")
-    assert Workdir("parts").checkpoint().stat().st_mtime_ns == before
 
 
 def test_restore_starts_from_another_run(here, cache, capsys):

@@ -69,7 +69,6 @@ def sample(
     """
     settings.check(config)
     device, place = get_device(config.device), Workdir(workdir)
-    place.check()
     drawn = load_sampling_model(config, place, device)
     config = drawn.config
     guided = drawn.guidance is not None

@@ -53,13 +53,11 @@ def test_a_workdir_keeps_the_results_of_several_commands(tmp_path, monkeypatch):
     assert Workdir(str(tmp_path / "elsewhere")).root == tmp_path / "elsewhere"
 
 
-def test_checking_a_workdir_leaves_nothing(tmp_path, monkeypatch):
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Workdir("a/b").check()
-    assert list(tmp_path.iterdir()) == []
     (tmp_path / "results").write_text("in the way")
     with pytest.raises(UserError, match="a/b"):
-        Workdir("a/b").check()
+        Workdir("a/b").create()
 
 
 def test_lookup_names_field_and_choices():

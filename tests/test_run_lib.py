@@ -1,4 +1,4 @@
-"""The training loop: files, restored weights, and the watch for NaN."""
+"""The training loop: files, restored weights, and what is not finite."""
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def check_only_finite_checkpoints(here):
 
 
 def test_a_non_finite_gradient_stops_the_run(here, cache):
-    """Though the loss is finite; it is named, and so is the step before which all is well."""
+    """Though the loss is finite; it is named, and so is the step."""
 
     class Spoiled(run_lib.ScoreTraining):
         def __init__(self, *arguments):
@@ -93,7 +93,7 @@ def test_a_non_finite_gradient_stops_the_run(here, cache):
             spoiled.draw, spoiled.evaluate = objective.draw, objective.evaluate
             self.objective = spoiled
 
-    with pytest.raises(UserError, match=r"gradient .* step 6"):
+    with pytest.raises(UserError, match=r"grad_norm .* step 6"):
         run_lib.train(tiny.config(cache, training__log_freq=7), "run", make_job=Spoiled)
     check_only_finite_checkpoints(here)
 

@@ -8,7 +8,7 @@ import torch
 
 import run_lib
 from storage.workdir import Workdir
-from utils import UserError, log, log_to
+from utils import UserError
 
 
 def test_a_run_writes_its_files(here, cache):
@@ -27,16 +27,6 @@ def test_a_run_writes_its_files(here, cache):
     assert Workdir("run").checkpoint().stat().st_mtime_ns == before
 
 
-def test_the_log_file_has_what_was_logged_before(tmp_path):
-    log_to()
-    log.info("early")
-    log_to(tmp_path / "stdout.txt")
-    log.info("late")
-    log_to()
-    lines = (tmp_path / "stdout.txt").read_text().splitlines()
-    assert [line.split()[-1] for line in lines] == ["early", "late"]
-
-
 def test_restore_starts_from_another_run(here, cache, capsys):
     run_lib.train(tiny.config(cache), "first")
     source = Workdir("first").checkpoint()
@@ -47,9 +37,6 @@ def test_restore_starts_from_another_run(here, cache, capsys):
     with pytest.raises(UserError, match="n_iters"):
         run_lib.train(tiny.config(cache), "third", restore=str(source))
     assert not Workdir("third").root.exists()
-    energy = {"model__energy": True, "training__n_iters": 9}
-    run_lib.train(tiny.config(cache, **energy), "energy", restore=str(source))
-    assert "model.energy False, and this run has True" in capsys.readouterr().out
 
 
 def test_init_step_counts_only_with_a_restored_file_without_a_step(here, cache):

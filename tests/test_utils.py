@@ -12,7 +12,7 @@ from raw_data import Calls
 
 from storage.files import atomic_write, is_up_to_date, load_npz, save_npz
 from storage.workdir import Workdir
-from utils import UserError, lookup
+from utils import UserError
 
 META = {"seed": 1, "sampling": {"snr": 0.16}}
 
@@ -58,11 +58,6 @@ def test_a_workdir_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     (tmp_path / "results").write_text("in the way")
     with pytest.raises(UserError, match="a/b"):
         Workdir("a/b").create()
-
-
-def test_lookup_names_field_and_choices():
-    with pytest.raises(UserError, match=r"config.x"):
-        lookup({"a": 1, "b": 2}, "c", "config.x")
 
 
 def test_processes_that_record_at_once_lose_nothing(tmp_path, monkeypatch):

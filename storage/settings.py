@@ -7,7 +7,7 @@ import math
 
 import ml_collections
 
-from utils import UserError, flatten, require_positive
+from utils import UserError, flatten
 
 # The least value of an integer, where that is not 1.
 LEAST = {
@@ -77,11 +77,7 @@ def draws_by_class(config: ml_collections.ConfigDict) -> bool:
 
 
 def number_of_classes(config: ml_collections.ConfigDict) -> int:
-    """How many classes the classifier tells apart, or else the class-conditional score.
-
-    Raises:
-        UserError: none.
-    """
+    """How many classes the classifier tells apart, or else the class-conditional score."""
     if describes_classifier(config):
-        return require_positive(config.classifier.classes, "config.classifier.classes")
-    return require_positive(config.model.get("num_classes"), "config.model.num_classes")
+        return config.classifier.classes
+    return config.model.num_classes

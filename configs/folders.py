@@ -4,6 +4,4 @@ from configs import common
 
 
 def get_config():
-    config = common.base("")  # the folders are all the data
-    config.eval.batch_size = 100
-    return config
+    return common.base("")  # the folders are all the data

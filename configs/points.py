@@ -24,8 +24,6 @@ def base(dataset, count):
 
     training = config.training
     training.snapshot_sampling = False
-    training.snapshot_freq_for_preemption = 1000
-    training.snapshot_freq = 1000
     training.eval_freq = 1000
 
     return common.evaluated(config, num_samples=5000, batch_size=5000, noise_levels=10)

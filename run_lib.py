@@ -38,8 +38,6 @@ from utils import (
     seed_default_generators,
 )
 
-VALIDATION_IMAGES = 128
-
 
 def train(
     config: ml_collections.ConfigDict,
@@ -103,9 +101,6 @@ def _train(config, place, restore, make_job, typed):
     )
     if test_split is None:
         log.info("%s has no test split: nothing is validated.", config.data.dataset)
-        validation = None
-    else:
-        validation = *datasets.fixed_batch(test_split, VALIDATION_IMAGES, config.seed), test_split
 
     # Train.
     values = {}  # of the last step
@@ -162,8 +157,8 @@ def _train(config, place, restore, make_job, typed):
                 throughput.paused(),
                 contextlib.suppress(Stopped),
             ):  # the next round of the loop sees the signal
-                if is_first() and validation and state.step % training.eval_freq == 0:
-                    validate(state, job, *validation, writer, stop)
+                if is_first() and test_split and state.step % training.eval_freq == 0:
+                    validate(state, job, test_split, writer, stop)
                 draw_pictures(state, job, place, stop)
     log.info("Trained to step %d; checkpoints are in %s.", state.step, place.checkpoints)
     return job
@@ -284,8 +279,6 @@ def accumulate_gradients(
 def validate(
     state: TrainState,
     job: Job,
-    images: torch.Tensor,
-    labels: torch.Tensor,
     split: datasets.Split,
     writer: ScalarWriter,
     stop: StopRequest,
@@ -301,7 +294,7 @@ def validate(
     seed_default_generators("validation", job.config.seed)
     job.model.eval()
     with state.ema.applied():
-        values = job.validate(images, labels, split, stop.check)
+        values = job.validate(split, stop.check)
         numbers = {name: float(value) for name, value in values.items()}
     write_scalars(writer, "test", numbers, state.step)
     text = ", ".join(f"{name} {value:.6g}" for name, value in numbers.items())

@@ -61,13 +61,7 @@ class CASTraining:
     def splits(self) -> tuple[Split, Split]:
         return self.train_split, self.test_split
 
-    def validate(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        split: Split,
-        callback: Callable[[], object],
-    ) -> dict[str, float]:
+    def validate(self, split: Split, callback: Callable[[], object]) -> dict[str, float]:
         """The accuracy on `VALIDATED` images of `split`; `run_lib_cas` tests on all of it."""
         part = datasets.evenly(split, min(VALIDATED, len(split)))
         size = self.config.training.batch_size

@@ -1,20 +1,10 @@
-"""The dry runs: parameters, FLOPs and peak memory of a command, and whether its inputs exist.
-
-A call on PyTorch's fake tensors, which have no numbers, runs through the same operations in
-seconds, whatever the size. Not counted are cuDNN's workspaces, a GPU's context and the gaps of its
-allocator.
-"""
+"""The dry runs: parameters, FLOPs and peak memory of a command, and whether its inputs exist."""
 
 import os
-import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from ml_collections import ConfigDict
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 import datasets
@@ -23,73 +13,17 @@ import run_lib
 import sampling
 from metrics import encoding, feature_sets
 from metrics.sample_sets import Part, describe, find_samples
-from models import jacobian, resampling
+from models import jacobian
 from models.trained import load_sampling_model, load_score, trained_weights
 from samplers.rounds import Round
 from storage.workdir import Workdir
-from training.job import Job, MakeJob
+from training.cost import cost_of, step_of, weights_of
+from training.job import MakeJob
 from utils import flatten, get_device, is_first, rank_and_size
-
-
-class Cost(TorchDispatchMode):
-    """FLOPs by PyTorch's formulas, and bytes of the fake tensors that are made: `now`, `peak`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = self.now = self.peak = 0
-        self.alive = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is torch.ops.aten._efficientzerotensor.default:  # made, it is on no device
-            function = torch.ops.aten.zeros.default
-        result = function(*args, **kwargs)
-        if formula := flop_registry.get(getattr(function, "_overloadpacket", None)):
-            self.flops += formula(*args, **kwargs, out_val=result)
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        real = not all(isinstance(x, FakeTensor) for x in tensors)
-        # A view of a real tensor takes no new memory, though its fake storage is new.
-        view = real and any(value.alias_info for value in function._schema.returns)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, FakeTensor):
-                self._follow(tensor.untyped_storage(), counts=not view)
-        return result
-
-    def _follow(self, storage, counts):
-        key, size = storage._cdata, storage.nbytes() * counts
-        if key not in self.alive:
-            self.alive.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key, size):
-        self.alive.remove(key)
-        self.now -= size
-
-
-def cost_of(call: Callable[[], object]) -> Cost:
-    """The `Cost` of ``call()``, whose new tensors are fake; real ones are read as fake ones."""
-    try:
-        # Compiled code would be compiled for fake tensors.
-        with (
-            torch.compiler.set_stance("force_eager"),
-            FakeTensorMode(allow_non_fake_inputs=True),
-            Cost() as cost,
-        ):
-            call()
-    finally:
-        resampling.fir_matrices.cache_clear()  # it may have kept fake ones
-    return cost
 
 
 def in_bytes(number: float) -> str:
     return tqdm.format_sizeof(number, "iB", 1024)
-
-
-def weights_of(network: torch.nn.Module) -> int:
-    """Bytes of the parameters and buffers."""
-    return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
 def print_plan(config: ConfigDict, facts: Mapping[str, str]) -> None:
@@ -125,23 +59,6 @@ def train(
         f"each of {images} {job.domain.noun}: {in_bytes(fixed + each * images)}",
     }
     print_plan(job.config, facts)
-
-
-def step_of(job: Job, images: int) -> tuple[float, float, float]:
-    """FLOPs of an image in a training step; bytes of the weights and of a step, for an image."""
-    parameters = [p for p in job.model.parameters() if p.requires_grad]
-
-    def gradient():
-        x = torch.rand((images, *job.domain.shape), device=job.device)
-        labels = torch.zeros(images, dtype=torch.long, device=job.device)
-        loss, _ = job.objective(x, labels, job.objective.draw(x))
-        torch.autograd.grad(loss, parameters, allow_unused=True)
-
-    job.model.train()
-    cost = cost_of(gradient)
-    # The averages and Adam's two moments beside the weights; the gradients are in the peak.
-    fixed = weights_of(job.model) + 3 * sum(p.nbytes for p in parameters)
-    return cost.flops / images, fixed, cost.peak / images
 
 
 def evaluation_of(score: Callable, network: torch.nn.Module, config: ConfigDict) -> dict[str, str]:

@@ -24,7 +24,7 @@ from storage.scalars import ScalarWriter
 from storage.workdir import Workdir
 from training import resuming
 from training.job import Job, MakeJob
-from training.safeguards import FiniteWatch, Stopped, StopRequest
+from training.safeguards import Stopped, StopRequest, require_finite
 from training.score import ScoreTraining
 from training.throughput import Throughput, trace
 from utils import (
@@ -37,8 +37,6 @@ from utils import (
     rank_and_size,
     seed_default_generators,
 )
-
-VALIDATION_IMAGES = 128
 
 
 def train(
@@ -103,12 +101,9 @@ def _train(config, place, restore, make_job, typed):
     )
     if test_split is None:
         log.info("%s has no test split: nothing is validated.", config.data.dataset)
-        validation = None
-    else:
-        validation = *datasets.fixed_batch(test_split, VALIDATION_IMAGES, config.seed), test_split
 
     # Train.
-    watch = FiniteWatch(device)
+    values = {}  # of the last step
     with contextlib.ExitStack() as stack:
         if is_first():
             writer = ScalarWriter(place.tensorboard, state.step + 1)
@@ -130,7 +125,7 @@ def _train(config, place, restore, make_job, typed):
             stopped_by = world.largest(stop.signal)
             if stopped_by:
                 if saved != state.step:
-                    save(state, config, place, watch)
+                    save(state, config, place, values)
                 log.info(
                     "Stopped by %s after step %d; the same command continues from there.",
                     signal.Signals(stopped_by).name,
@@ -142,12 +137,11 @@ def _train(config, place, restore, make_job, typed):
                 break
 
             values = training_step(state, job, batches, world)
-            watch.see(state.step, values["loss"], values["grad_norm"])
             bar.update(training.batch_size)
             if profiler is not None:
                 profiler.step()
             if state.step % training.log_freq == 0:
-                watch.check()
+                require_finite(values, state.step)
                 numbers = {name: float(value) for name, value in values.items()}
                 bar.set_postfix(step=state.step, loss=f"{numbers['loss']:.4g}")
                 numbers |= throughput.report(state.step)
@@ -157,14 +151,14 @@ def _train(config, place, restore, make_job, typed):
             due = state.step % training.snapshot_freq_for_preemption == 0
             if due or is_snapshot(state, training):
                 with throughput.paused():
-                    save(state, config, place, watch)
+                    save(state, config, place, values)
                 saved = state.step
             with (
                 throughput.paused(),
                 contextlib.suppress(Stopped),
             ):  # the next round of the loop sees the signal
-                if is_first() and validation and state.step % training.eval_freq == 0:
-                    validate(state, job, *validation, writer, stop)
+                if is_first() and test_split and state.step % training.eval_freq == 0:
+                    validate(state, job, test_split, writer, stop)
                 draw_pictures(state, job, place, stop)
     log.info("Trained to step %d; checkpoints are in %s.", state.step, place.checkpoints)
     return job
@@ -285,8 +279,6 @@ def accumulate_gradients(
 def validate(
     state: TrainState,
     job: Job,
-    images: torch.Tensor,
-    labels: torch.Tensor,
     split: datasets.Split,
     writer: ScalarWriter,
     stop: StopRequest,
@@ -302,7 +294,7 @@ def validate(
     seed_default_generators("validation", job.config.seed)
     job.model.eval()
     with state.ema.applied():
-        values = job.validate(images, labels, split, stop.check)
+        values = job.validate(split, stop.check)
         numbers = {name: float(value) for name, value in values.items()}
     write_scalars(writer, "test", numbers, state.step)
     text = ", ".join(f"{name} {value:.6g}" for name, value in numbers.items())
@@ -320,10 +312,13 @@ def is_snapshot(state: TrainState, training: ml_collections.ConfigDict) -> bool:
 
 
 def save(
-    state: TrainState, config: ml_collections.ConfigDict, place: Workdir, watch: FiniteWatch
+    state: TrainState,
+    config: ml_collections.ConfigDict,
+    place: Workdir,
+    values: dict[str, torch.Tensor],
 ) -> None:
-    """Write a snapshot if one is due, else the resume point."""
-    watch.check()
+    """Write a snapshot if one is due, else the resume point, if the step's `values` are finite."""
+    require_finite(values, state.step)
     if not is_first():
         return
     if not is_snapshot(state, config.training):

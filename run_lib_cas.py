@@ -73,7 +73,6 @@ def cas(
         "seed": config.seed,
     }
     place = Workdir(workdir)
-    place.check()
     run = place.cas(name)
     log.info("CAS %s: training on %d images of %s.", name, len(train_split), origin)
     job = run_lib.train(

@@ -40,7 +40,6 @@ class ScoreEvaluation:
         self, config: ml_collections.ConfigDict, workdir: str, metric: str, use_ema: bool
     ) -> None:
         place = Workdir(workdir)
-        place.check()
         self.folder = place.root / score_entry(metric, use_ema)
         self.device = get_device(config.device)
         path = trained_weights(config, place)

@@ -21,7 +21,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import cli
 import domains
 import sampling
-from domains import Images, Points
 from metrics.sample_sets import Part, describe, parts_of
 from models.scores import InParts, ScoreFunction
 from models.trained import adopt_from_checkpoints, checkpoint_paths, load_sampling_model
@@ -69,7 +68,6 @@ def sample(
     """
     settings.check(config)
     device, place = get_device(config.device), Workdir(workdir)
-    place.check()
     drawn = load_sampling_model(config, place, device)
     config = drawn.config
     guided = drawn.guidance is not None
@@ -160,7 +158,7 @@ def draw_rounds(
                 latents = noise.randn((each.count, *domain.shape))
                 progress = RoundProgress(bar, done, each.count, sampler.steps)
                 x, nfe = sampler(score, latents, noise.randn_like, callback=progress)
-                check_values(x, domain, path)
+                require_finite(x, path)
                 samples = domain.to_stored(x)
                 save_picture(path.with_suffix(".png"), domain.picture(samples))
                 save_npz(path, samples=samples, nfe=nfe, meta=to_json(meta))
@@ -168,21 +166,12 @@ def draw_rounds(
             bar.update(done - bar.n)
 
 
-def check_values(x: torch.Tensor, domain: Images | Points, path: pathlib.Path) -> None:
-    """Warn if most values of the samples x are clipped.
-
-    Raises:
-        UserError: a value is not finite.
-    """
+def require_finite(x: torch.Tensor, path: pathlib.Path) -> None:
+    """Raise a UserError if a value of the samples x for the file at `path` is not finite."""
     if not x.isfinite().all():
         raise UserError(
             f"The samples of {path} have NaN or infinite values and were not written. Check the "
             "checkpoint and the sampler's settings."
-        )
-    if (outside := domain.share_outside(x)) > 0.5:
-        log.warning(
-            f"{path}: {outside:.0%} of the values lie far outside the range of images and are "
-            "clipped. Check the number of steps, the scale of guidance and the checkpoint."
         )
 
 

@@ -320,8 +320,8 @@ def own_images(
     held_out,
     holdout,
     sigma_max,
-    num_scales,
-    snr,
+    num_scales=1000,
+    snr=0.16,
     on_cpu=False,
 ):
     """Training, sampling and evaluation on the folder `root`: what scripts/own_images.py writes.

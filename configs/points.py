@@ -24,11 +24,8 @@ def base(dataset, count):
 
     training = config.training
     training.snapshot_sampling = False
-    training.snapshot_freq_for_preemption = 1000
-    training.snapshot_freq = 1000
     training.eval_freq = 1000
 
-    config.sampling.atol = config.sampling.rtol = 1e-5
     return common.evaluated(config, num_samples=5000, batch_size=5000, noise_levels=10)
 
 
@@ -49,7 +46,7 @@ def plane(dataset, kind):
     optim.grad_clip = 0.5
     optim.eps = 5e-9
 
-    config.loss = loss = ml_collections.ConfigDict()
+    loss = config.loss
     loss.slices = 2
     loss.estimator = "exact"
     loss.balancing_fac = 0.05 if kind == "qcsbm" else 0.0
@@ -59,7 +56,7 @@ def plane(dataset, kind):
     training.n_iters = 4000 if dataset == "checkerboard" else 2000
     training.snapshot_freq = training.snapshot_freq_for_preemption = 500
     config.sampling.method = "ode"
-    config.sampling.atol, config.sampling.rtol = 1e-5, 1e-3
+    config.sampling.rtol = 1e-3
     return config
 
 
@@ -93,5 +90,4 @@ def moons_classifier(loss_type, score_path):
     model.coef = 0.125
     model.score_restore_path = str(score_path)
     model.classifier_restore_path = common.placeholder(str)
-    config.sampling.scaling_factor = 1.0
     return config

@@ -104,7 +104,6 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
             f"{path} does not say what made it, like the published feature files; --fidis and "
             "--prdc read it as it is. Remove it to encode the data set here."
         )
-    place.check()
     extractor = open_extractor(config)
     split = datasets.load(config.data, config.eval.real_split)
     images, arrays, order = domains.channels_last(split.images), {}, np.arange(len(split))

@@ -8,6 +8,7 @@ readable image is a UserError that names it.
 import concurrent.futures
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -18,14 +19,13 @@ from PIL import Image, ImageOps
 import domains
 from readers import common
 from readers.common import MissingSplit, Source, block, file_stamps
-from utils import UserError, log, lookup, require_positive
+from utils import UserError, lookup
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it runs Ghostscript
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 MODES = {1: "L", 3: "RGB"}  # PIL's, by the number of channels
 
-MOST_PIXELS = 5 * 10**7  # of a picture; a flat one of any size fits into a small file
 DECODERS = 8  # threads
 RULE = 2  # of decoding and of the order of classes: a change of one changes it, and the caches
 
@@ -42,59 +42,46 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
     Raises:
         MissingSplit: there is no ``root/test``, and nothing is held out.
         UserError: there are no images, a class of ``test`` is not in ``train``, something that is
-            no file lies among the images, a link leads back to a folder that it lies in, there are
-            both a test directory and a held-out share, or a size or num_channels is none.
+            no file lies among the images, or there are both a test directory and a held-out share.
     """
     domain = domains.images_of(data, "The data set folder")
-    require_positive(domain.height, "data.image_size")
-    require_positive(domain.width, "data.image_width")
     mode = lookup(MODES, data.num_channels, "data.num_channels")
     root, share = os.path.realpath(data.root), data.get("holdout", 0.0)
-    place = training_images(root)
-    names = _class_names(root, place)
-    has_test = os.path.isdir(os.path.join(root, "test"))
-    if has_test and share:
-        raise UserError(
-            f"{root} has a directory test, so nothing need be held out of train; set "
-            "--config.data.holdout=0."
-        )
-    if split == "test" and has_test:
-        place = os.path.join(root, "test")
+    place, test = training_images(root), os.path.join(root, "test")
+    images = _by_class(place)
+    names = list(images)
+    if empty := [name for name in names if not images[name]]:
+        raise UserError(f"{place}/{empty[0]} holds no images; add some or remove it.")
+    if os.path.isdir(test):
+        if share:
+            raise UserError(
+                f"{root} has a directory test, so nothing need be held out of train; set "
+                "--config.data.holdout=0."
+            )
+        if split == "test":
+            place, images = test, _by_class(test)
     elif split == "test" and not share:
         raise MissingSplit(
-            f"{root}/test is no directory; expected the test images, laid out as those of train "
-            "are, or a share that is held out, such as --config.data.holdout=0.1."
+            f"{test} is no directory; expected the test images, laid out as those of train are, or "
+            "a share that is held out, such as --config.data.holdout=0.1."
         )
     paths, labels = [], []
-    for name in names if split == "train" else _class_names(root, place):
+    for name, found in images.items():
         if name not in names:
             raise UserError(
                 f"{place} has the class {name!r}, which {root}/train lacks; expected some "
                 f"of {', '.join(names)} (. stands for images without classes)."
             )
-        found = _entries(root, os.path.normpath(os.path.join(place, name)))
-        if not found and split == "train":
-            raise UserError(f"{place}/{name} holds no images; add some or remove it.")
         if share:
-            test = split == "test"
-            found = [p for p in found if is_held_out(os.path.relpath(p, place), share) == test]
+            held_out = split == "test"
+            found = [p for p in found if is_held_out(os.path.relpath(p, place), share) == held_out]
         paths += found
         labels += [names.index(name)] * len(found)
-    for path in paths:
-        if not os.path.isfile(path):
-            raise UserError(f"{path} is no file; expected nothing but images beside it.")
-    if not paths and split == "test" and share:
-        raise MissingSplit(
-            f"Of the images in {place} the share {share} is none; give a larger one with "
-            "--config.data.holdout."
-        )
-    if not paths and share:
-        raise UserError(
-            f"All images in {place} are of the held-out share {share}; hold out none with "
-            "--config.data.holdout=0, or a share of 0 in scripts/own_images.py."
-        )
     if not paths:
-        raise UserError(f"{place} holds no images; expected <class>/<image>.")
+        raise (MissingSplit if share and split == "test" else UserError)(
+            f"{place} has no images for the split {split} (held-out share: {share}); add some, or "
+            "give another --config.data.holdout."
+        )
     stamps = file_stamps(paths)
     place = os.path.join(place, "")
     return Source(
@@ -124,26 +111,29 @@ def is_held_out(name: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def _class_names(root, directory):
-    """The ordered names of the directories in `directory`; ``"."`` of images without classes."""
+def _by_class(directory):
+    """{class: its images' paths} in the order of the labels; class ``"."``: without classes."""
     if not os.path.isdir(directory):
         raise UserError(
             f"{directory} is no directory; expected images laid out as train/<class>/<image>, "
             "<class>/<image> or without classes, in the folder that data.root names."
         )
-    paths = _entries(root, directory)
-    folders = [path for path in paths if os.path.isdir(path)]
-    if not folders and paths:
-        return ["."]
-    if not paths or len(folders) < len(paths):
-        other = [path for path in paths if path not in folders] or ["nothing"]
-        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+    paths = {name: os.path.join(directory, name) for name in visible(directory)}
+    files = [path for path in paths.values() if not os.path.isdir(path)]
+    if not paths or 0 < len(files) < len(paths):
         raise UserError(
-            f"{directory} holds {', '.join(other[:3])}{more} beside the directories of the "
+            f"{directory} holds {files[0] if files else 'nothing'} beside the directories of the "
             "classes; expected images laid out as train/<class>/<image> or <class>/<image>."
         )
-    names = [os.path.basename(path) for path in paths]
-    return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
+    if files:
+        found = {".": files}
+    else:
+        names = sorted(paths, key=int) if all(map(str.isdecimal, paths)) else paths
+        found = {n: [os.path.join(paths[n], each) for each in visible(paths[n])] for n in names}
+    for path in itertools.chain(*found.values()):
+        if not os.path.isfile(path):
+            raise UserError(f"{path} is no file; expected nothing but images beside it.")
+    return found
 
 
 def visible(directory: str | os.PathLike) -> list[str]:
@@ -152,70 +142,40 @@ def visible(directory: str | os.PathLike) -> list[str]:
     return [n for n in names if not n.startswith(".") and n.lower() not in SYSTEM_FILES]
 
 
-def _entries(root, directory):
-    """The sorted paths in `directory`; a UserError if one is a link to a folder that it lies in."""
-    paths = [os.path.join(directory, name) for name in visible(directory)]
-    for path in filter(os.path.isdir, filter(os.path.islink, [directory, *paths])):
-        target = os.path.join(os.path.realpath(path), "")
-        above = os.path.realpath(os.path.dirname(path))
-        if any(os.path.join(each, "").startswith(target) for each in (root, above)):
-            raise UserError(f"{path} links to {target}, a folder that it lies in; remove the link.")
-    return paths
-
-
 def _folder_blocks(paths, labels, shape, mode, classes):
-    reader = ImageReader(mode, shape[1:])
     for start in range(0, len(paths), common.BLOCK):
         part = slice(start, start + common.BLOCK)
-        images = domains.channels_first(np.stack(reader.read(paths[part])))
+        images = domains.channels_first(np.stack(read_images(paths[part], mode, shape[1:])))
         yield block(os.path.dirname(paths[start]), images, labels[part], shape, classes)
 
 
-class ImageReader:
-    """Decodes the images of one data set by a few threads, as `decode_image`, to `mode` and `size`.
-
-    Logs once if one is transparent.
-    """
-
-    def __init__(self, mode: str, size: tuple[int, int] | None = None) -> None:
-        self.decode = functools.partial(decode_image, mode=mode, size=size)
-        self.said = False
-
-    def read(self, paths: Sequence[str | os.PathLike]) -> list[np.ndarray]:
-        """The images at `paths`, each uint8 (H, W, C); raises as `decode_image`."""
-        # PIL decodes without holding the GIL.
-        with concurrent.futures.ThreadPoolExecutor(DECODERS) as pool:
-            images, transparent = zip(*pool.map(self.decode, paths))
-        if any(transparent) and not self.said:
-            path = paths[transparent.index(True)]
-            log.warning("%s is transparent; such images are composited over white.", path)
-            self.said = True
-        return list(images)
+def read_images(
+    paths: Sequence[str | os.PathLike], mode: str, size: tuple[int, int] | None = None
+) -> list[np.ndarray]:
+    """The images at `paths`, decoded as `decode_image` by a few threads."""
+    # PIL decodes without holding the GIL.
+    with concurrent.futures.ThreadPoolExecutor(DECODERS) as pool:
+        return list(pool.map(functools.partial(decode_image, mode=mode, size=size), paths))
 
 
 def decode_image(
-    path: str | os.PathLike, mode: str, size: tuple[int, int] | None
-) -> tuple[np.ndarray, bool]:
+    path: str | os.PathLike, mode: str, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """One image file as a viewer shows it, cropped about its centre and resized to `size` (H, W).
 
     Returns:
-        The image, uint8 (H, W, C), at its own size where `size` is None; and whether it was
-        transparent anywhere.
+        The image, uint8 (H, W, C), at its own size where `size` is None.
 
     Raises:
-        UserError: the file is no readable image, too large, or of more than 8 bits a channel.
+        UserError: the file is no readable image, too large for Pillow, or of more than 8 bits a
+            channel.
     """
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            pixels = image.width * image.height
-            if pixels > MOST_PIXELS:
-                raise ValueError(f"{image.width}×{image.height} pixels, too many to be safe")
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
             ImageOps.exif_transpose(image, in_place=True)
-            converted, transparent = _over_white(image)
-            if converted.mode != mode:
-                converted = converted.convert(mode)
+            converted = _over_white(image).convert(mode)
             if size is not None:
                 converted = ImageOps.fit(converted, size[::-1], Image.Resampling.BICUBIC)
             array = np.array(converted)
@@ -224,16 +184,14 @@ def decode_image(
             f"{path} cannot be read as an image ({error}); expected a whole file of 8 bits a "
             f"channel, {', '.join(IMAGE_FORMATS)}. Convert it or move it away."
         ) from None
-    return array.reshape(*array.shape[:2], -1), transparent
+    return array.reshape(*array.shape[:2], -1)
 
 
 def _over_white(image):
-    """A PIL image without its transparency; and whether a pixel of it was transparent."""
+    """A PIL image without its transparency."""
     if not image.has_transparency_data:
-        return image, False
-    image = image if image.mode == "RGBA" else image.convert("RGBA")
-    if image.getextrema()[3][0] == 255:
-        return image, False
+        return image
+    image = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image)
-    return white, True
+    return white

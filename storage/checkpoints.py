@@ -98,8 +98,6 @@ def publish(path: pathlib.Path, name: pathlib.Path) -> None:
 def read(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint, or a directory of diffusers, to the CPU without running any code of it.
 
-    A bare state dict, or one under the name ``state_dict``, is returned as {"model": it}.
-
     Raises:
         UserError: the file is missing, damaged, of another kind, or has no model.
     """
@@ -113,13 +111,13 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
             changed = error
         if changed is not None:
             raise UserError(f"{path} is damaged (checksum: {changed}); take another file.")
-    for model in (content.get("model"), content.get("state_dict"), content):
-        if _is_state_dict(model):
-            return content if model is content.get("model") else {"model": model}
-    raise UserError(
-        f"{path} holds {', '.join(map(str, content)) or 'nothing'}; expected 'model', as in the "
-        "checkpoints of this or the published code, 'state_dict', or a bare state dict."
-    )
+    model = content.get("model")
+    if not isinstance(model, dict) or not all(map(torch.is_tensor, model.values())):
+        raise UserError(
+            f"{path} holds {', '.join(map(str, content)) or 'nothing'}; expected 'model', a state "
+            "dict, as in the checkpoints of this or the published code."
+        )
+    return content
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
@@ -152,36 +150,23 @@ def _load(path, mmap):
         advice = f" Its resume point can be sampled: --restore {newest}." * newest.exists()
         raise UserError(f"The checkpoint {path} does not exist.{advice}") from None
     except Exception as error:  # PyTorch's reader raises many types on damaged files
-        raise UserError(f"{path} {_what_is_wrong(path, error)}") from None
+        raise UserError(f"{path} {_what_is_wrong(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a dict with 'model'.")
     return content
 
 
-def _what_is_wrong(path, error):
+def _what_is_wrong(error):
     """The rest of a sentence about a file that `torch.load` refuses with `error`."""
     if named := re.search(r"GLOBAL (\S+)", str(error)):
         return (
             f"holds a pickled Python object ({named[1]}), such as torch.save(model) writes; "
             "reading it could run code. Save model.state_dict() instead."
         )
-    with open(path, "rb") as file:
-        start = file.read(2)
-    # A msgpack map (0x81 to 0x8f, 0xde, 0xdf); a pickle begins with 0x80.
-    if start[:1] in [bytes([code]) for code in (*range(0x81, 0x90), 0xDE, 0xDF)]:
-        return "looks like a checkpoint of JAX/Flax (msgpack); expected one of PyTorch."
     reason = str(error).strip().partition("\n")[0][:100]
     return (
         "is not a readable PyTorch checkpoint: it is truncated, damaged or of another format "
         f"({reason or type(error).__name__})."
-    )
-
-
-def _is_state_dict(model):
-    return (
-        isinstance(model, dict)
-        and bool(model)
-        and all(isinstance(name, str) and torch.is_tensor(each) for name, each in model.items())
     )
 
 

@@ -7,7 +7,7 @@ import math
 
 import ml_collections
 
-from utils import UserError, flatten, require_positive
+from utils import UserError, flatten
 
 # The least value of an integer, where that is not 1.
 LEAST = {
@@ -27,7 +27,6 @@ NOT_NEGATIVE = {
     *("sampling.snr", "sampling.last_step_snr", "sampling.guidance_interval"),
 }
 SHARE = {"data.holdout", "model.dropout", "model.ema_rate", "optim.beta1", "training.label_dropout"}
-INCREASING = (("sigma_min", "sigma_max"), ("beta_min", "beta_max"))
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -37,12 +36,6 @@ def check(config: ml_collections.ConfigDict) -> None:
             fits, expected = _range(name, number)
             if not fits:
                 raise UserError(f"config.{name} is {value!r}; expected {expected}.")
-    for low, high in INCREASING:
-        if not config.model[low] < config.model[high]:
-            raise UserError(
-                f"config.model.{low} is {config.model[low]}; expected less than {high}, "
-                f"{config.model[high]}."
-            )
 
 
 def _range(name, value):
@@ -77,11 +70,7 @@ def draws_by_class(config: ml_collections.ConfigDict) -> bool:
 
 
 def number_of_classes(config: ml_collections.ConfigDict) -> int:
-    """How many classes the classifier tells apart, or else the class-conditional score.
-
-    Raises:
-        UserError: none.
-    """
+    """How many classes the classifier tells apart, or else the class-conditional score."""
     if describes_classifier(config):
-        return require_positive(config.classifier.classes, "config.classifier.classes")
-    return require_positive(config.model.get("num_classes"), "config.model.num_classes")
+        return config.classifier.classes
+    return config.model.num_classes

@@ -163,39 +163,24 @@ class Workdir:
     def sole_trainer(self) -> Iterator[None]:
         """A context that makes the directory and locks it for one training run.
 
-        If nothing was written meanwhile, the directory is removed if it was new.
+        A new directory is removed if nothing was written to it.
 
         Raises:
             UserError: another run has locked it, or it cannot be written.
         """
         lock = self.root / ".training"
         said = f"Another process is training in {self.root}; wait for it, or use another --workdir."
-        with self._removed_if_empty(lock):
-            self.create()
+        new = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        self.create()
+        try:
             with file_lock(lock, said):
                 yield
-
-    def check(self) -> None:
-        """Fail early if the directory cannot be made or written; leave nothing behind.
-
-        Raises:
-            UserError: it cannot be made or written.
-        """
-        with self._removed_if_empty():
-            self.create()
-
-    @contextlib.contextmanager
-    def _removed_if_empty(self, lock=None):
-        """Remove directories that the context makes, if they hold nothing but the file `lock`."""
-        new = [path for path in (self.root, *self.root.parents) if not path.exists()]
-        try:
-            yield
         finally:
-            if new and lock and lock.exists() and list(self.root.iterdir()) == [lock]:
+            if new and list(self.root.iterdir()) == [lock]:
                 lock.unlink()
-            for path in new if is_first() else []:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
+                for path in new:
+                    with contextlib.suppress(OSError):
+                        path.rmdir()
 
     def create(self) -> None:
         """Make the directory; of several processes rank 0 does it.

@@ -10,7 +10,6 @@ import pathlib
 import sys
 import tempfile
 
-import hypothesis
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -22,20 +21,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     )
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent.parent), str(pathlib.Path(__file__).parent)]
-
-# `make test` draws few inputs, the same ones each time; --hypothesis-profile=many draws many.
-hypothesis.settings.register_profile(
-    "test",
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)
-hypothesis.settings.register_profile(
-    "many", hypothesis.settings.get_profile("test"), max_examples=400, derandomize=False
-)
-hypothesis.settings.load_profile("test")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the tests of the readers share: configurations, random pixels, refusals."""
+"""What the tests of the readers share: configurations, random pixels, refusals, hostile pickles."""
 
 import os
 
@@ -40,3 +40,13 @@ def refused(data, split, *parts):
 def pairs(images, labels):
     """Pixels and label of every image, sorted."""
     return sorted((i.tobytes(), int(y)) for i, y in zip(images, labels, strict=True))
+
+
+class Calls:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call

@@ -7,11 +7,9 @@ import pytest
 import tiny
 import tiny_classifier
 import torch
-from test_checkpoints import assert_equal
 
 import losses
 from configs import common
-from models.trained import load_classifier
 from storage import checkpoints
 from storage.workdir import Workdir
 from training.classifier import ClassifierTraining
@@ -110,24 +108,3 @@ def test_mistakes_get_a_sentence(cache, more, said):
     with pytest.raises(UserError, match=said):
         tiny_classifier.train(cache, "run", **more)
     assert not Workdir("run").root.exists()
-
-
-def test_a_published_classifier_file_loads(cache, tmp_path):
-    """{optimizer, model, step}, names that begin with ``module.``, no averages."""
-    tiny_classifier.train(cache, "run")
-    ours = tiny.newest("run")
-    published = {
-        "model": {f"module.{name}": value for name, value in ours["model"].items()},
-        "optimizer": ours["optimizer"],
-        "step": 8,
-    }
-    published["optimizer"]["param_groups"][0]["lr"] = np.float64(2e-4)
-    torch.save(published, tmp_path / "published.pth")
-    config = tiny_classifier.config("guided", cache)
-    device = torch.device("cpu")
-    a, a_from, _ = load_classifier(config, Workdir("run").checkpoint(), device)
-    b, b_from, _ = load_classifier(config, tmp_path / "published.pth", device)
-    assert_equal(dict(a.state_dict()), dict(b.state_dict()))
-    assert a_from.fingerprint == b_from.fingerprint
-    assert a_from.step == 8
-    assert not b.training

@@ -1,127 +1,133 @@
-"""On a device that is not the CPU nothing is left behind, and no step waits for it."""
+"""On a GPU nothing is left on the CPU, and no step of training or sampling waits for the GPU.
 
-import collections
+PyTorch's fake tensors have a device and no numbers: what mixes devices fails, and so does what asks
+for a number, for which the host would wait. The device is ``meta``, which needs no driver.
+"""
 
-import elsewhere
+import sys
+import types
+
 import pytest
 import torch
-from commands import ROOT, TINY, start
-from random_features import real_and_fake
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metrics import prdc
-from storage import checkpoints
+import distributed
+import likelihood
+import losses
+import models
+import run_lib
+import sampling
+import sde_lib
+from configs import common
+from models import jacobian, resampling
+from models.cas import create_cas_classifier
+from models.scores import GuidedScore
+from storage.checkpoints import TrainState
+from storage.ema import EMA
+from training import classifier
+from training.cas import CASObjective
+from training.score import ScoreTraining
 
 pytestmark = pytest.mark.slow
-NETWORK = [*TINY, "--config.model.attn_resolutions=(4,)"]
-TRAIN = [
-    *NETWORK,
-    "--config.training.batch_size=4",
-    "--config.training.n_iters=4",
-    "--config.training.log_freq=4",
-    "--config.training.snapshot_freq=4",
-    "--config.optim.warmup=0",
-]
-LOOSE = ["--config.sampling.atol=0.1", "--config.sampling.rtol=0.1"]
+DEVICE = torch.device("meta")
 
 
-def run(line, cwd, extra):
-    """Run a command on the other device; returns how often each line of code waited for it."""
-    done = start(line, cwd, [*extra, "--config.device=meta"], prepare=elsewhere.install).wait()
-    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    return waits(cwd)
+class Generator(torch.Generator):
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls, "cpu")
 
 
-def waits(cwd):
-    """How often each line of code waited since the last call."""
-    path = cwd / "waits.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
-    path.unlink(missing_ok=True)
-    return collections.Counter(lines)
+def move(module, device=None, memory_format=torch.preserve_format):
+    """`torch.nn.Module.to`; PyTorch's cannot exchange the data of fake tensors."""
+    for each in module.modules():
+        for name, value in each._parameters.items():
+            if value is not None:
+                moved = value.detach().to(device or value.device)
+                each._parameters[name] = torch.nn.Parameter(moved, value.requires_grad)
+        for name, value in each._buffers.items():
+            each._buffers[name] = value if value is None else value.to(device or value.device)
+    return module
 
 
-def weights(cwd):
-    """All but the biases of attention's keys, whose gradients are nothing but rounding."""
-    model = checkpoints.read(cwd / "results/W/checkpoints/checkpoint.pth")["model"]
-    return {name: value for name, value in model.items() if not name.endswith("NIN_1.b")}
+@pytest.fixture(autouse=True)
+def fake(monkeypatch):
+    monkeypatch.setattr(torch, "Generator", Generator)
+    monkeypatch.setattr(torch.nn.Module, "to", move)
+    monkeypatch.setattr(
+        sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *args: None
+    )
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *kind: False)
+    monkeypatch.setattr(torch.ops.aten, "batch_norm_update_stats", statistics)
+    monkeypatch.setattr(run_lib, "seed_default_generators", lambda *args: None)
+    resampling.fir_matrices.cache_clear()
+    with FakeTensorMode():
+        yield
+    resampling.fir_matrices.cache_clear()
+
+
+def statistics(x, *options):
+    """`torch.ops.aten.batch_norm_update_stats`, which the device lacks."""
+    return x.mean((0, 2, 3)), x.var((0, 2, 3))
+
+
+def small(config):
+    config.model.update(nf=4, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(4,))
+    config.model.num_scales = 3
+    config.data.image_size = 8
+    config.training.batch_size = 4
+    return config
+
+
+class Batches:
+    position = 0
+
+    def __next__(self):
+        return torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+
+
+def train(job):
+    """Make two steps of a job."""
+    parameters = list(job.model.parameters())
+    optimizer = losses.make_optimizer(parameters, job.config.optim)
+    state = TrainState(job.model, EMA(parameters, 0.9), optimizer)
+    for _ in range(2):
+        values = run_lib.training_step(state, job, Batches(), distributed.World(job.objective))
+        assert {value.device for value in values.values()} == {DEVICE}
+
+
+def draw(job, score):
+    noise = sampling.SeededNoise(DEVICE, "samples")
+    x, _ = job.sampler(score, noise.randn((2, 3, 8, 8)), noise.randn_like)
+    assert x.device == DEVICE
+    return x, noise
 
 
 @pytest.mark.parametrize(
-    ("kind", "more"),
-    [
-        ("u_ncsn", []),
-        ("u_ncsn", ["--config.training.microbatch=2", "--config.compute.channels_last=True"]),
-        ("c_ncsn", []),
-        ("qc_ncsn", ["--slices=2"]),
-    ],
+    ("kind", "microbatch"), [("u_ncsn", None), ("u_ncsn", 2), ("c_ncsn", None), ("qc_ncsn", None)]
 )
-def test_score_models(tmp_path, kind, more):
-    """Training has the CPU's results; likelihood, asymmetry and both samplers run."""
-    (tmp_path / "cpu").mkdir()
-    config = f"--config {ROOT}/configs/{kind}/training/cifar10_ncsnpp_deep_continuous.py"
-    train = f"main.py {config} --workdir W"
-    run(train, tmp_path, TRAIN + more)
-    assert start(train, tmp_path / "cpu", TRAIN + more).wait().returncode == 0
-    there, here = weights(tmp_path), weights(tmp_path / "cpu")
-    # Four steps of Adam move a weight by up to 8e-4.
-    torch.testing.assert_close(there, here, rtol=0, atol=1e-5)
-
-    config = f"--config {ROOT}/configs/{kind}/evaluation/eval_cifar10_config.py --workdir W --bs 2"
-    if kind != "c_ncsn":  # an untrained energy's flow is stiff, and takes minutes
-        nll = f"run_lib_evaluation_nll.py {config} --bs 3 --atol 1 --rtol 1"
-        run(f"{nll} --calculate", tmp_path, NETWORK)
-    asym = f"run_lib_evaluation_asym.py {config} --bs 3 --nl 2 --slices 2"
-    run(f"{asym} --calculate", tmp_path, NETWORK)
-    sampling = f"run_lib_sampling.py {config} --num_samples 2 --num_divisions 1"
-    run(sampling, tmp_path, NETWORK)
-    run(f"{sampling} --ode", tmp_path, NETWORK + LOOSE)
+def test_score_models(kind, microbatch):
+    config = small(common.qc(kind, common.CIFAR10))
+    config.training.microbatch, config.compute.channels_last = microbatch, bool(microbatch)
+    job = ScoreTraining(config, DEVICE)
+    train(job)
+    x, noise = draw(job, job.score)
+    t, v = torch.ones(2, device=DEVICE), jacobian.rademacher(noise.randn((2, *x.shape)))
+    estimator = jacobian.ESTIMATORS["paper"]
+    z = noise.randn(x.shape)
+    for value in likelihood.asymmetry(job.score, job.sde, x, t, z, v, estimator, 1):
+        assert value.device == DEVICE
 
 
-def test_classifiers(tmp_path):
-    """DLSM training, class-guided samples and the accuracy score of a classifier on them."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    name = "classifier_cifar10_ours_resnet18_cond"
-    run("main.py --config configs/score/cifar10_score_configs.py --workdir S", tmp_path, TRAIN)
-    train = "main.py --config configs/classifier/cifar10_classifier_resnet18_cond_configs.py"
-    train += f" --model classifier --workdir {name} --restore results/S/checkpoints/checkpoint.pth"
-    run(train, tmp_path, TRAIN)
-    sample = "run_lib_sampling.py --config configs/eval/cifar10/eval_cifar10_configs.py --mode full"
-    sample += f" --workdir {name} --restore results/S/checkpoints/checkpoint.pth"
-    few = ["--config.eval.num_samples=20", "--num_scales=2"]
-    run(sample, tmp_path, NETWORK + few)
-    cas = "run_lib_evaluation_cas.py --config configs/eval/cifar10/eval_cifar10_configs_cas.py"
-    few = ["--config.eval.num_samples_all=20"]
-    run(f"{cas} --workdir {name} --setup ours", tmp_path, TRAIN + few)
-
-
-@pytest.mark.parametrize("kind", ["u_ncsn", "qc_ncsn"])
-def test_waits_do_not_grow_with_the_steps(tmp_path, kind):
-    training, sampling = [], []
-    for steps in (2, 9):
-        place = tmp_path / str(steps)
-        place.mkdir()
-        counts = [
-            f"--config.training.{name}={steps}" for name in ("n_iters", "log_freq", "snapshot_freq")
-        ]
-        config = f"--config {ROOT}/configs/{kind}/training/cifar10_ncsnpp_deep_continuous.py"
-        scales = f"--config.model.num_scales={steps}"
-        training.append(run(f"main.py {config} --workdir W", place, [*TRAIN, *counts, scales]))
-        config = f"--config {ROOT}/configs/{kind}/evaluation/eval_cifar10_config.py"
-        sample = f"run_lib_sampling.py {config} --workdir W --bs 2 --num_samples 2"
-        counts = [
-            scales,
-            "--config.eval.num_divisions=1",
-            f"--config.sampling.n_steps_each={steps}",
-        ]
-        sampling.append(run(sample, place, NETWORK + counts))
-    assert training[0] == training[1]
-    assert sampling[0] == sampling[1]
-
-
-def test_distances(tmp_path, monkeypatch):
-    """In several blocks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prdc, "BLOCK", 64)
-    real, fake = real_and_fake(300, 200, 64)
-    with elsewhere.Dispatch():
-        there = prdc.precision_recall_density_coverage(real, fake, device=elsewhere.DEVICE)
-    assert there == prdc.precision_recall_density_coverage(real, fake)
+def test_classifiers(monkeypatch):
+    """DLSM training against a score, guided samples, and the classifier of CAS."""
+    config = small(common.dlsm_classifier(common.CIFAR10, "resnet18_cond"))
+    sde, network = sde_lib.from_config(config), models.create_model(config)
+    score = models.create_score(config, models.compute.freeze(network, config.compute, DEVICE), sde)
+    trained = types.SimpleNamespace(score=score, sde=sde, config=config)
+    monkeypatch.setattr(classifier, "load_score", lambda *args: trained)
+    job = classifier.ClassifierTraining(config, DEVICE)
+    train(job)
+    draw(job, GuidedScore(score, job.model.eval(), sde, torch.ones(1, dtype=int, device=DEVICE), 1))
+    job.model = create_cas_classifier(common.dlsm_cas(common.CIFAR10, "resnet18_cond"), 10)
+    job.objective = CASObjective(job.model.to(DEVICE))
+    train(job)

@@ -160,7 +160,7 @@ def test_names_of_the_code_exist(page):
 FOREIGN = {
     *("nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "shutdown-timeout", "logdir"),
     *("partition", "nodes", "gpus-per-node", "array", "requeue", "dependency"),
-    *("device", "dist", "hypothesis-profile", "input1"),
+    *("device", "dist", "input1"),
 }
 
 
@@ -182,7 +182,7 @@ def test_flags_exist(page):
 def test_commands_exist(page):
     """Their scripts and configurations."""
     for line in "".join(blocks(page, "")).splitlines():
-        line = re.sub(r"-m (studies|scripts|storage)\.(\w+)", r"\1/\2.py", line)
+        line = re.sub(r"-m (studies|scripts)\.(\w+)", r"\1/\2.py", line)
         for word in line.split("#")[0].replace("[", " ").replace("]", " ").split():
             if word.endswith(".py") and not word.isupper():
                 assert (tiny.ROOT / word).is_file(), word

@@ -1,61 +1,54 @@
-"""Kills, full disks and races, put upon real commands."""
+"""Kills and full disks, put upon real commands."""
 
+import itertools
 import os
 import random
 import resource
-import time
+import signal
 
 import pytest
-from faults import (
-    COMMANDS,
-    Scene,
-    base_of,
-    begin,
-    finish,
-    leftovers,
-)
+import tiny
+from faults import COMMANDS, Scene, begin, finish, kill_before_change
 
 from storage import files
 
-# One command of all; the others are slow.
-EACH = ["sampling"]
-EACH += [pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS if name not in EACH]
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory):
-    return tmp_path_factory.mktemp("bases")
-
 
 @pytest.fixture
-def scene(tmp_path, bases, name):
-    return Scene(name, base_of(name, bases), tmp_path, random.Random(name))
+def scene(tmp_path, name):
+    base = tmp_path / "base"
+    base.mkdir()
+    for before in itertools.takewhile(lambda other: other != name, COMMANDS):
+        finish(before, base)
+    return Scene(name, base, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_any_moment_a_command_ends_with_the_same_bytes(scene):
-    while scene.kills < 8:
-        scene.kill_until_finished()
+    rng, kills = random.Random(scene.name), 0
+    for attempt in itertools.count():
+        place = scene.fresh(f"disturbed {attempt}")
+        while True:
+            moment = rng.randint(1, 60)
+            done = begin(scene.name, place, kill_before_change(moment, place)).wait()
+            if done.returncode == 0:
+                break
+            assert done.returncode == -signal.SIGKILL, done.stderr
+            kills += 1
+            scene.check(place, finished=False)
+        scene.check(place, finished=True)
+        if kills >= 8:
+            break
 
 
-# ---------------------------------------------------------------- a full disk
-
-
-def check_sentence(done):
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    (line,) = [text for text in done.stderr.splitlines() if text.startswith("Error: ")]
-    return line
-
-
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", [pytest.param("training", marks=pytest.mark.slow), "sampling"])
 def test_a_full_disk_stops_a_command_which_goes_on_with_space_back(scene):
     """Files may not grow beyond some bytes: writes fail half way, as on a full disk."""
     place = scene.fresh("full")
-    line = check_sentence(begin(scene.name, place, lambda: limit_files(300)).wait())
-    assert "File too large" in line
-    assert leftovers(place) == []
+    done = begin(scene.name, place, lambda: limit_files(300)).wait()
+    tiny.check_sentence(done, "File too large")
+    assert "Traceback" not in done.stdout
+    assert not [path for path in place.rglob(".*") if path.suffix in (".tmp", ".building")]
     scene.check(place, finished=False)
     finish(scene.name, place)
     scene.check(place, finished=True)
@@ -63,26 +56,6 @@ def test_a_full_disk_stops_a_command_which_goes_on_with_space_back(scene):
 
 def limit_files(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
-# ---------------------------------------------------------------- other faults
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_processes_given_the_same_work_agree(scene):
-    """Three at once on the same divisions, batches or steps, and one of them killed."""
-    place = scene.fresh("shared")
-    running = [begin(scene.name, place) for _ in range(3)]
-    time.sleep(0.4)
-    running[1].process.kill()
-    for one in (running[0].wait(), running[2].wait()):
-        if one.returncode != 0:  # of training runs there is one at a time
-            assert scene.name == "training"
-            assert "results/W" in check_sentence(one)
-    running[1].wait()
-    finish(scene.name, place)
-    scene.check(place, finished=True)
 
 
 def test_what_a_killed_process_left_is_removed_after_an_hour(tmp_path):

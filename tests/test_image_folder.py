@@ -2,8 +2,6 @@
 
 import json
 import os
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from raw_data import config, random_images, refused
 
 import datasets
 import run_lib
-from readers import folder
 from storage import checkpoints
 from utils import UserError
 
@@ -57,18 +54,6 @@ def test_folder_converts(tmp_path, mode, channels):
     assert images.min() == 255
 
 
-def test_folder_links_out_are_followed(tmp_path, tree):
-    """Of an image, a class and a split."""
-    save(tmp_path / "elsewhere" / "x.png", random_images(8, 8, 3, seed=7))
-    (tree / "train" / "a" / "link.png").symlink_to(tmp_path / "elsewhere" / "x.png")
-    (tree / "train" / "c").symlink_to(tmp_path / "elsewhere")
-    os.rename(tree / "train", tmp_path / "moved")
-    (tree / "train").symlink_to(tmp_path / "moved")
-    train = datasets.load(config(tmp_path, "folder", 8, 3), "train")
-    assert (train.class_names, train.labels.tolist()) == (("a", "b", "c"), [0, 0, 0, 1, 2])
-    np.testing.assert_array_equal(train.images[2], train.images[4])
-
-
 def test_folder_orders_numbers_as_numbers(tmp_path):
     for name in ("0", "2", "10"):
         save(tmp_path / "raw" / "train" / name / "x.png", random_images(8, 8, 3, seed=int(name)))
@@ -107,18 +92,13 @@ def transparent(mode):
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGBA", 3), ("LA", 1), ("P", 3)])
-def test_folder_transparency_is_over_white(tmp_path, mode, channels, monkeypatch):
-    said = []
-    monkeypatch.setattr(folder.log, "warning", lambda text, *_: said.append(text))
+def test_folder_transparency_is_over_white(tmp_path, mode, channels):
     directory = tmp_path / "raw" / "train" / "a"
     directory.mkdir(parents=True)
-    for number in range(3):
-        transparent(mode).save(directory / f"{number}.png")
+    transparent(mode).save(directory / "x.png")
     images = datasets.load(config(tmp_path, "folder", 8, channels), "train").images
     assert (images[..., :4] == 255).all()
     assert (images[..., 4:] == 40).all()
-    assert len(said) == 1
-    assert "over white" in said[0]
 
 
 def test_folder_that_changes_is_read_anew(tmp_path, tree):
@@ -141,31 +121,6 @@ def test_folder_that_changes_is_read_anew(tmp_path, tree):
 
 def identity(tmp_path, root=None):
     return datasets.load(config(tmp_path, "folder", 8, 3, root), "train").identity
-
-
-def renamed(train):
-    os.rename(train / "a", train / "z")
-
-
-def added_image(train):
-    save(train / "a" / "3.png", random_images(8, 8, 3))
-
-
-def renamed_image(train):
-    os.rename(train / "a" / "2.png", train / "a" / "3.png")
-
-
-CHANGES = {renamed: "classes", added_image: "counts", renamed_image: "hash"}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_changed_folders_are_other_data(tmp_path, tree, change):
-    before = identity(tmp_path)
-    change(tree / "train")
-    with pytest.raises(UserError) as error:
-        datasets.require_same_data(identity(tmp_path), before, "run/checkpoint.pth")
-    assert "run/checkpoint.pth" in str(error.value)
-    assert CHANGES[change] in str(error.value)
 
 
 def test_moved_and_touched_folders_are_the_same_data(tmp_path, tree):
@@ -191,27 +146,21 @@ def test_a_run_refuses_other_data(tmp_path, tree, monkeypatch):
     path = tmp_path / "results/run/checkpoints/checkpoint.pth"
     assert checkpoints.read(path)["data"] == identity(tmp_path)
     labelled_run(tmp_path, training__n_iters=3)
-    added_image(tree / "train")
+    os.rename(tree / "train/a/2.png", tree / "train/a/3.png")
+    with pytest.raises(UserError, match="hash"):
+        labelled_run(tmp_path, training__n_iters=4)
+    save(tree / "train/a/4.png", random_images(8, 8, 3))
     with pytest.raises(UserError, match="counts"):
         labelled_run(tmp_path, training__n_iters=4)
     # Its weights may begin another run, unless classes have other names.
     labelled_run(tmp_path, "second", path, training__n_iters=4)
-    renamed(tree / "train")
+    os.rename(tree / "train/a", tree / "train/z")
     with pytest.raises(UserError, match="classes"):
         labelled_run(tmp_path, "third", path, training__n_iters=4)
 
 
-def claim_size(path, width, height):
-    """A PNG of a few bytes whose header claims so many pixels."""
-    save(path, random_images(8, 8))
-    content = bytearray(path.read_bytes())
-    content[16:24] = struct.pack(">II", width, height)
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    path.write_bytes(content)
-
-
 SPOILED = {
-    "circle": (lambda a: (a.parent / "c").symlink_to(".."), "a folder that it lies in"),
+    "circle": (lambda a: (a.parent / "c").symlink_to(".."), "no file"),
     "broken link": (lambda a: (a / "x.png").symlink_to("nowhere.png"), "no file"),
     "no class": (lambda a: save(a.parent / "x.png", random_images(8, 8, 3)), "<class>/<image>"),
     "a directory": (lambda a: (a / "more").mkdir(), "no file"),
@@ -220,12 +169,10 @@ SPOILED = {
     "cut": (lambda a: (a / "2.png").write_bytes((a / "2.png").read_bytes()[:150]), "2.png"),
     "PostScript": (lambda a: Image.new("RGB", (8, 8)).save(a / "x.eps"), "x.eps"),
     "16 bits": (lambda a: save(a / "x.png", np.full((8, 8), 40000, np.uint16)), "8 bits"),
-    "bomb": (lambda a: claim_size(a / "x.png", 11_000, 11_000), "11000×11000"),
 }
 
 
 @pytest.mark.parametrize("kind", SPOILED)
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_folder_malformed(tmp_path, tree, kind):
     spoil, named = SPOILED[kind]
     spoil(tree / "train" / "a")

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import planning
 import run_lib
 from models.jvp import value_and_jvp
+from training.cost import cost_of, step_of
 from training.score import ScoreTraining
 
 SAMPLING = "run_lib_sampling.py --workdir W"
@@ -82,7 +83,7 @@ def test_a_training_costs_its_remaining_steps(run, cache, capsys):
 def test_flops_are_those_of_pytorchs_counter(cache):
     config = tiny.config(cache)
     job = ScoreTraining(config, torch.device("cpu"))
-    flops, fixed, per_image = planning.step_of(job, images=4)
+    flops, fixed, per_image = step_of(job, images=4)
     weights = sum(p.numel() * p.element_size() for p in job.model.parameters())
     assert fixed >= 3 * weights  # averages and moments, beside the weights themselves
     assert per_image > 4 * math.prod(job.domain.shape)
@@ -100,4 +101,4 @@ def test_forward_mode_of_real_weights_has_a_cost():
         x = torch.rand(2, 4, 8, 8)
         value_and_jvp(net, x, x[None])
 
-    assert planning.cost_of(call).flops == 2 * 2 * (2 * 4 * 4 * 64)  # two images, two products
+    assert cost_of(call).flops == 2 * 2 * (2 * 4 * 4 * 64)  # two images, two products

@@ -51,18 +51,14 @@ class ClassifierTraining:
 
     @torch.no_grad()
     def validate(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        split: datasets.Split,
-        callback: Callable[[], object],
+        self, split: datasets.Split, callback: Callable[[], object]
     ) -> dict[str, torch.Tensor | float]:
-        """The objective's values of the batch, and the accuracy on the whole test `split`."""
+        """The objective's values of a fixed batch, and the accuracy on the whole test `split`."""
 
         def values(*batch):
             return self.objective(*batch)[1]
 
-        means = validation_means(self, values, images, labels, callback)
+        means = validation_means(self, values, split, callback)
         size = self.config.training.batch_size
         right = accuracy(self.logits, split, size, self.domain, self.device, callback)
         return dict(means, accuracy=right)

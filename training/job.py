@@ -39,17 +39,11 @@ class Job(Protocol):
         """
 
     def validate(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        split: Split,
-        callback: Callable[[], object],
+        self, split: Split, callback: Callable[[], object]
     ) -> dict[str, torch.Tensor | float]:
-        """Named values of a fixed batch of the test `split`, and of all of it.
+        """Named values of the test `split` or a fixed part of it.
 
         Args:
-            images: the stored batch, uint8 (B, C, H, W) or points (B, D).
-            labels: (B,).
             callback: called without arguments before each batch.
         """
 

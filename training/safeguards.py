@@ -1,8 +1,9 @@
-"""Signals that stop a training, and the check for losses and gradients that are not finite."""
+"""Signals that stop a training, and the check that losses and gradients are finite."""
 
 import dataclasses
 import os
 import signal
+from collections.abc import Mapping
 
 import torch
 
@@ -46,25 +47,14 @@ class StopRequest:
         self.signal = self.signal or number
 
 
-class FiniteWatch:
-    """Records the first step with a non-finite loss or gradient, without waiting for a GPU."""
+def require_finite(values: Mapping[str, torch.Tensor], step: int) -> None:
+    """Raise a UserError that names the loss or gradient norm of a step, if it is not finite.
 
-    NONE = 2**62
-    NAMES = ("loss", "gradient")
-
-    def __init__(self, device: torch.device) -> None:
-        self.first_bad = torch.full((len(self.NAMES),), self.NONE, device=device)
-
-    def see(self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor) -> None:
-        finite = torch.isfinite(torch.stack([loss, grad_norm]))
-        self.first_bad = torch.where(finite, self.first_bad, self.first_bad.clamp(max=step))
-
-    def check(self) -> None:
-        """Raise a UserError that names the first step, if there was one, and what went wrong."""
-        steps = self.first_bad.tolist()
-        step = min(steps)
-        if step != self.NONE:
+    Once one is not, neither are the weights and later losses. A GPU is waited for.
+    """
+    for name in ("loss", "grad_norm"):
+        if not values[name].isfinite():
             raise UserError(
-                f"The {self.NAMES[steps.index(step)]} stopped being finite at step {step}; the "
-                "last checkpoint is from before. Lower --config.optim.lr or look at the data."
+                f"The {name} is not finite at step {step}, or was not at an earlier one; the last "
+                "checkpoint is from before. Lower --config.optim.lr or look at the data."
             )

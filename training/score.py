@@ -18,6 +18,8 @@ from models import compute
 from training.job import Job
 from training.labels import LabelDropout
 
+VALIDATION_IMAGES = 128
+
 
 class ScoreTraining:
     """The `Job` of a score network with its denoising score matching objective.
@@ -47,14 +49,10 @@ class ScoreTraining:
 
     @torch.no_grad()
     def validate(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        split: datasets.Split,
-        callback: Callable[[], object],
+        self, split: datasets.Split, callback: Callable[[], object]
     ) -> dict[str, torch.Tensor]:
-        """The DSM loss of the batch, at stratified times."""
-        return validation_means(self, self.objective.evaluate, images, labels, callback)
+        """The DSM loss of a fixed batch, at stratified times."""
+        return validation_means(self, self.objective.evaluate, split, callback)
 
     def pictures(self, step: int, callback: Callable[[], object]) -> tuple[np.ndarray, None]:
         noise = sampling.SeededNoise(self.device, "pictures", self.config.seed, step)
@@ -66,15 +64,15 @@ class ScoreTraining:
 def validation_means(
     job: Job,
     evaluate: Callable[[torch.Tensor, torch.Tensor, Draws], Draws],
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    split: datasets.Split,
     callback: Callable[[], object],
 ) -> dict[str, torch.Tensor]:
-    """Means of ``evaluate(x, labels, draws)`` over stored images, at stratified times.
+    """Means of ``evaluate(x, labels, draws)`` over a fixed batch of `split`, at stratified times.
 
     `callback()` is called before each part of the images.
     """
     training = job.config.training
+    images, labels = datasets.fixed_batch(split, VALIDATION_IMAGES, job.config.seed)
     x = job.domain.to_model(images.to(job.device), train=False)
     draws = job.objective.draw(x)
     draws["u"] = losses.stratified(draws["u"])

@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterator
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from models import compute, resampling
+from models import compute
+from training.cost import step_of
 from training.job import Job
 from utils import log, rank_and_size
 
@@ -38,25 +37,6 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def flops_of_an_image(job: Job, images: int = 2) -> float:
-    """FLOPs of a training step for each image, counted on fake tensors by PyTorch's formulas."""
-    parameters = [p for p in job.model.parameters() if p.requires_grad]
-    job.model.eval()  # in training, batch norms would wait for the other processes
-    try:
-        with (
-            torch.compiler.set_stance("force_eager"),
-            FakeTensorMode(allow_non_fake_inputs=True),
-            FlopCounterMode(display=False) as counter,
-        ):
-            x = torch.rand((images, *job.domain.shape), device=job.device)
-            labels = torch.zeros(images, dtype=torch.long, device=job.device)
-            loss, _ = job.objective(x, labels, job.objective.draw(x))
-            torch.autograd.grad(loss, parameters, allow_unused=True)
-    finally:
-        resampling.fir_matrices.cache_clear()  # it may have kept fake ones
-    return counter.get_total_flops() / images
-
-
 class Throughput:
     """How fast a job trains between its reports, without what else it does.
 
@@ -68,8 +48,9 @@ class Throughput:
         self.flops = self.rate = None
         if self.device.type == "cuda":
             dtype = compute.AUTOCAST[job.config.compute.precision] or torch.float32
+            job.model.eval()  # in training, batch norms would wait for the other processes
             try:  # a count that fails is no reason not to train
-                self.flops = flops_of_an_image(job) / rank_and_size()[1]
+                self.flops = step_of(job, images=2)[0] / rank_and_size()[1]
                 self.rate = matrix_rate(self.device, dtype)
             except Exception as error:
                 log.warning("The share of the matrix rate is not reported: %s", error)

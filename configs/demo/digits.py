@@ -39,6 +39,5 @@ def get_config():
     training.snapshot_freq = 1000
     training.snapshot_freq_for_preemption = 1000
 
-    config.sampling.batch_size = 36
     config.sampling.atol = config.sampling.rtol = 1e-3
     return common.evaluated(config, num_samples=500, batch_size=250, noise_levels=20)

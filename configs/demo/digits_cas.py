@@ -13,7 +13,6 @@ def get_config():
     training = config.training
     training.batch_size = 50
     training.n_iters = 600
-    training.eval_freq = 200
     training.snapshot_freq = 600
     training.snapshot_freq_for_preemption = 300
     return config

@@ -13,7 +13,6 @@ def get_config():
     training = config.training
     training.batch_size = 32
     training.n_iters += 450
-    training.log_freq = 50
     training.snapshot_freq = training.snapshot_freq_for_preemption = 150
     training.eval_freq = 150
     training.snapshot_sampling = False

@@ -136,6 +136,10 @@ class Images(Domain):
 
         return self.to_model(torch.tensor(channels_first(samples)), train=False)
 
+    def share_outside(self, x: "torch.Tensor", margin: float = 0.1) -> float:
+        """The share of values more than `margin` outside [0, 1], which `to_stored` clips."""
+        return ((self.inverse_scaler(x) - 0.5).abs() > 0.5 + margin).float().mean().item()
+
     def negative_log_likelihood(self, log_density: "torch.Tensor") -> "torch.Tensor":
         """Bits per dimension of 8-bit images from log-densities (B,) in the model's range.
 
@@ -196,6 +200,10 @@ class Points(Domain):
         import torch
 
         return torch.tensor(samples, dtype=torch.float32)
+
+    def share_outside(self, x: "torch.Tensor") -> float:
+        """0: points have no range."""
+        return 0.0
 
     def negative_log_likelihood(self, log_density: "torch.Tensor") -> "torch.Tensor":
         """Nats per point from log-densities (B,)."""

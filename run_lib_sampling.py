@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import cli
 import domains
 import sampling
+from domains import Images, Points
 from metrics.sample_sets import Part, describe, parts_of
 from models.scores import InParts, ScoreFunction
 from models.trained import adopt_from_checkpoints, checkpoint_paths, load_sampling_model
@@ -158,7 +159,7 @@ def draw_rounds(
                 latents = noise.randn((each.count, *domain.shape))
                 progress = RoundProgress(bar, done, each.count, sampler.steps)
                 x, nfe = sampler(score, latents, noise.randn_like, callback=progress)
-                require_finite(x, path)
+                check_values(x, domain, path)
                 samples = domain.to_stored(x)
                 save_picture(path.with_suffix(".png"), domain.picture(samples))
                 save_npz(path, samples=samples, nfe=nfe, meta=to_json(meta))
@@ -166,12 +167,21 @@ def draw_rounds(
             bar.update(done - bar.n)
 
 
-def require_finite(x: torch.Tensor, path: pathlib.Path) -> None:
-    """Raise a UserError if a value of the samples x for the file at `path` is not finite."""
+def check_values(x: torch.Tensor, domain: Images | Points, path: pathlib.Path) -> None:
+    """Warn if most values of the samples x are clipped.
+
+    Raises:
+        UserError: a value is not finite.
+    """
     if not x.isfinite().all():
         raise UserError(
             f"The samples of {path} have NaN or infinite values and were not written. Check the "
             "checkpoint and the sampler's settings."
+        )
+    if (outside := domain.share_outside(x)) > 0.5:
+        log.warning(
+            f"{path}: {outside:.0%} of the values lie far outside the range of images and are "
+            "clipped. Check the number of steps, the scale of guidance and the checkpoint."
         )
 
 

@@ -76,6 +76,18 @@ def test_pixels_survive_the_way_to_the_model_and_back(centered):
     assert set(lost) <= ({0, 1} if centered else {0})
 
 
+@pytest.mark.parametrize("centered", [False, True])
+def test_the_share_of_values_outside_the_range(centered):
+    """Black backgrounds with what noise a sampler leaves lie within; what exploded does not."""
+    data = domain(centered=centered)
+    black = data.scaler(torch.zeros(5, 1, 8, 8) + 0.03 * torch.randn(5, 1, 8, 8))
+    assert data.share_outside(black) < 0.05
+    assert data.share_outside(data.scaler(torch.ones(5, 1, 8, 8))) == 0
+    x = torch.tensor([-0.2, 1.2, 0.5, 50.0]).reshape(1, 1, 2, 2)
+    assert data.share_outside(data.scaler(x)) == 0.75
+    assert domains.Points(2).share_outside(50 * torch.ones(3, 2)) == 0
+
+
 # ---------------------------------------------------------------- points
 
 

@@ -7,10 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import tiny
+import torch
 from commands import command
 from tqdm import tqdm
 
+import domains
 import run_lib
+import run_lib_sampling
 from metrics.sample_sets import numbered_rounds
 from run_lib_sampling import sample
 from samplers.progress import RoundProgress
@@ -113,6 +116,16 @@ def test_every_file_says_what_it_was_made_from(config):
     assert meta["checkpoint_step"] == checkpoint["step"]
     assert meta["seed"] == config.seed
     assert {"weights", "sampling", "sde", "stream", "round"} < meta.keys()
+
+
+@pytest.mark.parametrize(("factor", "warned"), [(30.0, True), (0.05, False)])
+def test_samples_that_are_mostly_clipped_get_a_warning(config, monkeypatch, factor, warned):
+    said = []
+    monkeypatch.setattr(run_lib_sampling.log, "warning", said.append)
+    x = factor * torch.randn(4, 1, 8, 8)
+    run_lib_sampling.check_values(x, domains.from_config(config.data), "samples_0.npz")
+    assert len(said) == warned
+    assert all("samples_0.npz" in text for text in said)
 
 
 def test_progress_of_an_ode_is_that_of_time():

@@ -132,13 +132,32 @@ def _repeat_flags(arguments, lists):
     return repeated
 
 
+def _last_overrides(arguments):
+    """`arguments` without overrides of a field that a later one repeats.
+
+    ml_collections would append a second tuple to the first.
+    """
+    joined = []
+    for argument in arguments:
+        if joined and re.fullmatch(r"--config\.[^=]+", joined[-1]) and argument[:1] != "-":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    names = [argument.partition("=")[0] for argument in joined]
+    return [
+        argument
+        for index, (argument, name) in enumerate(zip(joined, names), start=1)
+        if not name.startswith("--config.") or name not in names[index:]
+    ]
+
+
 def _parse_flags(arguments, lists, words):
     FLAGS = flags.FLAGS
     if "--version" in arguments:
         print(VERSION)
         sys.exit(0)
     try:
-        script, *rest = FLAGS(_repeat_flags(arguments, lists))
+        script, *rest = FLAGS(_last_overrides(_repeat_flags(arguments, lists)))
         if rest and not words:
             fail(f"{' '.join(rest)} belongs to no flag; give each flag its value as --name=value.")
         if "config" in FLAGS:

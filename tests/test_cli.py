@@ -115,6 +115,20 @@ def test_a_command_can_be_deterministic(tmp_path, cache):
 
 
 @pytest.mark.parametrize(
+    "twice",
+    [
+        ["--config.model.ch_mult=(1,2)", "--config.model.ch_mult=(1,2)"],
+        ["--config.model.ch_mult", "(4,)", "--config.model.ch_mult=(1,2)"],
+        ["--config.model.ch_mult=(4,)", "--config.model.ch_mult", "(1,2)"],
+    ],
+)
+def test_the_last_of_two_overrides_counts(tmp_path, twice):
+    arguments = [f"--config={tiny.CONFIG}", "--workdir=run", "--dry_run", *twice]
+    done = command("main.py", tmp_path, arguments)
+    assert "config.model.ch_mult = (1, 2)\n" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
     ("line", "flag"),
     [
         ("main.py --slices 2", "--slices"),

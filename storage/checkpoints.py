@@ -98,6 +98,8 @@ def publish(path: pathlib.Path, name: pathlib.Path) -> None:
 def read(path: str | os.PathLike) -> dict[str, Any]:
     """Read a checkpoint, or a directory of diffusers, to the CPU without running any code of it.
 
+    A bare state dict, or one under the name ``state_dict``, is returned as {"model": it}.
+
     Raises:
         UserError: the file is missing, damaged, of another kind, or has no model.
     """
@@ -111,13 +113,13 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
             changed = error
         if changed is not None:
             raise UserError(f"{path} is damaged (checksum: {changed}); take another file.")
-    model = content.get("model")
-    if not isinstance(model, dict) or not all(map(torch.is_tensor, model.values())):
-        raise UserError(
-            f"{path} holds {', '.join(map(str, content)) or 'nothing'}; expected 'model', a state "
-            "dict, as in the checkpoints of this or the published code."
-        )
-    return content
+    for model in (content.get("model"), content.get("state_dict"), content):
+        if _is_state_dict(model):
+            return content if model is content.get("model") else {"model": model}
+    raise UserError(
+        f"{path} holds {', '.join(map(str, content)) or 'nothing'}; expected 'model', as in the "
+        "checkpoints of this or the published code, 'state_dict', or a bare state dict."
+    )
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any] | None:
@@ -167,6 +169,14 @@ def _what_is_wrong(error):
     return (
         "is not a readable PyTorch checkpoint: it is truncated, damaged or of another format "
         f"({reason or type(error).__name__})."
+    )
+
+
+def _is_state_dict(model):
+    return (
+        isinstance(model, dict)
+        and bool(model)
+        and all(isinstance(name, str) and torch.is_tensor(each) for name, each in model.items())
     )
 
 

@@ -27,6 +27,7 @@ NOT_NEGATIVE = {
     *("sampling.snr", "sampling.last_step_snr", "sampling.guidance_interval"),
 }
 SHARE = {"data.holdout", "model.dropout", "model.ema_rate", "optim.beta1", "training.label_dropout"}
+INCREASING = (("sigma_min", "sigma_max"), ("beta_min", "beta_max"))
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -36,6 +37,12 @@ def check(config: ml_collections.ConfigDict) -> None:
             fits, expected = _range(name, number)
             if not fits:
                 raise UserError(f"config.{name} is {value!r}; expected {expected}.")
+    for low, high in INCREASING:
+        if not config.model[low] < config.model[high]:
+            raise UserError(
+                f"config.model.{low} is {config.model[low]}; expected less than {high}, "
+                f"{config.model[high]}."
+            )
 
 
 def _range(name, value):

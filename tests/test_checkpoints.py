@@ -121,6 +121,30 @@ def published():
     return content, list(content["model"])
 
 
+def renamed(prefix):
+    content, names = published()
+    return {prefix + name.removeprefix("module."): content["model"][name] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "layout"),
+    [("", "bare"), ("module.module.", "state_dict"), ("module._orig_mod.", "model")],
+)
+def test_networks_of_other_codes_load(tmp_path, entry, prefix, layout):
+    tensors = renamed(prefix)
+    content = {"bare": tensors, "state_dict": {"state_dict": tensors, "epoch": 3}}
+    torch.save(content.get(layout, {"model": tensors}), tmp_path / "a.pth")
+    state = fresh_state(entry)
+    content = checkpoints.read(tmp_path / "a.pth")
+    checkpoints.load_training(state, content, tmp_path / "a.pth", step_if_absent=5)
+    for name, tensor in renamed("").items():
+        assert torch.equal(state.model.state_dict()[name], tensor)
+    assert state.step == 5
+    assert_equal(
+        state.ema.shadow, [p.detach() for p in state.model.parameters() if p.requires_grad]
+    )
+
+
 def files(tmp_path, kind):
     """A file that cannot be read."""
     whole = (golden.DIRECTORY / OFFICIAL[0]).read_bytes()

@@ -38,7 +38,7 @@ def test_every_configuration_loads_and_is_short(path):
         ("training.batch_size", 0),
         ("optim.warmup", -1),
         ("model.ch_mult", (1, 0)),
-        ("model.sigma_min", 0.0),
+        ("model.sigma_min", 50.0),
         ("optim.lr", float("nan")),
         ("optim.grad_clip", 0.0),
         ("model.dropout", 1.0),

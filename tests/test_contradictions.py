@@ -120,7 +120,7 @@ def test_words_that_belong_to_no_flag_are_refused(here):
 
 def test_weights_without_averages_are_not_called_averages(here):
     content = checkpoints.read(Workdir("W").checkpoint())
-    torch.save({"model": content["model"]}, "bare.pth")
+    torch.save({"state_dict": content["model"]}, "bare.pth")
     config = tiny.config("cache")
     assert load_score(config, "bare.pth", CPU).loaded.ema is None
     assert "EMA" not in str(load_score(config, "bare.pth", CPU).loaded)

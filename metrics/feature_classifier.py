@@ -12,6 +12,8 @@ from metrics.extractors import channels_first
 from storage.files import atomic_write
 from utils import UserError
 
+SAVE_EVERY = 100  # steps of training
+
 
 def _small_classifier(channels, classes):
     """Three convolutions and a pool to ClassifierFeatures.pool_width, then a linear layer."""
@@ -41,8 +43,8 @@ def train_small_classifier(
 ) -> nn.Sequential:
     """Train the small classifier with Adam on uint8 images (N, H, W, C) and labels (N,).
 
-    Equal data give equal weights on one machine with equally many threads. The weights are written
-    to `cache`; equal data take them from there.
+    Equal data give equal weights on one machine with equally many threads. The state is written to
+    `cache` every SAVE_EVERY steps and at the end; training on equal data continues from there.
 
     Raises:
         UserError: the cache exists and is not such a file.
@@ -50,13 +52,14 @@ def train_small_classifier(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = _small_classifier(images.shape[-1], int(labels.max()) + 1).to(device)
-    data = _digest([images, labels])
-    if _restore(network, cache, data, steps):
-        return network.eval()
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    parts = {"model": network, "optimizer": optimizer, "schedule": schedule}
+    data = _digest([images, labels])
+    done = _restore(parts, cache, data, steps)
     rng = np.random.default_rng(0)
-    for _ in tqdm(range(steps), desc="feature classifier", unit="step"):
+    rng.integers(len(images), size=(done, batch_size))  # drawn by the steps that are done
+    for step in tqdm(range(done, steps), desc="feature classifier", unit="step"):
         index = rng.integers(len(images), size=batch_size)
         target = torch.from_numpy(labels[index].astype(np.int64)).to(device)
         loss = nn.functional.cross_entropy(network(_scaled(images[index], device)), target)
@@ -64,22 +67,24 @@ def train_small_classifier(
         loss.backward()
         optimizer.step()
         schedule.step()
-    with atomic_write(cache) as file:
-        torch.save({"data": data, "model": network.state_dict()}, file)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            content = {name: part.state_dict() for name, part in parts.items()}
+            with atomic_write(cache) as file:
+                torch.save({"data": data, "step": step + 1, **content}, file)
     return network.eval()
 
 
-def _restore(network, cache, data, steps):
-    """Whether the file `cache` holds weights that were trained on `data`; loads them."""
+def _restore(parts, cache, data, steps):
+    """Load the state in the file `cache` if it was trained on `data`; the number of steps done."""
     if not cache.exists():
-        return False
+        return 0
     try:
         state = torch.load(cache, map_location="cpu", weights_only=True)
-        # Files with a step, of earlier commits, may hold a training that was interrupted.
-        if state["data"] != data or state.get("step", steps) != steps:
-            return False
-        network.load_state_dict(state["model"])
-        return True
+        if state["data"] != data:
+            return 0
+        for name in parts.keys() & state.keys():  # older files hold the final weights alone
+            parts[name].load_state_dict(state[name])
+        return state.get("step", steps)
     except Exception as error:  # a damaged file can fail anywhere
         raise UserError(
             f"{cache} does not hold a feature classifier ({error}); delete it to train it again."
@@ -103,7 +108,7 @@ class ClassifierFeatures:
         dataset: the data set's name, for the extractor's.
         images, labels: the training split, uint8 (N, H, W, C) and integers (N,).
         device: where the network trains and runs.
-        cache: the file of the weights; one of other images or labels is replaced.
+        cache: the file of the training's state; one of other images or labels is replaced.
 
     Raises:
         UserError: the images are of one class, or the cache exists and is not such a file.

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 import domains
 from readers import common
 from readers.common import MissingSplit, Source, block, file_stamps
-from utils import UserError, lookup
+from utils import UserError, log, lookup
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # no EPS: it runs Ghostscript
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")
@@ -192,6 +192,14 @@ def _over_white(image):
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
+    if image.getextrema()[3][0] < 255:
+        _say_transparent()
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image)
     return white
+
+
+@functools.cache
+def _say_transparent():
+    """Log once what happens to transparent images."""
+    log.warning("Some images are transparent; they are composited over white.")

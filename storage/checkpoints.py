@@ -152,19 +152,24 @@ def _load(path, mmap):
         advice = f" Its resume point can be sampled: --restore {newest}." * newest.exists()
         raise UserError(f"The checkpoint {path} does not exist.{advice}") from None
     except Exception as error:  # PyTorch's reader raises many types on damaged files
-        raise UserError(f"{path} {_what_is_wrong(error)}") from None
+        raise UserError(f"{path} {_what_is_wrong(path, error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a dict with 'model'.")
     return content
 
 
-def _what_is_wrong(error):
+def _what_is_wrong(path, error):
     """The rest of a sentence about a file that `torch.load` refuses with `error`."""
     if named := re.search(r"GLOBAL (\S+)", str(error)):
         return (
             f"holds a pickled Python object ({named[1]}), such as torch.save(model) writes; "
             "reading it could run code. Save model.state_dict() instead."
         )
+    with open(path, "rb") as file:
+        start = file.read(2)
+    # A msgpack map (0x81 to 0x8f, 0xde, 0xdf); a pickle begins with 0x80.
+    if start[:1] in [bytes([code]) for code in (*range(0x81, 0x90), 0xDE, 0xDF)]:
+        return "looks like a checkpoint of JAX/Flax (msgpack); expected one of PyTorch."
     reason = str(error).strip().partition("\n")[0][:100]
     return (
         "is not a readable PyTorch checkpoint: it is truncated, damaged or of another format "

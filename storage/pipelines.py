@@ -106,6 +106,11 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
             "DDPM's, with a schedule of β."
         )
     steps = scheduler["num_train_timesteps"]
+    if not 0 < scheduler["beta_start"] <= scheduler["beta_end"] < 1:
+        raise UserError(
+            f"{directory} has beta_start {scheduler['beta_start']} and beta_end "
+            f"{scheduler['beta_end']}; expected increasing numbers between 0 and 1."
+        )
     data = {"num_channels": unet["in_channels"], "centered": True}
     size = unet["sample_size"]
     if size is not None:

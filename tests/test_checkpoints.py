@@ -161,6 +161,8 @@ def files(tmp_path, kind):
             path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
         case "another format":
             path.write_text("no checkpoint")
+        case "Flax":  # msgpack: {"params": {}}
+            path.write_bytes(b"\x81\xa6params\x80")
         case "mkdir":  # code that a pickle names
             path.write_bytes(pickle.dumps({"model": Calls(os.mkdir, str(tmp_path / "ran"))}, 2))
         case "Linear":
@@ -175,7 +177,7 @@ def files(tmp_path, kind):
 @pytest.mark.parametrize(
     "kind",
     [
-        *("missing", "directory", "truncated", "checksum", "another format", "mkdir"),
+        *("missing", "directory", "truncated", "checksum", "another format", "mkdir", "Flax"),
         *("Linear", "list", "optimizer"),
     ],
 )

@@ -161,6 +161,28 @@ def test_classifier_comes_back_from_its_cache(classifier, digits, monkeypatch):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_the_classifiers_training_continues(digits, tmp_path, monkeypatch):
+    images, labels, steps = digits[0][:200], digits[1][:200], []
+    train = functools.partial(feature_classifier.train_small_classifier, images, labels, "cpu")
+    whole = train(tmp_path / "whole.pth", steps=7)
+    step = torch.optim.Adam.step
+
+    def interrupted(*arguments):
+        steps.append(1)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(feature_classifier, "SAVE_EVERY", 2)
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts.pth", steps=7)
+    parts = train(tmp_path / "parts.pth", steps=7)
+    assert len(steps) == 9  # from the fourth step on
+    for ours, theirs in zip(parts.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_classifier_of_other_data_replaces_the_cache(classifier, digits, tmp_path):
     made, of_made = classifier
     cache = tmp_path / "digits.pth"

@@ -37,6 +37,9 @@ def test_restore_starts_from_another_run(here, cache, capsys):
     with pytest.raises(UserError, match="n_iters"):
         run_lib.train(tiny.config(cache), "third", restore=str(source))
     assert not Workdir("third").root.exists()
+    energy = {"model__energy": True, "training__n_iters": 9}
+    run_lib.train(tiny.config(cache, **energy), "energy", restore=str(source))
+    assert "model.energy False, and this run has True" in capsys.readouterr().out
 
 
 def test_init_step_counts_only_with_a_restored_file_without_a_step(here, cache):

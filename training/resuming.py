@@ -12,7 +12,7 @@ from storage import checkpoints, descriptions, pipelines
 from storage.checkpoints import TrainState
 from storage.settings import describes_cas, describes_classifier
 from storage.workdir import Workdir
-from utils import UserError, flatten
+from utils import UserError, flatten, log
 
 # Fields of the random draws, the network and the loss, which a run cannot change. The optimiser's
 # settings, the snapshot samples and `compute` may change.
@@ -114,8 +114,8 @@ class Start:
         """
         if self.path is None:
             return ["Starting from new weights."]
+        before = checkpoints.config_of(self.content) or {}
         if self.continues:
-            before = checkpoints.config_of(self.content) or {}
             step = checkpoints.read_count(self.content, "step", self.path, 0)
             changes = require_same_run(before, config, self.path, step)
             checkpoints.load_training(state, self.content, self.path)
@@ -133,6 +133,12 @@ class Start:
                 f"{self.path} counts as step {state.step}{counted}, and training ends at "
                 f"config.training.n_iters, {n_iters}: nothing would be trained. Ask for more "
                 "steps with --config.training.n_iters."
+            )
+        energy = before.get("model", {}).get("energy", config.model.energy)
+        if energy != config.model.energy:
+            log.warning(
+                f"{self.path} has model.energy {energy}, and this run has {config.model.energy}: "
+                "the network's output has another meaning, and training has to learn it anew."
             )
         return [f"Restored {self.path} at step {state.step}{counted}."]
 

@@ -34,6 +34,15 @@ class Domain:
                 "set."
             )
 
+    def require_batch(self, batch: "np.ndarray | torch.Tensor", shape: tuple[int, ...]) -> None:
+        """Raise a UserError unless `batch` holds values of `dtype`, shaped (B, *shape)."""
+        kind = str(batch.dtype).removeprefix("torch.")
+        if kind != self.dtype.name or tuple(batch.shape[1:]) != shape:
+            raise UserError(
+                f"The {self.noun} are {kind} of shape {(*batch.shape,)}; expected "
+                f"{self.dtype.name} of shape (B, {', '.join(map(str, shape))})."
+            )
+
 
 def channels_first(images: "np.ndarray | torch.Tensor") -> "np.ndarray | torch.Tensor":
     """(N, H, W, C), as samples are stored, to (N, C, H, W), as models and data sets have them.
@@ -134,6 +143,7 @@ class Images(Domain):
         """Samples, uint8 (N, H, W, C), as float32 (N, C, H, W) in the model's range."""
         import torch
 
+        self.require_batch(samples, self.stored_shape)
         return self.to_model(torch.tensor(channels_first(samples)), train=False)
 
     def share_outside(self, x: "torch.Tensor", margin: float = 0.1) -> float:

@@ -30,8 +30,16 @@ class DensityField:
     def __init__(
         self, sde: SDE, score: ScoreFunction, v: torch.Tensor, rows: int | None = None
     ) -> None:
-        self.reverse = ReverseSDE(sde, score, probability_flow=True)
+        self.score = score
+        self.reverse = ReverseSDE(sde, self.score_with_graph, probability_flow=True)
         self.v, self.rows = v, rows
+
+    def score_with_graph(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The score; without a graph its divergence would be missing from the flow's."""
+        s = self.score(x, t)
+        jacobian.require_score(s, x)
+        jacobian.require_graph(s)
+        return s
 
     def __call__(self, t: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         x, times = state[:, :-1].reshape(self.v.shape[1:]), t.repeat(len(state))
@@ -114,8 +122,14 @@ def nll(
         vectors: how many random sign vectors an image's divergence is estimated by.
         rtol, atol, rows: as in `log_likelihood`.
         generator: of the vectors and the dequantisation's noise; None: the device's default.
+
+    Raises:
+        UserError: the images have another type or shape than the domain's; see also
+            `log_likelihood`.
+        ValueError: the score's values are not shaped as x, or have no graph to it.
     """
     images = torch.asarray(images, copy=True)  # a mapped file's are read-only
+    domain.require_batch(images, domain.shape)
     rand = functools.partial(torch.rand, generator=generator, device=images.device)
     x = domain.to_density(images, rand)
     v = jacobian.as_vectors(vectors, x, generator)

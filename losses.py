@@ -336,8 +336,11 @@ def dlsm_loss(
         labels: y (B,).
 
     Raises:
-        ValueError: one of these, or the score's values, has another shape.
+        ValueError: one of these, or the score's values, has another shape, or the labels are no
+            whole numbers.
     """
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        raise ValueError(f"labels is {labels!r}; expected a tensor of whole numbers (B,).")
     with torch.no_grad():
         s = score(x, t)
         shapes = {"z": (z, x.shape), "score(x, t)": (s, x.shape)}

@@ -23,7 +23,7 @@ from samplers.fast import FastSampler
 from samplers.noise import SeededNoise
 from samplers.ode import MAX_NFE, ODECallback, integrate
 from sde_lib import SDE, VPSDE, ReverseSDE, ScoreFunction, expand
-from utils import UserError, lookup
+from utils import UserError, lookup, require_positive
 
 # ---------------------------------------------------------------- predictors
 
@@ -282,12 +282,13 @@ def ode_sampler(sampling: ml_collections.ConfigDict, sde: SDE) -> ODESampler:
 
 
 def fast_sampler(function: Callable, sampling: ml_collections.ConfigDict, sde: SDE) -> FastSampler:
-    """The entry of a `function` as in `samplers.fast`, once that is filled in."""
+    """An entry of `SAMPLERS` with its first argument: a `function` as those in `samplers.fast`."""
     if sampling.num_scales is not None:
         raise UserError(
             f"config.sampling.num_scales is {sampling.num_scales}, but the sampler "
             f"{sampling.method} takes config.sampling.steps."
         )
+    require_positive(sampling.steps, "config.sampling.steps")
     grid = lookup(grids.GRIDS, sampling.grid, "config.sampling.grid")
     interval = tuple(sampling.guidance_interval) or None
     if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
@@ -319,6 +320,8 @@ FAST_FIELDS = ("steps", "grid", "guidance_interval")
 def from_config(sampling: ml_collections.ConfigDict, sde: SDE) -> Sampler:
     """The sampler that ``config.sampling`` describes, for a score that was trained with `sde`.
 
+    It is a function: ``sampler(score, latents)``, with standard normal latents (B, …), returns
+    samples in the model's range, shaped alike, and the number of evaluations of the score.
     With ``sampling.num_scales`` it takes so many steps; the score's own are the SDE's.
 
     Raises:

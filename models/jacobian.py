@@ -63,9 +63,10 @@ def qc_regulariser(
         with respect to parameters and x.
 
     Raises:
-        ValueError: a batch norm in `score` takes its statistics of the batch; or `vectors` or
-            `estimator` is not as above.
+        ValueError: `x`, `t`, `vectors` or `estimator` is not as above; the score's values are not
+            shaped as x or have no graph to it; or a batch norm takes its statistics of the batch.
     """
+    require_inputs(x, t)
     if estimator == EXACT:
         value, J = matrix(functools.partial(score_value_and_jvp, score, x, t), x)
         return value, asymmetry(J)
@@ -94,7 +95,9 @@ def measure_asymmetry(
     Asym is ½‖J − Jᵀ‖_F² or its estimate; NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² averaged
     over the vectors, or ‖J‖_F² (Chao et al., ICML 2023, section 5). An estimate of Asym has no
     bias; one of NAsym, a ratio, has a bias of order 1/K for K vectors, another for each estimator.
+    Raises as `qc_regulariser`.
     """
+    require_inputs(x, t)
     if estimator == EXACT:
         _, J = matrix(functools.partial(score_value_and_jvp, score, x, t), x)
         asym, square = asymmetry(J), J.square().sum((1, 2))
@@ -104,6 +107,31 @@ def measure_asymmetry(
         _, q = value_and_vjp(score, x, t, v)
         asym, square = as_function(estimator)(p, q).mean(0), dot(q, q).mean(0)
     return asym, 0.5 * asym / (square + 1e-8)
+
+
+def require_inputs(x: torch.Tensor, t: torch.Tensor) -> None:
+    """Raise a ValueError unless `x` (B, …) holds floats and `t` is shaped (B,)."""
+    if not x.is_floating_point():
+        raise ValueError(f"x has the type {x.dtype}; expected floats.")
+    if not isinstance(t, torch.Tensor) or t.shape != x.shape[:1]:
+        given = f"shape {(*t.shape,)}" if isinstance(t, torch.Tensor) else f"the value {t!r}"
+        raise ValueError(f"t has {given}; expected a tensor of shape ({len(x)},), one of each x.")
+
+
+def require_score(s: torch.Tensor, x: torch.Tensor) -> None:
+    """Raise a ValueError unless `s`, a score's values at `x`, is a tensor that is shaped as x."""
+    shape = s.shape if isinstance(s, torch.Tensor) else type(s).__name__
+    if shape != x.shape:
+        raise ValueError(f"The score gives {shape}; expected a tensor shaped as x, {x.shape}.")
+
+
+def require_graph(s: torch.Tensor) -> None:
+    """Raise a ValueError if `s`, a score's values where gradients are enabled, has no graph."""
+    if not s.requires_grad:
+        raise ValueError(
+            "The score's values have no graph to x: it detaches them, or runs under torch.no_grad "
+            "or torch.inference_mode. Products with its Jacobian need the graph."
+        )
 
 
 def with_gradient_of(surrogate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -153,8 +181,9 @@ def unit_vectors(x: torch.Tensor) -> torch.Tensor:
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Inner product per vector and image: (K, B, …), (K, B, …) → (K, B)."""
-    return (a * b).flatten(2).sum(2)
+    """Inner product per vector and image: (K, B, …), (K, B, …) → (K, B), in float32 at least."""
+    kind = torch.promote_types(a.dtype, torch.float32)  # float16 ends at 65,504
+    return (a.to(kind) * b.to(kind)).flatten(2).sum(2)
 
 
 # ---------------------------------------------------------------- estimators
@@ -225,6 +254,8 @@ def value_and_vjp(
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         out = function(x, t)
+        require_score(out, x)
+        require_graph(out)
         *others, last = v
         q = [torch.autograd.grad(out, x, w, retain_graph=True)[0] for w in others]
         q += torch.autograd.grad(out, x, last)  # frees the graph as it goes
@@ -237,7 +268,9 @@ def score_value_and_jvp(
     """s (B, …) and J v (K, B, …) for K vectors v, by the score's own method where it has one."""
     if hasattr(score, "value_and_jvp"):
         return score.value_and_jvp(x, t, v)
-    return value_and_jvp(lambda x: score(x, t), x, v)
+    value, Jv = value_and_jvp(lambda x: score(x, t), x, v)
+    require_score(value, x)
+    return value, Jv
 
 
 def value_and_jvp(

@@ -112,7 +112,7 @@ class NCSNpp(nn.Module):
         if nf % 4:
             raise UserError(f"config.model.nf is {nf}; expected a multiple of 4.")
         self.nf, self.levels, self.num_res_blocks = nf, len(ch_mult), num_res_blocks
-        self.channels = channels
+        self.channels, self.shape = channels, (channels, *image_size)
         self.attn_resolutions = tuple(attn_resolutions)
         self.conditional = conditional
         self.scale_by_sigma, self.centered = scale_by_sigma, centered
@@ -249,7 +249,14 @@ class NCSNpp(nn.Module):
     def network(
         self, x: torch.Tensor, cond: torch.Tensor, tangents: int, labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The output before its division by σ; rows as in `layers`."""
+        """The output before its division by σ; rows as in `layers`.
+
+        Raises:
+            ValueError: x has another shape than the network was made for.
+        """
+        if x.shape[1:] != self.shape:
+            expected = ", ".join(map(str, self.shape))
+            raise ValueError(f"x has shape {(*x.shape,)}; the network takes (B, {expected}).")
         modules = iter(self.all_modules)
         if not self.centered:
             x = add_to_values(2 * x, x.new_full((1, 1, 1, 1), -1.0), tangents)

@@ -103,7 +103,9 @@ def open_score(path: str | os.PathLike, device: str = "auto", use_ema: bool = Tr
     before = checkpoints.read_config(path)
     if before is None:
         raise UserError(f"{path} holds no configuration; call load_score with the one it is of.")
-    return load_score(ml_collections.ConfigDict(before), path, get_device(device), use_ema)
+    trained = load_score(ml_collections.ConfigDict(before), path, get_device(device), use_ema)
+    trained.config.lock()  # a mistyped field is an error
+    return trained
 
 
 def load_classifier(

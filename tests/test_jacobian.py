@@ -268,3 +268,27 @@ def test_the_documented_loop_runs_on_a_copy(tmp_path, monkeypatch):
     assert names["loss"].isfinite()
     assert names["r"].requires_grad
     assert (names["nasym"].shape, names["asym"].shape) == ((32,), (32,))
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "score", "field"),
+    [
+        (torch.ones(2, 3), torch.ones(2, 1), lambda x, t: x, "t has shape"),
+        (torch.ones(2, 3), 0.5, lambda x, t: x, "t has the value"),
+        (torch.ones(2, 3, dtype=torch.uint8), torch.ones(2), lambda x, t: x, "x has the type"),
+        (torch.ones(2, 3), torch.ones(2), lambda x, t: x[:, :2], "shaped as x"),
+        (torch.ones(2, 3), torch.ones(2), lambda x, t: (x, x), "shaped as x"),
+        (torch.ones(2, 3), torch.ones(2), lambda x, t: x.detach(), "no graph to x"),
+    ],
+)
+def test_other_inputs_and_scores_are_named(x, t, score, field):
+    for function in (jacobian.qc_regulariser, jacobian.measure_asymmetry):
+        with pytest.raises(ValueError, match=field):
+            function(score, x, t, 1, "skew")
+
+
+def test_products_of_float16_do_not_overflow():
+    x, t = torch.ones(2, 3, dtype=torch.float16), torch.ones(2)
+    asym, nasym = jacobian.measure_asymmetry(lambda x, t: 300 * x.flip(1), x, t, vectors=2)
+    assert asym.dtype == torch.float32
+    assert torch.isfinite(nasym).all()

@@ -15,6 +15,7 @@ import likelihood
 import sde_lib
 from models import jacobian
 from models.scores import EnergyScore, Score
+from utils import UserError
 
 
 @pytest.mark.slow  # 980 evaluations of the network
@@ -161,3 +162,21 @@ def test_the_nll_of_images_from_python(channels):
         torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
         bits.append(found)
     torch.testing.assert_close(*bits, rtol=0, atol=0.01)
+
+
+def test_likelihoods_refuse_other_images_and_scores_without_a_graph():
+    sde, domain = sde_lib.VPSDE(0.1, 20.0, 10), domains.Images(1, 4, 4)
+    images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+
+    def score(x, t):
+        return -x
+
+    for other in (images / 255, images[..., 0], images.permute(0, 2, 3, 1)):
+        with pytest.raises(UserError, match=r"expected uint8 of shape \(B, 1, 4, 4\)"):
+            likelihood.nll(score, sde, domain, other)
+    with pytest.raises(UserError, match="expected uint8"):
+        domain.from_stored(images.numpy())
+    with pytest.raises(ValueError, match="no graph to x"):
+        likelihood.nll(lambda x, t: score(x, t).detach(), sde, domain, images)
+    with pytest.raises(ValueError, match="shaped as x"):
+        likelihood.nll(lambda x, t: score(x, t)[:, 0], sde, domain, images)

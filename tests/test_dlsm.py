@@ -121,7 +121,7 @@ def test_any_classifier_will_do():
 def test_the_documented_loss_runs():
     """Of docs/any_model.md, by the one function; it is the objective's."""
     page = pathlib.Path(__file__).parent.parent / "docs/any_model.md"
-    block = re.findall(r"```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)[1]
+    block = re.findall(r"```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)[2]
     classifier, score, x, labels, draws = small_problem(torch.float64)
     expected, _ = losses.DLSM(copy.deepcopy(classifier), score, VE, 1e-5)(x, labels, draws)
     t, z = losses.draw_times(draws["u"], VE, 1e-5), draws["z"]

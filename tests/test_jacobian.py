@@ -258,16 +258,19 @@ def test_the_file_imports_pytorch_alone():
 
 def test_the_documented_loop_runs_on_a_copy(tmp_path, monkeypatch):
     page = pathlib.Path(__file__).parent.parent / "docs/any_model.md"
-    block = re.search(r"```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)[1]
+    blocks = re.findall(r"```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     shutil.copy(jacobian.__file__, tmp_path / "jacobian.py")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "jacobian", raising=False)
     names = {}
-    exec(block, names)
+    for block in blocks[:2]:
+        exec(block, names)
     assert pathlib.Path(sys.modules["jacobian"].__file__).parent == tmp_path
     assert names["loss"].isfinite()
     assert names["r"].requires_grad
     assert (names["nasym"].shape, names["asym"].shape) == ((32,), (32,))
+    assert names["pictures"].shape == (4, 8, 8, 1)
+    assert names["bits"].isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -46,15 +46,17 @@ def steps_within(settings, nfe):
 
 
 def configurations(config, names, budgets):
-    """The row and configuration of each sampler and budget, the references last: a dict."""
+    """The row and configuration of each sampler and budget; references have none: a dict."""
     chosen = {}
     for name in names:
+        if name in REFERENCES:
+            chosen[REFERENCES[name]] = {"sampling.method": name}
+            continue
         settings = config.sampling.copy_and_resolve_references()
         settings.method = name
         for steps in sorted({steps_within(settings, nfe) for nfe in budgets} - {0}):
             changed = {"sampling.method": name, "sampling.steps": steps}
             chosen[f"{name}, {steps} steps"] = changed
-    chosen |= {row: {"sampling.method": method} for method, row in REFERENCES.items()}
     result = {row: config.copy_and_resolve_references() for row in chosen}
     for row, changed in chosen.items():
         result[row].update_from_flattened_dict(changed)
@@ -112,7 +114,7 @@ def main():
 if __name__ == "__main__":
     cli.define_common_flags()
     common.define_seeds([0, 1, 2])
-    every = list(fast.SAMPLERS)
-    flags.DEFINE_multi_enum("samplers", every, every, "Names of fast samplers.")
+    every = [*fast.SAMPLERS, *REFERENCES]
+    flags.DEFINE_multi_enum("samplers", every, every, "Names of samplers.")
     flags.DEFINE_multi_integer("nfe", [5, 10, 20, 35], "Most evaluations of a sample.")
     cli.launch(main, lists=("samplers", "nfe", "seeds"))

@@ -188,7 +188,9 @@ def prepare(
         ema=EMA(parameters, job.ema_rate),
         optimizer=losses.make_optimizer(parameters, config.optim),
     )
-    return job, state, start, start.load(state, config)
+    sentences = start.load(state, config)
+    start.require_room(state.step, config.training, place)
+    return job, state, start, sentences
 
 
 def require_divisible(model: torch.nn.Module, training: ml_collections.ConfigDict) -> None:

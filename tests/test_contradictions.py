@@ -70,9 +70,29 @@ def test_training_does_not_replace_a_file_that_was_put_there(here):
     path.parent.mkdir(parents=True)
     torch.save({"model": checkpoints.read(Workdir("W").checkpoint())["model"]}, path)
     before = path.read_bytes()
-    with pytest.raises(UserError, match="published"):
-        run_lib.train(tiny.config("cache"), "published")
+    for name, restored in ((None, False), (None, True), (2, True)):  # 2 is the run's last
+        path = path.rename(Workdir("published").checkpoint(name))
+        config = tiny.config("cache", training__init_step=0)
+        with pytest.raises(UserError, match=f"{path} .* replace it"):
+            run_lib.train(config, "published", path if restored else None)
+    path = path.rename(Workdir("published").checkpoint(3))  # which it does not reach
+    works(f"main.py --workdir published --restore {path}", "--config.training.init_step=0")
     assert path.read_bytes() == before
+
+
+def test_a_damaged_file_alone_is_no_start(here):
+    """Beside a published file, and whatever is to be restored: its run would be lost."""
+    content = checkpoints.read(Workdir("W").checkpoint())
+    shutil.rmtree(Workdir("W").resume_point.parent)
+    for path in Workdir("W").checkpoints.iterdir():
+        path.unlink()
+    torch.save({"model": content["model"]}, Workdir("W").checkpoint(70))
+    Workdir("W").checkpoint(71).write_bytes(b"PK")
+    torch.save(content, "good.pth")
+    refused("main.py --workdir W --restore good.pth", "checkpoint_71.pth")
+    Workdir("W").checkpoint(71).unlink()
+    torch.save(content, Workdir("W").checkpoint())  # of a run, alone
+    assert resuming.find(Workdir("W"), None).content["step"] == 8
 
 
 def test_the_newest_own_state_that_can_be_read_counts(here):

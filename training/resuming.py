@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 from collections.abc import Collection
 from typing import Any
 
@@ -81,12 +82,14 @@ class Start:
         path, content: the checkpoint, both None for new weights.
         continues: whether the checkpoint is a state of this run.
         notes: sentences about what was ignored.
+        foreign: files of the run's names that no run wrote, such as published ones.
     """
 
     path: str | os.PathLike | None = None
     content: dict[str, Any] = dataclasses.field(default_factory=dict)
     continues: bool = False
     notes: tuple[str, ...] = ()
+    foreign: tuple[pathlib.Path, ...] = ()
 
     def adopt(
         self, config: ml_collections.ConfigDict, typed: Collection[str]
@@ -142,6 +145,17 @@ class Start:
             )
         return [f"Restored {self.path} at step {state.step}{counted}."]
 
+    def require_room(self, step: int, training: ml_collections.ConfigDict, place: Workdir) -> None:
+        """Raise a UserError if the training from `step` on would replace a `foreign` file."""
+        last = training.n_iters // training.snapshot_freq
+        written = {None, last, *range(step // training.snapshot_freq + 1, last)}
+        for path in self.foreign:
+            if path in map(place.checkpoint, written):
+                raise UserError(
+                    f"{path} is not the state of a run, and training would replace it. Move it "
+                    "away, or train in another --workdir."
+                )
+
 
 def find(place: Workdir, restore: str | os.PathLike | None, pretrained: str | None = None) -> Start:
     """Where a run in `place` continues: its newest state, else `restore`, else new weights.
@@ -154,8 +168,8 @@ def find(place: Workdir, restore: str | os.PathLike | None, pretrained: str | No
         UserError: there are such files, and none can be read.
     """
     snapshots = [place.checkpoint(number) for number in reversed(place.numbers())]
-    states, faults = [], []
-    for path in [place.resume_point, *snapshots]:
+    states, faults, foreign = [], [], []
+    for path in [place.resume_point, *snapshots, place.checkpoint()]:
         if not path.exists():
             continue
         if states and path.samefile(states[0][1]):
@@ -170,18 +184,19 @@ def find(place: Workdir, restore: str | os.PathLike | None, pretrained: str | No
             states.append((checkpoints.read_count(content, "step", path, 0), path, content))
             if path != place.resume_point:
                 break  # older snapshots are of earlier steps
+        else:
+            foreign.append(path)
     if states:
         _, path, content = max(states, key=lambda state: state[0])
         given = {"--restore": restore, "config.model.pretrained": pretrained}
         notes = [f"{n} {each} is ignored: the run has begun." for n, each in given.items() if each]
-        return Start(path, content, True, (*faults, *notes))
+        return Start(path, content, True, (*faults, *notes), tuple(foreign))
     if faults:
-        raise UserError(faults[0].removeprefix("Ignored: "))
-    if restore is None and place.checkpoint().exists():
         raise UserError(
-            f"{place.checkpoint()} is not the state of a run, and training would replace it. Move "
-            "it away, or restore it in another --workdir."
+            f"{faults[0].removeprefix('Ignored: ')} {place.root} holds no other state of its run. "
+            "To begin another run, move the file away, or train in another --workdir."
         )
     if restore is None and pretrained is not None:
         restore = pipelines.local(pretrained)
-    return Start() if restore is None else Start(restore, checkpoints.read(restore))
+    content = {} if restore is None else checkpoints.read(restore)
+    return Start(restore, content, foreign=tuple(foreign))

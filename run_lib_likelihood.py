@@ -90,28 +90,37 @@ class ScoreEvaluation:
             steps: how often `compute` calls its callback; None: it passes the share done.
 
         Raises:
-            UserError: a value is not finite, or a file exists that other settings made.
+            UserError: a value is not finite, or other settings made a file in the folder.
         """
+        size = self.starts.step
+        every = [
+            (path_of(repeat, number), repeat, number, self.split.images[start : start + size])
+            for repeat, (number, start) in itertools.product(range(repeats), enumerate(self.starts))
+        ]
+        expected = {
+            path: {name: (*shape, len(images)) for name, shape in shapes.items()}
+            for path, _, _, images in every
+        }
+        # Whatever is in the folder is checked before anything is computed.
+        advice = f"remove {self.folder} to calculate anew."
+        kept = {
+            path
+            for path in sorted({*expected, *self.folder.rglob("*.npz")})
+            if is_up_to_date(path, meta, advice, **expected.get(path, {}))
+        }
         sharing.barrier(**meta)
-        tasks = itertools.product(range(repeats), enumerate(self.starts))
-        tasks = sharing.local_shard(
-            [
-                (repeat, number, self.split.images[start : start + self.starts.step])
-                for repeat, (number, start) in tasks
-            ]
-        )
+        tasks = sharing.local_shard(every)
         bar = tqdm(
-            total=sum(len(images) for _, _, images in tasks),
+            total=sum(len(images) for *_, images in tasks),
             unit=self.domain.unit,
             desc=self.folder.name,
             disable=not is_first(),
         )
-        done, advice = 0, f"remove {self.folder} to calculate anew."
+        done = 0
         with bar, strict_float32(self.config.compute):
-            for repeat, number, images in tasks:
-                path, count = path_of(repeat, number), len(images)
-                expected = {name: (*shape, count) for name, shape in shapes.items()}
-                if not is_up_to_date(path, meta, advice, **expected):
+            for path, repeat, number, images in tasks:
+                count = len(images)
+                if path not in kept:
                     images = torch.tensor(images).to(self.device)  # a copy: the map is read-only
                     callback = RoundProgress(bar, done, count, steps)
                     values = compute(images, repeat, number, callback)

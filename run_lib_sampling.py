@@ -7,10 +7,12 @@ Samples with classes (of a classifier's configuration or a class-conditional sco
 by class, others in divisions. Under torchrun the processes share the rounds.
 """
 
+import dataclasses
 import itertools
+import json
 import operator
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from absl import flags
@@ -22,14 +24,15 @@ import cli
 import domains
 import sampling
 from domains import Images, Points
-from metrics.sample_sets import Part, describe, parts_of
+from metrics.sample_sets import PER_FILE, Part, describe, numbered_rounds, parts_of
 from models.scores import InParts, ScoreFunction
 from models.trained import adopt_from_checkpoints, checkpoint_paths, load_sampling_model
 from samplers import rounds
 from samplers.progress import RoundProgress
 from samplers.rounds import Round
 from storage import descriptions, settings
-from storage.files import is_up_to_date, save_npz, save_picture, to_json
+from storage.files import is_up_to_date, load_npz, read_meta, save_npz, save_picture, to_json
+from storage.provenance import differences
 from storage.settings import describes_classifier, draws_by_class, number_of_classes
 from storage.workdir import Workdir
 from utils import UserError, get_device, is_first, log, log_to, rank_and_size
@@ -92,13 +95,16 @@ def sample(
         "seed": config.seed,
     }
     rank, size = rank_and_size()
-    for index, part in itertools.groupby(every[rank::size], operator.attrgetter("part")):
+    own = every[rank::size]
+    files = {each: round_file(config, sampler, parts, each, guided, meta) for each in every}
+    kept = kept_rounds(config, parts, files, own, meta)
+    for index, part in itertools.groupby(own, operator.attrgetter("part")):
         score = drawn.trained.score
         if guided:
             labels = torch.tensor([index], device=device)
             score = drawn.guidance(labels=labels, scale=config.sampling.scaling_factor)
         score = InParts(score, config.eval.microbatch)
-        draw_rounds(config, sampler, score, parts[index].folder, list(part), guided, meta)
+        draw_rounds(config, sampler, score, {each: files[each] for each in part}, kept)
     log.info("The samples are in %s.", parts[0].folder.parent)
 
 
@@ -121,48 +127,90 @@ def rounds_of(
     return rounds.of_classes(sizes, batch_size, classes, chosen, config.eval.num_divisions)
 
 
+@dataclasses.dataclass(frozen=True)
+class RoundFile:
+    """The file of a round, its stream of random numbers, and what made it."""
+
+    path: pathlib.Path
+    stream: tuple
+    meta: dict[str, object]
+
+
+def round_file(
+    config: ConfigDict,
+    sampler: "sampling.Sampler",
+    parts: Sequence[Part],
+    each: Round,
+    guided: bool,
+    origin: Mapping[str, object],
+) -> RoundFile:
+    """``samples_{number}.npz`` of a round; `origin` is its `meta`, without the stream."""
+    stream = sampler.stream(*streams(config.seed, each, guided))
+    path = parts[each.part].folder / f"samples_{each.number}.npz"
+    return RoundFile(path, stream, dict(origin, stream=stream[:-1], round=stream[-1]))
+
+
+def kept_rounds(
+    config: ConfigDict,
+    parts: Sequence[Part],
+    files: Mapping[Round, RoundFile],
+    own: Sequence[Round],
+    origin: Mapping[str, object],
+) -> set[Round]:
+    """The rounds that exist. All files of `parts` are checked, the arrays of this rank's `own`.
+
+    Raises:
+        UserError: a file was drawn with other settings.
+    """
+    folder, wanted = parts[0].folder.parent, json.loads(to_json(origin))
+    advice = f"remove {folder} to draw anew, or use another --workdir, with --restore FILE."
+    for path in (path for part in parts for _, path in numbered_rounds(part.folder)):
+        try:
+            found = read_meta(path, load_npz(path, "meta")["meta"])
+        except UserError:  # it is drawn again
+            continue
+        if changed := differences({n: found[n] for n in found if n not in PER_FILE}, wanted):
+            raise UserError(f"{path} was made with {', '.join(changed)}; {advice}")
+    shape, kept = domains.from_config(config.data).stored_shape, set()
+    for each, file in files.items():
+        shapes = {"samples": (each.count, *shape), "nfe": ()} if each in own else {}
+        if is_up_to_date(file.path, file.meta, advice, **shapes):
+            kept.add(each)
+    return kept
+
+
 def draw_rounds(
     config: ConfigDict,
     sampler: "sampling.Sampler",
     score: ScoreFunction,
-    folder: pathlib.Path,
-    part: Sequence[Round],
-    guided: bool,
-    origin: Mapping[str, object],
+    files: Mapping[Round, RoundFile],
+    kept: Collection[Round],
 ) -> None:
-    """Draw the missing rounds of a part into ``{folder}/samples_{number}.npz``.
-
-    Args:
-        origin: the files' `meta`, without the stream of random numbers.
+    """Draw the rounds of a part into their `files`, but for those that are `kept`.
 
     Raises:
-        UserError: samples are not finite, or were drawn with other settings.
+        UserError: samples are not finite.
     """
     domain, device = domains.from_config(config.data), get_device(config.device)
-    advice = f"remove {folder.parent} to draw anew, or use another --workdir."
+    folder = next(iter(files.values())).path.parent
     bar = tqdm(
-        total=sum(each.count for each in part),
+        total=sum(each.count for each in files),
         unit=domain.unit,
         desc=f"{folder.parent.name}/{folder.name}",
         disable=not is_first(),
     )
     done = 0
     with bar, logging_redirect_tqdm([log]):
-        for each in part:
-            path = folder / f"samples_{each.number}.npz"
-            stream = sampler.stream(*streams(config.seed, each, guided))
-            meta = dict(origin, stream=stream[:-1], round=stream[-1])
-            if not is_up_to_date(
-                path, meta, advice, samples=(each.count, *domain.stored_shape), nfe=()
-            ):
-                noise = sampler.noise(device, stream, each.count)
+        for each, file in files.items():
+            if each not in kept:
+                noise = sampler.noise(device, file.stream, each.count)
                 latents = noise.randn((each.count, *domain.shape))
                 progress = RoundProgress(bar, done, each.count, sampler.steps)
                 x, nfe = sampler(score, latents, noise.randn_like, callback=progress)
-                check_values(x, domain, path)
+                check_values(x, domain, file.path)
                 samples = domain.to_stored(x)
-                save_picture(path.with_suffix(".png"), domain.picture(samples))
-                save_npz(path, samples=samples, nfe=nfe, meta=to_json(meta))
+                save_picture(file.path.with_suffix(".png"), domain.picture(samples))
+                save_npz(file.path, samples=samples, nfe=nfe, meta=to_json(file.meta))
             done += each.count
             bar.update(done - bar.n)
 
@@ -181,7 +229,8 @@ def check_values(x: torch.Tensor, domain: Images | Points, path: pathlib.Path) -
     if (outside := domain.share_outside(x)) > 0.5:
         log.warning(
             f"{path}: {outside:.0%} of the values lie far outside the range of images and are "
-            "clipped. Check the number of steps, the scale of guidance and the checkpoint."
+            "clipped. Check the number of steps, the scale of guidance and the checkpoint: a model "
+            "that was trained briefly gives such samples too."
         )
 
 

@@ -167,6 +167,21 @@ def test_a_likelihood_of_other_data_is_calculated_anew(here):
     refused(line, "data=", data, "--config.data.root=two")
 
 
+@pytest.mark.parametrize("metric", ["nll", "asym"])
+def test_all_files_are_checked_before_a_batch_is_evaluated(here, metric):
+    """Training went on, and the first file is missing: nothing of the new step is written."""
+    line = f"{EVALUATION} --metric {metric} --calculate --bs 3 --num_images 6 --nl 1".split()
+    line = " ".join(line if metric == "asym" else line[:-2])
+    works(line)
+    folder = Workdir("W").root / metric
+    for path in (folder / "bpd_0.npz", folder / "repeat_0/batch_0.npz"):
+        path.unlink(missing_ok=True)
+    before = sorted(folder.rglob("*"))
+    works("main.py --workdir W", "--config.training.n_iters=9")
+    refused(line, "checkpoint_step=8 (now 9)")
+    assert sorted(folder.rglob("*")) == before
+
+
 @pytest.fixture
 def sampled(here):
     """The same with six samples, whose features are there."""

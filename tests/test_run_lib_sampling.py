@@ -106,6 +106,17 @@ def test_samples_of_other_settings_are_not_mixed(config, field, value, said):
         sample(config, "run", division_idx=0)
 
 
+@pytest.mark.parametrize("division", [None, 0])
+def test_all_files_are_checked_before_a_sample_is_drawn(config, capsys, division):
+    sample(config, "run", division_idx=1)
+    before, _ = files(), capsys.readouterr()
+    config.eval.checkpoint_idx = 1
+    with pytest.raises(UserError, match="checkpoint_step=8"):
+        sample(config, "run", division_idx=division)
+    assert files() == before
+    assert "img" not in capsys.readouterr().err  # no bar
+
+
 def test_every_file_says_what_it_was_made_from(config):
     sample(config, "run", division_idx=0)
     content = load_npz(Workdir("run").division(0, "") / "samples_0.npz", "meta", "code")

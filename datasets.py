@@ -132,6 +132,28 @@ def source(data: ml_collections.ConfigDict, split: str) -> Source:
     return found
 
 
+def describe(data: ml_collections.ConfigDict, split: str) -> str:
+    """Where a split is, or will come from, in words; nothing is read.
+
+    Raises:
+        UserError: as `source`.
+    """
+    raw = source(data, split)
+    place = _place(data, split, raw)
+    if (cached := _open(place, raw)) is None:
+        return f"{data.dataset}, {split}: {raw.origin}, then kept in {data.cache}"
+    return f"{data.dataset}, {split}: {len(cached)} prepared in {place}"
+
+
+def require_classes(data: ml_collections.ConfigDict, classes: int | None, field: str) -> None:
+    """Raise a UserError if `classes` are given, by `field`, and the data have other ones."""
+    found = source(data, "train").classes
+    if classes is not None and classes != found:
+        raise UserError(
+            f"{field} is {classes}, but {data.dataset} has {found} classes; they must be the same."
+        )
+
+
 def _place(data, split, raw):
     """The directory of the cache of a split."""
     key = _hash(str(raw.shape), *raw.identity)
@@ -151,12 +173,8 @@ def load_both(
         UserError: as `load`; or `classes` are given, by the configuration's `field`, and the data
             have another number of them.
     """
+    require_classes(data, classes, field)
     train = load(data, "train")
-    if classes is not None and classes != train.classes:
-        raise UserError(
-            f"{field} is {classes}, but {data.dataset} has {train.classes} classes; they must be "
-            "the same."
-        )
     try:
         return train, load(data, "test")
     except MissingSplit:
@@ -188,7 +206,7 @@ def _build(place, raw, dataset, split):
         temporary.mkdir()
         labels = []
         with (
-            tqdm(desc=f"Preparing {name}", unit=" images", total=raw.count) as progress,
+            tqdm(desc=f"Preparing {name}", unit=" images", total=raw.count, delay=5) as progress,
             atomic_write(temporary / "images.bin") as file,
         ):
             for block in raw.blocks:

@@ -1,5 +1,6 @@
 """The dry runs: parameters, FLOPs and peak memory of a command, and whether its inputs exist."""
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -12,14 +13,18 @@ import domains
 import run_lib
 import sampling
 from metrics import encoding, feature_sets
-from metrics.sample_sets import Part, describe, find_samples
+from metrics.sample_sets import find_samples
 from models import jacobian
-from models.trained import load_sampling_model, load_score, trained_weights
-from samplers.rounds import Round
+from models.trained import SamplingModel, load_score, trained_weights
+from readers.common import MissingSplit
+from run_lib_likelihood import read_files
+from storage.checkpoints import TrainState
+from storage.settings import describes_classifier
 from storage.workdir import Workdir
+from training import resuming
 from training.cost import cost_of, step_of, weights_of
 from training.job import MakeJob
-from utils import flatten, get_device, is_first, rank_and_size
+from utils import flatten, get_device, is_first, lookup, rank_and_size
 
 
 def in_bytes(number: float) -> str:
@@ -43,16 +48,17 @@ def train(
     typed: Collection[str] = (),
 ) -> None:
     """Print what `run_lib.train` would take; takes its arguments and raises as it does."""
-    job, state, _, notes = run_lib.prepare(config, Workdir(workdir), restore, make_job, typed)
+    job, state, start, notes = run_lib.prepare(config, Workdir(workdir), restore, make_job, typed)
     training = job.config.training
     images = training.microbatch or training.batch_size // rank_and_size()[1]
     flops, fixed, each = step_of(job, images)
     step = flops * training.batch_size
-    datasets.source(job.config.data, "train")
+    require_data(job.config, state, start)
     facts = {
         "parameters": f"{sum(p.numel() for p in job.model.parameters()):,}",
         "steps": f"{state.step} to {training.n_iters}, batch {training.batch_size}",
         "start": " ".join(notes),
+        "data": datasets.describe(job.config.data, "train"),
         "a step": tqdm.format_sizeof(step, "FLOP"),
         "in all": tqdm.format_sizeof(step * max(training.n_iters - state.step, 0), "FLOP"),
         "memory": f"{in_bytes(fixed)} for weights, averages and moments, and {in_bytes(each)} for "
@@ -61,65 +67,120 @@ def train(
     print_plan(job.config, facts)
 
 
-def evaluation_of(score: Callable, network: torch.nn.Module, config: ConfigDict) -> dict[str, str]:
-    """Facts about an evaluation of a `score`, a function of x and t that calls `network`."""
+def require_data(config: ConfigDict, state: TrainState, start: resuming.Start) -> None:
+    """Raise the errors of a training's data: both splits, the classes, and if prepared, which."""
+    by_classifier = describes_classifier(config)
+    field = "classifier.classes" if by_classifier else "model.num_classes"
+    classes = config.classifier.classes if by_classifier else config.model.get("num_classes")
+    datasets.require_classes(config.data, classes, f"config.{field}")
+    with contextlib.suppress(MissingSplit):
+        datasets.source(config.data, "test")
+    if start.path is not None and datasets.open_cached(config.data, "train") is not None:
+        identity = datasets.load(config.data, "train").identity
+        datasets.require_same_data(identity, state.data, start.path)
+
+
+def evaluation_of(
+    score: Callable, network: torch.nn.Module, config: ConfigDict, rows: int
+) -> tuple[dict[str, str], float]:
+    """Facts about `score`, a function of x (rows, …) and t that calls `network`; FLOPs for each."""
     domain, device = domains.from_config(config.data), get_device(config.device)
-    rows = min(config.eval.microbatch, config.eval.batch_size)
 
     @torch.no_grad()
     def call():
         score(torch.rand((rows, *domain.shape), device=device), torch.rand(rows, device=device))
 
     cost = cost_of(call)
-    return {
+    facts = {
         "parameters": f"{sum(p.numel() for p in network.parameters()):,}",
         "memory": f"{in_bytes(weights_of(network))} for weights and {in_bytes(cost.peak / rows)} "
         f"for each of {rows} {domain.noun} at a time",
         "an evaluation": tqdm.format_sizeof(cost.flops / rows, "FLOP for each"),
     }
+    return facts, cost.flops / rows
 
 
-def sample(
-    config: ConfigDict, workdir: str, parts: Sequence[Part], rounds: Sequence[Round]
-) -> None:
-    """Print what `run_lib_sampling.sample` would take for `rounds`; raises as it does."""
-    drawn = load_sampling_model(config, Workdir(workdir), get_device(config.device))
-    config, score = drawn.config, drawn.trained.score
-    sampling.from_config(config.sampling, drawn.trained.sde)
-    if drawn.guidance is not None:
+def rows_of(config: ConfigDict) -> int:
+    """How many images the network takes at a time."""
+    return min(config.eval.microbatch, config.eval.batch_size)
+
+
+def sample(model: SamplingModel, sampler: sampling.Sampler, samples: str, count: int) -> None:
+    """Print what drawing `count` samples, described by `samples`, would take."""
+    config, score = model.config, model.trained.score
+    if model.guidance is not None:
         label = torch.zeros(1, dtype=torch.long, device=get_device(config.device))
-        score = drawn.guidance(labels=label, scale=config.sampling.scaling_factor)
-    facts = evaluation_of(score, drawn.trained.score.net, config)
-    facts["weights"] = drawn.description
-    names = describe(parts, [each.part for each in rounds], drawn.origin.get("classes", ()))
-    total = sum(each.count for each in rounds)
-    facts["samples"] = f"{total}, {names}, by the sampler {config.sampling.method}"
+        score = model.guidance(labels=label, scale=config.sampling.scaling_factor)
+    facts, flops = evaluation_of(score, model.trained.score.net, config, rows_of(config))
+    facts["weights"] = model.description
+    facts["samples"] = samples
+    if sampler.steps is not None:
+        nfe = evaluations(sampler)
+        total = tqdm.format_sizeof(flops * nfe * count, "FLOP")
+        facts["in all"] = f"{nfe} evaluations for each, {total}"
     print_plan(config, facts)
 
 
+def evaluations(sampler: sampling.Sampler) -> int:
+    """The NFE of a sampler of fixed steps, counted on a single pixel and a made-up score."""
+
+    def score(x, t):
+        return -x
+
+    score.unguided = score
+    return sampler(score, torch.ones(1, 1, 1, 1))[1]
+
+
 def evaluate(
-    config: ConfigDict, workdir: str, asked: Sequence[str], ema: bool, dataset_stat: str | None
+    config: ConfigDict,
+    workdir: str,
+    asked: Sequence[str],
+    metric: str | None,
+    ema: bool,
+    dataset_stat: str | None,
 ) -> None:
     """Print what an evaluation would take by the flags that are `asked` for; raises as it does."""
     place, asked, facts = Workdir(workdir), {*asked}, {"asked for": ", ".join(asked)}
     if "calculate" in asked:
-        path = trained_weights(config, place)
-        trained = load_score(config, path, get_device(config.device), ema)
-
-        def products(x, t):
-            return jacobian.value_and_vjp(trained.score, x, t, x[None])
-
-        facts |= evaluation_of(products, trained.score.net, trained.config)
-        facts["weights"] = str(trained.loaded)
-        datasets.source(trained.config.data, "test")
+        facts |= calculation(config, place, metric, ema)
+    elif "read" in asked:
+        read_files(workdir, metric, ema)
     encodes_real, encodes_samples = {"encode_dataset", "stat"} & asked, {"encode", "latent"} & asked
     if encodes_real:
-        datasets.source(config.data, config.eval.real_split)
+        facts["real images"] = datasets.describe(config.data, config.eval.real_split)
     if encodes_samples or "nfe" in asked:
         find_samples(config, place)
     if encodes_real or encodes_samples:
-        encoding.require_extractor(config)
-        facts["features"] = config.eval.features
+        facts["features"] = f"{config.eval.features}, {encoding.describe_extractor(config)}"
     elif asked - {"calculate", "read", "nfe"}:
         feature_sets.open_sets(config, workdir, dataset_stat)
     print_plan(config, facts)
+
+
+def calculation(config: ConfigDict, place: Workdir, metric: str, ema: bool) -> dict[str, str]:
+    """Facts about the likelihood or the asymmetry of a score; raises as its calculation does."""
+    path = trained_weights(config, place)
+    trained = load_score(config, path, get_device(config.device), ema)
+    config, rows, calls = trained.config, rows_of(config), 1
+
+    def products(x, t):
+        return jacobian.value_and_vjp(trained.score, x, t, x[None])
+
+    if metric == "asym":
+        estimator = lookup(jacobian.ESTIMATORS, config.loss.estimator, "config.loss.estimator")
+        vectors, calls = config.loss.slices, config.eval.noise_levels * config.eval.total_repeat
+        rows = max(1, rows // (1 + vectors))
+
+        def products(x, t):
+            v = x.expand(vectors, *x.shape)
+            return jacobian.measure_asymmetry(trained.score, x, t, v, estimator)
+
+    facts, flops = evaluation_of(products, trained.score.net, config, rows)
+    facts["weights"] = str(trained.loaded)
+    facts["data"] = datasets.describe(config.data, "test")
+    cached = datasets.open_cached(config.data, "test")
+    if cached is not None:
+        count = len(datasets.evenly(cached, config.eval.num_images))
+        words = f"an evaluation of all {count}" if metric == "nll" else f"in all, of {count}"
+        facts[words] = tqdm.format_sizeof(flops * count * calls, "FLOP")
+    return facts

@@ -102,10 +102,13 @@ def main() -> None:
         config = with_model_of_checkpoint(config)
     settings.check(config)
     require_kind(config, asked)
+    if {"latent", "encode", "nfe", *METRIC_FLAGS} & {*asked}:
+        for origin in sample_sets.origins(config, Workdir(workdir)):
+            refuse_other_samples(config, origin)
     if FLAGS.dry_run:
         import planning
 
-        planning.evaluate(config, workdir, asked, FLAGS.ema, FLAGS.dataset_stat)
+        planning.evaluate(config, workdir, asked, FLAGS.metric, FLAGS.ema, FLAGS.dataset_stat)
         return
     if "calculate" in asked:
         calculate = {
@@ -115,9 +118,6 @@ def main() -> None:
         calculate[FLAGS.metric](config, workdir, FLAGS.ema)
     if {"stat", "encode_dataset"} & {*asked}:
         encoding.encode_dataset(config, workdir)
-    if {"latent", "encode", "nfe", *METRIC_FLAGS} & {*asked}:
-        for origin in sample_sets.origins(config, Workdir(workdir)):
-            refuse_other_samples(config, origin)
     if {"latent", "encode"} & {*asked}:
         encoding.encode_samples(config, workdir)
     if not is_first():

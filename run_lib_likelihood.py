@@ -32,6 +32,12 @@ from storage.provenance import differences
 from storage.workdir import Workdir, score_entry
 from utils import UserError, get_device, is_first, log, log_to, lookup
 
+# The files of a metric, and the arrays in them.
+FILES = {
+    "nll": ("bpd_*.npz", "bpd", "nfe"),
+    "asym": ("repeat_*.npz", "asym", "nasym", "times"),
+}
+
 
 class ScoreEvaluation:
     """A loaded score, and the test split that it is evaluated on."""
@@ -217,7 +223,7 @@ def read_nll(workdir: str, use_ema: bool = False) -> dict[str, Any]:
     Raises:
         UserError: not all of it was calculated.
     """
-    files, meta = read_files(workdir, "nll", use_ema, "bpd_*.npz", "bpd", "nfe")
+    files, meta = read_files(workdir, "nll", use_ema)
     bits = np.concatenate([file["bpd"] for file in files], dtype=np.float64)
     if len(bits) != meta["images"]:
         raise UserError(
@@ -248,8 +254,8 @@ def read_asym(workdir: str, use_ema: bool = False, repeats: int | None = None) -
     Raises:
         UserError: a repeat was not calculated.
     """
-    names, pattern = ("asym", "nasym"), "repeat_*.npz"
-    files, meta = read_files(workdir, "asym", use_ema, pattern, *names, "times")
+    names = "asym", "nasym"
+    files, meta = read_files(workdir, "asym", use_ema)
     files = files[:repeats]
     if repeats is not None and len(files) < repeats:
         raise UserError(f"{len(files)} of {repeats} repeats exist; run --calculate for the others.")
@@ -288,13 +294,14 @@ def plot_asym(path: pathlib.Path, times: np.ndarray, asym: np.ndarray, nasym: np
 
 
 def read_files(
-    workdir: str, metric: str, use_ema: bool, pattern: str, *names: str
+    workdir: str, metric: str, use_ema: bool
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-    """The arrays `names` of the files of a metric, by number, and the meta that they share.
+    """The arrays of the files of a metric, by number, and the meta that they share.
 
     Raises:
         UserError: there are none, one is damaged, or their settings differ.
     """
+    pattern, *names = FILES[metric]
     folder = Workdir(workdir).root / score_entry(metric, use_ema)
     paths = sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name))
     if not paths:

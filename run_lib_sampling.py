@@ -26,7 +26,12 @@ import sampling
 from domains import Images, Points
 from metrics.sample_sets import PER_FILE, Part, describe, numbered_rounds, parts_of
 from models.scores import InParts, ScoreFunction
-from models.trained import adopt_from_checkpoints, checkpoint_paths, load_sampling_model
+from models.trained import (
+    SamplingModel,
+    adopt_from_checkpoints,
+    checkpoint_paths,
+    load_sampling_model,
+)
 from samplers import rounds
 from samplers.progress import RoundProgress
 from samplers.rounds import Round
@@ -70,42 +75,92 @@ def sample(
     Raises:
         UserError: something that was asked for does not exist or does not fit.
     """
-    settings.check(config)
-    device, place = get_device(config.device), Workdir(workdir)
-    drawn = load_sampling_model(config, place, device)
-    config = drawn.config
-    guided = drawn.guidance is not None
-    if config.sampling.guidance_interval and not guided:
-        raise UserError("config.sampling.guidance_interval needs a model that guides by class.")
-    sampler = sampling.from_config(config.sampling, drawn.trained.sde)
-    parts = parts_of(config, place)
-    every = rounds_of(config, parts, classes, division_idx)
+    drawing, place = prepare(config, workdir, classes, division_idx), Workdir(workdir)
+    config, guidance = drawing.model.config, drawing.model.guidance
+    device = get_device(config.device)
     place.create()
     log_to(place.log_file)
-    words = describe(parts, [each.part for each in every], drawn.origin.get("classes", ()))
-    log.info(
-        f"Drawing {sum(each.count for each in every)} samples, {words}, with the sampler "
-        f"{config.sampling.method} on {device}. Weights: {drawn.description}."
+    log.info("Drawing %s, on %s. Weights: %s.", drawing, device, drawing.model.description)
+    rank, size = rank_and_size()
+    own = list(drawing.files)[rank::size]
+    for index, part in itertools.groupby(own, operator.attrgetter("part")):
+        score = drawing.model.trained.score
+        if guidance is not None:
+            labels = torch.tensor([index], device=device)
+            score = guidance(labels=labels, scale=config.sampling.scaling_factor)
+        draw_rounds(drawing, InParts(score, config.eval.microbatch), list(part))
+    log.info("The samples are in %s.", drawing.parts[0].folder.parent)
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundFile:
+    """The file of a round, its stream of random numbers, and what made it."""
+
+    path: pathlib.Path
+    stream: tuple
+    meta: dict[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """What a command draws.
+
+    Attributes:
+        model, sampler: what with.
+        parts: the folders of all samples of the configuration.
+        files: of the rounds that the command draws, in all processes together.
+        kept: rounds whose files exist.
+    """
+
+    model: SamplingModel
+    sampler: "sampling.Sampler"
+    parts: Sequence[Part]
+    files: Mapping[Round, RoundFile]
+    kept: Collection[Round]
+
+    def __str__(self) -> str:
+        drawn = [each.part for each in self.files]
+        names = describe(self.parts, drawn, self.model.origin.get("classes", ()))
+        method = self.model.config.sampling.method
+        return f"{self.count} samples, {names}, by the sampler {method}"
+
+    @property
+    def count(self) -> int:
+        """The number of samples, existing ones among them."""
+        return sum(each.count for each in self.files)
+
+
+def prepare(
+    config: ConfigDict, workdir: str, classes: Sequence[int] | None, division_idx: int | None
+) -> Drawing:
+    """Load the model and check all that can be checked; writes nothing. Arguments as in `sample`.
+
+    Raises:
+        UserError: something does not exist or fit, or a file was drawn with other settings.
+    """
+    settings.check(config)
+    place = Workdir(workdir)
+    model = load_sampling_model(config, place, get_device(config.device))
+    config, guided = model.config, model.guidance is not None
+    if config.sampling.guidance_interval and not guided:
+        raise UserError("config.sampling.guidance_interval needs a model that guides by class.")
+    sampler, parts = (
+        sampling.from_config(config.sampling, model.trained.sde),
+        parts_of(config, place),
     )
-    meta = {
-        **drawn.origin,
+    origin = {
+        **model.origin,
         **descriptions.identity(config),
         "sampling": sampling.settings(config.sampling, guided),
-        "sde": repr(drawn.trained.sde),
+        "sde": repr(model.trained.sde),
         "seed": config.seed,
     }
-    rank, size = rank_and_size()
-    own = every[rank::size]
-    files = {each: round_file(config, sampler, parts, each, guided, meta) for each in every}
-    kept = kept_rounds(config, parts, files, own, meta)
-    for index, part in itertools.groupby(own, operator.attrgetter("part")):
-        score = drawn.trained.score
-        if guided:
-            labels = torch.tensor([index], device=device)
-            score = drawn.guidance(labels=labels, scale=config.sampling.scaling_factor)
-        score = InParts(score, config.eval.microbatch)
-        draw_rounds(config, sampler, score, {each: files[each] for each in part}, kept)
-    log.info("The samples are in %s.", parts[0].folder.parent)
+    files = {}
+    for each in rounds_of(config, parts, classes, division_idx):
+        stream = sampler.stream(*streams(config.seed, each, guided))
+        path = parts[each.part].folder / f"samples_{each.number}.npz"
+        files[each] = RoundFile(path, stream, dict(origin, stream=stream[:-1], round=stream[-1]))
+    return Drawing(model, sampler, parts, files, kept_rounds(config, parts, files, origin))
 
 
 def rounds_of(
@@ -127,37 +182,15 @@ def rounds_of(
     return rounds.of_classes(sizes, batch_size, classes, chosen, config.eval.num_divisions)
 
 
-@dataclasses.dataclass(frozen=True)
-class RoundFile:
-    """The file of a round, its stream of random numbers, and what made it."""
-
-    path: pathlib.Path
-    stream: tuple
-    meta: dict[str, object]
-
-
-def round_file(
-    config: ConfigDict,
-    sampler: "sampling.Sampler",
-    parts: Sequence[Part],
-    each: Round,
-    guided: bool,
-    origin: Mapping[str, object],
-) -> RoundFile:
-    """``samples_{number}.npz`` of a round; `origin` is its `meta`, without the stream."""
-    stream = sampler.stream(*streams(config.seed, each, guided))
-    path = parts[each.part].folder / f"samples_{each.number}.npz"
-    return RoundFile(path, stream, dict(origin, stream=stream[:-1], round=stream[-1]))
-
-
 def kept_rounds(
     config: ConfigDict,
     parts: Sequence[Part],
     files: Mapping[Round, RoundFile],
-    own: Sequence[Round],
     origin: Mapping[str, object],
 ) -> set[Round]:
-    """The rounds that exist. All files of `parts` are checked, the arrays of this rank's `own`.
+    """The rounds of `files` that exist; all files of `parts` are checked to be of one `origin`.
+
+    Of rounds that other processes draw, the samples are not read.
 
     Raises:
         UserError: a file was drawn with other settings.
@@ -167,42 +200,42 @@ def kept_rounds(
     for path in (path for part in parts for _, path in numbered_rounds(part.folder)):
         try:
             found = read_meta(path, load_npz(path, "meta")["meta"])
-        except UserError:  # it is drawn again
+        except UserError:  # damaged: it is drawn again
             continue
         if changed := differences({n: found[n] for n in found if n not in PER_FILE}, wanted):
             raise UserError(f"{path} was made with {', '.join(changed)}; {advice}")
-    shape, kept = domains.from_config(config.data).stored_shape, set()
-    for each, file in files.items():
-        shapes = {"samples": (each.count, *shape), "nfe": ()} if each in own else {}
+    shape, kept, (rank, size) = (
+        domains.from_config(config.data).stored_shape,
+        set(),
+        rank_and_size(),
+    )
+    for index, (each, file) in enumerate(files.items()):
+        shapes = {"samples": (each.count, *shape), "nfe": ()} if index % size == rank else {}
         if is_up_to_date(file.path, file.meta, advice, **shapes):
             kept.add(each)
     return kept
 
 
-def draw_rounds(
-    config: ConfigDict,
-    sampler: "sampling.Sampler",
-    score: ScoreFunction,
-    files: Mapping[Round, RoundFile],
-    kept: Collection[Round],
-) -> None:
-    """Draw the rounds of a part into their `files`, but for those that are `kept`.
+def draw_rounds(drawing: Drawing, score: ScoreFunction, part: Sequence[Round]) -> None:
+    """Draw the rounds of a part, but for those that are kept, and write their files.
 
     Raises:
         UserError: samples are not finite.
     """
+    config, sampler = drawing.model.config, drawing.sampler
     domain, device = domains.from_config(config.data), get_device(config.device)
-    folder = next(iter(files.values())).path.parent
+    folder = drawing.files[part[0]].path.parent
     bar = tqdm(
-        total=sum(each.count for each in files),
+        total=sum(each.count for each in part),
         unit=domain.unit,
         desc=f"{folder.parent.name}/{folder.name}",
         disable=not is_first(),
     )
     done = 0
     with bar, logging_redirect_tqdm([log]):
-        for each, file in files.items():
-            if each not in kept:
+        for each in part:
+            file = drawing.files[each]
+            if each not in drawing.kept:
                 noise = sampler.noise(device, file.stream, each.count)
                 latents = noise.randn((each.count, *domain.shape))
                 progress = RoundProgress(bar, done, each.count, sampler.steps)
@@ -269,9 +302,8 @@ def main() -> None:
     if FLAGS.dry_run:
         import planning
 
-        parts = parts_of(config, Workdir(FLAGS.workdir))
-        every = rounds_of(config, parts, classes, FLAGS.division_idx)
-        planning.sample(config, FLAGS.workdir, parts, every)
+        drawing = prepare(config, FLAGS.workdir, classes, FLAGS.division_idx)
+        planning.sample(drawing.model, drawing.sampler, str(drawing), drawing.count)
         return
     sample(config, FLAGS.workdir, classes, FLAGS.division_idx)
 

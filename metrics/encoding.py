@@ -72,6 +72,23 @@ def require_extractor(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.eval.{name}_weights is {weights}, and there is no such file.")
 
 
+def describe_extractor(config: ml_collections.ConfigDict) -> str:
+    """Where the weights of the extractor come from, in words; those that are here are loaded.
+
+    Raises:
+        UserError: as `open_extractor`.
+    """
+    require_extractor(config)
+    name = config.eval.features
+    named = config.eval.get(f"{name}_weights")
+    if name == "inception" and named is None and not extractors.inception_file().exists():
+        return f"whose weights are downloaded on first use to {extractors.inception_file()}"
+    if name not in ("inception", "dinov2"):
+        return "whose weights are downloaded or trained on first use"
+    EXTRACTORS[name](config)
+    return f"with the weights in {named or extractors.inception_file()}"
+
+
 # ---------------------------------------------------------------- encoding
 
 

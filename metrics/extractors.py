@@ -138,15 +138,22 @@ class FidelityFeatures:
         return pool, logits[0] if logits else np.empty((len(images), 0), np.float32)
 
 
+def inception_file() -> pathlib.Path:
+    """The published weights' path in torch.hub's cache."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+
+    return pathlib.Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
 def download_inception_weights() -> pathlib.Path:
-    """The published weights' path in torch.hub's cache; downloads them if they are not there.
+    """`inception_file`, which is downloaded if it is not there.
 
     Raises:
         UserError: the download fails or is not the published file; nothing is left behind.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
 
-    path = pathlib.Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    path = inception_file()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

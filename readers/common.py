@@ -40,6 +40,7 @@ class Source(NamedTuple):
         dtype: of the images; points are float32.
         class_names: in the order of the labels; empty where they are not known.
         files: name and size of each image file, relative to the data set; empty without such files.
+        origin: where the images come from, in words, for the plan of a dry run.
     """
 
     shape: tuple[int, ...]
@@ -50,6 +51,7 @@ class Source(NamedTuple):
     dtype: np.dtype = np.dtype(np.uint8)
     class_names: tuple[str, ...] = ()
     files: Sequence[str] = ()
+    origin: str = "made at the first use"
 
 
 def block(

@@ -92,6 +92,7 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
         len(paths),
         class_names=() if names == ["."] else tuple(names),
         files=[stamp.removeprefix(place).rsplit(" ", 1)[0] for stamp in stamps],
+        origin=f"read from {place}",
     )
 
 

@@ -32,7 +32,8 @@ def idx_or_tfds(data: ml_collections.ConfigDict, split: str, *, name: str) -> So
         if (directory / (stem + suffix)).is_file():
             found[stem] = directory / (stem + suffix)
     if not found:
-        return tfds(data, split, name=name, shape=shape, classes=classes)
+        advice = f"Put {', '.join(stem + '.gz' for stem in stems)} into {directory}."
+        return tfds(data, split, name=name, shape=shape, classes=classes, advice=advice)
     missing = [stem for stem in stems if stem not in found]
     if missing:
         raise UserError(
@@ -41,7 +42,8 @@ def idx_or_tfds(data: ml_collections.ConfigDict, split: str, *, name: str) -> So
         )
     images, labels = (found[stem] for stem in (stems[:2] if split == "train" else stems[2:]))
     blocks = _idx_blocks(images, labels, shape, classes)
-    return Source(shape, classes, blocks, file_stamps([images, labels]))
+    stamps = file_stamps([images, labels])
+    return Source(shape, classes, blocks, stamps, origin=f"read from {directory}")
 
 
 def _idx_blocks(images_path, labels_path, shape, classes):

@@ -30,7 +30,7 @@ def imagenet32(data: ml_collections.ConfigDict, split: str) -> Source:
         )
     paths = [directory / name for name in batches[split]]
     blocks = (_imagenet_block(path, shape, classes) for path in paths)
-    return Source(shape, classes, blocks, file_stamps(paths))
+    return Source(shape, classes, blocks, file_stamps(paths), origin=f"read from {directory}")
 
 
 class ArrayUnpickler(pickle.Unpickler):

@@ -2,13 +2,18 @@
 
 import contextlib
 import io
+import logging
 import pathlib
+import textwrap
 import types
+import urllib.parse
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import ml_collections
 import numpy as np
+import tqdm.auto
 from PIL import Image
 
 import domains
@@ -24,20 +29,35 @@ def tfds(
     name: str,
     shape: tuple[int, int, int],
     classes: int,
+    advice: str = "",
 ) -> Source:
-    """A set that tensorflow_datasets knows as `name`, kept in ``root/tensorflow_datasets``."""
+    """A set that tensorflow_datasets knows as `name`, kept in ``root/tensorflow_datasets``.
+
+    The error of a failed download ends with `advice`, by default to fetch the archives.
+    """
     directory = pathlib.Path(data.root) / "tensorflow_datasets"
-    return Source(shape, classes, _tfds_blocks(directory, split, name, shape, classes), [])
+    origin = f"downloaded by tensorflow_datasets into {directory}"
+    if any((directory / "downloads/manual").glob("*")):
+        origin = f"made of {directory / 'downloads/manual'}, else {origin}"
+    if is_prepared(directory, name):
+        origin = f"read from {directory / name}"
+    blocks = _tfds_blocks(directory, split, name, shape, classes, advice)
+    return Source(shape, classes, blocks, [], origin=origin)
 
 
-def _tfds_blocks(directory, split, name, shape, classes):
+def is_prepared(directory: pathlib.Path, name: str) -> bool:
+    """Whether `directory` has a set of this name; its files may still be damaged."""
+    return any((directory / name).glob("**/dataset_info.json"))
+
+
+def _tfds_blocks(directory, split, name, shape, classes, advice):
     import tensorflow_datasets
 
     builder_class = tensorflow_datasets.builder_cls(name)
     try:
         # The default format cannot be read without TensorFlow.
         builder = builder_class(data_dir=directory, file_format="array_record")
-        with tensorflow_stand_in():
+        with tensorflow_stand_in(), quietly():
             builder.download_and_prepare()
         examples = builder.as_data_source(split)
         for start in range(0, len(examples), common.BLOCK):
@@ -48,14 +68,40 @@ def _tfds_blocks(directory, split, name, shape, classes):
     except UserError:
         raise
     except Exception as error:  # tfds raises any error of its network, disk and parsers
-        urls = ", ".join(builder_class.url_infos)
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"tensorflow_datasets could not prepare {name} ({type(error).__name__}: {reason}). "
-            f"Without a network, fetch {urls} elsewhere and put it into "
+        request = getattr(error, "request", None)  # that of a failed connection
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
+        if request is not None:
+            reason = f"no connection to {urllib.parse.urlsplit(request.url).hostname}"
+        advice = advice or (
+            f"Fetch {', '.join(builder_class.url_infos)} elsewhere and put it into "
             f"{directory / 'downloads' / 'manual'}, or copy {directory / name} from a machine "
-            f"where it is prepared. If {directory / name} is there but damaged, remove it."
-        ) from error
+            "where it is prepared."
+        )
+        if is_prepared(directory, name):
+            advice += f" If {directory / name} is damaged, remove it."
+        raise UserError(f"{name} could not be prepared ({reason}). {advice}") from error
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without urllib3's line for each failed connection, and with `DelayedBar`."""
+    logging.disable(logging.WARNING)
+    try:
+        with mock.patch.object(tqdm.auto, "tqdm", DelayedBar):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+class DelayedBar(tqdm.auto.tqdm):
+    """A progress bar that is shown after five seconds: most failures come before."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, delay=5, **kwargs)
+
+    def refresh(self, *args: Any, **kwargs: Any) -> None:
+        if self._time() >= self.start_t + self.delay:
+            super().refresh(*args, **kwargs)
 
 
 @contextlib.contextmanager

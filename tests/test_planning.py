@@ -19,11 +19,15 @@ SAMPLING = "run_lib_sampling.py --workdir W"
 EVALUATION = "run_lib_evaluation.py --workdir W"
 INCEPTION = f"{EVALUATION} --encode_dataset --config.eval.features=inception"
 
+FASHION = "--config.data.dataset=FashionMNIST --config.data.image_size=28"
+
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, cache):
     """A directory with a trained run W, and the flags of its configuration."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "cut.pth").write_bytes(b"PK")
     run_lib.train(tiny.config(cache, training__n_iters=4), "W")
     return tmp_path, [*tiny.arguments(cache), "--config.eval.features=classifier"]
 
@@ -36,15 +40,20 @@ def files(here):
     ("line", "said"),
     [
         ("main.py --workdir V", "a step: "),
-        (SAMPLING, "an evaluation: "),
-        (f"{EVALUATION} --metric asym --calculate", "weights: raw weights of step 4"),
+        ("main.py --workdir V", "data: digits, train: 1437 prepared in "),
+        (f"main.py --workdir V {FASHION}", "train: downloaded by tensorflow_datasets into data"),
+        (SAMPLING, "in all: 6 evaluations for each, "),
+        (f"{EVALUATION} --metric nll --calculate", "an evaluation of all 360: "),
+        (f"{EVALUATION} --metric asym --calculate --nl 2", "weights: raw weights of step 4"),
         (f"{EVALUATION} --encode_dataset", "features: classifier"),
+        (INCEPTION, "weights are downloaded on first use"),
     ],
 )
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(run, line, said):
     here, flags = run
     before = files(here)
-    done = command(f"{line} --dry_run", here, flags)
+    script, *typed = line.split()
+    done = command(script, here, [*flags, *typed, "--dry_run"])
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
     assert "config.model.nf = 8" in done.stdout
@@ -58,6 +67,9 @@ MISSING = [
     (f"{EVALUATION} --encode", "division 0"),
     (f"{EVALUATION} --fidis", "generated_stat.npz"),
     (f"{INCEPTION} --config.eval.inception_weights=none.pth", "none.pth"),
+    (f"{INCEPTION} --config.eval.inception_weights=cut.pth", "cut.pth"),
+    ("main.py --workdir V --config.model.num_classes=3", "10 classes"),
+    (f"{EVALUATION} --metric nll --read", "--calculate"),
 ]
 
 
@@ -67,6 +79,22 @@ def test_a_dry_run_fails_where_the_command_would(run, line, named):
     script, *typed = line.split()
     for dry in ([], ["--dry_run"]):
         tiny.check_sentence(command(script, here, [*flags, *typed, *dry]), named)
+
+
+def test_a_dry_run_checks_existing_samples_and_counts_products(run, capsys):
+    here, flags = run
+    done = command(SAMPLING, here, [*flags, "--division_idx=0"])
+    assert done.returncode == 0, done.stderr
+    for dry in ([], ["--dry_run"]):
+        done = command(SAMPLING, here, [*flags, "--config.sampling.snr=0.1", *dry])
+        tiny.check_sentence(done, "sampling.snr=")
+    flops = {}
+    for metric in ("nll", "asym"):
+        line = f"{EVALUATION} --metric {metric} --calculate --dry_run"
+        done = command(line, here, [*flags, "--config.loss.slices=2"])
+        number, scale = re.search(r"an evaluation: ([\d.]+)([kMG])FLOP", done.stdout).groups()
+        flops[metric] = float(number) * 1000 ** " kMG".index(scale)
+    assert flops["asym"] > 2 * flops["nll"]  # two forward and two backward products
 
 
 def test_a_training_costs_its_remaining_steps(run, cache, capsys):

@@ -112,6 +112,17 @@ def test_tfds_without_network(tmp_path, monkeypatch):
     manual = os.path.join(data.root, "tensorflow_datasets", "downloads", "manual")
     url = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
     refused(data, "train", "cifar10", "Name or service not known", "Got: that", url, manual)
+    assert f"downloaded by tensorflow_datasets into {data.root}" in datasets.describe(data, "train")
+
+
+def test_without_connection_a_sentence_names_the_files(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between two trials
+    data = config(tmp_path, "FashionMNIST", 28, 1)
+    refused(data, "train", "no connection to fashion-mnist", "t10k-labels", "raw/fashion_mnist")
+    said = capfd.readouterr()
+    assert "Retrying" not in said.err
+    assert "Dl Completed" not in said.err
 
 
 # ---------------------------------------------------------------- IDX

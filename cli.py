@@ -94,7 +94,8 @@ def refuse_fields(names: Iterable[str], use: str) -> None:
 
 def _refuse(unread, use):
     if unread:
-        raise UserError(f"{', '.join(unread)} cannot be used with {use}; leave it out.")
+        them = "it" if len(unread) == 1 else "them"
+        raise UserError(f"{', '.join(unread)} cannot be used with {use}; leave {them} out.")
 
 
 def make_deterministic() -> None:
@@ -115,6 +116,10 @@ def launch(main: Callable[[], object], lists: Sequence[str] = (), words: bool = 
         lists: flags that may be given as ``--name A B`` for ``--name=A --name=B``.
         words: whether the command takes words that belong to no flag.
     """
+    FLAGS = flags.FLAGS
+    for module, defined in list(FLAGS.flags_by_module_dict().items()):
+        for flag in defined if not module.startswith("absl") else ():
+            FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # --help prints these
     parse = functools.partial(_parse_flags, lists=lists, words=words)
     app.run(lambda _: _guarded(main), flags_parser=parse)
 
@@ -164,15 +169,22 @@ def _parse_flags(arguments, lists, words):
             FLAGS.config.keys()  # a file that is not there fails at the first look
         return [script, *rest]
     except flags.Error as error:
+        if missing := re.match(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error)):
+            use = FLAGS[missing[1]].help.partition(";\n")[0]
+            fail(f"The flag --{missing[1]} is missing: {use[0].lower()}{use[1:]}")
         fail(_last_line(error))
     except (AttributeError, KeyError) as error:
         fail(_unknown_field(error))
     except Exception as error:  # raised by the configuration file
-        fail(f"The configuration cannot be loaded: {type(error).__name__}: {_last_line(error)}")
+        reason = re.sub(r"(?s).*(failure to load:|\[Errno \d+\])\s", "", str(error))
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        fail(f"The configuration cannot be loaded: {kind}{_last_line(reason)}")
 
 
 def _unknown_field(error):
     """A sentence of ml_collections' error, which names the field and one like it."""
+    if "'get_config'" in str(error):
+        return "The configuration file has no function get_config."
     name, *hint = str(error).replace("\\n", "\n").replace("\\'", "").strip("'\"").splitlines()
     return " ".join([f"The configuration has no field {name}.", *hint])
 

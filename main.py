@@ -63,7 +63,11 @@ def main() -> None:
     make_job, restore = ScoreTraining, FLAGS.restore
     if FLAGS.model == "classifier":
         if not describes_classifier(config):
-            raise UserError("This configuration describes no classifier; use --model score.")
+            raise UserError(
+                "This configuration describes no classifier; use --model score, or a configuration "
+                "such as configs/demo/digits_classifier.py. Own pictures are drawn by class "
+                "without one: docs/own_pictures.md."
+            )
         cli.refuse_flags(["balancing_fac", "slices"], "--model classifier")
         make_job, restore = ClassifierTraining, None
         if FLAGS.restore:

@@ -62,8 +62,7 @@ class Run:
             UserError: it does not exist, or a file in it is damaged.
         """
         place, note = Workdir(workdir), ""
-        if not place.root.is_dir():
-            raise UserError(f"The workdir {place.root} does not exist.")
+        place.require()
         model, config = read_checkpoint(place.checkpoint())
         pictures, labels = read_samples(place)
         if pictures:

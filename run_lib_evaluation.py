@@ -103,6 +103,7 @@ def main() -> None:
     settings.check(config)
     require_kind(config, asked)
     if {"latent", "encode", "nfe", *METRIC_FLAGS} & {*asked}:
+        Workdir(workdir).require()
         for origin in sample_sets.origins(config, Workdir(workdir)):
             refuse_other_samples(config, origin)
     if FLAGS.dry_run:
@@ -152,6 +153,7 @@ def require_asked(asked: Sequence[str]) -> None:
         read |= reads[FLAGS.metric] if isinstance(reads, dict) else reads
     unread = {*NLL, *ASYM, *ENCODE, *MEASURE} - read
     use = " ".join(f"--{name}" for name in asked)
+    use += " without --calculate" if asked == ["read"] else ""
     cli.refuse_flags(sorted(unread), use)
     cli.refuse_fields([FIELDS[name] for name in unread & {*FIELDS} - {"bs", "slices"}], use)
 

@@ -301,8 +301,9 @@ def read_files(
     Raises:
         UserError: there are none, one is damaged, or their settings differ.
     """
-    pattern, *names = FILES[metric]
-    folder = Workdir(workdir).root / score_entry(metric, use_ema)
+    (pattern, *names), place = FILES[metric], Workdir(workdir)
+    place.require()
+    folder = place.root / score_entry(metric, use_ema)
     paths = sorted(folder.glob(pattern), key=lambda path: (len(path.name), path.name))
     if not paths:
         raise UserError(f"{folder} holds no {pattern}; run first with --calculate.")

@@ -103,7 +103,10 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], str]
         data = pathlib.Path(path).read_bytes()
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a file of PyTorch weights ({error}).") from None
+        reason = (isinstance(error, OSError) and error.strerror) or "truncated, or another format"
+        raise UserError(
+            f"{path} is not a readable file of PyTorch weights ({reason}); fetch it again."
+        ) from None
     return state, hashlib.sha256(data).hexdigest()
 
 

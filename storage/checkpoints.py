@@ -31,6 +31,7 @@ from storage import pipelines
 from storage.ema import EMA
 from storage.files import atomic_write
 from storage.provenance import code_version
+from storage.workdir import is_missing, some_of
 from utils import UserError
 
 # The learning rate in published optimisers is a NumPy float64, pickled under either of NumPy's two
@@ -112,7 +113,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
         except Exception as error:  # zipfile raises many types on damaged files
             changed = error
         if changed is not None:
-            raise UserError(f"{path} is damaged (checksum: {changed}); take another file.")
+            raise UserError(f"{path} is damaged (checksum: {changed}); fetch it again.")
     for model in (content.get("model"), content.get("state_dict"), content):
         if _is_state_dict(model):
             return content if model is content.get("model") else {"model": model}
@@ -147,15 +148,27 @@ def _load(path, mmap):
         with torch.serialization.safe_globals(NUMPY_FLOAT64):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
-        # A run that was stopped before its first snapshot has its resume point alone.
-        newest = pathlib.Path(path).parent.parent / "checkpoints-meta/checkpoint.pth"
-        advice = f" Its resume point can be sampled: --restore {newest}." * newest.exists()
-        raise UserError(f"The checkpoint {path} does not exist.{advice}") from None
+        raise UserError(f"The checkpoint {path} does not exist. {_there_is(path)}") from None
     except Exception as error:  # PyTorch's reader raises many types on damaged files
         raise UserError(f"{path} {_what_is_wrong(path, error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a dict with 'model'.")
     return content
+
+
+def _there_is(path):
+    """What there is in place of a checkpoint that is missing, and where published ones go."""
+    folder = pathlib.Path(path).parent
+    root = folder.parent
+    found = sorted((each.name for each in folder.glob("*.pth")), key=lambda name: (len(name), name))
+    # A run that was stopped before its first snapshot has its resume point alone.
+    newest = root / "checkpoints-meta/checkpoint.pth"
+    there = f"{folder}/ holds {some_of(found)}. " if found else ""
+    if newest.exists() and not found:
+        there = f"Its resume point can be sampled: --restore {newest}. "
+    elif folder.name == "checkpoints" and not root.is_dir():
+        there = f"{is_missing(root)} "
+    return f"{there}Where published files go: docs/published_weights.md."
 
 
 def _what_is_wrong(path, error):
@@ -165,16 +178,22 @@ def _what_is_wrong(path, error):
             f"holds a pickled Python object ({named[1]}), such as torch.save(model) writes; "
             "reading it could run code. Save model.state_dict() instead."
         )
-    with open(path, "rb") as file:
-        start = file.read(2)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(500)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})."
     # A msgpack map (0x81 to 0x8f, 0xde, 0xdf); a pickle begins with 0x80.
     if start[:1] in [bytes([code]) for code in (*range(0x81, 0x90), 0xDE, 0xDF)]:
         return "looks like a checkpoint of JAX/Flax (msgpack); expected one of PyTorch."
-    reason = str(error).strip().partition("\n")[0][:100]
-    return (
-        "is not a readable PyTorch checkpoint: it is truncated, damaged or of another format "
-        f"({reason or type(error).__name__})."
-    )
+    found = "is a truncated or damaged PyTorch checkpoint"
+    if not start:
+        found = "is empty"
+    elif b"\0" not in start and (start.isascii() or start.lstrip().startswith(b"<")):
+        found = "is a text, such as a web page, and no PyTorch checkpoint"
+    elif start[:2] not in (b"PK", b"\x80\x02"):
+        found = "is no PyTorch checkpoint"
+    return f"{found}; fetch it again, or take another file."
 
 
 def _is_state_dict(model):

@@ -6,7 +6,7 @@ import datetime
 import json
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -34,15 +34,32 @@ def score_entry(metric: str, ema: bool) -> str:
     return f"{metric}_ema" if ema else metric
 
 
+def some_of(names: Sequence[str], count: int = 8) -> str:
+    """The first `count` names, and how many more there are."""
+    more = [f"{len(names) - count} more"] if len(names) > count else []
+    return ", ".join([*names[:count], *more])
+
+
+def is_missing(root: pathlib.Path) -> str:
+    """A sentence about a workdir that does not exist, with the names of others that do."""
+    others = sorted(path.name for path in root.parent.glob("*/"))
+    there = f"; {root.parent}/ holds {some_of(others)}" if others else ""
+    return f"The workdir {root} does not exist{there}."
+
+
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """The paths of a run; a relative `name` is below ``results/``, an absolute one is the path."""
+    """The paths of a run; a relative `name` is below ``results/``, an absolute one is the path.
+
+    ``results/W``, as a shell completes it, is W.
+    """
 
     name: str
 
     @property
     def root(self) -> pathlib.Path:
-        return pathlib.Path("results") / self.name
+        parts = pathlib.Path(self.name).parts
+        return pathlib.Path("results", *parts[1 if parts[:1] == ("results",) else 0 :])
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -158,6 +175,11 @@ class Workdir:
     def cas(self, name: str) -> "Workdir":
         """The workdir of one CAS training, inside this one."""
         return Workdir(str(self.root.absolute() / "checkpoints_cas" / name))
+
+    def require(self) -> None:
+        """Raise a UserError if the directory does not exist; names others that do."""
+        if not self.root.is_dir():
+            raise UserError(is_missing(self.root))
 
     @contextlib.contextmanager
     def sole_trainer(self) -> Iterator[None]:

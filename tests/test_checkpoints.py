@@ -159,8 +159,12 @@ def files(tmp_path, kind):
         case "checksum":
             middle = len(whole) // 2
             path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-        case "another format":
-            path.write_text("no checkpoint")
+        case "empty":
+            path.touch()
+        case "web page":
+            path.write_text("<html>Seite nicht gefunden: für immer</html>")
+        case "no PyTorch checkpoint":
+            path.write_bytes(bytes(range(100)))
         case "Flax":  # msgpack: {"params": {}}
             path.write_bytes(b"\x81\xa6params\x80")
         case "mkdir":  # code that a pickle names
@@ -177,8 +181,8 @@ def files(tmp_path, kind):
 @pytest.mark.parametrize(
     "kind",
     [
-        *("missing", "directory", "truncated", "checksum", "another format", "mkdir", "Flax"),
-        *("Linear", "list", "optimizer"),
+        *("missing", "directory", "truncated", "checksum", "mkdir", "Flax", "Linear"),
+        *("empty", "web page", "no PyTorch checkpoint", "list", "optimizer"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -188,8 +192,7 @@ def test_what_is_no_checkpoint_gets_a_sentence(tmp_path, kind):
         checkpoints.read(path)
     said = str(caught.value).replace(str(tmp_path), "").replace(f"{kind}.pth", "FILE", 1)
     assert "FILE" in said
-    if kind not in ("missing", "truncated"):
-        assert kind in said
+    assert kind.replace("missing", "does not exist") in said
     assert not (tmp_path / "ran").exists()
 
 
@@ -226,6 +229,19 @@ def test_what_does_not_fit_is_named(entry, place, value, named):
         checkpoints.load_training(fresh_state(entry), content, "some/FILE.pth")
     for text in ("FILE.pth", *named):
         assert text.format(name=name.removeprefix("module.")) in str(caught.value)
+
+
+def test_a_missing_checkpoint_names_those_that_are_there(tmp_path):
+    folder = tmp_path / "W" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint_10.pth").touch()
+    (folder / "checkpoint_9.pth").touch()
+    for path, said in (
+        (folder / "checkpoint.pth", "holds checkpoint_9.pth, checkpoint_10.pth.*published_weights"),
+        (tmp_path / "V/checkpoints/checkpoint.pth", "V does not exist; .* holds W"),
+    ):
+        with pytest.raises(UserError, match=said):
+            checkpoints.read(path)
 
 
 def test_a_file_of_ours_says_how_it_was_made(tmp_path, entry, monkeypatch):

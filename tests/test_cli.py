@@ -1,6 +1,7 @@
 """The commands as a user types them: mistakes get a sentence, and nothing is written."""
 
 import importlib.util
+import pathlib
 
 import golden
 import pytest
@@ -11,6 +12,7 @@ from commands import command, start
 import models
 from configs import common
 from storage import settings
+from storage.workdir import Workdir
 from utils import UserError
 
 CONFIGS = sorted(
@@ -55,8 +57,8 @@ def test_a_number_out_of_range_is_named(field, value):
 
 def test_help_imports_nothing_heavy():
     done = tiny.run("main.py", "--help", cwd=tiny.ROOT, env={"PYTHONPROFILEIMPORTTIME": "1"})
-    assert "--workdir" in done.stdout
-    assert "--restore" in done.stdout
+    assert "--workdir: " in done.stdout
+    assert "--restore: " in done.stdout
     assert "absl" in done.stderr
     assert "torch" not in done.stderr
 
@@ -88,6 +90,37 @@ def test_a_mistake_gets_a_sentence_and_writes_nothing(tmp_path, script, more, na
     done = command(script, tmp_path, [f"--config={tiny.CONFIG}", "--workdir=run", *more])
     tiny.check_sentence(done, named)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_published_names_print_their_flags(tmp_path):
+    done = command("run_lib_evaluation_nll.py --help", tmp_path)
+    assert done.returncode == 1  # absl's
+    assert "--calculate" not in done.stdout.partition("flags:")[0]
+    assert "[no]calculate: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("report.py pretrained", "The flag --workdir is missing: a run to report on"),
+        ("main.py --workdir W", "The flag --config is missing: configuration file."),
+        ("main.py --workdir W --config none.py", "loaded: No such file or directory: 'none.py'"),
+        (f"report.py --workdir {tiny.ROOT}/tests/results", "tests/results does not exist; "),
+        (f"main.py --workdir W --config {tiny.CONFIG} --model classifier", "digits_classifier.py"),
+        (
+            f"run_lib_evaluation_nll.py --workdir W --config {tiny.CONFIG} --read --bs 3",
+            "--read without --calculate",
+        ),
+    ],
+)
+def test_what_is_missing_is_named_in_a_sentence(tmp_path, line, sentence):
+    tiny.check_sentence(command(line, tmp_path), sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_may_be_typed_with_results():
+    assert Workdir("results/W").root == Workdir("W").root
+    assert Workdir("/results/W").root == pathlib.Path("/results/W")
 
 
 def test_an_error_of_the_configuration_file_is_named(tmp_path):

@@ -4,6 +4,7 @@ import functools
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 
@@ -11,7 +12,9 @@ import ml_collections
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
-from utils import VERSION, UserError, log_to
+from utils import VERSION, UserError, is_first, log_to
+
+WAIT_FOR_RANK_0 = 5  # seconds
 
 
 def define_common_flags() -> None:
@@ -229,7 +232,13 @@ def _in_flags(message):
 
 
 def fail(message: object) -> NoReturn:
-    """Print a sentence to standard error and exit with status 1."""
+    """Print a sentence to standard error and exit with status 1.
+
+    Of a mistake that all processes find, rank 0 alone prints the sentence: torchrun ends the others
+    while they wait.
+    """
+    if not is_first():
+        time.sleep(WAIT_FOR_RANK_0)
     # Names of files may contain control characters.
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
     print(f"Error: {text}", file=sys.stderr)

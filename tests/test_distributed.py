@@ -16,6 +16,7 @@ from commands import command
 from forks import torchrun
 from test_checkpoints import assert_equal
 
+import cli
 import run_lib
 from run_lib_sampling import sample
 from storage import checkpoints
@@ -180,3 +181,17 @@ def test_a_batch_that_does_not_divide_gets_a_sentence(tmp_path, monkeypatch):
     done = command("main.py --workdir run", tmp_path, tiny.arguments(cache))
     tiny.check_sentence(done, "training.batch_size")
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_a_mistake_is_printed_once(rank):
+    """By rank 0 where all find it, else by the process that does."""
+    done = torchrun(fail_in, rank)
+    assert done.stderr.count("Error: no data") == 1
+
+
+def fail_in(rank):
+    cli.WAIT_FOR_RANK_0 = 30 if rank is None else 0
+    if rank in (None, int(os.environ["RANK"])):
+        cli.fail("no data")
+    time.sleep(30)

@@ -144,10 +144,8 @@ def prepare(
     config, guided = model.config, model.guidance is not None
     if config.sampling.guidance_interval and not guided:
         raise UserError("config.sampling.guidance_interval needs a model that guides by class.")
-    sampler, parts = (
-        sampling.from_config(config.sampling, model.trained.sde),
-        parts_of(config, place),
-    )
+    sampler = sampling.from_config(config.sampling, model.trained.sde)
+    parts = parts_of(config, place)
     origin = {
         **model.origin,
         **descriptions.identity(config),
@@ -204,11 +202,8 @@ def kept_rounds(
             continue
         if changed := differences({n: found[n] for n in found if n not in PER_FILE}, wanted):
             raise UserError(f"{path} was made with {', '.join(changed)}; {advice}")
-    shape, kept, (rank, size) = (
-        domains.from_config(config.data).stored_shape,
-        set(),
-        rank_and_size(),
-    )
+    shape, (rank, size) = domains.from_config(config.data).stored_shape, rank_and_size()
+    kept = set()
     for index, (each, file) in enumerate(files.items()):
         shapes = {"samples": (each.count, *shape), "nfe": ()} if index % size == rank else {}
         if is_up_to_date(file.path, file.meta, advice, **shapes):

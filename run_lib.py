@@ -89,10 +89,8 @@ def _train(config, place, restore, make_job, typed):
     )
     for sentence in origin:
         log.info("%s", sentence)
-    if is_first() and state.step and is_snapshot(state, training):
-        path = place.checkpoint(state.step // training.snapshot_freq)
-        if path.exists():  # a kill may have come before its links were made
-            publish(path, place)
+    if is_first() and start.continues and start.path != place.resume_point:
+        publish(start.path, place)  # a kill may have come before its links were made
     if state.step >= training.n_iters and picture_files(state, training, place) is None:
         log.info("Step %d is not before the last, %d: nothing to do.", state.step, training.n_iters)
         return job

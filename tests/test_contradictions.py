@@ -75,9 +75,10 @@ def test_training_does_not_replace_a_file_that_was_put_there(here):
         config = tiny.config("cache", training__init_step=0)
         with pytest.raises(UserError, match=f"{path} .* replace it"):
             run_lib.train(config, "published", path if restored else None)
-    path = path.rename(Workdir("published").checkpoint(3))  # which it does not reach
-    works(f"main.py --workdir published --restore {path}", "--config.training.init_step=0")
+    path = path.rename(Workdir("published").checkpoint(1))  # of the step at which it starts
+    works(f"main.py --workdir published --restore {path}", "--config.training.init_step=4")
     assert path.read_bytes() == before
+    assert resuming.find(Workdir("published"), None).content["step"] == 8
 
 
 def test_a_damaged_file_alone_is_no_start(here):

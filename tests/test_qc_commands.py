@@ -143,7 +143,7 @@ def test_reading_takes_as_many_repeats_as_were_asked_for(trained):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("run_lib_evaluation_nll.py {} --workdir none --read", "--calculate"),
+        ("run_lib_evaluation_nll.py {} --workdir none --read", "none does not exist"),
         ("run_lib_evaluation_nll.py {}", "--calculate or --read"),
         ("run_lib_evaluation.py {} --read", "--metric"),
         ("run_lib_evaluation_nll.py {} --calculate --workdir none", "checkpoint.pth"),

@@ -166,7 +166,10 @@ def test_qc_mistakes_get_a_sentence(tmp_path):
     refused(f"{line} --encode --bs 0", tmp_path, QC, "--bs is 0")
     other = [*QC, "--config.eval.features=vgg"]
     refused(f"{line} --encode", tmp_path, other, "config.eval.features")
-    refused(f"{line} --encode --workdir none", tmp_path, QC, "division 9 has 0")
+    refused(
+        f"{line} --encode", tmp_path, [*QC, "--config.eval.num_samples=90"], "division 9 has 4 of 9"
+    )
+    refused(f"{line} --encode --workdir none", tmp_path, QC, "none does not exist", "holds W")
     assert not (tmp_path / "results/none").exists()
     works(f"{line} --encode", tmp_path, QC)
     refused(f"{line} --fidis", tmp_path, QC, "no features", "--encode_dataset")

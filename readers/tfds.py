@@ -2,18 +2,15 @@
 
 import contextlib
 import io
-import logging
 import pathlib
 import textwrap
 import types
 import urllib.parse
 from collections.abc import Iterator
-from typing import Any
 from unittest import mock
 
 import ml_collections
 import numpy as np
-import tqdm.auto
 from PIL import Image
 
 import domains
@@ -57,7 +54,7 @@ def _tfds_blocks(directory, split, name, shape, classes, advice):
     try:
         # The default format cannot be read without TensorFlow.
         builder = builder_class(data_dir=directory, file_format="array_record")
-        with tensorflow_stand_in(), quietly():
+        with tensorflow_stand_in():
             builder.download_and_prepare()
         examples = builder.as_data_source(split)
         for start in range(0, len(examples), common.BLOCK):
@@ -80,28 +77,6 @@ def _tfds_blocks(directory, split, name, shape, classes, advice):
         if is_prepared(directory, name):
             advice += f" If {directory / name} is damaged, remove it."
         raise UserError(f"{name} could not be prepared ({reason}). {advice}") from error
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Without urllib3's line for each failed connection, and with `DelayedBar`."""
-    logging.disable(logging.WARNING)
-    try:
-        with mock.patch.object(tqdm.auto, "tqdm", DelayedBar):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-class DelayedBar(tqdm.auto.tqdm):
-    """A progress bar that is shown after five seconds: most failures come before."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, delay=5, **kwargs)
-
-    def refresh(self, *args: Any, **kwargs: Any) -> None:
-        if self._time() >= self.start_t + self.delay:
-            super().refresh(*args, **kwargs)
 
 
 @contextlib.contextmanager

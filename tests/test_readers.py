@@ -115,14 +115,11 @@ def test_tfds_without_network(tmp_path, monkeypatch):
     assert f"downloaded by tensorflow_datasets into {data.root}" in datasets.describe(data, "train")
 
 
-def test_without_connection_a_sentence_names_the_files(tmp_path, monkeypatch, capfd):
+def test_without_connection_a_sentence_names_the_files(tmp_path, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between two trials
     data = config(tmp_path, "FashionMNIST", 28, 1)
     refused(data, "train", "no connection to fashion-mnist", "t10k-labels", "raw/fashion_mnist")
-    said = capfd.readouterr()
-    assert "Retrying" not in said.err
-    assert "Dl Completed" not in said.err
 
 
 # ---------------------------------------------------------------- IDX

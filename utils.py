@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from logging.handlers import MemoryHandler
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,11 +124,17 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def log_to(path: str | os.PathLike | None = None) -> None:
     """Send the log to standard output and, with `path`, to that file too (appended).
 
-    Rank 0 logs; the other ranks only warn, on standard output.
+    The file also gets what was logged before. Rank 0 logs; the other ranks only warn, on standard
+    output.
     """
     handlers = [logging.StreamHandler(sys.stdout)]
-    if path is not None and is_first():
+    if path is None:
+        handlers.append(MemoryHandler(10**6, flushLevel=logging.CRITICAL + 1))
+    elif is_first():
         handlers.append(logging.FileHandler(path))
+        for handler in log.handlers:
+            if isinstance(handler, MemoryHandler):
+                handler.setTarget(handlers[-1])  # it is flushed when it is closed
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     for handler in log.handlers:

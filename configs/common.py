@@ -329,6 +329,7 @@ def own_images(
     Args:
         images, held_out: how many are trained on, and how many are not.
         holdout: the share of the images that the data set ``folder`` is to hold out.
+        num_scales, snr: of the sampler pc; files that earlier versions wrote give them.
         on_cpu: a small network, and steps for a few minutes.
     """
     config = qc("u_ncsn", "folder")

@@ -17,13 +17,17 @@ import sys
 import numpy as np
 import torch
 from absl import flags
+from ml_collections import ConfigDict
 from PIL import Image
+from tqdm import tqdm
 
 import cli
 import datasets
 from configs import common
 from readers.folder import IMAGE_FORMATS, folder, training_images
 from storage.files import atomic_write
+from training.cost import step_of
+from training.score import ScoreTraining
 from utils import UserError, get_device
 
 MOST = 5000  # images that are compared with each other
@@ -80,6 +84,19 @@ def largest_distance(images: np.ndarray) -> float:
     # Without the mean the products are small, and so is what float32 rounds of them.
     x -= x.mean(0)
     return max(float(torch.cdist(part, x).max()) for part in x.split(256))
+
+
+def cost(config: ConfigDict) -> str:
+    """Steps, FLOPs and memory of a training, in words."""
+    training, device = config.training, get_device(config.device)
+    flops, fixed, each = step_of(ScoreTraining(config, device), images=2)
+    flops *= training.batch_size * training.n_iters
+    memory = fixed + each * training.batch_size
+    return (
+        f"{training.n_iters:,} steps of {training.batch_size} images on {device}, "
+        f"{tqdm.format_sizeof(flops, 'FLOP')} in all; memory "
+        f"{tqdm.format_sizeof(memory, 'iB', 1024)}"
+    )
 
 
 def print_commands(run: str, encode: str) -> None:
@@ -141,6 +158,8 @@ def describe(
     }
     print(f"modelled: {channels}×{size}×{size}, cropped about the centre and resized")
     print(f"σ_max: {fields['sigma_max']:g}, the largest distance of two images in [0, 1]")
+    config = common.own_images(str(root), size, channels, **fields)
+    print(f"training: {cost(config)}")
     with atomic_write(path, "w") as file:
         fields = ",\n        ".join(f"{field}={value!r}" for field, value in fields.items())
         file.write(CONFIG.format(root=str(root), size=size, channels=channels, fields=fields))
@@ -150,7 +169,6 @@ def describe(
         of_classes = f"--config.model.num_classes={classes}"
         print("or, class by class:")
         print_commands(f"--config {path} --workdir {name}_classes {of_classes}", "--stat --latent")
-    print("With --dry_run the first of them prints what training costs.")
     if on_cpu:
         print(
             f"Without a GPU this is a first look: at most {CPU_SIDE} pixels unless --size is given,"

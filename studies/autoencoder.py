@@ -6,6 +6,8 @@ The score s(x) = R·Sw(Wᵀx + b) + c of a one-layer autoencoder is trained by t
 Jacobian alone. The asymmetry vanishes and RWᵀ becomes symmetric, but R does not become W.
 """
 
+import argparse
+
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -74,4 +76,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there are no flags
     main()

@@ -8,6 +8,7 @@ classes N(−0.5, 0.4²) and N(0.5, 0.4²) and the first one's guided score at s
 samples, and of p(x)·p(y|x)³. A figure lies in results/studies/exact_samplers.png.
 """
 
+import argparse
 import dataclasses
 import pathlib
 from collections.abc import Callable
@@ -113,4 +114,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there are no flags
     main()

@@ -7,6 +7,7 @@ sets and that is the same for both; gradient ascent then takes more steps to the
 rotating error, whose Jacobian is asymmetric, many more. All in double precision.
 """
 
+import argparse
 import dataclasses
 import math
 
@@ -101,4 +102,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there are no flags
     main()

@@ -3,9 +3,9 @@
     python -m studies.gpu [--seconds 480] [--file rows.md] [--small]
 
 One process. Each row is printed and written to the file as soon as it is known; what does not fit
-into the seconds is left out and named. Needs torch, NumPy, SciPy, absl, PyYAML and tqdm. On a
-machine without a GPU it takes the CPU, for which `--small` is meant: tiny networks, whose times
-mean nothing.
+into the seconds is left out and named. Needs torch, NumPy, SciPy, absl, PyYAML and tqdm; the
+packages that the commands need besides are named. On a machine without a GPU it takes the CPU, for
+which `--small` is meant: tiny networks, whose times mean nothing.
 """
 
 import argparse
@@ -13,8 +13,10 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import importlib.metadata
 import operator
 import pathlib
+import re
 import resource
 import signal
 import statistics
@@ -35,6 +37,14 @@ from training.throughput import matrix_rate, wait_for
 
 EVALUATION, DSM, QC, DLSM = launches.JOBS
 TIMES = "job, ms, TFLOP/s, share, host ms, kernel ms, kernels, peak GiB, first call s".split(", ")
+
+
+def missing_packages():
+    """The packages of requirements.txt that are not installed."""
+    text = (pathlib.Path(__file__).parents[1] / "requirements.txt").read_text()
+    found = {each.name.lower().replace("_", "-") for each in importlib.metadata.distributions()}
+    wanted = re.findall(r"^[\w-]+", text.replace("_", "-"), re.MULTILINE)
+    return [name for name in wanted if name not in found]
 
 
 class OutOfTime(BaseException):
@@ -198,7 +208,7 @@ def enqueued(battery, call):
 
 
 def kernels(battery, call):
-    """Milliseconds and number of the kernels of a call; on a CPU of its operations."""
+    """The kernels of a call, (name, ms, count), the longest first; on a CPU its operations."""
     kind = battery.device.type.upper()
     activity = getattr(torch.profiler.ProfilerActivity, kind)
     with torch.profiler.profile(activities=[activity]) as profile:
@@ -207,7 +217,8 @@ def kernels(battery, call):
     # The host's events of a GPU's profile have the times of their kernels once more.
     events = [event for event in profile.key_averages() if event.device_type.name == kind]
     time_of = operator.attrgetter(f"self_{'device' if kind == 'CUDA' else 'cpu'}_time_total")
-    return sum(map(time_of, events)) / 1e3, sum(event.count for event in events)
+    events.sort(key=time_of, reverse=True)
+    return [(event.key, time_of(event) / 1e3, event.count) for event in events]
 
 
 def peak_bytes(battery):
@@ -235,7 +246,7 @@ def timed(job, way, images, battery):
     wait_for(battery.device)
     first = time.perf_counter() - start
     seconds = repeated(battery, call, 1 if way["precision"] == "fp32" else 5)
-    host, (ms, count) = enqueued(battery, call), kernels(battery, call)
+    host, found = enqueued(battery, call), kernels(battery, call)
     rate = battery.flops[job] * batch / seconds
     battery.row(
         TIMES,
@@ -244,11 +255,14 @@ def timed(job, way, images, battery):
         f"{rate / 1e12:.4g}",
         f"{rate / battery.rates[way['precision']]:.1%}",
         f"{1e3 * host:.4g}",
-        f"{ms:.4g}",
-        count,
+        f"{sum(ms for _, ms, _ in found):.4g}",
+        sum(count for *_, count in found),
         f"{peak_bytes(battery) / 2**30:.3g}",
         f"{first:.1f}",
     )
+    for kernel, ms, count in found[:15] if way == jobs.EAGER else ():
+        heads = f"longest kernels of {name}", "ms", "calls"
+        battery.row(heads, kernel.replace("|", "/")[:90], f"{ms:.4g}", count)
 
 
 def flops_of(job, bench):
@@ -327,7 +341,8 @@ def main():
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
     with open(arguments.file, "w") as file:
         battery = Battery(device, bench, shrink, file)
-        battery.write(jobs.machine(device))
+        missing = ", ".join(missing_packages()) or "none"
+        battery.write(f"{jobs.machine(device)}. Packages to install: {missing}.")
         run(battery, arguments.seconds)
 
 

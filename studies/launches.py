@@ -10,6 +10,7 @@ several kernels, and a compiler may need several for a reduction. Compiled code 
 differentiates no CUDA tensors, and generates no code for them, where there is no driver.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -246,4 +247,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there are no flags
     main()

@@ -9,6 +9,7 @@ the row says. Times are medians of `RUNS` runs in turns, after a warm-up in whic
 Memory is the peak of the process above what was in use before. `studies.gpu` measures a GPU.
 """
 
+import argparse
 import ctypes
 import dataclasses
 import functools
@@ -156,4 +157,5 @@ def main():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there are no flags
     main()

@@ -1,7 +1,9 @@
 """The commands as a user types them: mistakes get a sentence, and nothing is written."""
 
+import ast
 import importlib.util
 import pathlib
+import re
 
 import golden
 import pytest
@@ -182,3 +184,14 @@ def test_a_flag_that_is_not_read_is_refused_and_named(tmp_path, line, flag):
     done = command(line, tmp_path, [f"--config={tiny.CONFIG}", "--workdir=run"])
     tiny.check_sentence(done, flag)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "files", ["models/*", "readers/*", "storage/*", "training/*", "[dlsu]*", "run_lib"]
+)
+def test_messages_of_shared_code_name_no_flag_that_a_command_may_lack(files):
+    for path in tiny.ROOT.glob(f"{files}.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise):
+                named = {*re.findall(r"--(\w+)", ast.unparse(node))}
+                assert named <= {"config", "workdir", "deterministic"}, path

@@ -6,8 +6,7 @@ import re
 import numpy as np
 import pytest
 import tiny
-from commands import start
-from evaluations import brief_features
+from commands import brief_features, start
 
 PAGE = tiny.ROOT / "docs/extending.md"
 

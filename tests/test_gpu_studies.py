@@ -101,6 +101,9 @@ def test_the_battery_fills_every_row_without_the_missing_wheels(tmp_path):
         assert any(row.startswith(name) for row in names), name
     assert all(cell for row in rows for cell in row)
     assert [row[-1] for row in rows if row[-1] in ("right", "WRONG")] == ["right"] * len(gpu.CHECKS)
+    missing = written.splitlines()[0]
+    assert "ml-collections" in missing
+    assert "pillow" not in missing
     assert "failed" not in written
     assert "Left out" not in written
 

@@ -11,6 +11,7 @@ from raw_data import config, random_images, refused
 
 import datasets
 import run_lib
+from readers import folder
 from storage import checkpoints
 from utils import UserError
 
@@ -54,6 +55,17 @@ def test_folder_converts(tmp_path, mode, channels):
     assert images.min() == 255
 
 
+def test_folder_links_out_are_followed(tmp_path, tree):
+    """Of an image, a class and a split."""
+    save(tmp_path / "elsewhere" / "x.png", random_images(8, 8, 3, seed=7))
+    (tree / "train" / "a" / "link.png").symlink_to(tmp_path / "elsewhere" / "x.png")
+    (tree / "train" / "c").symlink_to(tmp_path / "elsewhere")
+    os.rename(tree / "train", tmp_path / "moved")
+    (tree / "train").symlink_to(tmp_path / "moved")
+    train = datasets.load(config(tmp_path, "folder", 8, 3), "train")
+    assert (train.class_names, train.labels.tolist()) == (("a", "b", "c"), [0, 0, 0, 1, 2])
+
+
 def test_folder_orders_numbers_as_numbers(tmp_path):
     for name in ("0", "2", "10"):
         save(tmp_path / "raw" / "train" / name / "x.png", random_images(8, 8, 3, seed=int(name)))
@@ -92,13 +104,18 @@ def transparent(mode):
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGBA", 3), ("LA", 1), ("P", 3)])
-def test_folder_transparency_is_over_white(tmp_path, mode, channels):
+def test_folder_transparency_is_over_white(tmp_path, mode, channels, monkeypatch):
+    said = []
+    monkeypatch.setattr(folder.log, "warning", said.append)
+    folder._say_transparent.cache_clear()
     directory = tmp_path / "raw" / "train" / "a"
     directory.mkdir(parents=True)
-    transparent(mode).save(directory / "x.png")
+    for number in range(3):
+        transparent(mode).save(directory / f"{number}.png")
     images = datasets.load(config(tmp_path, "folder", 8, channels), "train").images
     assert (images[..., :4] == 255).all()
     assert (images[..., 4:] == 40).all()
+    assert len(said) == 1
 
 
 def test_folder_that_changes_is_read_anew(tmp_path, tree):

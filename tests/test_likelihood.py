@@ -98,6 +98,15 @@ def test_asymmetry_is_the_published_one():
         assert golden.relative_error(nasym, data[f"nasym_{level}"]) < 1e-4
 
 
+@pytest.mark.parametrize(("factor", "named"), [(1e5, r"eval\.max_nfe"), (-1e30, "checkpoint")])
+def test_a_likelihood_that_cannot_be_solved_gets_a_sentence(factor, named):
+    x = torch.ones(2, 3, device=DEVICE)
+    with pytest.raises(UserError, match=named):
+        likelihood.log_likelihood(
+            lambda x, t: factor * x, sde_lib.VPSDE(), x, x[None], rtol=1e-3, atol=1e-3, max_nfe=300
+        )
+
+
 # ---------------------------------------------------------------- in parts
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import runpy
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw
 import datasets
 from configs import common
 from metrics import encoding
+from metrics.kid import kernel_inception_distance
 from readers.folder import is_held_out
 from scripts import own_images as images
 from utils import UserError
@@ -35,6 +37,9 @@ def test_the_configuration_runs(here, capsys):
     assert "6 training images, and 0 that are held out" in said
     assert "modelled: 3×16×16" in said
     assert f"σ_max: {math.sqrt(3 * 16 * 16):.3g}" in said  # black and white
+    assert re.search(
+        r"training: [\d,]+ steps of \d+ images on .*FLOP in all; memory [\d.]+.iB", said
+    )
     few = [field for field in TINY if "image_size" not in field]
     few += ["--config.training.n_iters=1", "--config.training.snapshot_sampling=False", "--bs=2"]
     done = command(f"main.py --config {path} --workdir run", here, few)
@@ -129,6 +134,18 @@ def test_a_test_folder_is_all_that_is_held_out(tmp_path):
         datasets.load(data(tmp_path, tmp_path / "cache", 0.1), "train")
 
 
+@pytest.mark.parametrize("on_cpu", [False, True])
+@pytest.mark.parametrize("count", [5, 160, 60000])
+def test_sizes_follow_the_images(count, on_cpu):
+    counts = {"images": count, "held_out": count // 10, "holdout": 0.1, "on_cpu": on_cpu}
+    config = common.own_images("x", 64, 3, **counts, sigma_max=50.0)
+    training = config.training
+    assert config.optim.warmup < training.n_iters < 450001
+    assert 1 <= training.snapshot_freq_for_preemption <= training.snapshot_freq < training.n_iters
+    assert config.eval.num_samples == min(count, 50000)
+    assert config.eval.kid_subset_size == max(2, min(count // 20, 1000))
+
+
 # ---------------------------------------------------------------- as a user would
 
 
@@ -143,14 +160,17 @@ class Blocks:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("classes", [False, True])
-def test_from_pictures_to_kid(tmp_path, monkeypatch, capsys, classes):
-    """160 pictures of 64×64, modelled at 16×16 to be fast; the commands are those it prints."""
+@pytest.mark.parametrize(("classes", "steps"), [(False, 500), (True, 5)])
+def test_from_pictures_to_kid(tmp_path, monkeypatch, capsys, classes, steps):
+    """160 pictures of 64×64, modelled at 16×16 to be fast; the commands are those it prints.
+
+    After 500 steps the KID is below that of noise.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(encoding.EXTRACTORS, "inception", lambda config: Blocks())
     shapes(tmp_path / "mine", classes=classes)
-    images.describe(tmp_path / "mine", size=16, target="own.py")
-    run = functools.partial(command, cwd=tmp_path, extra=["--config.training.n_iters=5"])
+    path = images.describe(tmp_path / "mine", size=16, target="own.py")
+    run = functools.partial(command, cwd=tmp_path, extra=[f"--config.training.n_iters={steps}"])
     said = capsys.readouterr().out
     for line in re.findall(r"^  python (.*)", said, re.MULTILINE)[-3:]:
         done = run(line)
@@ -158,5 +178,10 @@ def test_from_pictures_to_kid(tmp_path, monkeypatch, capsys, classes):
     name = "mine_classes" if classes else "mine"
     recorded = json.loads((tmp_path / f"results/{name}/metrics.json").read_text())
     (found,) = (each for name, each in recorded.items() if name.startswith("kid"))
-    assert np.isfinite(found["kid"])
     assert found["settings"]["generated"] + found["settings"]["real"] == 160
+    config = runpy.run_path(path)["get_config"]()
+    real = datasets.load(config.data, "test").images.transpose(0, 2, 3, 1)
+    noise = np.random.default_rng(0).integers(0, 256, (100, 16, 16, 3), dtype=np.uint8)
+    sets = (Blocks()(pictures)[0] for pictures in (real, noise))
+    of_noise = kernel_inception_distance(*sets, config.eval.kid_subset_size)["kid"]
+    assert (found["kid"] < 0.3 * of_noise) == (steps == 500)

@@ -8,7 +8,7 @@ import torch
 
 import run_lib
 from storage.workdir import Workdir
-from utils import UserError
+from utils import UserError, log, log_to
 
 
 def test_a_run_writes_its_files(here, cache):
@@ -25,6 +25,17 @@ def test_a_run_writes_its_files(here, cache):
     before = Workdir("run").checkpoint().stat().st_mtime_ns
     run_lib.train(config, "run")
     assert Workdir("run").checkpoint().stat().st_mtime_ns == before
+
+
+def test_the_log_file_has_what_was_logged_before(tmp_path):
+    """Such as warnings about the images and the restored weights."""
+    log_to()
+    log.warning("early")
+    log_to(tmp_path / "stdout.txt")
+    log.info("late")
+    log_to()
+    lines = (tmp_path / "stdout.txt").read_text().splitlines()
+    assert [line.split()[-1] for line in lines] == ["early", "late"]
 
 
 def test_restore_starts_from_another_run(here, cache, capsys):

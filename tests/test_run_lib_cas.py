@@ -10,9 +10,11 @@ import tiny_classifier
 import torch
 
 import datasets
+from configs import common
 from run_lib_cas import cas, read_samples
 from storage.files import save_npz
 from storage.workdir import Workdir
+from training.cas import CASTraining
 from utils import UserError
 
 
@@ -70,6 +72,18 @@ def test_a_run_writes_its_files_and_its_accuracy(config, cache, here, capsys):
     output = capsys.readouterr().out
     assert f"CAS: accuracy {100 * reference:.2f} % on 360" in output
     assert f"CAS: accuracy {100 * accuracy:.2f} % on 360" in output
+
+
+@pytest.mark.parametrize(("eval_freq", "images"), [(200, 1800), (2, 150)])
+def test_validation_takes_two_percent_of_the_passes(eval_freq, images):
+    """A training image takes three passes; never fewer images than a batch."""
+    config = common.dlsm_cas(common.CIFAR10, "resnet18_cond")
+    config.cas.model, config.training.eval_freq = "small_cnn", eval_freq
+    test = datasets.Split(np.zeros((3000, 3, 8, 8), np.uint8), np.arange(3000) % 10, 10)
+    job, seen = CASTraining(config, torch.device("cpu"), test, test), []
+    job.model.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    job.validate(test, lambda: None)
+    assert sum(seen) == images
 
 
 @pytest.mark.slow

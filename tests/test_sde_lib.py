@@ -90,6 +90,15 @@ def test_times_and_noise_levels_are_inverse(sde):
     assert sde.time(tensor).tolist() == pytest.approx(times, rel=1e-9)
 
 
+def test_the_table_of_the_discrete_chain_is_computed_once(monkeypatch):
+    cumprod, calls = torch.cumprod, []
+    monkeypatch.setattr(torch, "cumprod", lambda *a, **k: calls.append(1) or cumprod(*a, **k))
+    sde, t = sde_lib.VPSDE(), torch.tensor([0.3])
+    first, second = (sde.conditioning(t, continuous=False)[1] for _ in range(2))
+    assert torch.equal(first, second)
+    assert calls == [1]
+
+
 def test_the_cosine_schedule_is_the_papers():
     """ᾱ(t) = f(t)/f(0) with f = cos²; β_i = min(1 − ᾱ_i/ᾱ_{i−1}, 0.999), also diffusers' chain."""
     sde, one = sde_lib.CosineVPSDE(N=50), torch.ones(1, dtype=torch.float64)

@@ -6,25 +6,62 @@ import os
 import shutil
 import sys
 
-import evaluations
 import pytest
 import tiny
+import tiny_classifier
+from commands import brief_features
 from drawn import draw
 from faults import tree
 from forks import torchrun
 
+import evaluation
 import run_lib
-from metrics import feature_classifier, sharing
+import run_lib_likelihood
+from metrics import encoding, feature_classifier, feature_sets, sharing
 from storage.workdir import Workdir
-from utils import UserError
+from utils import UserError, is_first
+
+
+def score_config():
+    return tiny.config(
+        "cache",
+        eval__batch_size=150,
+        eval__noise_levels=2,
+        eval__total_repeat=2,
+        eval__atol=0.5,
+        eval__rtol=0.5,
+        eval__kid_subset_size=20,
+    )
+
+
+def evaluate():
+    """Of the run W: all that is shared, and what comes after it."""
+    config = score_config()
+    run_lib_likelihood.calculate_nll(config, "W")
+    run_lib_likelihood.calculate_asym(config, "W")
+    encoding.encode_dataset(config, "W")
+    encoding.encode_samples(config, "W")
+    guided = tiny_classifier.config("guided", "cache", eval__batch_size=40)
+    encoding.encode_dataset(guided, "W")
+    encoding.encode_samples(guided, "W")
+    if is_first():
+        run_lib_likelihood.read_nll("W")
+        run_lib_likelihood.read_asym("W")
+        place, every = Workdir("W"), evaluation.SAMPLE_METRICS
+        sets = feature_sets.open_sets(config, "W")
+        evaluation.measure(every, config, *sets, place)
+        evaluation.nfe(config, "W")
+        sets = feature_sets.open_sets(guided, "W")
+        evaluation.measure(every[:1], guided, *sets, place, mode="class")
+        evaluation.nfe(guided, "W")
 
 
 def evaluate_together(here):
     """What each process does; in the end one fails for which the others wait."""
     os.chdir(here)
-    evaluations.brief_features()
-    evaluations.evaluate()
-    evaluations.encode_again()
+    brief_features()
+    evaluate()
+    encoding.encode_samples(score_config(), "W")  # its features stand
     print("evaluated")
     rank = os.environ["RANK"]
     try:
@@ -64,8 +101,8 @@ def alone(base, tmp_path_factory):
         patch.setattr(
             feature_classifier, "train_small_classifier", feature_classifier.train_small_classifier
         )
-        evaluations.brief_features()
-        evaluations.evaluate()
+        brief_features()
+        evaluate()
     return tree(here), [line for line in said.getvalue().splitlines() if not dated(line)]
 
 

@@ -4,13 +4,12 @@ import importlib
 import re
 import types
 
-import evaluations
 import numpy as np
 import pytest
 import tiny
 import torch
 from absl import flags
-from commands import start
+from commands import brief_features, start
 from scipy import stats
 from sklearn.naive_bayes import GaussianNB
 from test_readers import write_idx
@@ -211,7 +210,7 @@ def test_a_score_model_gets_labels(place):
 
 def quick():
     """In place of the networks that measure quality, what is trained in no time."""
-    evaluations.brief_features()
+    brief_features()
     samplers.recogniser = lambda train: GaussianNB().fit(
         samplers.flatten(train.images), train.labels
     )

@@ -15,7 +15,7 @@ from models import compute
 from models.cas import create_cas_classifier
 from training.classifier import accuracy
 
-VALIDATED = 2000  # images: 2 % of the passes as published, 200 steps of 150
+SHARE = 0.02  # of the passes of a training, for its validations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,11 @@ class CASTraining:
         return self.train_split, self.test_split
 
     def validate(self, split: Split, callback: Callable[[], object]) -> dict[str, float]:
-        """The accuracy on `VALIDATED` images of `split`; `run_lib_cas` tests on all of it."""
-        part = datasets.evenly(split, min(VALIDATED, len(split)))
-        size = self.config.training.batch_size
+        """The accuracy on a part of `split`; `run_lib_cas` tests on all of it."""
+        training, size = self.config.training, self.config.training.batch_size
+        # A training image takes three passes, forward and backward.
+        count = int(SHARE * 3 * training.eval_freq * size)
+        part = datasets.evenly(split, min(max(count, size), len(split)))
         right = accuracy(self.model, part, size, self.domain, self.device, callback)
         return {"accuracy": right}
 

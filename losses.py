@@ -202,7 +202,7 @@ class EnergyDSM(DSM):
         score.requires_grad_()
         loss = self.weighted(score, t, std, draws["z"]).mean()
         (direction,) = torch.autograd.grad(loss, score)
-        _, slope = self.score.energy_and_jvp(x_t, t, direction[None])
+        slope = self.score.energy_jvp(x_t, t, direction[None])
         loss = jacobian.with_gradient_of(slope.sum(), loss)
         return loss, {"loss": loss.detach()}
 

@@ -72,27 +72,28 @@ class EnergyScore(Score):
         h = self.net(x, cond, **self.label_options(x))
         return -0.5 * h.square().flatten(1).sum(1) / cond
 
-    def energy_and_jvp(
-        self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """E (B,), and its derivatives v·∇ₓE (K, B) along v (K, B, C, H, W)."""
+    def energy_jvp(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """v·∇ₓE (K, B), the derivatives of the energy along v (K, B, C, H, W)."""
         cond, _ = self.sde.conditioning(t, continuous=True)
         h, Jv = network_value_and_jvp(self.net, x, cond, v, **self.label_options(x))
-        return -0.5 * h.square().flatten(1).sum(1) / cond, -(h * Jv).flatten(2).sum(2) / cond
+        return -(h * Jv).flatten(2).sum(2) / cond
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return input_gradient(functools.partial(self.energy, t=t), x)
 
+    def jvp(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """J v, shaped as `v` (K, B, C, H, W): the gradient of v·∇ₓE."""
+        with torch.enable_grad(), eager_higher_derivatives():
+            x = x.detach().requires_grad_()
+            slopes = self.energy_jvp(x, t, v).sum(1)
+            Jv = [torch.autograd.grad(slope, x, retain_graph=True)[0] for slope in slopes]
+        return torch.stack(Jv)
+
     def value_and_jvp(
         self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """s and J v, the gradients of E and of v·∇ₓE, which cannot be differentiated."""
-        with torch.enable_grad(), eager_higher_derivatives():
-            x = x.detach().requires_grad_()
-            energy, slopes = self.energy_and_jvp(x, t, v)
-            sums = energy.sum(), *slopes.sum(1)
-            s, *Jv = (torch.autograd.grad(each, x, retain_graph=True)[0] for each in sums)
-        return s, torch.stack(Jv)
+        """s and J v, two separate computations."""
+        return self(x, t), self.jvp(x, t, v)
 
 
 @dataclasses.dataclass(frozen=True)

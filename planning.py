@@ -50,7 +50,8 @@ def train(
     """Print what `run_lib.train` would take; takes its arguments and raises as it does."""
     job, state, start, notes = run_lib.prepare(config, Workdir(workdir), restore, make_job, typed)
     training = job.config.training
-    images = training.microbatch or training.batch_size // rank_and_size()[1]
+    images = training.batch_size // rank_and_size()[1]
+    images = min(images, training.microbatch or images)
     flops, fixed, each = step_of(job, images)
     step = flops * training.batch_size
     require_data(job.config, state, start)
@@ -106,7 +107,7 @@ def rows_of(config: ConfigDict) -> int:
 
 
 def sample(model: SamplingModel, sampler: sampling.Sampler, samples: str, count: int) -> None:
-    """Print what drawing `count` samples, described by `samples`, would take."""
+    """Print what drawing the `count` missing ones of `samples`, a description, would take."""
     config, score = model.config, model.trained.score
     if model.guidance is not None:
         label = torch.zeros(1, dtype=torch.long, device=get_device(config.device))

@@ -298,7 +298,8 @@ def main() -> None:
         import planning
 
         drawing = prepare(config, FLAGS.workdir, classes, FLAGS.division_idx)
-        planning.sample(drawing.model, drawing.sampler, str(drawing), drawing.count)
+        missing = drawing.count - sum(each.count for each in drawing.kept)
+        planning.sample(drawing.model, drawing.sampler, str(drawing), missing)
         return
     sample(config, FLAGS.workdir, classes, FLAGS.division_idx)
 

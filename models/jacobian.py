@@ -12,7 +12,8 @@ term −2vᵀSKv, with S and K the symmetric and antisymmetric parts of J.
 The gradient is computed by reverse over forward. With p = Jv, q = Jᵀv and an estimator e(p, q), it
 is that of (∂e/∂p)·(J v) + v·(J ∂e/∂q), the partial derivatives held constant: two Jacobian-vector
 products that share one pass with the score's own values, and one backward pass. The products come
-from a score's method `value_and_jvp`, where it has one, and else from `torch.func.jvp`.
+from a score's methods `value_and_jvp` and `jvp` (x, t, v), where it has them, and else from
+`torch.func.jvp`.
 
 Vectors are slice-major: (K, B, C, H, W) for K vectors for each of B images.
 """
@@ -103,7 +104,8 @@ def measure_asymmetry(
         asym, square = asymmetry(J), J.square().sum((1, 2))
     else:
         v = as_vectors(vectors, x, generator)
-        p = score_jvp(score, x, t, v)
+        with replay_dropout(x.device):
+            p = score_jvp(score, x, t, v)
         _, q = value_and_vjp(score, x, t, v)
         asym, square = as_function(estimator)(p, q).mean(0), dot(q, q).mean(0)
     return asym, 0.5 * asym / (square + 1e-8)
@@ -167,7 +169,7 @@ def as_vectors(
                 f"{', '.join(map(str, x.shape))}), with K of at least 1."
             )
         return vectors
-    if not isinstance(vectors, numbers.Integral) or vectors < 1:
+    if isinstance(vectors, bool) or not isinstance(vectors, numbers.Integral) or vectors < 1:
         raise ValueError(f"vectors is {vectors!r}; expected a tensor or a number of at least 1.")
     shape = (vectors, *x.shape)
     return rademacher(torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype))
@@ -224,7 +226,8 @@ def partial_derivatives(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """∂e/∂p and ∂e/∂q of the sum of an estimator's values."""
     p, q = p.detach().requires_grad_(), q.detach().requires_grad_()
-    return torch.autograd.grad(estimator(p, q).sum(), (p, q))
+    with torch.enable_grad():
+        return torch.autograd.grad(estimator(p, q).sum(), (p, q), materialize_grads=True)
 
 
 def asymmetry(J: torch.Tensor) -> torch.Tensor:
@@ -263,7 +266,7 @@ def value_and_vjp(
 
 
 def score_jvp(score: Callable, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """J v (K, B, …) for K vectors v, by the score's own method `jvp` where that is cheaper."""
+    """J v (K, B, …) for K vectors v, by the score's own method `jvp` where it has one."""
     if hasattr(score, "jvp"):
         return score.jvp(x, t, v)
     return score_value_and_jvp(score, x, t, v)[1]

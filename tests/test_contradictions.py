@@ -104,9 +104,12 @@ def test_the_newest_own_state_that_can_be_read_counts(here):
     shutil.copy(Workdir("W").checkpoint(2), place.checkpoint(70))
     torch.save({"model": {}, "step": 3}, place.checkpoint(70))  # of another code
     assert resuming.find(place, None).content["step"] == 8
-    place.checkpoint(2).write_bytes(b"damaged")
     place.resume_point.unlink()
+    place.checkpoint(2).write_bytes(b"damaged")
+    place.checkpoint().write_bytes(b"damaged")
     assert resuming.find(place, None).content["step"] == 4
+    torch.save({"model": {"w": torch.zeros(1)}}, place.checkpoint())  # a published file
+    assert resuming.find(place, None).foreign == (place.checkpoint(),)
 
 
 @pytest.mark.parametrize("given", [{"restore": "x.pth"}, {"pretrained": "directory"}])

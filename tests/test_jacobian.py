@@ -295,3 +295,21 @@ def test_products_of_float16_do_not_overflow():
     asym, nasym = jacobian.measure_asymmetry(lambda x, t: 300 * x.flip(1), x, t, vectors=2)
     assert asym.dtype == torch.float32
     assert torch.isfinite(nasym).all()
+
+
+def test_both_products_have_the_same_dropout():
+    """A score that is symmetric for every mask has no asymmetry, even in training."""
+    x, t = torch.randn(4, 6), torch.ones(4)
+    dropout = torch.nn.Dropout(0.5)
+    asym, _ = jacobian.measure_asymmetry(lambda x, t: dropout(x), x, t, vectors=3)
+    torch.testing.assert_close(asym, torch.zeros(4))
+
+
+def test_the_regulariser_has_a_value_without_gradients():
+    x, t = torch.randn(4, 6), torch.ones(4)
+    with torch.no_grad():
+        _, r = jacobian.qc_regulariser(
+            lambda x, t: x.flip(1).tanh(), x, t, 2, lambda p, q: jacobian.dot(q, q)
+        )
+    assert r.shape == (4,)
+    assert not r.requires_grad

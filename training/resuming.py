@@ -79,7 +79,7 @@ class Start:
     """Where a training begins.
 
     Attributes:
-        path, content: the checkpoint, both None for new weights.
+        path, content: the checkpoint; None and {} for new weights.
         continues: whether the checkpoint is a state of this run.
         notes: sentences about what was ignored.
         foreign: files of the run's names that no run wrote, such as published ones.
@@ -165,11 +165,11 @@ def find(place: Workdir, restore: str | os.PathLike | None, pretrained: str | No
     `pipelines.local`, take the place of new ones. Arguments that are ignored are noted.
 
     Raises:
-        UserError: there are such files, and none can be read.
+        UserError: there are such files, and none can be read; or `restore` cannot be read.
     """
     snapshots = [place.checkpoint(number) for number in reversed(place.numbers())]
     states, faults, foreign = [], [], []
-    for path in [place.resume_point, *snapshots, place.checkpoint()]:
+    for path in [place.resume_point, place.checkpoint(), *snapshots]:
         if not path.exists():
             continue
         if states and path.samefile(states[0][1]):

@@ -58,7 +58,7 @@ def test_dsm_is_the_published_one(name):
     check_gradient_norms(net, entry["grad_norm"])
 
 
-@pytest.mark.parametrize("name", losses.WEIGHTINGS)
+@pytest.mark.parametrize("name", ["variance", "likelihood", "edm"])
 @pytest.mark.parametrize("reduce_mean", [False, True])
 @pytest.mark.parametrize("sde", [sde_lib.VESDE(), *SDES.values()], ids=lambda s: type(s).__name__)
 def test_dsm_of_the_exact_score_is_its_closed_form(sde, name, reduce_mean):

@@ -195,10 +195,11 @@ def kept_rounds(
     """
     folder, wanted = parts[0].folder.parent, json.loads(to_json(origin))
     advice = f"remove {folder} to draw anew, or use another --workdir, with --restore FILE."
-    for path in (path for part in parts for _, path in numbered_rounds(part.folder)):
+    found_files = {path for part in parts for _, path in numbered_rounds(part.folder)}
+    for path in sorted(found_files - {file.path for file in files.values()}):
         try:
             found = read_meta(path, load_npz(path, "meta")["meta"])
-        except UserError:  # damaged: it is drawn again
+        except UserError:  # damaged: it is drawn again where it is asked for
             continue
         if changed := differences({n: found[n] for n in found if n not in PER_FILE}, wanted):
             raise UserError(f"{path} was made with {', '.join(changed)}; {advice}")

@@ -84,7 +84,7 @@ def describe_extractor(config: ml_collections.ConfigDict) -> str:
     if name == "inception" and named is None and not extractors.inception_file().exists():
         return f"whose weights are downloaded on first use to {extractors.inception_file()}"
     if name not in ("inception", "dinov2"):
-        return "whose weights are downloaded or trained on first use"
+        return "whose network is made on first use"
     EXTRACTORS[name](config)
     return f"with the weights in {named or extractors.inception_file()}"
 

@@ -185,16 +185,19 @@ def inception(device: torch.device, weights: str | os.PathLike | None = None) ->
     Raises:
         UserError: the weights are missing or of another network.
     """
-    from torch_fidelity import feature_extractor_inceptionv3 as port
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     path = download_inception_weights() if weights is None else weights
     state, digest = read_weights(path)
     published = digest == INCEPTION_SHA256
     name = "inception-2015-12-05" if published else f"inception-{digest[:8]}"
-    # torch-fidelity unpickles a file that it is given, so it gets the tensors for its download.
+    # torch-fidelity unpickles what it is given, so it gets a copy of the tensors alone.
+    checked = io.BytesIO()
+    torch.save(state, checked)
+    checked.seek(0)
+    outputs = ["2048", "logits_unbiased"]
     try:
-        with mock.patch.object(port, "load_state_dict_from_url", return_value=state):
-            network = port.FeatureExtractorInceptionV3(name, ["2048", "logits_unbiased"])
+        network = FeatureExtractorInceptionV3(name, outputs, feature_extractor_weights_path=checked)
     except (RuntimeError, TypeError) as error:
         raise UserError(f"{path} does not hold the FID Inception network: {error}") from None
     return FidelityFeatures(name, 2048, 1008, network.to(device), device)

@@ -320,8 +320,6 @@ def own_images(
     held_out,
     holdout,
     sigma_max,
-    num_scales=1000,
-    snr=0.16,
     on_cpu=False,
 ):
     """Training, sampling and evaluation on the folder `root`: what scripts/own_images.py writes.
@@ -329,7 +327,6 @@ def own_images(
     Args:
         images, held_out: how many are trained on, and how many are not.
         holdout: the share of the images that the data set ``folder`` is to hold out.
-        num_scales, snr: of the sampler pc; files that earlier versions wrote give them.
         on_cpu: a small network, and steps for a few minutes.
     """
     config = qc("u_ncsn", "folder")
@@ -340,7 +337,6 @@ def own_images(
 
     model, training = config.model, config.training
     model.sigma_max = sigma_max
-    model.num_scales = num_scales
     if on_cpu:
         training.batch_size = 16
         training.n_iters = 1500
@@ -360,7 +356,6 @@ def own_images(
     training.init_step = 0
 
     sampling, evaluation = config.sampling, config.eval
-    sampling.snr = snr  # of the sampler pc
     sampling.method = "dpmpp_2m_sde"  # its noise corrects what a short training leaves
     sampling.steps = 40
     sampling.batch_size = 16

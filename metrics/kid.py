@@ -1,20 +1,18 @@
-"""KID, the Kernel Inception Distance (Bińkowski et al., 2018, arXiv 1801.01401).
+"""KID, the Kernel Inception Distance (Bińkowski et al., 2018, arXiv 1801.01401), by torch-fidelity.
 
 The squared maximum mean discrepancy with the kernel k(x, y) = (xᵀy / D + 1)³, unbiased, of m
 samples x of one set and m samples y of the other:
     Σ_{i≠j} [k(x_i, x_j) + k(y_i, y_j)] / (m (m − 1)) − 2 Σ_{i,j} k(x_i, y_j) / m²
 
-Its mean over random subsets of the sets is what torch-fidelity reports. Subsets, kernel and random
-numbers are torch-fidelity's.
+Reported is its mean over random subsets of the sets.
 """
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
 from metrics.feature_arrays import checked_sets
 
 SUBSETS = 100
-SEED = 2020  # torch-fidelity's, so that the subsets are the same
 
 
 def kernel_inception_distance(
@@ -33,31 +31,16 @@ def kernel_inception_distance(
     Raises:
         UserError: fewer than 2 samples in a set, unequal widths, values that are not finite.
     """
+    from torch_fidelity import metric_kid
+
     real, fake = checked_sets(real, fake, at_least=2)
     subset_size = min(subset_size, len(real), len(fake))
-    # This generator, and the generated set first: so torch-fidelity draws.
-    draw = np.random.RandomState(SEED)
-    values = []
-    for _ in tqdm(range(SUBSETS), desc="KID", unit="subset", leave=None, delay=1):
-        x, y = (
-            np.asarray(features[draw.choice(len(features), subset_size, replace=False)], np.float64)
-            for features in (fake, real)
-        )
-        values.append(unbiased_mmd2(x, y))
+    sets = (torch.tensor(features, dtype=torch.float64) for features in (fake, real))
+    found = metric_kid.kid_features_to_metric(
+        *sets, kid_subsets=SUBSETS, kid_subset_size=subset_size, verbose=True
+    )
     return {
-        "kid": float(np.mean(values)),
-        "kid_std": float(np.std(values)),
+        "kid": found[metric_kid.KEY_METRIC_KID_MEAN],
+        "kid_std": found[metric_kid.KEY_METRIC_KID_STD],
         "kid_subset_size": subset_size,
     }
-
-
-def unbiased_mmd2(x: np.ndarray, y: np.ndarray) -> float:
-    """The unbiased MMD² of two sets of m samples (m, D)."""
-    m = len(x)
-    within = sum(k.sum() - np.trace(k) for k in (_kernel(x, x), _kernel(y, y)))
-    return within / (m * (m - 1)) - 2 * _kernel(x, y).mean()
-
-
-def _kernel(x, y):
-    base = x @ y.T / x.shape[1] + 1
-    return base * base * base  # NumPy's power takes many times as long

@@ -3,16 +3,13 @@
 Functions of the same form as those of `deterministic`.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 
-from samplers import grids
-from samplers.deterministic import Denoising, NoiseLike, extrapolated, heun, heun_step, no_callback
-from utils import UserError
+from samplers.deterministic import Denoising, NoiseLike, extrapolated, heun_step, no_callback
 
 
 @torch.no_grad()
@@ -69,57 +66,3 @@ def dpmpp_2m_sde(
         previous = sigma, D
         callback()
     return x
-
-
-@dataclasses.dataclass(frozen=True)
-class RestartInterval:
-    """Noise from σ_min up to σ_max, and `steps` steps back: `repeats` times."""
-
-    sigma_min: float
-    sigma_max: float
-    steps: int
-    repeats: int
-
-
-RESTARTS = (RestartInterval(sigma_min=0.06, sigma_max=0.3, steps=2, repeats=10),)
-"""With them 18 steps of Heun cost 75 evaluations, as many as Xu et al. take on CIFAR-10."""
-
-
-@torch.no_grad()
-def restart(
-    denoiser: Denoising,
-    x: torch.Tensor,
-    sigmas: Sequence[float],
-    randn_like: NoiseLike = torch.randn_like,
-    callback: Callable[[], object] = no_callback,
-    intervals: Sequence[RestartInterval] = RESTARTS,
-) -> torch.Tensor:
-    """Restart sampling (Xu et al., NeurIPS 2023, section 3.1) around `heun`.
-
-    An interval's σ_min is the nearest of `sigmas`; its steps back are a Karras grid.
-
-    Raises:
-        UserError: an interval does not lie within the grid, or has no level of it below its σ_max.
-    """
-    start = 0
-    for interval in sorted(intervals, key=lambda interval: -interval.sigma_min):
-        back = grid_back(interval, sigmas)
-        stop = sigmas.index(back[-1])
-        x = heun(denoiser, x, sigmas[start : stop + 1], randn_like, callback)
-        noise_scale = math.sqrt(back[0] ** 2 - back[-1] ** 2)
-        for _ in range(interval.repeats):
-            x = heun(denoiser, x + noise_scale * randn_like(x), back, randn_like, callback)
-        start = stop
-    return heun(denoiser, x, sigmas[start:], randn_like, callback)
-
-
-def grid_back(interval: RestartInterval, sigmas: Sequence[float]) -> list[float]:
-    """The `interval`'s noise levels, from σ_max to the one of `sigmas` nearest to σ_min."""
-    lowest = min(sigmas[:-1], key=lambda sigma: abs(sigma - interval.sigma_min))
-    if not lowest < interval.sigma_max <= sigmas[0]:
-        raise UserError(
-            f"A restart to the noise level {interval.sigma_max} does not fit a grid from "
-            f"{sigmas[0]} whose level nearest to {interval.sigma_min} is {lowest}; take more "
-            "steps, or another interval."
-        )
-    return [*grids.karras(lowest, interval.sigma_max, interval.steps + 1)[:-2], lowest]

@@ -27,7 +27,6 @@ from scripts.recognise import flatten, recogniser, share_of_sure
 from sde_lib import VESDE
 from storage.workdir import Workdir
 from studies import common
-from utils import UserError
 
 REFERENCES = {"pc": "PC", "ode": "RK45"}  # method -> its name in tables
 
@@ -36,12 +35,9 @@ def steps_within(settings, nfe):
     """The most steps of ``config.sampling`` in at most `nfe` evaluations; 0 where all take more."""
     for count in range(nfe, 0, -1):
         settings.steps = count
-        try:
-            sampler = sampling.from_config(settings, VESDE())
-            if sampler(lambda x, t: -x, torch.ones(1, 1))[1] <= nfe:
-                return count
-        except UserError:  # restarts do not fit so coarse a grid
-            return 0
+        sampler = sampling.from_config(settings, VESDE())
+        if sampler(lambda x, t: -x, torch.ones(1, 1))[1] <= nfe:
+            return count
     return 0
 
 

@@ -14,11 +14,11 @@ from mixture import each_problem, each_sde
 from samplers import grids
 from samplers.fast import SAMPLERS, FastSampler
 from samplers.noise import PerImageNoise
-from samplers.stochastic import RestartInterval, churn, dpmpp_2m_sde, restart
+from samplers.stochastic import churn, dpmpp_2m_sde
 from sde_lib import VESDE
 
 ORDERS = {"euler": 1, "heun": 2, "deis": 4, "dpmpp_2m": 2, "dpmpp_3m": 3, "unipc": 4}
-NFE = {"heun": 35, "churn": 35, "restart": 75}  # of 18 steps (Karras et al.; Xu et al.); else 18
+NFE = {"heun": 35, "churn": 35}  # of 18 steps (Karras et al.); else 18
 
 # ---------------------------------------------------------------- convergence
 
@@ -75,13 +75,10 @@ def test_solvers_find_the_flow_of_a_gaussian(name):
 
 # ---------------------------------------------------------------- distributions
 
-INTERVALS = RestartInterval(0.1, 1.0, 10, 2), RestartInterval(1.0, 5.0, 6, 2)
-
 STOCHASTIC = {
     "churn": functools.partial(churn, s_churn=20.0, s_tmin=0.02, s_tmax=10.0, s_noise=1.0),
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_2m_sde_eta2": functools.partial(dpmpp_2m_sde, eta=2.0),
-    "restart": functools.partial(restart, intervals=INTERVALS),
 }
 
 

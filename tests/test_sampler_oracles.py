@@ -9,17 +9,14 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from oracles.problems import CHURN, PROBLEMS, RESTART, SIGMAS, Noise
+from oracles.problems import CHURN, PROBLEMS, SIGMAS, Noise
 
 from samplers.fast import SAMPLERS
-from samplers.stochastic import RestartInterval, churn, restart
+from samplers.stochastic import churn
 
 FOLDER = pathlib.Path(__file__).parent / "golden_samplers"
 
-FUNCTIONS = SAMPLERS | {
-    "churn": functools.partial(churn, **CHURN),
-    "restart": functools.partial(restart, intervals=(RestartInterval(**RESTART),)),
-}
+FUNCTIONS = SAMPLERS | {"churn": functools.partial(churn, **CHURN)}
 
 # What the packages leave out: the step to 0, see make_samplers.py.
 WITHOUT_LAST = {"deis", "unipc", "dpmpp_3m"}
@@ -43,4 +40,4 @@ def test_samples_are_those_of_other_packages(file, name):
 
 def test_every_sampler_is_compared():
     assert {name for _, name in CASES} == set(SAMPLERS)
-    assert len(CASES) == 2 * 11
+    assert len(CASES) == 2 * 10

@@ -226,7 +226,7 @@ def digits(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_quality_of_samplers(digits):
-    line = "studies/samplers.py --workdir U --samplers heun restart pc ode --nfe 5 3 --seeds 0 1"
+    line = "studies/samplers.py --workdir U --samplers heun pc ode --nfe 5 3 --seeds 0 1"
     more = {"eval__num_samples": 12, "eval__batch_size": 12, "sampling__rtol": 0.1}
     done = start(line, digits, tiny.arguments("cache", **more), prepare=quick).wait()
     assert done.returncode == 0, done.stdout + done.stderr

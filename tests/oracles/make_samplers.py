@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from azula.sample import zABSampler
 from diffusers import UniPCMultistepScheduler
-from oracles.problems import CHURN, PROBLEMS, RESTART, SIGMAS, Noise
+from oracles.problems import CHURN, PROBLEMS, SIGMAS, Noise
 
 FOLDER = pathlib.Path(__file__).parent.parent / "golden_samplers"
 
@@ -64,24 +64,6 @@ def from_k_diffusion(problem):
     noises = [draws.randn_like(x) if used else torch.zeros_like(x) for used in inside]
     with mock.patch.object(torch, "randn_like", side_effect=noises):
         yield "churn", call("heun", **CHURN)
-    yield "restart", restarted(k, model, x)
-
-
-def restarted(k, model, x):
-    """Restart sampling put together from k-diffusion's Heun and its grid."""
-
-    def heun(x, sigmas):
-        return k.sample_heun(model, x, torch.as_tensor(sigmas, dtype=torch.float64), disable=True)
-
-    turn = SIGMAS.index(RESTART["sigma_min"])
-    # k-diffusion makes its grids in float32.
-    back = k.get_sigmas_karras(RESTART["steps"] + 1, SIGMAS[turn], RESTART["sigma_max"])[:-1]
-    x = heun(x, SIGMAS[: turn + 1])
-    noise = Noise(1)
-    for _ in range(RESTART["repeats"]):
-        scale = (RESTART["sigma_max"] ** 2 - SIGMAS[turn] ** 2) ** 0.5
-        x = heun(x + scale * noise.randn_like(x), back)
-    return heun(x, [*SIGMAS[turn:], 0.0])
 
 
 def from_diffusers(problem):

@@ -15,8 +15,6 @@ SIGMAS = [10.0, 6.2, 3.5, 1.9, 0.9, 0.42, 0.2, 0.11, 0.05]
 
 CHURN = {"s_churn": 4.0, "s_tmin": 0.15, "s_tmax": 4.0, "s_noise": 1.003}
 
-RESTART = {"sigma_min": 0.2, "sigma_max": 1.5, "steps": 3, "repeats": 2}
-
 
 @dataclasses.dataclass(frozen=True)
 class Problem:

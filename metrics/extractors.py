@@ -16,7 +16,6 @@ import hashlib
 import io
 import os
 import pathlib
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 from unittest import mock
@@ -28,6 +27,7 @@ from tqdm import tqdm
 import domains
 from metrics import sharing
 from models.compute import exact_products
+from storage import checkpoints
 from utils import UserError, is_first, rank_and_size
 
 # pt_inception-2015-12-05, the weights that torch-fidelity and pytorch-fid publish.
@@ -94,20 +94,9 @@ def in_colour(images: np.ndarray) -> np.ndarray:
 
 
 def read_weights(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], str]:
-    """The state dict in a file, read weights-only, and the file's SHA-256.
-
-    Raises:
-        UserError: the file cannot be read, or holds more than tensors.
-    """
-    try:
-        data = pathlib.Path(path).read_bytes()
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or "truncated, or another format"
-        raise UserError(
-            f"{path} is not a readable file of PyTorch weights ({reason}); fetch it again."
-        ) from None
-    return state, hashlib.sha256(data).hexdigest()
+    """The state dict in a file, and the file's SHA-256; raises as `checkpoints.read`."""
+    state = checkpoints.read(path)["model"]
+    return state, hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 
 
 def channels_first(images: np.ndarray, device: torch.device | str) -> torch.Tensor:

@@ -68,7 +68,7 @@ def encode_batches(
     """Yield the `encode` of each batch on rank 0, and nothing on the others, which share the work.
 
     Args:
-        batches: each a `Batch`, or a `sample_sets.Round`; a rank reads its own ones only.
+        batches: each a `Batch`, or a `sample_sets.SampleFile`; a rank reads its own ones only.
     """
     rank, size = rank_and_size()
     bar = tqdm(

@@ -36,7 +36,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Round:
+class SampleFile:
     """A file of a part: its number, the settings that made it, and its NFE if it has one."""
 
     path: pathlib.Path
@@ -61,7 +61,7 @@ def numbered_rounds(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def read_round(number: int, path: pathlib.Path, array: str) -> Round:
+def read_round(number: int, path: pathlib.Path, array: str) -> SampleFile:
     """A round; only the header of its rows `array` is read.
 
     Raises:
@@ -72,10 +72,10 @@ def read_round(number: int, path: pathlib.Path, array: str) -> Round:
     meta = read_meta(path, content["meta"]) if "meta" in content else {}
     origin = {name: meta[name] for name in meta if name not in PER_FILE}
     nfe = float(content["nfe"]) if "nfe" in content else None
-    return Round(path, number, dtype, shape, origin, nfe)
+    return SampleFile(path, number, dtype, shape, origin, nfe)
 
 
-def find(parts: Sequence[Part], array: str, advice: str) -> list[list[Round]]:
+def find(parts: Sequence[Part], array: str, advice: str) -> list[list[SampleFile]]:
     """The rounds of each of `parts`, checked to be complete and of one origin.
 
     Args:
@@ -132,7 +132,7 @@ def check_images(
         )
 
 
-def mean_nfe(rounds: Sequence[Round]) -> float | None:
+def mean_nfe(rounds: Sequence[SampleFile]) -> float | None:
     """The mean number of function evaluations of a sample; None if a file does not hold it."""
     if any(item.nfe is None for item in rounds):
         return None
@@ -177,7 +177,7 @@ def origins(config: ml_collections.ConfigDict, place: Workdir) -> list[dict[str,
     return [read_round(*found, "samples").origin for first in firsts for found in first]
 
 
-def find_samples(config: ml_collections.ConfigDict, place: Workdir) -> list[list[Round]]:
+def find_samples(config: ml_collections.ConfigDict, place: Workdir) -> list[list[SampleFile]]:
     """The rounds of every part, checked to be complete, of the data's shape, and of one origin.
 
     Raises:

@@ -24,6 +24,7 @@ import cli
 import domains
 import sampling
 from domains import Images, Points
+from metrics import sharing
 from metrics.sample_sets import PER_FILE, Part, describe, numbered_rounds, parts_of
 from models.scores import InParts, ScoreFunction
 from models.trained import (
@@ -81,9 +82,8 @@ def sample(
     place.create()
     log_to(place.log_file)
     log.info("Drawing %s, on %s. Weights: %s.", drawing, device, drawing.model.description)
-    rank, size = rank_and_size()
-    own = list(drawing.files)[rank::size]
-    for index, part in itertools.groupby(own, operator.attrgetter("part")):
+    local_shard = sharing.local_shard(list(drawing.files))
+    for index, part in itertools.groupby(local_shard, operator.attrgetter("part")):
         score = drawing.model.trained.score
         if guidance is not None:
             labels = torch.tensor([index], device=device)

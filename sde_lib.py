@@ -29,7 +29,7 @@ def expand(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
-def elementary(name: str, x: float | torch.Tensor) -> float | torch.Tensor:
+def math_or_torch(name: str, x: float | torch.Tensor) -> float | torch.Tensor:
     """The function `name` of `math`, or of `torch` where `x` is a tensor."""
     return getattr(torch if isinstance(x, torch.Tensor) else math, name)(x)
 
@@ -142,7 +142,7 @@ class VESDE(SDE):
 
     def time(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
         ratio = math.log(self.sigma_max / self.sigma_min)
-        return elementary("log", sigma / self.sigma_min) / ratio
+        return math_or_torch("log", sigma / self.sigma_min) / ratio
 
     def prior_std(self) -> float:
         return self.sigma_max
@@ -195,7 +195,7 @@ class VariancePreserving(SDE):
 
     def decay(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
         """−c(t) at the time at which std/scale, here √(exp(−2c) − 1), is `sigma`."""
-        return 0.5 * elementary("log1p", sigma**2)
+        return 0.5 * math_or_torch("log1p", sigma**2)
 
     def discretize(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         beta = self.discrete_beta(self.index(t))
@@ -257,7 +257,7 @@ class VPSDE(VariancePreserving):
     def time(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
         # The positive root of ¼t²(β1 − β0) + ½tβ0 = decay, in the form that loses no digits.
         decay, half = self.decay(sigma), 0.5 * self.beta_min
-        root = elementary("sqrt", half**2 + (self.beta_max - self.beta_min) * decay)
+        root = math_or_torch("sqrt", half**2 + (self.beta_max - self.beta_min) * decay)
         return 2 * decay / (half + root)
 
     def discrete_beta(self, i: torch.Tensor) -> torch.Tensor:
@@ -278,7 +278,7 @@ class SubVPSDE(VPSDE):
         return expand(torch.exp(c), x) * x, -torch.expm1(2 * c)
 
     def decay(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
-        return elementary("asinh", sigma / 2)  # std/scale is exp(−c) − exp(c) = 2 sinh(−c)
+        return math_or_torch("asinh", sigma / 2)  # std/scale is exp(−c) − exp(c) = 2 sinh(−c)
 
     discretize = SDE.discretize
     ancestral = SDE.ancestral
@@ -408,8 +408,8 @@ class CosineVPSDE(VariancePreserving):
         return torch.log1p(-difference / math.cos(first))
 
     def time(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
-        cosine = math.cos(self.angle(0.0)) / elementary("sqrt", 1 + sigma**2)
-        return elementary("acos", cosine) * 2 * (1 + self.offset) / math.pi - self.offset
+        cosine = math.cos(self.angle(0.0)) / math_or_torch("sqrt", 1 + sigma**2)
+        return math_or_torch("acos", cosine) * 2 * (1 + self.offset) / math.pi - self.offset
 
     def discrete_beta(self, i: torch.Tensor) -> torch.Tensor:
         """β_i = min(1 − ᾱ((i + 1)/N)/ᾱ(i/N), 0.999)."""

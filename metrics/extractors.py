@@ -82,8 +82,8 @@ def encode_batches(
     with bar:
         for start in range(0, len(batches), size):
             group = batches[start : start + size]
-            own = encode(extractor, group[rank].read(), rows) if rank < len(group) else None
-            for batch, features in zip(group, sharing.gather(own)):
+            local = encode(extractor, group[rank].read(), rows) if rank < len(group) else None
+            for batch, features in zip(group, sharing.gather(local)):
                 bar.update(batch.rows)
                 yield features
 

@@ -369,6 +369,21 @@ def batch_norm(
     return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
 
 
+def group_norm(
+    input: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """`F.group_norm`, of which PyTorch 2.11 has tangents of contiguous maps only."""
+    out = F.group_norm(input.contiguous(), num_groups, weight, bias, eps)
+    if input.ndim != 4 or input.is_contiguous() or not input.permute(0, 2, 3, 1).is_contiguous():
+        return out
+    # The channels stay last: the order of dropout's draws depends on that.
+    return out.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 def layer_norm(
     input: torch.Tensor,
     normalized_shape: Sequence[int],
@@ -406,7 +421,7 @@ def instance_norm(
         return F.instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
-    return F.group_norm(input, input.shape[1], weight, bias, eps)
+    return group_norm(input, input.shape[1], weight, bias, eps)
 
 
 def linear(
@@ -454,6 +469,7 @@ CONVOLUTIONS = (
 )
 
 REPLACED = {
+    F.group_norm: group_norm,
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
     F.instance_norm: instance_norm,

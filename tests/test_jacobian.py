@@ -180,6 +180,22 @@ def test_the_regulariser_of_any_network_and_its_gradient(name, K):
     torch.testing.assert_close(nasym, (0.5 * expected / (square + 1e-8)).detach())
 
 
+def test_group_norms_of_channels_last_maps():
+    """And dropout behind them has the masks of an ordinary pass."""
+    layers = torch.nn.Conv2d(2, 8, 1), torch.nn.GroupNorm(2, 8), torch.nn.Dropout(0.5)
+    net = torch.nn.Sequential(*layers, torch.nn.Conv2d(8, 2, 1)).to(DEVICE, torch.double)
+    net.to(memory_format=torch.channels_last)
+    x, v = torch.randn(2, 3, 2, 4, 4, device=DEVICE, dtype=torch.double)
+    x = x.to(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    value, Jv = jacobian.value_and_jvp(net, x, v[None])
+    torch.manual_seed(0)
+    torch.testing.assert_close(value, net(x))
+    torch.manual_seed(0)
+    _, expected = torch.autograd.functional.jvp(net, x, v, strict=True)
+    torch.testing.assert_close(Jv[0], expected)
+
+
 @pytest.mark.parametrize("name", [*jacobian.ESTIMATORS, jacobian.EXACT])
 def test_a_score_without_parameters_has_a_regulariser(name):
     """s = Ax, with drawn vectors, as many as make the mean exact to its standard error."""

@@ -9,6 +9,7 @@ on CPUs; batch norms use the statistics of all rows (`mean`). Rank 0 writes file
 import contextlib
 import dataclasses
 import datetime
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -100,7 +101,9 @@ def join(
         )
         yield World(step, rank, size, waiting)
     finally:
-        dist.destroy_process_group()
+        # NCCL's destruction waits for all ranks, which may wait for this one; at exit NCCL aborts.
+        if gpu is None or sys.exc_info()[0] in (None, SystemExit):
+            dist.destroy_process_group()
 
 
 def require_agreement(agreed: dict[str, object], group: dist.ProcessGroup) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from domains import Images, Points
 from models import jacobian
+from models.compute import exact_products
 from models.scores import parts
 from samplers.deterministic import no_callback
 from samplers.ode import MAX_NFE, ODECallback, integrate
@@ -113,7 +114,7 @@ def nll(
     rows: int | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """NLL (B,) of images: bits per dimension, or nats of points.
+    """NLL (B,) of images: bits per dimension, or nats of points; on CUDA without TF32.
 
     Args:
         domain: scales the images for the score, see `domains.from_config`.
@@ -133,7 +134,8 @@ def nll(
     rand = functools.partial(torch.rand, generator=generator, device=images.device)
     x = domain.to_density(images, rand)
     v = jacobian.as_vectors(vectors, x, generator)
-    density, _, _ = log_likelihood(score, sde, x, v, rtol=rtol, atol=atol, rows=rows)
+    with exact_products():
+        density, _, _ = log_likelihood(score, sde, x, v, rtol=rtol, atol=atol, rows=rows)
     return domain.negative_log_likelihood(density)
 
 

@@ -16,7 +16,6 @@ import ml_collections
 import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
-from scipy.optimize import brentq
 
 from utils import UserError, lookup, take
 
@@ -349,6 +348,9 @@ class DDPM(VariancePreserving):
     def _coefficients(self):
         return torch.from_numpy(self._log_mean.c)
 
+    def _knots(self):
+        return torch.from_numpy(self._log_mean(self._log_mean.x))
+
     def log_mean_coeff(self, t: torch.Tensor) -> torch.Tensor:
         (a, b, c, d), u = self._cubic(t)
         return ((a * u + b) * u + c) * u + d
@@ -359,11 +361,15 @@ class DDPM(VariancePreserving):
 
     def time(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
         """As `SDE.time`, within [0, T]: networks know no other steps."""
-        if isinstance(sigma, torch.Tensor):
-            return sigma.new_tensor([self.time(each) for each in sigma.tolist()])
-        first, last = self._log_mean(0.0), self._log_mean(1.0)
-        c = min(max(-self.decay(sigma), last), first)
-        return brentq(lambda t: self._log_mean(t) - c, 0.0, 1.0, xtol=1e-15)
+        if not isinstance(sigma, torch.Tensor):
+            return self.time(torch.tensor(sigma, dtype=torch.float64)).item()
+        knots = self._table(sigma.double(), self._knots)
+        c = (-self.decay(sigma.double())).clamp(knots[-1], knots[0])
+        piece = (torch.searchsorted(-knots, -c) - 1).clamp(0, self.length - 2)
+        t = (piece + (c - knots[piece]) / (knots[piece + 1] - knots[piece])) / (self.length - 1)
+        for _ in range(4):  # Newton's method, from the line through the piece's ends
+            t = (t + 2 * (self.log_mean_coeff(t) - c) / self.beta(t)).clamp(0, 1)
+        return t.to(sigma.dtype)
 
     def index(self, t: torch.Tensor) -> torch.Tensor:
         """Index of the nearest point of the grid of N points to `t`."""

@@ -49,7 +49,7 @@ def train_small_classifier(
     Raises:
         UserError: the cache exists and is not such a file.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU
         torch.manual_seed(0)
         network = _small_classifier(images.shape[-1], int(labels.max()) + 1).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)

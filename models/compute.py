@@ -8,6 +8,9 @@ the input's is asked for, as in Jᵀv.
 
 import contextlib
 import functools
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 
 import ml_collections
@@ -87,7 +90,21 @@ def is_compiled(compute: ml_collections.ConfigDict, device: torch.device, tangen
 
     Without compilation a norm with tangents is a long chain of kernels, each as slow as memory.
     """
-    return device.type == "cuda" and tangents if compute.compile is None else compute.compile
+    if compute.compile is not None or not (device.type == "cuda" and tangents):
+        return bool(compute.compile)
+    if has_compiler():
+        return True
+    log.warning(
+        "There is no C compiler or no Python.h, which torch.compile needs on CUDA: training is not "
+        "compiled, and slower. Install gcc and Python's headers (python3-dev)."
+    )
+    return False
+
+
+def has_compiler() -> bool:
+    """Whether there are a C compiler and Python's headers, with which Triton begins."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return bool(compiler) and os.path.exists(f"{sysconfig.get_path('include')}/Python.h")
 
 
 def in_words(compute: ml_collections.ConfigDict, device: torch.device, compiled: bool) -> str:
@@ -214,7 +231,12 @@ def exact_products() -> Iterator[None]:
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(
+            enabled=True,
+            benchmark=torch.backends.cudnn.benchmark,
+            deterministic=torch.backends.cudnn.deterministic,
+            allow_tf32=False,
+        ):
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

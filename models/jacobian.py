@@ -96,6 +96,7 @@ def measure_asymmetry(
     Asym is ½‖J − Jᵀ‖_F² or its estimate; NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² averaged
     over the vectors, or ‖J‖_F² (Chao et al., ICML 2023, section 5). An estimate of Asym has no
     bias; one of NAsym, a ratio, has a bias of order 1/K for K vectors, another for each estimator.
+    On CUDA measure it without TF32 (``torch.backends.cudnn.allow_tf32``), which rounds p and q.
     Raises as `qc_regulariser`.
     """
     require_inputs(x, t)

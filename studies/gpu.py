@@ -95,8 +95,9 @@ class Battery:
 def rates(battery):
     heads = "rate", "value"
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        label = "fp32 by TF32" if name == "fp32" and torch.backends.cudnn.allow_tf32 else name
         battery.rates[name] = matrix_rate(battery.device, dtype)
-        battery.row(heads, f"matrix products, {name}", f"{battery.rates[name] / 1e12:.4g} TFLOP/s")
+        battery.row(heads, f"matrix products, {label}", f"{battery.rates[name] / 1e12:.4g} TFLOP/s")
     source = torch.ones(2**29 // battery.shrink**2, device=battery.device)
     copy = torch.empty_like(source)
     seconds = repeated(battery, functools.partial(copy.copy_, source), 10)
@@ -276,6 +277,8 @@ def flops_of(job, bench):
 def metrics(battery):
     """P/R/D/C: its distances are products of matrices, and its copies between host and GPU."""
     count, width = 50_000 // battery.shrink**2, 2048 // battery.shrink
+    if battery.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(battery.device)
     rng = np.random.default_rng(0)
     real, fake = (rng.standard_normal((count, width), dtype=np.float32) for _ in range(2))
     start = time.perf_counter()

@@ -284,9 +284,20 @@ def test_a_compiled_block_is_the_eager_one(memory_format, tangents):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
-def test_training_that_carries_tangents_is_compiled_by_default_on_a_gpu():
+def test_without_tf32_the_other_settings_stay(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with compute.exact_products():
+        assert torch.backends.cudnn.benchmark
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_training_that_carries_tangents_is_compiled_by_default_on_a_gpu(monkeypatch):
     unset = tiny.config("cache").compute
     gpu = torch.device("cuda")
+    monkeypatch.setattr(compute, "has_compiler", lambda: False)
+    assert not compute.is_compiled(unset, gpu, tangents=True)
+    monkeypatch.setattr(compute, "has_compiler", lambda: True)
     assert compute.is_compiled(unset, gpu, tangents=True)
     assert not compute.is_compiled(unset, gpu, tangents=False)
     assert not compute.is_compiled(unset, CPU, tangents=True)

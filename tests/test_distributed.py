@@ -30,6 +30,7 @@ RUNS = {
     "dsm": STEPS,
     "qc": {**STEPS, "loss__balancing_fac": 0.1, "loss__slices": 2},
     "microbatches": {**STEPS, "training__microbatch": 3},
+    "compiled": {**STEPS, "loss__balancing_fac": 0.1, "compute__compile": True},
 }
 
 
@@ -40,6 +41,7 @@ def train_everything(cache, ports):
     stopped by a signal that only one process gets; the same, killed.
     """
     train = functools.partial(train_again, ports)
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
     for name, more in RUNS.items():
         train(tiny.config(cache, **more), f"two/{name}")
     config = tiny_classifier.config("classifier", cache, **STEPS)
@@ -110,11 +112,12 @@ def cache(tmp_path_factory):
     cache = here / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
+        patch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
         tiny_classifier.train_score(cache)
         for name, more in RUNS.items():
             run_lib.train(tiny.config(cache, **more), f"one/{name}")
         tiny_classifier.train(cache, "one/classifier", **STEPS)
-        done = torchrun(train_everything, cache, free_ports(9))
+        done = torchrun(train_everything, cache, free_ports(10))
         (here / "stdout.txt").write_text(done.stdout)
         assert "Signal 9 (SIGKILL)" in done.stderr, done.stderr
         assert checkpoints.read(Workdir("two/killed").resume_point)["step"] == 4

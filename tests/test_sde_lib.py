@@ -120,6 +120,18 @@ def test_the_cosine_schedule_is_the_papers():
     assert scale.item() == pytest.approx(-1)
 
 
+@pytest.mark.parametrize("schedule", sde_lib.BETA_SCHEDULES)
+def test_times_of_a_ddpm(schedule):
+    """The inverse of the noise level, and the ends of [0, 1] outside of its range."""
+    sde = sde_lib.DDPM(schedule=schedule)
+    times = torch.tensor([1e-4, 0.0017, 0.02, 0.31, 0.77, 0.999], dtype=torch.float64)
+    sigmas = torch.tensor([sde.noise_level(t.item()) for t in times], dtype=torch.float64)
+    torch.testing.assert_close(sde.time(sigmas), times, rtol=1e-12, atol=0)
+    assert sde.time(sigmas[3].item()) == pytest.approx(0.31, rel=1e-12)
+    outside = torch.tensor([sde.noise_level(0.0) / 2, sde.noise_level(1.0) * 2])
+    assert sde.time(outside).tolist() == [0, 1]
+
+
 def test_the_sde_of_diffusers_models_needs_their_schedule():
     config = digits.get_config()
     config.training.sde = "ddpm"

@@ -18,7 +18,12 @@ SIZES = {"cuda": 8192}  # rows of the square matrices whose product takes millis
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 20) -> float:
-    """FLOP/s that `device` reaches in products of large square matrices of `dtype`."""
+    """FLOP/s that `device` reaches in products of large square matrices of `dtype`.
+
+    Those of float32 compute in TF32 where convolutions do.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
     size = SIZES.get(device.type, 512)
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     for _ in range(3):
@@ -28,6 +33,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 20) -> 
     for _ in range(repeats):
         a @ b
     wait_for(device)
+    torch.set_float32_matmul_precision(before)
     return repeats * 2 * size**3 / (time.perf_counter() - start)
 
 

@@ -3,7 +3,7 @@
 python main.py --config configs/score/cifar10_score_configs.py --model score --workdir NAME
 
 For a classifier --restore names the score model that it is trained against. With
---export_diffusers DIR nothing is trained: the newest averaged weights are written for diffusers.
+--export_diffusers DIR nothing is trained: the newest EMA weights are written for diffusers.
 """
 
 from absl import flags
@@ -32,10 +32,10 @@ FIELDS = {
 
 
 def export(config: ConfigDict, directory: str) -> None:
-    """Write the averaged weights of the workdir's newest checkpoint to `directory`.
+    """Write the EMA weights of the workdir's newest checkpoint to `directory`.
 
     Raises:
-        UserError: there is none, or it is no network of diffusers.
+        UserError: there is no checkpoint, or its network is not one of diffusers.
     """
     import torch
 

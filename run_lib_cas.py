@@ -35,8 +35,8 @@ def cas(
 ) -> float:
     """Train on the samples of a set-up and test on the real test images.
 
-    Run again, it continues from its resume point. The accuracy is printed and recorded in the
-    workdir's ``metrics.json``, beside that of the set-up "real".
+    A second call continues from the resume point. The accuracy is printed and recorded in the
+    workdir's ``metrics.json``, with that of the set-up "real".
 
     Args:
         setup: base, ours, scale or real; names the samples unless `samples` does.

@@ -154,13 +154,13 @@ class _Gradient(torch.autograd.Function):
         return tree_map(torch.Tensor.detach, out)
 
     @staticmethod
-    def backward(ctx, *over_out):
-        pairs = zip(tree_leaves(ctx.out), over_out)
-        outs, overs = zip(*((o, g) for o, g in pairs if o.requires_grad and g is not None))
+    def backward(ctx, *grad_out):
+        pairs = zip(tree_leaves(ctx.out), grad_out)
+        outs, grads = zip(*((o, g) for o, g in pairs if o.requires_grad and g is not None))
         needed = [isinstance(x, torch.Tensor) and x.requires_grad for x in ctx.values]
         wanted = list(itertools.compress(ctx.values, needed))
         with ctx.compiled.launches.within():
-            found = iter(torch.autograd.grad(outs, wanted, overs, True, allow_unused=True))
+            found = iter(torch.autograd.grad(outs, wanted, grads, True, allow_unused=True))
         return None, None, None, *(next(found) if need else None for need in needed)
 
 

@@ -32,11 +32,11 @@ The velocity is v = scale·ε − std·data (Salimans and Ho, ICLR 2022, appendi
 
 
 class DiffusersUNet(nn.Module):
-    """ε(x, step), shaped as x (B, C, H, W) in [−1, 1], at steps (B,) of a DDPM, whole or between.
+    """ε(x, step), shaped as x (B, C, H, W) in [−1, 1], at integer or fractional DDPM steps (B,).
 
     The score is −ε/std, see `sde_lib.DDPM.conditioning`. A class-conditional network takes labels
-    (B,). Where they are `NO_LABEL` the class is the network's last one if it has one more than
-    `num_classes`; otherwise no class embedding is added.
+    (B,). For `NO_LABEL` the class is the network's last one if it has one more than `num_classes`;
+    otherwise no class embedding is added.
 
     Args:
         unet: the `UNet2DModel`.

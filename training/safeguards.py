@@ -50,7 +50,7 @@ class StopRequest:
 def require_finite(values: Mapping[str, torch.Tensor], step: int) -> None:
     """Raise a UserError that names the loss or gradient norm of a step, if it is not finite.
 
-    Once one is not, neither are the weights and later losses. A GPU is waited for.
+    After one such value the weights and later losses are not finite either. This waits for a GPU.
     """
     for name in ("loss", "grad_norm"):
         if not values[name].isfinite():

@@ -6,7 +6,7 @@ from configs.fashion_mnist import score
 def finetuned(steps):
     """The score model's configuration with so many further steps, from its last."""
     config = score.get_config()
-    config.model.ema_rate = 0.99  # a short training wants a short average
+    config.model.ema_rate = 0.99  # a short training needs a short average
     config.optim.warmup = 0
     config.optim.lr = 3e-4
 

@@ -216,7 +216,7 @@ def _guarded(main):
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in signs):
             raise
         fail(
-            f"The memory does not suffice ({_last_line(error)}); lower --config.eval.microbatch, "
+            f"Out of memory ({_last_line(error)}); lower --config.eval.microbatch, "
             "--config.training.microbatch, the batch size or the size of the network."
         )
     except KeyboardInterrupt:

@@ -190,7 +190,7 @@ def _open(place, raw):
         images = np.memmap(place / "images.bin", raw.dtype, "r")
         return Split(images.reshape(shape), labels, raw.classes)
     except (OSError, EOFError, ValueError) as error:
-        log.warning("The cache %s is damaged (%s); it will be built again.", place, error)
+        log.warning("The cache %s is damaged (%s); it will be rebuilt.", place, error)
         return None
 
 
@@ -257,7 +257,7 @@ def require_same_data(
         if now.get(field) != value:
             raise UserError(
                 f"{where} was trained on other data: {field} was {value}, and is now "
-                f"{now.get(field)}. Restore them, or begin another run with another --workdir."
+                f"{now.get(field)}. Restore the data, or begin another run with another --workdir."
             )
 
 

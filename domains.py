@@ -114,7 +114,7 @@ class Images(Domain):
         return self.scaler(x)
 
     def to_density(self, images: "torch.Tensor", rand: Callable) -> "torch.Tensor":
-        """`to_model` of dequantised images, whose density bounds the probability of the 8-bit ones.
+        """`to_model` of dequantised images; their density bounds the 8-bit images' probability.
 
         `rand(shape)` draws the noise, uniform in [0, 1).
         """

@@ -181,8 +181,8 @@ def measure(
         if mode == "full" and len(generated.pool) < metric.usual_samples:
             log_to(place.log_file)
             log.warning(
-                "--%s of %d samples: published numbers are of %d, and those of fewer are biased. "
-                "Compare numbers of equal counts only.",
+                "--%s of %d samples: published values are of %d, and fewer samples bias them. "
+                "Compare only values of equal counts.",
                 metric.flag,
                 len(generated.pool),
                 metric.usual_samples,
@@ -217,8 +217,8 @@ def settings_of(
     if not common:
         raise UserError(
             f"{generated.source} holds features of {' or '.join(generated.extractors)}, "
-            f"{real.source} those of {' or '.join(real.extractors)}; only features of one network "
-            "compare. Encode one of them again."
+            f"{real.source} features of {' or '.join(real.extractors)}; only features of one "
+            "network are comparable. Encode one of them again."
         )
     return {
         **{name: config.eval[name] for name in metric.settings},

@@ -35,7 +35,7 @@ class DensityField:
         self.v, self.rows = v, rows
 
     def score_with_graph(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """The score; raises a ValueError without a graph, for its divergence would be lost."""
+        """The score; a ValueError without a graph, since its divergence would be missing."""
         s = self.score(x, t)
         jacobian.require_score(s, x)
         jacobian.require_graph(s)

@@ -287,7 +287,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, std: Tensor, weightin
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
-    """The noise-conditioned classifier's cross-entropy, ``config.model.loss_type`` ce.
+    """The cross-entropy of a noise-conditioned classifier, ``config.model.loss_type`` ce.
 
     Args:
         classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes).
@@ -340,7 +340,7 @@ def dlsm_loss(
             integers.
     """
     if not isinstance(labels, Tensor) or labels.is_floating_point():
-        raise ValueError(f"labels is {labels!r}; expected a tensor of whole numbers (B,).")
+        raise ValueError(f"labels is {labels!r}; expected an integer tensor (B,).")
     with torch.no_grad():
         s = score(x, t)
         shapes = {"z": (z, x.shape), "score(x, t)": (s, x.shape)}

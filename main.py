@@ -59,14 +59,14 @@ def main() -> None:
     config = FLAGS.config
     cli.apply_flags(config, FIELDS)
     if describes_cas(config):
-        raise UserError("This configuration is of a CAS; train it by run_lib_evaluation_cas.py.")
+        raise UserError("This configuration describes a CAS; use run_lib_evaluation_cas.py.")
     make_job, restore = ScoreTraining, FLAGS.restore
     if FLAGS.model == "classifier":
         if not describes_classifier(config):
             raise UserError(
                 "This configuration describes no classifier; use --model score, or a configuration "
-                "such as configs/demo/digits_classifier.py. Own pictures are drawn by class "
-                "without one: docs/own_pictures.md."
+                "such as configs/demo/digits_classifier.py. Own pictures by class need no "
+                "classifier: docs/own_pictures.md."
             )
         cli.refuse_flags(["balancing_fac", "slices"], "--model classifier")
         make_job, restore = ClassifierTraining, None

@@ -31,7 +31,7 @@ from utils import UserError, flatten, log, random_stream
 TEMPLATES = pathlib.Path(__file__).parent / "scripts"
 POINTS = 5000  # most points of a training curve; longer ones are subsampled at random
 COLUMNS = 8  # of a grid of samples, 8 rows high, or with a row for each class
-CLASSES = 100  # whose samples are shown
+CLASSES = 100  # most classes with samples in the report
 # The settings in ``metrics.json`` that are shown with the values, and the names of some there.
 FACTS = (
     *("generated", "images", "real", "classes", "trained_on", "tested_on", "features"),

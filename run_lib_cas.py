@@ -133,7 +133,7 @@ def read_samples(
             item = read_round(0, path, "samples")
             origin = item.origin if origin is None else origin
             if changed := differences(item.origin, origin):
-                raise UserError(f"The samples in {folder} do not mix: {', '.join(changed)}.")
+                raise UserError(f"The samples in {folder} differ in {', '.join(changed)}.")
             batch = item.read()
             check_images(batch.dtype, batch.shape, path, config.data)
             images.append(domains.channels_first(batch[:missing]))

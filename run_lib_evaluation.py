@@ -143,7 +143,7 @@ def require_asked(asked: Sequence[str]) -> None:
     if not asked:
         flags_of_samples = [f"--{name}" for name in READS if name not in ("calculate", "read")]
         raise UserError(
-            "Nothing was asked for; give --calculate or --read (NLL, asymmetry), or of samples "
+            "Nothing was asked for; give --calculate or --read (NLL, asymmetry), or for samples "
             f"{', '.join(flags_of_samples)}."
         )
     if {"calculate", "read"} & {*asked} and FLAGS.metric is None:
@@ -184,8 +184,8 @@ def require_kind(config: ml_collections.ConfigDict, asked: Sequence[str]) -> Non
     """Raise a UserError unless `config` describes a model of the kind that `asked` needs."""
     if describes_classifier(config) and {"calculate", "read"} & {*asked}:
         raise UserError(
-            "NLL and asymmetry are those of a score model, and this configuration describes a "
-            "classifier; give the score model's configuration and workdir."
+            "NLL and asymmetry need a score model, but this configuration describes a classifier; "
+            "give the score model's configuration and workdir."
         )
     by_class = draws_by_class(config)
     wrong = {"encode", "encode_dataset"} if by_class else {"stat", "latent"}

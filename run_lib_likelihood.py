@@ -132,8 +132,8 @@ class ScoreEvaluation:
                     values = compute(images, repeat, number, callback)
                     if not all(np.isfinite(array).all() for array in values.values()):
                         raise UserError(
-                            f"{path} came out with NaN or infinite values; nothing was written. "
-                            "Look at the checkpoint."
+                            f"{path} would hold NaN or infinite values and was not written. "
+                            "Check the checkpoint."
                         )
                     save_npz(path, **values, meta=to_json(meta))
                 done += count

@@ -127,7 +127,7 @@ def base(dataset):
     evaluation.checkpoint_idx = placeholder(int)  # none: the newest
     evaluation.batch_size = 100
     evaluation.num_samples = 50000  # of all divisions or classes together
-    evaluation.num_samples_all = 50000  # of all classes together, of which the metrics are taken
+    evaluation.num_samples_all = 50000  # of all classes together, for the metrics
     evaluation.num_divisions = 10
     evaluation.batch_splits = 5
     evaluation.num_images = placeholder(int)  # of the NLL and the asymmetry; none: the test split

@@ -69,7 +69,7 @@ def require_extractor(config: ml_collections.ConfigDict) -> None:
     domains.images_of(config.data, f"The feature network {name}")
     weights = config.eval.get(f"{name}_weights")
     if weights and not pathlib.Path(weights).is_file():
-        raise UserError(f"config.eval.{name}_weights is {weights}, and there is no such file.")
+        raise UserError(f"config.eval.{name}_weights is {weights}; this file does not exist.")
 
 
 def describe_extractor(config: ml_collections.ConfigDict) -> str:
@@ -118,7 +118,7 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
     path = place.class_stat if by_class else place.dataset_stat(variant(config))
     if path.exists() and not load_npz(path, optional=("meta",)):
         raise UserError(
-            f"{path} does not say what made it, like the published feature files; --fidis and "
+            f"{path} does not record its settings, like the published feature files; --fidis and "
             "--prdc read it as it is. Remove it to encode the data set here."
         )
     extractor = open_extractor(config)

@@ -30,8 +30,8 @@ def checked(features: np.ndarray, name: str, at_least: int = 1) -> np.ndarray:
         finite = all(np.isfinite(np.vdot(chunk, chunk)) for chunk in float64_chunks(features))
     if not finite:
         raise UserError(
-            f"The {name} hold NaN, infinite or overflowing values; encode the images again, and "
-            "if that does not help look at the samples."
+            f"The {name} hold NaN, infinite or overflowing values; encode the images again. If "
+            "that does not help, check the samples."
         )
     return features
 

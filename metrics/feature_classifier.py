@@ -126,7 +126,7 @@ class ClassifierFeatures:
     ) -> None:
         if labels.min() == labels.max():
             raise UserError(
-                f"All images of {dataset} are of one class, of which no classifier can be trained; "
+                f"All images of {dataset} are of one class, so no classifier can be trained; "
                 "choose --config.eval.features=inception, with its weights downloaded or named by "
                 "--config.eval.inception_weights, or --config.eval.features=dinov2."
             )

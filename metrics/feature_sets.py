@@ -121,7 +121,7 @@ def require_same_classes(
     if real and generated and list(real) != list(generated):
         raise UserError(
             f"The samples are of the classes {', '.join(generated)}, and {source} of "
-            f"{', '.join(real)}; their numbers do not mean the same. Restore the folders' names."
+            f"{', '.join(real)}; equal labels mean different classes. Restore the folders' names."
         )
 
 

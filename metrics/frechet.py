@@ -17,8 +17,8 @@ def _mean_and_root(features):
     """Mean μ (D,) and triangular R (min(N, D), D) such that RᵀR is the unbiased covariance.
 
     R comes from a QR decomposition of the centred rows, in chunks. The covariance itself is never
-    formed: squaring loses half of the digits of small eigenvalues, of which there are many if there
-    are fewer samples than features.
+    formed: squaring loses half of the digits of small eigenvalues, and a set with fewer samples
+    than features has many of these.
     """
     mean = features.mean(axis=0, dtype=np.float64)
     root = np.empty((0, features.shape[1]))

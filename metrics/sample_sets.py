@@ -110,8 +110,8 @@ def find(parts: Sequence[Part], array: str, advice: str) -> list[list[SampleFile
     for item in others:
         if changed := differences(item.origin, first.origin):
             raise UserError(
-                f"{item.path} and {first.path} differ in {', '.join(changed)}. They do not mix: "
-                f"remove one kind. {advice}"
+                f"{item.path} and {first.path} differ in {', '.join(changed)}. One set needs equal "
+                f"settings: remove one kind. {advice}"
             )
     return found
 

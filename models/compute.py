@@ -223,6 +223,6 @@ def exact_products() -> Iterator[None]:
 def strict_float32(compute: ml_collections.ConfigDict) -> contextlib.AbstractContextManager:
     """A context in which ``config.compute.precision`` fp32 means `exact_products`.
 
-    For likelihoods and asymmetries, whose differences are small.
+    It is for likelihoods and asymmetries, which are small differences of large numbers.
     """
     return exact_products() if compute.precision == "fp32" else contextlib.nullcontext()

@@ -79,8 +79,8 @@ class DiffusersUNet(nn.Module):
             raise UserError("The model diffusers needs config.training.sde=ddpm.")
         if model.unet is None:
             raise UserError(
-                "The model diffusers is one that exists; name its directory, or its place on the "
-                "Hugging Face hub, with --config.model.pretrained."
+                "The model diffusers needs existing weights; name their directory, or their name "
+                "on the Hugging Face hub, with --config.model.pretrained."
             )
         options = {**json.loads(model.unet), "dropout": model.dropout}
         unet = library().UNet2DModel.from_config(options)

@@ -95,8 +95,8 @@ def measure_asymmetry(
 
     Asym is ½‖J − Jᵀ‖_F² or its estimate; NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² averaged
     over the vectors, or ‖J‖_F² (Chao et al., ICML 2023, section 5). The estimate of Asym is
-    unbiased; that of NAsym, a ratio, has a bias of order 1/K for K vectors, which depends on the
-    estimator. Raises as `qc_regulariser`.
+    unbiased; the estimate of NAsym, a ratio, has a bias of order 1/K for K vectors, which depends
+    on the estimator. Raises as `qc_regulariser`.
     """
     require_inputs(x, t)
     if estimator == EXACT:
@@ -124,7 +124,7 @@ def require_score(s: torch.Tensor, x: torch.Tensor) -> None:
     """Raise a ValueError unless `s`, a score's values at `x`, is a tensor shaped as x."""
     shape = s.shape if isinstance(s, torch.Tensor) else type(s).__name__
     if shape != x.shape:
-        raise ValueError(f"The score gives {shape}; expected a tensor shaped as x, {x.shape}.")
+        raise ValueError(f"The score returns {shape}; expected a tensor shaped as x, {x.shape}.")
 
 
 def require_graph(s: torch.Tensor) -> None:
@@ -363,8 +363,8 @@ def batch_norm(
     """
     if training or running_mean is None:
         raise ValueError(
-            "A batch norm lets the images of a batch depend on each other in training; products "
-            "with the Jacobian of one image's score need a network without."
+            "In training, a batch norm makes the images of a batch depend on each other; products "
+            "with the Jacobian of an image's score need a network without batch norm."
         )
     return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
 

@@ -102,7 +102,7 @@ def open_score(path: str | os.PathLike, device: str = "auto", use_ema: bool = Tr
     """
     before = checkpoints.read_config(path)
     if before is None:
-        raise UserError(f"{path} holds no configuration; call load_score with the one it is of.")
+        raise UserError(f"{path} holds no configuration; call load_score with its configuration.")
     trained = load_score(ml_collections.ConfigDict(before), path, get_device(device), use_ema)
     trained.config.lock()  # a mistyped field is an error
     return trained

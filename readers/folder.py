@@ -133,7 +133,7 @@ def _by_class(directory):
         found = {n: [os.path.join(paths[n], each) for each in visible(paths[n])] for n in names}
     for path in itertools.chain(*found.values()):
         if not os.path.isfile(path):
-            raise UserError(f"{path} is no file; expected nothing but images beside it.")
+            raise UserError(f"{path} is no file; expected only images in its directory.")
     return found
 
 

@@ -49,12 +49,12 @@ class WatchedField:
         if dt == 0 or not y.isfinite().all():
             raise UserError(
                 f"The score gave NaN or infinite values near t = {t:.3g}, by evaluation {self.nfe} "
-                "of the ODE solver; look at the checkpoint."
+                "of the ODE solver; check the checkpoint."
             )
         if t + dt == t:
             raise UserError(
-                f"The ODE solver's steps became too short to go on at t = {t:.3g}; look at the "
-                f"checkpoint and at {self.settings}."
+                f"The ODE solver's steps became too short to go on at t = {t:.3g}; check the "
+                f"checkpoint and {self.settings}."
             )
         share = (self.start - float(t)) / (self.start - self.end)
         self.callback(share, float(t), self.nfe)

@@ -35,7 +35,7 @@ def library() -> types.ModuleType:
 
 
 def local(name: str) -> str:
-    """The directory `name`, or that of the Hugging Face hub's files of this name, downloaded once.
+    """The directory `name`, or the directory of the Hugging Face hub's files, downloaded once.
 
     Raises:
         UserError: there is neither.
@@ -51,8 +51,8 @@ def local(name: str) -> str:
         )
     except Exception as error:  # many types, of names, networks and caches
         raise UserError(
-            f"config.model.pretrained is {name}, which is no directory and cannot be had from the "
-            f"Hugging Face hub ({type(error).__name__})."
+            f"config.model.pretrained is {name}, which is no directory and cannot be downloaded "
+            f"from the Hugging Face hub ({type(error).__name__})."
         ) from None
 
 

@@ -120,7 +120,7 @@ def draw_frontier(results, path):
         axes.plot(x, y, marker="o", label=method)
         for scale, *place in zip(by_scale, x, y):
             axes.annotate(f"{scale:g}", place, xytext=(4, 4), textcoords="offset points")
-    axes.set(xlabel="classwise recall", ylabel="samples of the class asked for")
+    axes.set(xlabel="classwise recall", ylabel="share of requested class")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)

@@ -80,7 +80,7 @@ class Truth:
         return [self.exact(points) for points in (torch.cat(self.moons), *self.moons)]
 
     def distances(self, full: torch.Tensor, *posteriors: torch.Tensor) -> dict[str, float]:
-        """D of a score (1225, 2) on the grid; Dp and Dl of those of each class.
+        """D of a score (1225, 2) on the grid; Dp and Dl of the posterior scores of each class.
 
         D and Dp are mean distances from the exact scores, Dl that of the likelihood scores, which
         are the differences of the two.

@@ -91,7 +91,7 @@ def accuracy(
     device: torch.device,
     callback: Callable[[], object] = no_callback,
 ) -> float:
-    """Share of the images of `split` whose label has the largest of ``logits(x)`` (B, classes).
+    """Share of the images of `split` for which ``logits(x)`` (B, classes) predicts the label.
 
     `callback()` is called before each batch.
     """

@@ -56,5 +56,5 @@ def require_finite(values: Mapping[str, torch.Tensor], step: int) -> None:
         if not values[name].isfinite():
             raise UserError(
                 f"The {name} is not finite at step {step}, or was not at an earlier one; the last "
-                "checkpoint is from before. Lower --config.optim.lr or look at the data."
+                "checkpoint is from before. Lower --config.optim.lr or check the data."
             )

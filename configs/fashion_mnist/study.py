@@ -12,7 +12,7 @@ def finetuned(steps):
 
     training = config.training
     training.batch_size = 32
-    training.init_step = training.n_iters  # where the model that is restored does not say
+    training.init_step = training.n_iters  # if the restored file has no step
     training.n_iters += steps
     training.snapshot_freq = steps
     training.snapshot_freq_for_preemption = 50

@@ -1,4 +1,4 @@
-"""Shared by the entry scripts: --config, flags that override its fields, and error messages."""
+"""Flags of the entry scripts: --config, flags that override its fields, and error messages."""
 
 import functools
 import re
@@ -80,17 +80,17 @@ def choose_sampler(config: ml_collections.ConfigDict) -> None:
 
 
 def typed_fields() -> set[str]:
-    """The fields of the configuration that were typed, as flags or as --config.field=value."""
+    """The fields set on the command line, by flags or by --config.field=value."""
     return {*config_flags.get_override_values(flags.FLAGS["config"]), *_set_by}
 
 
 def refuse_flags(names: Iterable[str], use: str) -> None:
-    """Raise a UserError if one of the flags `names` was given, which `use` does not read."""
+    """Raise a UserError if a flag in `names`, which `use` does not read, was given."""
     _refuse([f"--{name}" for name in names if flags.FLAGS[name].present], use)
 
 
 def refuse_fields(names: Iterable[str], use: str) -> None:
-    """Raise a UserError if a field in `names`, which `use` does not read, was typed."""
+    """Raise a UserError if --config.field=value sets a field in `names`, which `use` ignores."""
     typed = config_flags.get_override_values(flags.FLAGS["config"])
     _refuse([f"--config.{name}" for name in names if name in typed], use)
 
@@ -107,17 +107,17 @@ def make_deterministic() -> None:
 
     import torch
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
 
 
 def launch(main: Callable[[], object], lists: Sequence[str] = (), words: bool = False) -> None:
-    """Run `main()` after parsing flags; a mistake ends in one sentence and exit status 1.
+    """Run `main()` after parsing flags; a UserError prints its message and exits with status 1.
 
     Args:
         lists: flags that may be given as ``--name A B`` for ``--name=A --name=B``.
-        words: whether the command takes words that belong to no flag.
+        words: whether the command takes positional arguments.
     """
     FLAGS = flags.FLAGS
     for module, defined in list(FLAGS.flags_by_module_dict().items()):
@@ -169,7 +169,7 @@ def _parse_flags(arguments, lists, words):
         if rest and not words:
             fail(f"{' '.join(rest)} belongs to no flag; give each flag its value as --name=value.")
         if "config" in FLAGS:
-            FLAGS.config.keys()  # a file that is not there fails at the first look
+            FLAGS.config.keys()  # a missing file raises at the first access
         return [script, *rest]
     except flags.Error as error:
         if missing := re.match(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error)):
@@ -185,7 +185,7 @@ def _parse_flags(arguments, lists, words):
 
 
 def _unknown_field(error):
-    """A sentence of ml_collections' error, which names the field and one like it."""
+    """The message for ml_collections' error, which names the field and a similar one."""
     if "'get_config'" in str(error):
         return "The configuration file has no function get_config."
     name, *hint = str(error).replace("\\n", "\n").replace("\\'", "").strip("'\"").splitlines()
@@ -216,7 +216,7 @@ def _guarded(main):
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in signs):
             raise
         fail(
-            f"The memory does not suffice ({_last_line(error)}); lower --config.eval.microbatch, "
+            f"Out of memory ({_last_line(error)}); lower --config.eval.microbatch, "
             "--config.training.microbatch, the batch size or the size of the network."
         )
     except KeyboardInterrupt:
@@ -232,10 +232,9 @@ def _in_flags(message):
 
 
 def fail(message: object) -> NoReturn:
-    """Print a sentence to standard error and exit with status 1.
+    """Print an error message to standard error and exit with status 1.
 
-    Of a mistake that all processes find, rank 0 alone prints the sentence: torchrun ends the others
-    while they wait.
+    If all ranks fail, only rank 0 prints: the others wait, and torchrun ends them meanwhile.
     """
     if not is_first():
         time.sleep(WAIT_FOR_RANK_0)

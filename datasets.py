@@ -1,6 +1,6 @@
 """Data sets as memory-mapped arrays, and batches drawn from them.
 
-A data set is one line in `DATASETS`: its name and its reader, see `readers.common`. `load` reads a
+A data set is an entry of `DATASETS`: its name and its reader, see `readers.common`. `load` reads a
 split once, into ``data.cache``, and memory-maps it. Images are uint8 (N, C, H, W), points float32
 (N, D); the domain's `to_model` scales a batch to the model's range on the batch's device.
 """
@@ -85,8 +85,8 @@ def load(data: ml_collections.ConfigDict, split: str) -> Split:
         split: ``"train"`` or ``"test"``.
 
     Raises:
-        UserError: no such data set, its shape is not that of the configuration's domain, raw files
-            are missing or malformed, or the cache cannot be written.
+        UserError: the data set is unknown, its shape differs from the configuration's domain, raw
+            files are missing or malformed, or the cache cannot be written.
     """
     raw = source(data, split)
     place = _place(data, split, raw)
@@ -133,7 +133,7 @@ def source(data: ml_collections.ConfigDict, split: str) -> Source:
 
 
 def describe(data: ml_collections.ConfigDict, split: str) -> str:
-    """Where a split is, or will come from, in words; nothing is read.
+    """A text that says where a split is or will come from; nothing is read.
 
     Raises:
         UserError: as `source`.
@@ -146,7 +146,7 @@ def describe(data: ml_collections.ConfigDict, split: str) -> str:
 
 
 def require_classes(data: ml_collections.ConfigDict, classes: int | None, field: str) -> None:
-    """Raise a UserError if `classes` are given, by `field`, and the data have other ones."""
+    """Raise a UserError if `classes`, the value of `field`, is not the data's number of classes."""
     found = source(data, "train").classes
     if classes is not None and classes != found:
         raise UserError(
@@ -170,8 +170,7 @@ def load_both(
     """The training split, and the test split or None where the set has none.
 
     Raises:
-        UserError: as `load`; or `classes` are given, by the configuration's `field`, and the data
-            have another number of them.
+        UserError: as `load`, or as `require_classes`.
     """
     require_classes(data, classes, field)
     train = load(data, "train")
@@ -191,7 +190,7 @@ def _open(place, raw):
         images = np.memmap(place / "images.bin", raw.dtype, "r")
         return Split(images.reshape(shape), labels, raw.classes)
     except (OSError, EOFError, ValueError) as error:
-        log.warning("The cache %s is damaged (%s); it will be built again.", place, error)
+        log.warning("The cache %s is damaged (%s); it will be rebuilt.", place, error)
         return None
 
 
@@ -243,14 +242,14 @@ def _identity(dataset, names, split, files):
 def require_same_data(
     now: dict[str, Any] | None, before: dict[str, Any] | None, where: str | os.PathLike
 ) -> None:
-    """Refuse to train on other data than those that the checkpoint `where` was trained on.
+    """Raise a UserError if the checkpoint `where` was trained on other data.
 
     Args:
         now: the identity of the training split, if it has one.
         before: the checkpoint's, or some fields of it; None for a checkpoint without one.
 
     Raises:
-        UserError: they differ; names the first field that does.
+        UserError: they differ; names the first field that differs.
     """
     if now is None or before is None:
         return
@@ -258,7 +257,7 @@ def require_same_data(
         if now.get(field) != value:
             raise UserError(
                 f"{where} was trained on other data: {field} was {value}, and is now "
-                f"{now.get(field)}. Restore them, or begin another run with another --workdir."
+                f"{now.get(field)}. Restore the data, or begin another run with another --workdir."
             )
 
 

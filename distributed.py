@@ -1,9 +1,9 @@
 """Training in several processes, each on a shard of every batch.
 
 ``torchrun --nproc_per_node=N main.py …`` starts the processes, on one or several machines. Each
-draws the whole batch and its random numbers and takes its rows, so that the draws do not depend on
-the number of processes. DistributedDataParallel averages the gradients, over NCCL on GPUs and Gloo
-on CPUs; batch norms use the statistics of all rows (`mean`). Rank 0 writes files and logs.
+process draws the whole batch with its random numbers and keeps its own rows, so the draws do not
+depend on the number of processes. DistributedDataParallel averages the gradients, by NCCL or Gloo;
+batch norms use the statistics of all rows (`mean`). Rank 0 writes files and logs.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class World:
     Attributes:
         objective: of images, labels and draws; its backward pass averages the gradients.
         rank, size: the number of this process, and the number of processes.
-        waiting: their group for synchronisation on the CPU.
+        waiting: the process group for synchronisation on the CPU.
     """
 
     objective: Objective
@@ -55,12 +55,12 @@ class World:
     waiting: dist.ProcessGroup | None = None
 
     def rows(self, batch_size: int) -> slice:
-        """The rows of this process in a batch, a slice."""
+        """The slice of this process's rows in a batch."""
         share = batch_size // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def largest(self, number: int) -> int:
-        """The maximum of an integer over the processes, a synchronisation."""
+        """The maximum of an integer over the processes, which must all call this."""
         if self.size == 1:
             return number
         largest = torch.tensor(number)
@@ -81,7 +81,7 @@ def join(
     """Within the context the processes train `model` together; yields their `World`.
 
     Raises:
-        UserError: the processes have other values of `agreed`, a dict; names the first.
+        UserError: a value of the dict `agreed` differs between the processes; names the first.
     """
     rank, size = rank_and_size()
     if size == 1:
@@ -138,7 +138,7 @@ class _Sum(torch.autograd.Function):
 
 
 def mean(x: torch.Tensor) -> torch.Tensor:
-    """A tensor's mean over the processes, differentiable in each; alone, `x` itself."""
+    """A tensor's mean over the processes, differentiable in each; with one process, `x` itself."""
     return _Sum.apply(x) / size() if size() > 1 else x
 
 

@@ -1,8 +1,8 @@
 """The domain of a model: images, or points.
 
-A domain holds the shape of what a model takes, how samples are stored, the conversions between the
-two, the picture of samples, and the unit of the likelihood. `from_config` makes the one that
-``config.data`` describes; a new domain is a class like these two and a line there.
+A domain defines the shape of a model's input, the storage format of samples, the conversions
+between the two, the picture of samples, and the unit of the likelihood. `from_config` makes the
+domain that ``config.data`` describes; a new domain is a class like these two and a branch there.
 """
 
 import dataclasses
@@ -45,10 +45,7 @@ class Domain:
 
 
 def channels_first(images: "np.ndarray | torch.Tensor") -> "np.ndarray | torch.Tensor":
-    """(N, H, W, C), as samples are stored, to (N, C, H, W), as models and data sets have them.
-
-    An array or a tensor; a view of it.
-    """
+    """View stored samples (N, H, W, C) as (N, C, H, W), the layout of models and data sets."""
     return images.swapaxes(1, 3).swapaxes(2, 3)
 
 
@@ -61,7 +58,7 @@ def channels_last(images: "np.ndarray | torch.Tensor") -> "np.ndarray | torch.Te
 class Images(Domain):
     """8-bit images, stored as uint8 (N, C, H, W) in data sets and (N, H, W, C) as samples.
 
-    `to_stored` and `from_stored` are the way from a model's images to samples and back.
+    `to_stored` converts a model's images to samples, `from_stored` samples to a model's images.
 
     Args:
         channels, height, width: C, H and W.
@@ -80,17 +77,17 @@ class Images(Domain):
     dtype = np.dtype(np.uint8)
     noun, unit, fields = "images", "img", ("num_channels", "image_size", "image_width")
     likelihood_name, likelihood_unit = "bits_per_dim", "bits/dim"
-    # What a file's `meta` says of the domain: files are of images where they say nothing.
+    # What a file's `meta` records of the domain; a file without it holds images.
     identity: ClassVar = {}
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image, as models and data sets have it."""
+        """The shape of one image in models and data sets."""
         return self.channels, self.height, self.width
 
     @property
     def stored_shape(self) -> tuple[int, int, int]:
-        """Of one sample, as it is stored."""
+        """The shape of one stored sample."""
         return self.height, self.width, self.channels
 
     def to_model(self, images: "torch.Tensor", *, train: bool) -> "torch.Tensor":
@@ -117,7 +114,7 @@ class Images(Domain):
         return self.scaler(x)
 
     def to_density(self, images: "torch.Tensor", rand: Callable) -> "torch.Tensor":
-        """`to_model` of dequantised images, whose density bounds the probability of the 8-bit ones.
+        """`to_model` of dequantised images; their density bounds the 8-bit images' probability.
 
         `rand(shape)` draws the noise, uniform in [0, 1).
         """
@@ -125,11 +122,11 @@ class Images(Domain):
         return self.scaler(dequantise(x, rand(x.shape)))
 
     def scaler(self, x: "torch.Tensor") -> "torch.Tensor":
-        """[0, 1] to the model's range."""
+        """Map x from [0, 1] to the model's range."""
         return 2 * x - 1 if self.centered else x
 
     def inverse_scaler(self, x: "torch.Tensor") -> "torch.Tensor":
-        """The model's range to [0, 1]."""
+        """Map x from the model's range to [0, 1]."""
         return (x + 1) / 2 if self.centered else x
 
     def to_stored(self, x: "torch.Tensor") -> np.ndarray:
@@ -153,7 +150,7 @@ class Images(Domain):
     def negative_log_likelihood(self, log_density: "torch.Tensor") -> "torch.Tensor":
         """Bits per dimension of 8-bit images from log-densities (B,) in the model's range.
 
-        The offset is for the change from 0…255 to that range: 8 bits to [0, 1], 7 to [−1, 1].
+        The offset accounts for the scaling of 0…255: 8 bits for [0, 1], 7 bits for [−1, 1].
         """
         dimensions = self.channels * self.height * self.width
         return -log_density / (dimensions * math.log(2)) + (7 if self.centered else 8)
@@ -177,7 +174,7 @@ class Images(Domain):
 
 @dataclasses.dataclass(frozen=True)
 class Points(Domain):
-    """Points of D = `dimensions`, float32 (N, D) wherever they are."""
+    """Points of D = `dimensions`, float32 (N, D) in data sets, models and samples."""
 
     dimensions: int
 
@@ -188,7 +185,7 @@ class Points(Domain):
 
     @property
     def shape(self) -> tuple[int]:
-        """Of one point."""
+        """The shape of one point."""
         return (self.dimensions,)
 
     stored_shape = shape
@@ -257,7 +254,7 @@ def from_config(data: ml_collections.ConfigDict) -> Images | Points:
 
 
 def of_stored(samples: np.ndarray) -> Images | Points:
-    """The domain of stored samples: of points if they are rows of numbers, else of images."""
+    """The domain of stored samples: points if they are (N, D), else images."""
     if samples.ndim == 2:
         return Points(samples.shape[1])
     return Images(samples.shape[3], *samples.shape[1:3])
@@ -267,7 +264,7 @@ def images_of(data: ml_collections.ConfigDict, user: str) -> Images:
     """The domain of ``config.data``, which must be of images.
 
     Raises:
-        UserError: it is not; `user`, what needs images, begins the message.
+        UserError: it is not; the message begins with `user`, the name of what needs images.
     """
     return _of(Images, data, user)
 

@@ -1,4 +1,4 @@
-"""The table of metrics, and metrics of samples: computed, printed, recorded.
+"""The registry of metrics; computes, prints and records metrics of samples.
 
 A metric of samples compares features of generated images with those of real ones. To add one, add
 an entry to SAMPLE_METRICS and a function on (N, D) arrays to `metrics`. A metric of a score is
@@ -26,17 +26,17 @@ from utils import UserError, get_device, log, log_to
 
 @dataclasses.dataclass(frozen=True)
 class SampleMetric:
-    """A metric of generated images beside real ones, from the features of both.
+    """A metric that compares generated with real images, from the features of both.
 
     Attributes:
-        name: its key in ``metrics.json``, and its file of every class's values.
+        name: its key in ``metrics.json``, and the name of its file of values by class.
         flag: its flag on the command line.
         help: the flag's help.
-        labels: the keys of its values -> what the report calls them, with ↓ or ↑ for better.
+        labels: key of a value -> its name in the report, with ↓ or ↑ for the better direction.
         compute: function of the real set, the generated set and the configuration to a dict of
-            floats; a setting among them is the value that was used in its place.
+            floats; a key in `settings` gives the value that was used instead of the setting.
         settings: the fields of ``config.eval`` that the numbers depend on.
-        usual_samples: the number of samples of published numbers, if fewer give others.
+        usual_samples: the number of samples behind published values; fewer samples bias them.
     """
 
     name: str
@@ -51,7 +51,7 @@ class SampleMetric:
 def fid_and_is(
     real: FeatureSet, generated: FeatureSet, config: ml_collections.ConfigDict
 ) -> dict[str, float]:
-    """FID of pooled features and Inception score of logits; none of the latter without logits."""
+    """FID of pooled features, and Inception score of logits if there are any."""
     values = {"fid": frechet_distance(real.pool, generated.pool)}
     if generated.logits.shape[1]:
         values["is"] = inception_score(generated.logits)
@@ -97,7 +97,7 @@ SAMPLE_METRICS = [
 ]
 """A configuration may append to this list; --measure takes the names."""
 
-# What --metric calls a metric of a score model over the test split -> labels of its values.
+# Name (--metric) of a metric of a score model over the test split -> labels of its values.
 SCORE_METRICS = {
     "nll": {
         "bits_per_dim": "NLL, bits/dim ↓",
@@ -114,7 +114,7 @@ RECOGNISED = {
     "as_asked": "as the class asked for ↑",
 }
 
-# Key of a value in ``metrics.json`` -> what the report calls it. NFE counts evaluations of a
+# Key of a value in ``metrics.json`` -> its name in the report. NFE counts evaluations of a
 # sampler, or of the likelihood's ODE; accuracy is the classification accuracy score.
 LABELS = {
     name: label
@@ -143,7 +143,7 @@ def measure(
 
     Args:
         place: the run of the samples.
-        mode: "full": over all samples; "class": for every class, and the means over them.
+        mode: "full": over all samples; "class": for every class, and the means over classes.
 
     Raises:
         UserError: the sets are of different feature networks, or too small for a metric, or its
@@ -181,8 +181,8 @@ def measure(
         if mode == "full" and len(generated.pool) < metric.usual_samples:
             log_to(place.log_file)
             log.warning(
-                "--%s of %d samples: published numbers are of %d, and those of fewer are biased. "
-                "Compare numbers of equal counts only.",
+                "--%s of %d samples: published values are of %d, and fewer samples bias them. "
+                "Compare only values of equal counts.",
                 metric.flag,
                 len(generated.pool),
                 metric.usual_samples,
@@ -208,7 +208,7 @@ def settings_of(
     real: FeatureSet,
     generated: FeatureSet,
 ) -> dict[str, Any]:
-    """What the numbers are of, for ``metrics.json``.
+    """The settings that the values depend on, for ``metrics.json``.
 
     Raises:
         UserError: the sets are of different feature networks.
@@ -217,8 +217,8 @@ def settings_of(
     if not common:
         raise UserError(
             f"{generated.source} holds features of {' or '.join(generated.extractors)}, "
-            f"{real.source} those of {' or '.join(real.extractors)}; only features of one network "
-            "compare. Encode one of them again."
+            f"{real.source} features of {' or '.join(real.extractors)}; only features of one "
+            "network are comparable. Encode one of them again."
         )
     return {
         **{name: config.eval[name] for name in metric.settings},
@@ -256,7 +256,7 @@ def classwise(
 
 
 def table(metric: SampleMetric, rows: dict[str, dict[str, float]], settings: dict[str, Any]) -> str:
-    """Lines of text: as comments what the numbers are of, then a line for each of `rows`."""
+    """Lines of text: comments that describe both sets, then a line for each of `rows`."""
     names = [name for name in metric.labels if name in list(rows.values())[-1]]
     cells = [["class" if "classes" in settings else "", *names]]
     cells += [[label, *(f"{row[name]:.6g}" for name in names)] for label, row in rows.items()]
@@ -271,12 +271,12 @@ def table(metric: SampleMetric, rows: dict[str, dict[str, float]], settings: dic
 
 
 def without_classes(origin: dict[str, Any]) -> dict[str, Any]:
-    """An origin without the names of the classes, of which there may be hundreds."""
+    """An origin without the class names, which may be hundreds."""
     return {name: value for name, value in origin.items() if name != "classes"}
 
 
 def describe_origin(origin: dict[str, Any]) -> str:
-    """What made samples, or a likelihood, in a few words."""
+    """A short text about the model and settings of samples or of a likelihood."""
     words = []
     if "ema" in origin:
         words.append({True: "EMA weights", False: "raw weights"}.get(origin["ema"], "weights"))
@@ -298,7 +298,7 @@ def nfe(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Print and record the mean number of function evaluations of the run's samples.
 
     Raises:
-        UserError: samples are missing, or a file does not hold its number.
+        UserError: samples are missing, or a file does not hold its NFE.
     """
     place = Workdir(workdir)
     rounds = list(itertools.chain.from_iterable(find_samples(config, place)))

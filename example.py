@@ -1,4 +1,4 @@
-"""Draw eight pictures from the model that ships, and print their NLL and asymmetry.
+"""Draw eight pictures from the shipped model, and print their NLL and asymmetry.
 
     python3 example.py
 

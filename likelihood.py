@@ -2,8 +2,8 @@
 
 Log-likelihood by the instantaneous change of variables along the probability flow (Song et al.,
 ICLR 2021, appendix D.2); asymmetry of the score's Jacobian as in Chao et al. (ICML 2023, section
-5). Both estimate a trace by vectors v with E[vvᵀ] = I: random signs, Hutchinson's, or √D times the
-D unit vectors (`jacobian.unit_vectors`), which give it exactly.
+5). Both estimate a trace with vectors v, E[vvᵀ] = I: random signs (Hutchinson), or √D times the D
+unit vectors (`jacobian.unit_vectors`), which are exact.
 """
 
 import functools
@@ -36,7 +36,7 @@ class DensityField:
         self.v, self.rows = v, rows
 
     def score_with_graph(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """The score; without a graph its divergence would be missing from the flow's."""
+        """The score; a ValueError without a graph, since its divergence would be missing."""
         s = self.score(x, t)
         jacobian.require_score(s, x)
         jacobian.require_graph(s)
@@ -51,7 +51,7 @@ class DensityField:
         return torch.cat(derivatives)
 
     def derivatives(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """dx/dt and dΔ/dt at x (b, …), t (b,) and of v (K, b, …), side by side: (b, D + 1)."""
+        """dx/dt and dΔ/dt at x (b, …) and t (b,), with v (K, b, …), concatenated to (b, D + 1)."""
         drift, vjp = jacobian.value_and_vjp(lambda x, t: self.reverse.sde(x, t)[0], x, t, v)
         divergence = jacobian.dot(vjp, v).mean(0)[:, None]
         return torch.cat([drift.flatten(1), divergence], dim=1)
@@ -75,8 +75,8 @@ def log_likelihood(
     Args:
         score: function of x (B, …) and t (B,), shaped as x.
         x: (B, …), in the model's range.
-        v: vectors (K, B, …) that the divergence is estimated by; their mean is taken.
-        rtol, atol, max_nfe: tolerances of the RK45 solver, and its most evaluations.
+        v: vectors (K, B, …) of the divergence's estimate, which is averaged over them.
+        rtol, atol, max_nfe: tolerances of the RK45 solver, and its limit of evaluations.
         rows: as in `DensityField`. The solver's steps are those of the whole batch.
 
     Returns:
@@ -118,18 +118,18 @@ def nll(
 
     Args:
         domain: scales the images for the score, see `domains.from_config`.
-        images: uint8 (B, C, H, W), as data sets have them; of pictures (B, H, W, C) see
-            `domains.channels_first`. Points (B, D).
-        vectors: how many random sign vectors an image's divergence is estimated by.
+        images: uint8 (B, C, H, W), the layout of data sets (`domains.channels_first` converts
+            stored samples), or points (B, D).
+        vectors: the number of random sign vectors per image in the divergence's estimate.
         rtol, atol, rows: as in `log_likelihood`.
-        generator: of the vectors and the dequantisation's noise; None: the device's default.
+        generator: for the vectors and the dequantisation's noise; None: the device's default.
 
     Raises:
         UserError: the images have another type or shape than the domain's; see also
             `log_likelihood`.
         ValueError: the score's values are not shaped as x, or have no graph to it.
     """
-    images = torch.asarray(images, copy=True)  # a mapped file's are read-only
+    images = torch.asarray(images, copy=True)  # memory-mapped arrays are read-only
     domain.require_batch(images, domain.shape)
     rand = functools.partial(torch.rand, generator=generator, device=images.device)
     x = domain.to_density(images, rand)
@@ -149,10 +149,10 @@ def asymmetry(
     estimator: str | Callable = "paper",
     rows: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`jacobian.measure_asymmetry` (B,), twice, of the score at x_t = mean + std·z.
+    """Asym and NAsym (B,) of the score at x_t = mean + std·z, see `jacobian.measure_asymmetry`.
 
-    `v` are the K vectors (K, B, …). An image makes 1 + K rows; the network takes `rows` of them at
-    a time (None: all), but whole images.
+    `v` are the K vectors (K, B, …). An image makes 1 + K rows; the network takes whole images of
+    at most `rows` rows at a time (None: all).
     """
     images = None if rows is None else max(1, rows // (1 + len(v)))
     values = []

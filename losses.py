@@ -7,8 +7,8 @@ distribution of t one of `TIMES`.
 Quasi-conservative training (QC; Chao et al., ICML 2023) adds a regulariser of the asymmetry of the
 score's Jacobian. Its gradient, and that of a constrained model's DSM, contain second derivatives.
 Both are computed by reverse over forward: with r held constant, the gradient of a function of Jᵀr
-with respect to the parameters is that of a Jacobian-vector product (`models.jacobian`). What an
-objective returns has the loss's value and its gradient.
+with respect to the parameters is that of a Jacobian-vector product (`models.jacobian`). The tensor
+that an objective returns has the loss's value and gradient.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ Draws = dict[str, Tensor]
 """Random numbers of a batch; the first axis of each tensor is the image."""
 
 Batch = tuple[Tensor, Tensor, Draws]
-"""Images x (B, C, H, W), labels (B,) and draws: a part of a batch is the same rows of all."""
+"""Images x (B, C, H, W), labels (B,) and draws; a part of a batch has the same rows of each."""
 
 
 class Objective(Protocol):
-    """What training minimises."""
+    """The loss that training minimises."""
 
     def draw(self, x: Tensor) -> Draws:
         """The random numbers of a batch x (B, C, H, W)."""
@@ -50,7 +50,7 @@ def rows_of(x: Tensor, labels: Tensor, draws: Draws, rows: slice) -> Batch:
 
 
 def parts_of(x: Tensor, labels: Tensor, draws: Draws, size: int) -> Iterator[tuple[float, Batch]]:
-    """Yields parts of `size` images: each part's share of the batch, and the part."""
+    """Yield for each part of `size` images its fraction of the batch, and the part."""
     for start in range(0, len(x), size):
         part = rows_of(x, labels, draws, slice(start, start + size))
         yield len(part[0]) / len(x), part
@@ -87,9 +87,9 @@ def likelihood_weighting(s: Tensor, sde: SDE, t: Tensor, std: Tensor, z: Tensor)
 def edm_weighting(
     s: Tensor, sde: SDE, t: Tensor, std: Tensor, z: Tensor, sigma_data: float
 ) -> Tensor:
-    """λ = std²(σ² + σ_d²)/σ_d²: of the denoiser, (σ² + σ_d²)/(σσ_d)² (Karras et al. 2022, table 1).
+    """λ = std²(σ² + σ_d²)/σ_d², for denoisers (σ² + σ_d²)/(σσ_d)² (Karras et al. 2022, table 1).
 
-    With the network of `models.edm` this is the difference of F and its target.
+    With the network of `models.edm` this is the difference between F and its target.
     """
     scale, _ = sde.marginal_prob(torch.ones_like(t), t)
     ratio = torch.sqrt(1 + (std / scale / sigma_data) ** 2)
@@ -115,7 +115,7 @@ def draw_times(u: Tensor, sde: SDE, eps: float) -> Tensor:
 def log_normal_times(
     u: Tensor, sde: SDE, eps: float, mean: float = -1.2, std: float = 1.2
 ) -> Tensor:
-    """Times (B,) from uniform draws `u` (B,), of which ln σ ~ N(mean, std²) within [σ(eps), σ(T)].
+    """Times (B,) from uniform draws `u` (B,): ln σ ~ N(mean, std²), σ truncated to [σ(eps), σ(T)].
 
     σ is the noise level, see `SDE.noise_level` (Karras et al. 2022, table 1).
     """
@@ -134,7 +134,7 @@ TIMES = {
 """``config.training.times`` -> a function of the configuration that gives the distribution."""
 
 
-# ---------------------------------------------------------------- of scores
+# ---------------------------------------------------------------- objectives of scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +287,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, std: Tensor, weightin
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
-    """The noise-conditioned classifier's cross-entropy, ``config.model.loss_type`` ce.
+    """The cross-entropy of a noise-conditioned classifier, ``config.model.loss_type`` ce.
 
     Args:
         classifier: network of x (B, C, H, W) and σ (B,) to logits (B, classes).
@@ -324,8 +324,8 @@ def dlsm_loss(
     over all elements of ½r², with r = σ^w ∇ₓℓ + σ^w s + σ^(w−1) z (Chao et al., ICLR 2022, eq. 9).
 
     There is one forward pass, so that batch norms update their statistics once. The gradient is a
-    double backward through the classifier (`models.double_backward`), of which there is none where
-    gradients are disabled. Any classifier that PyTorch can differentiate twice will do.
+    double backward through the classifier (`models.double_backward`); where gradients are disabled
+    no graph is kept. The classifier must be twice differentiable in PyTorch.
 
     Args:
         classifier: function or module of x (B, C, H, W) and σ (B,) to logits (B, classes).
@@ -336,11 +336,11 @@ def dlsm_loss(
         labels: y (B,).
 
     Raises:
-        ValueError: one of these, or the score's values, has another shape, or the labels are no
-            whole numbers.
+        ValueError: an argument or the score's output has another shape, or the labels are not
+            integers.
     """
     if not isinstance(labels, Tensor) or labels.is_floating_point():
-        raise ValueError(f"labels is {labels!r}; expected a tensor of whole numbers (B,).")
+        raise ValueError(f"labels is {labels!r}; expected an integer tensor (B,).")
     with torch.no_grad():
         s = score(x, t)
         shapes = {"z": (z, x.shape), "score(x, t)": (s, x.shape)}

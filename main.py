@@ -3,7 +3,7 @@
 python main.py --config configs/score/cifar10_score_configs.py --model score --workdir NAME
 
 For a classifier --restore names the score model that it is trained against. With
---export_diffusers DIR nothing is trained: the newest averaged weights are written for diffusers.
+--export_diffusers DIR nothing is trained: the newest EMA weights are written for diffusers.
 """
 
 from absl import flags
@@ -32,10 +32,10 @@ FIELDS = {
 
 
 def export(config: ConfigDict, directory: str) -> None:
-    """Write the averaged weights of the workdir's newest checkpoint to `directory`.
+    """Write the EMA weights of the workdir's newest checkpoint to `directory`.
 
     Raises:
-        UserError: there is none, or it is no network of diffusers.
+        UserError: there is no checkpoint, or its network is not one of diffusers.
     """
     import torch
 
@@ -59,14 +59,14 @@ def main() -> None:
     config = FLAGS.config
     cli.apply_flags(config, FIELDS)
     if describes_cas(config):
-        raise UserError("This configuration is of a CAS; train it by run_lib_evaluation_cas.py.")
+        raise UserError("This configuration describes a CAS; use run_lib_evaluation_cas.py.")
     make_job, restore = ScoreTraining, FLAGS.restore
     if FLAGS.model == "classifier":
         if not describes_classifier(config):
             raise UserError(
                 "This configuration describes no classifier; use --model score, or a configuration "
-                "such as configs/demo/digits_classifier.py. Own pictures are drawn by class "
-                "without one: docs/own_pictures.md."
+                "such as configs/demo/digits_classifier.py. Own pictures by class need no "
+                "classifier: docs/own_pictures.md."
             )
         cli.refuse_flags(["balancing_fac", "slices"], "--model classifier")
         make_job, restore = ClassifierTraining, None

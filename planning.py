@@ -47,7 +47,7 @@ def train(
     make_job: MakeJob,
     typed: Collection[str] = (),
 ) -> None:
-    """Print what `run_lib.train` would take; takes its arguments and raises as it does."""
+    """Print the cost of `run_lib.train`, with the same arguments and errors."""
     job, state, start, notes = run_lib.prepare(config, Workdir(workdir), restore, make_job, typed)
     training = job.config.training
     images = training.batch_size // rank_and_size()[1]
@@ -69,7 +69,7 @@ def train(
 
 
 def require_data(config: ConfigDict, state: TrainState, start: resuming.Start) -> None:
-    """Raise the errors of a training's data: both splits, the classes, and if prepared, which."""
+    """Raise the data errors of a training: missing files, wrong classes, or other data."""
     by_classifier = describes_classifier(config)
     field = "classifier.classes" if by_classifier else "model.num_classes"
     classes = config.classifier.classes if by_classifier else config.model.get("num_classes")
@@ -102,12 +102,12 @@ def evaluation_of(
 
 
 def rows_of(config: ConfigDict) -> int:
-    """How many images the network takes at a time."""
+    """The number of images that the network takes at a time."""
     return min(config.eval.microbatch, config.eval.batch_size)
 
 
 def sample(model: SamplingModel, sampler: sampling.Sampler, samples: str, count: int) -> None:
-    """Print what drawing the `count` missing ones of `samples`, a description, would take."""
+    """Print the cost of drawing `count` missing samples; the text `samples` describes all."""
     config, score = model.config, model.trained.score
     if model.guidance is not None:
         label = torch.zeros(1, dtype=torch.long, device=get_device(config.device))
@@ -123,7 +123,7 @@ def sample(model: SamplingModel, sampler: sampling.Sampler, samples: str, count:
 
 
 def evaluations(sampler: sampling.Sampler) -> int:
-    """The NFE of a sampler of fixed steps, counted on a single pixel and a made-up score."""
+    """The NFE of a sampler of fixed steps, counted on one pixel with a dummy score."""
 
     def score(x, t):
         return -x
@@ -140,7 +140,7 @@ def evaluate(
     ema: bool,
     dataset_stat: str | None,
 ) -> None:
-    """Print what an evaluation would take by the flags that are `asked` for; raises as it does."""
+    """Print the cost of an evaluation with the flags `asked`; raises the same errors."""
     place, asked, facts = Workdir(workdir), {*asked}, {"asked for": ", ".join(asked)}
     if "calculate" in asked:
         facts |= calculation(config, place, metric, ema)
@@ -159,7 +159,7 @@ def evaluate(
 
 
 def calculation(config: ConfigDict, place: Workdir, metric: str, ema: bool) -> dict[str, str]:
-    """Facts about the likelihood or the asymmetry of a score; raises as its calculation does."""
+    """Facts about the calculation of a likelihood or an asymmetry; raises the same errors."""
     path = trained_weights(config, place)
     trained = load_score(config, path, get_device(config.device), ema)
     config, rows, calls = trained.config, rows_of(config), 1

@@ -2,7 +2,7 @@
 
 python report.py --workdir NAME [--workdir OTHER ...]
 
-The page is ``report.html`` in the first workdir. Its pictures are part of it.
+The page is ``report.html`` in the first workdir. It embeds its pictures.
 """
 
 import base64
@@ -29,10 +29,10 @@ from storage.workdir import Workdir
 from utils import UserError, flatten, log, random_stream
 
 TEMPLATES = pathlib.Path(__file__).parent / "scripts"
-POINTS = 5000  # of a training curve; of longer ones a random choice is drawn
+POINTS = 5000  # most points of a training curve; longer ones are subsampled at random
 COLUMNS = 8  # of a grid of samples, 8 rows high, or with a row for each class
-CLASSES = 100  # whose samples are shown
-# The settings in ``metrics.json`` that stand beside the numbers, and what some are called there.
+CLASSES = 100  # most classes with samples in the report
+# The settings in ``metrics.json`` that are shown with the values, and the names of some there.
 FACTS = (
     *("generated", "images", "real", "classes", "trained_on", "tested_on", "features"),
     *("recogniser", "ema", "checkpoint", "checkpoint_step", "classifier_step", "method"),
@@ -77,12 +77,12 @@ class Run:
 
     @property
     def settings(self) -> list[tuple[str, object]]:
-        """What the metrics are of, sorted by name."""
+        """The settings of all metrics, sorted by name."""
         return sorted(flatten({n: c.get("settings", {}) for n, c in self.metrics.items()}).items())
 
 
 def read_checkpoint(path: pathlib.Path) -> tuple[dict[str, Any], ConfigDict | None]:
-    """Facts about the network of a checkpoint and its configuration; None where it says nothing.
+    """Facts about the network of a checkpoint, and its configuration; None if it holds none.
 
     Raises:
         UserError: the file is damaged.
@@ -118,7 +118,7 @@ def read_curves(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, ...]]:
 
 
 def read_samples(place: Workdir) -> tuple[dict[str, bytes], list[int]]:
-    """Grids of the samples, or of the newest ones in training; and the classes of their rows."""
+    """Grids of the samples, or of the newest ones of training; and the classes of the rows."""
     pictures, labels = {}, []
     for variant in place.variants():
         for part, count, parts in (
@@ -196,7 +196,7 @@ def plot_curves(runs: Sequence[Run]) -> dict[str, bytes]:
 
 
 def metric_tables(runs: Sequence[Run]) -> list[tuple[tuple[str, ...], list[dict[str, Any]]]]:
-    """Labels of numbers, and rows with them, for each kind of number and network of features."""
+    """Labels and rows of values, for each set of labels, feature network and number of classes."""
     groups = {}
     for run in runs:
         for content in run.metrics.values():
@@ -210,7 +210,7 @@ def metric_tables(runs: Sequence[Run]) -> list[tuple[tuple[str, ...], list[dict[
 
 
 def facts_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What the numbers of an entry of ``metrics.json`` are of: a column for each of `FACTS`."""
+    """The settings of an entry of ``metrics.json``: a column for each of `FACTS`."""
     settings = content.get("settings", {})
     origin = settings.get("samples", settings)
     known = {**settings, **origin, **origin.get("sampling", {})}
@@ -259,6 +259,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("workdir", None, "A run to report on; given again, to compare.")
+    flags.DEFINE_multi_string("workdir", None, "A run to report on; repeat the flag to compare.")
     flags.mark_flag_as_required("workdir")
     cli.launch(main)

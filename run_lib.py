@@ -54,8 +54,8 @@ def train(
         workdir: name of the run, see `Workdir`.
         restore: checkpoint to start from, unless the workdir has a resume point.
         make_job: function of (config, device) to the job, such as `ScoreTraining`.
-        typed: names of fields that were typed on the command line; they are refused if a
-            checkpoint contradicts them.
+        typed: names of fields set on the command line; they are refused if a checkpoint
+            contradicts them.
 
     Returns:
         The job, whose model has the weights of the last step.
@@ -64,7 +64,7 @@ def train(
         UserError: a file is missing, or does not fit the configuration.
     """
     place = Workdir(workdir)
-    # The lock is taken before the state is read: no other run may write a newer one.
+    # The lock is taken before the state is read, so that no other run writes a newer one.
     with place.sole_trainer() if is_first() else contextlib.nullcontext():
         return _train(config, place, restore, make_job, typed)
 
@@ -90,7 +90,7 @@ def _train(config, place, restore, make_job, typed):
     for sentence in origin:
         log.info("%s", sentence)
     if is_first() and start.continues and start.path != place.resume_point:
-        publish(start.path, place)  # a kill may have come before its links were made
+        publish(start.path, place)  # after a kill its links may be missing
     if state.step >= training.n_iters and picture_files(state, training, place) is None:
         log.info("Step %d is not before the last, %d: nothing to do.", state.step, training.n_iters)
         return job
@@ -118,7 +118,7 @@ def _train(config, place, restore, make_job, typed):
         throughput = Throughput(job, state.step)
         saved = state.step
         with contextlib.suppress(Stopped):
-            draw_pictures(state, job, place, stop)  # a kill may have come before they were drawn
+            draw_pictures(state, job, place, stop)  # after a kill they may be missing
         while True:
             stopped_by = world.largest(stop.signal)
             if stopped_by:
@@ -154,7 +154,7 @@ def _train(config, place, restore, make_job, typed):
             with (
                 throughput.paused(),
                 contextlib.suppress(Stopped),
-            ):  # the next round of the loop sees the signal
+            ):  # the next iteration handles the signal
                 if is_first() and test_split and state.step % training.eval_freq == 0:
                     validate(state, job, test_split, writer, stop)
                 draw_pictures(state, job, place, stop)
@@ -192,7 +192,7 @@ def prepare(
 
 
 def require_divisible(model: torch.nn.Module, training: ml_collections.ConfigDict) -> None:
-    """Check that processes and microbatches can share the batch.
+    """Check that the batch can be split into processes and microbatches.
 
     Raises:
         UserError: the number of processes does not divide the batch, or a microbatch would split
@@ -283,7 +283,7 @@ def validate(
     writer: ScalarWriter,
     stop: StopRequest,
 ) -> None:
-    """Write the job's validation values, with averaged weights, to the log and TensorBoard.
+    """Write the job's validation values, with EMA weights, to the log and TensorBoard.
 
     The images and random draws are the same at every step.
 
@@ -347,7 +347,7 @@ def picture_files(
 
 
 def draw_pictures(state: TrainState, job: Job, place: Workdir, stop: StopRequest) -> None:
-    """Write the job's samples with averaged weights, if they are due and missing.
+    """Write the job's samples with EMA weights, if they are due and missing.
 
     Raises:
         Stopped: a signal came; nothing is written.
@@ -376,6 +376,6 @@ def progress_bar(state: TrainState, training: ml_collections.ConfigDict, unit: s
         unit_scale=True,
         desc="Training",
         disable=not is_first(),
-        # A log file needs no line every tenth of a second.
+        # In a log file a line every tenth of a second is too much.
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )

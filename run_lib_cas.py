@@ -35,8 +35,8 @@ def cas(
 ) -> float:
     """Train on the samples of a set-up and test on the real test images.
 
-    Run again, it continues from its resume point. The accuracy is printed and recorded in the
-    workdir's ``metrics.json``, beside that of the set-up "real".
+    A second call continues from the resume point. The accuracy is printed and recorded in the
+    workdir's ``metrics.json``, with that of the set-up "real".
 
     Args:
         setup: base, ours, scale or real; names the samples unless `samples` does.
@@ -133,7 +133,7 @@ def read_samples(
             item = read_round(0, path, "samples")
             origin = item.origin if origin is None else origin
             if changed := differences(item.origin, origin):
-                raise UserError(f"The samples in {folder} do not mix: {', '.join(changed)}.")
+                raise UserError(f"The samples in {folder} differ in {', '.join(changed)}.")
             batch = item.read()
             check_images(batch.dtype, batch.shape, path, config.data)
             images.append(domains.channels_first(batch[:missing]))

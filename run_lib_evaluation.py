@@ -4,8 +4,8 @@ python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --metric nll --
 python run_lib_evaluation.py --config EVAL_CONFIG --workdir NAME --encode --encode_dataset --fidis
 python run_lib_evaluation.py --config CLASS_EVAL_CONFIG --workdir NAME --stat --latent --fidis
 
-The ranks of torchrun share what takes networks: --calculate, --stat, --latent, --encode and
---encode_dataset. Rank 0 alone reads, measures, prints and records.
+The ranks of torchrun share the work of --calculate, --stat, --latent, --encode and
+--encode_dataset. Only rank 0 reads, measures, prints and records.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ FIELDS = {
     "slices": "loss.slices",
 }
 METRIC_FLAGS = [*(metric.flag for metric in evaluation.SAMPLE_METRICS), "measure"]
-# Each flag that asks for something, with the flags that this reads.
+# Each flag that starts a computation, with the flags that the computation reads.
 CHOICE_OF_SAMPLES = {"ode", "sampler", "scale"}
 NLL = {"metric", "checkpoint_idx", "bs", "num_images", "atol", "rtol", "ema"}
 ASYM = {"metric", "checkpoint_idx", "bs", "num_images", "slices", "nl", "total_repeat", "ema"}
@@ -57,10 +57,10 @@ def define_flags(metric: str | None = None) -> None:
     """Define the evaluation flags; `metric` is the default of --metric."""
     cli.define_common_flags()
     flags.DEFINE_enum(
-        "metric", metric, list(evaluation.SCORE_METRICS), "What --calculate and --read are about."
+        "metric", metric, list(evaluation.SCORE_METRICS), "Metric of --calculate and --read."
     )
     flags.DEFINE_bool("calculate", False, "Calculate the metric, batch by batch.")
-    flags.DEFINE_bool("read", False, "Average and print what was calculated.")
+    flags.DEFINE_bool("read", False, "Average and print the calculated values.")
     flags.DEFINE_integer("checkpoint_idx", None, "Number of the checkpoint; else the newest.")
     flags.DEFINE_integer("bs", None, "Batch size.")
     flags.DEFINE_integer("num_images", None, "Test images of NLL and asymmetry; else all.")
@@ -69,7 +69,9 @@ def define_flags(metric: str | None = None) -> None:
     flags.DEFINE_integer("total_repeat", None, "Repetitions of the asymmetry.")
     flags.DEFINE_float("atol", None, "Absolute tolerance of the likelihood's ODE.")
     flags.DEFINE_float("rtol", None, "Relative tolerance of the likelihood's ODE.")
-    flags.DEFINE_bool("ema", False, "Take the averaged weights, not the published raw ones.")
+    flags.DEFINE_bool(
+        "ema", False, "Use the EMA weights; the default, as published, is the raw ones."
+    )
     flags.DEFINE_bool("encode", False, "Write the features of the samples.")
     flags.DEFINE_bool("encode_dataset", False, "Write the features of the training images.")
     flags.DEFINE_bool("stat", False, "With classes: write the training images' features.")
@@ -137,11 +139,11 @@ def main() -> None:
 
 
 def require_asked(asked: Sequence[str]) -> None:
-    """Raise a UserError if nothing was asked for, or nothing of it reads a given flag."""
+    """Raise a UserError if no flag of `READS` was given, or none of them reads a given flag."""
     if not asked:
         flags_of_samples = [f"--{name}" for name in READS if name not in ("calculate", "read")]
         raise UserError(
-            "Nothing was asked for; give --calculate or --read (NLL, asymmetry), or of samples "
+            "Nothing was asked for; give --calculate or --read (NLL, asymmetry), or for samples "
             f"{', '.join(flags_of_samples)}."
         )
     if {"calculate", "read"} & {*asked} and FLAGS.metric is None:
@@ -182,8 +184,8 @@ def require_kind(config: ml_collections.ConfigDict, asked: Sequence[str]) -> Non
     """Raise a UserError unless `config` describes a model of the kind that `asked` needs."""
     if describes_classifier(config) and {"calculate", "read"} & {*asked}:
         raise UserError(
-            "NLL and asymmetry are those of a score model, and this configuration describes a "
-            "classifier; give the score model's configuration and workdir."
+            "NLL and asymmetry need a score model, but this configuration describes a classifier; "
+            "give the score model's configuration and workdir."
         )
     by_class = draws_by_class(config)
     wrong = {"encode", "encode_dataset"} if by_class else {"stat", "latent"}

@@ -32,7 +32,7 @@ if __name__ == "__main__":
         "setup",
         None,
         ["base", "ours", "scale", "real"],
-        "Whose samples to train on; real: the real training images, for the reference line.",
+        "Set-up whose samples to train on; real: the real training images, for reference.",
     )
     flags.DEFINE_string("samples", None, "Folder of the samples; else the set-up's own.")
     flags.DEFINE_integer("bs", None, "Batch size of the training.")

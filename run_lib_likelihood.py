@@ -1,8 +1,8 @@
 """NLL and asymmetry of a score model over the test split: `--metric nll|asym`.
 
-`calculate_*` writes a file per batch and keeps those that exist; `read_*` averages them. Each file
-holds the settings that made it, and files of other settings are refused. The ranks of torchrun
-share the batches.
+`calculate_*` writes a file per batch and keeps existing files; `read_*` averages them. Each file
+holds its settings, and files with other settings are refused. The ranks of torchrun share the
+batches.
 """
 
 import itertools
@@ -60,7 +60,7 @@ class ScoreEvaluation:
         log.info("Evaluating %s on %s.", self.trained.loaded, self.device)
 
     def meta(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """What the numbers depend on, `settings` among it."""
+        """All settings that the values depend on, including `settings`."""
         loaded = self.trained.loaded
         return {
             **settings,
@@ -92,8 +92,8 @@ class ScoreEvaluation:
         Args:
             path_of: function of a repeat and the number of a batch to the file.
             compute: function of images on the device, repeat, number and a callback to arrays.
-            shapes: of each array, its dimensions before that of the images.
-            steps: how often `compute` calls its callback; None: it passes the share done.
+            shapes: name of each array -> its axes before the axis of images.
+            steps: how often `compute` calls its callback; None: it passes the fraction done.
 
         Raises:
             UserError: a value is not finite, or other settings made a file in the folder.
@@ -107,7 +107,7 @@ class ScoreEvaluation:
             path: {name: (*shape, len(images)) for name, shape in shapes.items()}
             for path, _, _, images in every
         }
-        # Whatever is in the folder is checked before anything is computed.
+        # All files in the folder are checked before anything is computed.
         advice = f"remove {self.folder} to calculate anew."
         kept = {
             path
@@ -132,8 +132,8 @@ class ScoreEvaluation:
                     values = compute(images, repeat, number, callback)
                     if not all(np.isfinite(array).all() for array in values.values()):
                         raise UserError(
-                            f"{path} came out with NaN or infinite values; nothing was written. "
-                            "Look at the checkpoint."
+                            f"{path} would hold NaN or infinite values and was not written. "
+                            "Check the checkpoint."
                         )
                     save_npz(path, **values, meta=to_json(meta))
                 done += count
@@ -221,7 +221,7 @@ def read_nll(workdir: str, use_ema: bool = False) -> dict[str, Any]:
     """Print and record the mean over the test split, in bits/dim or nats, and the mean NFE.
 
     Raises:
-        UserError: not all of it was calculated.
+        UserError: not all batches were calculated.
     """
     files, meta = read_files(workdir, "nll", use_ema)
     bits = np.concatenate([file["bpd"] for file in files], dtype=np.float64)
@@ -249,7 +249,7 @@ def read_asym(workdir: str, use_ema: bool = False, repeats: int | None = None) -
     """Print and record the means of Asym and NAsym over noise levels and repeats; plot both.
 
     Args:
-        repeats: how many repeats to read, the first ones; None: all that exist.
+        repeats: the number of repeats to read, from the first; None: all that exist.
 
     Raises:
         UserError: a repeat was not calculated.

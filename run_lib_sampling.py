@@ -94,7 +94,7 @@ def sample(
 
 @dataclasses.dataclass(frozen=True)
 class RoundFile:
-    """The file of a round, its stream of random numbers, and what made it."""
+    """The file of a round, its stream of random numbers, and its settings."""
 
     path: pathlib.Path
     stream: tuple
@@ -103,12 +103,12 @@ class RoundFile:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """What a command draws.
+    """The plan of a sampling command.
 
     Attributes:
-        model, sampler: what with.
+        model, sampler: the model and the sampler to draw with.
         parts: the folders of all samples of the configuration.
-        files: of the rounds that the command draws, in all processes together.
+        files: the files of the rounds to draw, over all processes.
         kept: rounds whose files exist.
     """
 
@@ -126,7 +126,7 @@ class Drawing:
 
     @property
     def count(self) -> int:
-        """The number of samples, existing ones among them."""
+        """The number of samples, including existing ones."""
         return sum(each.count for each in self.files)
 
 
@@ -167,7 +167,7 @@ def rounds_of(
     classes: Sequence[int] | None,
     division_idx: int | None,
 ) -> list[Round]:
-    """The rounds that a command draws, of all processes together.
+    """The rounds that a command draws, over all processes.
 
     Raises:
         UserError: there is no such division.
@@ -188,7 +188,7 @@ def kept_rounds(
 ) -> set[Round]:
     """The rounds of `files` that exist; all files of `parts` are checked to be of one `origin`.
 
-    Of rounds that other processes draw, the samples are not read.
+    The samples of rounds of other processes are not read.
 
     Raises:
         UserError: a file was drawn with other settings.
@@ -199,7 +199,7 @@ def kept_rounds(
     for path in sorted(found_files - {file.path for file in files.values()}):
         try:
             found = read_meta(path, load_npz(path, "meta")["meta"])
-        except UserError:  # damaged: it is drawn again where it is asked for
+        except UserError:  # damaged: it is drawn again if requested
             continue
         if changed := differences({n: found[n] for n in found if n not in PER_FILE}, wanted):
             raise UserError(f"{path} was made with {', '.join(changed)}; {advice}")
@@ -213,7 +213,7 @@ def kept_rounds(
 
 
 def draw_rounds(drawing: Drawing, score: ScoreFunction, part: Sequence[Round]) -> None:
-    """Draw the rounds of a part, but for those that are kept, and write their files.
+    """Draw the rounds of a part, except the kept ones, and write their files.
 
     Raises:
         UserError: samples are not finite.
@@ -325,13 +325,15 @@ if __name__ == "__main__":
     cli.define_common_flags()
     flags.DEFINE_enum("mode", None, ["full", "class"], "Draw all classes, or --classid.")
     flags.DEFINE_integer("classid", None, "First class to draw.")
-    flags.DEFINE_integer("classidend", None, "First class not to draw; else --classid alone.")
+    flags.DEFINE_integer(
+        "classidend", None, "End of the classes, exclusive; default: --classid alone."
+    )
     flags.DEFINE_multi_string("restore", [], "Checkpoint of the score model.")
     flags.DEFINE_string("restore_classifier", None, "Checkpoint of the classifier.")
     flags.DEFINE_integer("bs", None, "Samples drawn at a time.")
     flags.DEFINE_integer("num_samples", None, "Samples of all divisions together.")
-    flags.DEFINE_integer("num_divisions", None, "Shares that the samples are split into.")
-    flags.DEFINE_integer("division_idx", None, "The share to draw; without it, all of them.")
+    flags.DEFINE_integer("num_divisions", None, "Number of divisions of the samples.")
+    flags.DEFINE_integer("division_idx", None, "Division to draw; default: all.")
     flags.DEFINE_integer("checkpoint_idx", None, "Number of the checkpoint; else the newest.")
     flags.DEFINE_integer("num_scales", None, "Steps of the PC sampler.")
     cli.define_sampler_flags()

@@ -2,7 +2,7 @@
 
 A `Sampler` takes a score, standard normal `latents` and a `randn_like` for the noise of its steps,
 drawn in this order: per step the correctors' noises, then the predictor's. Guidance and energies
-are compositions of the score that no sampler knows of.
+wrap the score; samplers need no changes.
 
 A predictor is a function (reverse_sde, x, t, randn_like) → (x, mean) and an entry of `PREDICTORS`;
 a corrector is a function (sde, score, x, t, snr, randn_like) → x and an entry of `CORRECTORS`.
@@ -127,7 +127,7 @@ CORRECTORS = {"langevin": langevin, "ald": annealed_langevin, "none": no_correct
 
 
 class CountedScore:
-    """A score that counts its evaluations in `nfe`, one a call, whatever it is composed of."""
+    """A score that counts its evaluations in `nfe`, one per call, also for a guided score."""
 
     def __init__(self, score: ScoreFunction) -> None:
         self.score = score
@@ -163,11 +163,11 @@ class PCSampler:
 
     @property
     def steps(self) -> int:
-        """How often the callback is called."""
+        """The number of callback calls."""
         return self.sde.N
 
     def stream(self, of_round: tuple, of_images: tuple) -> tuple:
-        """The round's: Langevin's step couples its images."""
+        """The stream of the round: Langevin's step size couples its images."""
         return of_round
 
     def noise(self, device: torch.device, stream: Sequence, count: int) -> SeededNoise:
@@ -182,7 +182,7 @@ class PCSampler:
         randn_like: NoiseLike = torch.randn_like,
         callback: Callable[[], object] = no_callback,
     ) -> tuple[torch.Tensor, int]:
-        """Samples (B, C, H, W) and the NFE: N·(n_steps + 1), less where `none` evaluates nothing.
+        """Samples (B, C, H, W) and the NFE: N·(n_steps + 1), fewer if `none` replaces a part.
 
         `callback()` is called after each of the N steps.
         """
@@ -208,7 +208,7 @@ class ODESampler:
     """The probability flow from T to eps with RK45 (Dormand-Prince), step sizes by tolerance.
 
     With `noise_removal`, one reverse-diffusion mean at eps follows. More than `max_nfe`
-    evaluations of the flow are an error.
+    evaluations of the flow raise an error.
     """
 
     sde: SDE
@@ -217,7 +217,7 @@ class ODESampler:
     noise_removal: bool = True
     max_nfe: int = MAX_NFE
 
-    steps = None  # set by the tolerances, not known beforehand
+    steps = None  # the tolerances determine it
     stream, noise = PCSampler.stream, PCSampler.noise
 
     @torch.no_grad()
@@ -282,7 +282,7 @@ def ode_sampler(sampling: ml_collections.ConfigDict, sde: SDE) -> ODESampler:
 
 
 def fast_sampler(function: Callable, sampling: ml_collections.ConfigDict, sde: SDE) -> FastSampler:
-    """An entry of `SAMPLERS` with its first argument: a `function` as those in `samplers.fast`."""
+    """An entry of `SAMPLERS`, once its first argument, a `function` of `samplers.fast`, is set."""
     if sampling.num_scales is not None:
         raise UserError(
             f"config.sampling.num_scales is {sampling.num_scales}, but the sampler "
@@ -306,7 +306,7 @@ SAMPLERS = {
 }
 """``config.sampling.method`` -> a function of (config.sampling, SDE) that builds the sampler."""
 
-# Of ``config.sampling`` what the samplers read.
+# The fields of ``config.sampling`` that each sampler reads.
 FIELDS = {
     "pc": (
         *("predictor", "corrector", "snr", "n_steps_each", "probability_flow", "noise_removal"),
@@ -322,7 +322,7 @@ def from_config(sampling: ml_collections.ConfigDict, sde: SDE) -> Sampler:
 
     It is a function: ``sampler(score, latents)``, with standard normal latents (B, …), returns
     samples in the model's range, shaped alike, and the number of evaluations of the score.
-    With ``sampling.num_scales`` it takes so many steps; the score's own are the SDE's.
+    ``sampling.num_scales`` sets the number of steps of pc, by default the SDE's.
 
     Raises:
         UserError: an unknown method, predictor, corrector or grid, a setting of another method,
@@ -340,9 +340,9 @@ def from_config(sampling: ml_collections.ConfigDict, sde: SDE) -> Sampler:
 
 
 def settings(sampling: ml_collections.ConfigDict, guided: bool) -> dict[str, Any]:
-    """What of ``config.sampling`` makes samples what they are, a dict; `guided` ones have a scale.
+    """The fields of ``config.sampling`` that samples depend on, a dict.
 
-    The names are `method`, what its sampler reads, and `scaling_factor`.
+    They are `method`, the fields that its sampler reads and, if `guided`, `scaling_factor`.
     """
     names = (
         "method",

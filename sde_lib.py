@@ -42,7 +42,7 @@ def perturb(
 
 
 class SDE:
-    """What samplers, losses and likelihoods ask of an SDE; `N` steps.
+    """The interface of an SDE for samplers, losses and likelihoods; `N` is its number of steps.
 
     Attributes:
         T: the largest time.
@@ -116,7 +116,7 @@ class SDE:
         return torch.ones_like(t)
 
     def conditioning(self, t: torch.Tensor, continuous: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a network is given for `t`, and the factor (B,) from its output to the score."""
+        """The network's condition (B,) at `t`, and the factor (B,) from its output to the score."""
         raise NotImplementedError
 
 
@@ -170,14 +170,14 @@ class VESDE(SDE):
 
 
 class VariancePreserving(SDE):
-    """dx = −½β(t) x dt + √β(t) dw; a subclass says what β(t) is, its integral and the β_i."""
+    """dx = −½β(t) x dt + √β(t) dw; a subclass defines β(t), its integral and the β_i."""
 
     def beta(self, t: torch.Tensor) -> torch.Tensor:
         """β(t) (B,)."""
         raise NotImplementedError
 
     def log_mean_coeff(self, t: torch.Tensor) -> torch.Tensor:
-        """c(t) = −½∫β: the logarithm of the mean's factor."""
+        """c(t) = −½∫β: the logarithm of the mean's coefficient."""
         raise NotImplementedError
 
     def discrete_beta(self, i: torch.Tensor) -> torch.Tensor:
@@ -224,7 +224,7 @@ class VariancePreserving(SDE):
 
     @functools.cached_property
     def _tables(self):
-        """The tables that are known, by name, device and dtype."""
+        """Cached tables, by name, device and dtype."""
         return {}
 
     def _table(self, like, compute):
@@ -250,7 +250,7 @@ class VPSDE(VariancePreserving):
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def log_mean_coeff(self, t: torch.Tensor) -> torch.Tensor:
-        """c(t) = −¼t²(β1 − β0) − ½tβ0: the logarithm of the mean's factor."""
+        """c(t) = −¼t²(β1 − β0) − ½tβ0: the logarithm of the mean's coefficient."""
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
     def time(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
@@ -312,8 +312,8 @@ BETA_SCHEDULES = {
 class DDPM(VariancePreserving):
     """The VP SDE through the steps of a DDPM (Ho et al., NeurIPS 2020), a chain β_0 … β_{n−1}.
 
-    At t = i/(n − 1) the mean's factor is √ᾱ_i, ᾱ_i the product of 1 − β_j up to i. Between these
-    times log ᾱ is a monotone cubic (PCHIP). The smallest time is 0, where ᾱ is ᾱ_0.
+    At t = i/(n − 1) the mean's coefficient is √ᾱ_i, ᾱ_i the product of 1 − β_j up to i. Between
+    these times log ᾱ is a monotone cubic (PCHIP). The smallest time is 0, where ᾱ is ᾱ_0.
 
     Args:
         beta_min, beta_max: n times the first and the last β, which the cosine schedule ignores.
@@ -360,7 +360,7 @@ class DDPM(VariancePreserving):
         return -2 * ((3 * a * u + 2 * b) * u + c)
 
     def time(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
-        """As `SDE.time`, within [0, T]: networks know no other steps."""
+        """As `SDE.time`, clamped to [0, T], the steps that the network was trained with."""
         if not isinstance(sigma, torch.Tensor):
             return self.time(torch.tensor(sigma, dtype=torch.float64)).item()
         knots = self._table(sigma.double(), self._knots)
@@ -388,10 +388,10 @@ class DDPM(VariancePreserving):
 
 @dataclasses.dataclass(frozen=True)
 class CosineVPSDE(VariancePreserving):
-    """The VP SDE of the cosine schedule, whose mean's factor is √ᾱ(t) = cos θ(t)/cos θ(0).
+    """The VP SDE of the cosine schedule, with mean coefficient √ᾱ(t) = cos θ(t)/cos θ(0).
 
     θ(t) = ½π(t + s)/(1 + s) with s = 0.008 (Nichol and Dhariwal, ICML 2021, eq. 17), so that
-    β(t) = π/(1 + s)·tan θ(t). It has no bound towards t = 1. T is therefore 0.9946, where the noise
+    β(t) = π/(1 + s)·tan θ(t). It diverges at t = 1. T is therefore 0.9946, where the noise
     level is 119 (Lu et al., "DPM-Solver", NeurIPS 2022).
     """
 

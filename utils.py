@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # torch need not be there
+if TYPE_CHECKING:  # torch is optional here
     import ml_collections
     import torch
 
@@ -140,13 +140,13 @@ def log_to(path: str | os.PathLike | None = None) -> None:
     for handler in log.handlers:
         handler.close()
     log.handlers = handlers
-    logging.raiseExceptions = False  # a full disk ends a run by its next file, not by its log
+    logging.raiseExceptions = False  # on a full disk the next file fails, not the log
     log.setLevel(logging.INFO if is_first() else logging.WARNING)
     log.propagate = False
 
 
 def get_device(name: str) -> "torch.device":
-    """The torch device of ``config.device``; ``auto`` is CUDA where there is one, else the CPU.
+    """The torch device of ``config.device``; ``auto`` is CUDA if available, else the CPU.
 
     Each process of torchrun on a machine gets one GPU, PyTorch's current one from here on.
 

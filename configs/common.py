@@ -1,7 +1,6 @@
-"""The published values, once. Every file under configs/ calls one of these functions.
+"""The published values. Every file under configs/ calls one of these functions.
 
-A new configuration is a file with a `get_config()` that calls one of them and changes what
-differs.
+A new configuration is a file with a `get_config()` that calls one of them and changes fields.
 """
 
 import ml_collections
@@ -113,10 +112,10 @@ def base(dataset):
     sampling.noise_removal = True
     sampling.last_step_snr = 0.036
     sampling.num_scales = placeholder(int)  # steps of the sampler; none: model.num_scales
-    sampling.max_nfe = 10_000  # evaluations after which the sampler ode gives up
+    sampling.max_nfe = 10_000  # evaluations after which the sampler ode fails
     sampling.steps = 18  # of the samplers that are neither pc nor ode, see samplers/fast.py
     sampling.grid = "karras"  # of their noise levels; or geometric
-    sampling.guidance_interval = ()  # two noise levels between which alone they guide
+    sampling.guidance_interval = ()  # two noise levels; they guide only between these
     sampling.batch_size = 36  # of the sample grids drawn during training
     sampling.atol = 1e-5  # of the sampler ode
     sampling.rtol = 1e-5
@@ -128,7 +127,7 @@ def base(dataset):
     evaluation.checkpoint_idx = placeholder(int)  # none: the newest
     evaluation.batch_size = 100
     evaluation.num_samples = 50000  # of all divisions or classes together
-    evaluation.num_samples_all = 50000  # of all classes together, of which the metrics are taken
+    evaluation.num_samples_all = 50000  # of all classes together, for the metrics
     evaluation.num_divisions = 10
     evaluation.batch_splits = 5
     evaluation.num_images = placeholder(int)  # of the NLL and the asymmetry; none: the test split
@@ -143,7 +142,7 @@ def base(dataset):
     evaluation.inception_weights = placeholder(str)  # none: the cached or downloaded ones
     evaluation.dinov2_weights = placeholder(str)  # the file dinov2_vitl14_pretrain.pth
     evaluation.microbatch = 128  # images of a batch that a network takes at a time
-    evaluation.max_nfe = 10_000  # evaluations after which the likelihood's ODE gives up
+    evaluation.max_nfe = 10_000  # evaluations after which the likelihood's ODE fails
     return config
 
 
@@ -169,7 +168,7 @@ def other_network(config, name, **options):
 
 
 def diffusers(dataset, pretrained=None):
-    """A UNet2DModel of the package diffusers: configs/diffusers. What it is, its directory says."""
+    """A UNet2DModel of the package diffusers, described by its directory: configs/diffusers."""
     config = other_network(
         qc("u_ncsn", dataset),
         "diffusers",
@@ -356,7 +355,7 @@ def own_images(
     training.init_step = 0
 
     sampling, evaluation = config.sampling, config.eval
-    sampling.method = "dpmpp_2m_sde"  # its noise corrects what a short training leaves
+    sampling.method = "dpmpp_2m_sde"  # its noise corrects errors of a short training
     sampling.steps = 40
     sampling.batch_size = 16
     evaluated(config, num_samples=min(images, 50000), batch_size=100, noise_levels=10)

@@ -1,4 +1,4 @@
-"""The papers' experiments in the plane, once: data sets of points and the networks for them."""
+"""The papers' experiments in the plane: data sets of points and the networks for them."""
 
 import ml_collections
 
@@ -79,7 +79,7 @@ MOONS_RATES = {"ce": 1e-5, "dlsm": 2e-5, "total": 1e-5}
 
 
 def moons_classifier(loss_type, score_path):
-    """A classifier on them by the loss `loss_type`, beside the score model at `score_path`."""
+    """A classifier on the half-moons with the loss `loss_type` and the score at `score_path`."""
     config = moons()
     del config.training.eps
     config.optim.lr = MOONS_RATES[loss_type]

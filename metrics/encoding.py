@@ -2,7 +2,7 @@
 
 Without classes there is one file of each kind. With classes, as in DLSM, real images and features
 are ordered by class, and each file of samples has a file of features. Every file names its feature
-network and what made its images. The ranks of torchrun share the encoding.
+network and the settings of its images. The ranks of torchrun share the encoding.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from utils import UserError, get_device, log, log_to, lookup
 
 
 def classifier(config: ml_collections.ConfigDict) -> feature_classifier.ClassifierFeatures:
-    """Features of a classifier of ``config.data``, which is trained at its first use."""
+    """Features of a classifier of ``config.data``, which is trained on first use."""
     data = config.data
     log.info("The features are of a classifier of %s.", data.dataset)
     split = datasets.load(data, "train")
@@ -38,7 +38,7 @@ def classifier(config: ml_collections.ConfigDict) -> feature_classifier.Classifi
     return feature_classifier.ClassifierFeatures(data.dataset, images, split.labels, device, cache)
 
 
-# What config.eval.features names -> a function of the configuration.
+# ``config.eval.features`` -> a function of the configuration.
 EXTRACTORS = {
     "inception": lambda config: extractors.inception(
         get_device(config.device), config.eval.inception_weights
@@ -58,7 +58,7 @@ def open_extractor(config: ml_collections.ConfigDict) -> extractors.Extractor:
         UserError: there is no such extractor, or its weights are missing.
     """
     require_extractor(config)
-    with sharing.rank0_first():  # which downloads or trains for all
+    with sharing.rank0_first():  # it downloads or trains for all ranks
         return EXTRACTORS[config.eval.features](config)
 
 
@@ -69,11 +69,11 @@ def require_extractor(config: ml_collections.ConfigDict) -> None:
     domains.images_of(config.data, f"The feature network {name}")
     weights = config.eval.get(f"{name}_weights")
     if weights and not pathlib.Path(weights).is_file():
-        raise UserError(f"config.eval.{name}_weights is {weights}, and there is no such file.")
+        raise UserError(f"config.eval.{name}_weights is {weights}; this file does not exist.")
 
 
 def describe_extractor(config: ml_collections.ConfigDict) -> str:
-    """Where the weights of the extractor come from, in words; those that are here are loaded.
+    """A text that says where the extractor's weights come from; weights on disk are loaded.
 
     Raises:
         UserError: as `open_extractor`.
@@ -94,7 +94,7 @@ def describe_extractor(config: ml_collections.ConfigDict) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureFile:
-    """A file of features to be written: of which batches, and the other arrays in it."""
+    """A file of features to write: its batches of images, and the other arrays in it."""
 
     path: pathlib.Path
     batches: Sequence[extractors.Batch]
@@ -106,9 +106,9 @@ class FeatureFile:
 def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Write the features of the split ``config.eval.real_split``: pool_3 (N, D) and logit (N, K).
 
-    Of samples without classes the file is ``stat{variant}/dataset_stat.npz``. Of samples with
-    classes it is ``stat/stat.npz``, class after class, with the images, `batch`, uint8
-    (N, H, W, C), and of each class its `size` and where it `start`s.
+    For samples without classes the file is ``stat{variant}/dataset_stat.npz``. For samples with
+    classes it is ``stat/stat.npz``, ordered by class, with the images `batch`, uint8 (N, H, W, C),
+    and the `size` and the first row, `start`, of each class.
 
     Raises:
         UserError: the data set or the feature network is missing, or the file is a published one.
@@ -118,7 +118,7 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
     path = place.class_stat if by_class else place.dataset_stat(variant(config))
     if path.exists() and not load_npz(path, optional=("meta",)):
         raise UserError(
-            f"{path} does not say what made it, like the published feature files; --fidis and "
+            f"{path} does not record its settings, like the published feature files; --fidis and "
             "--prdc read it as it is. Remove it to encode the data set here."
         )
     extractor = open_extractor(config)
@@ -146,9 +146,9 @@ def encode_dataset(config: ml_collections.ConfigDict, workdir: str) -> None:
 def encode_samples(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Write the features of the samples: pool_3 (N, D) and logit (N, K).
 
-    Of samples without classes the file is ``stat{variant}/generated_stat.npz``. Of samples with
-    classes there is ``latent{variant}/{class}/samples_{round}_latent.npz`` for each file of them,
-    with `logits` in place of `logit`.
+    For samples without classes the file is ``stat{variant}/generated_stat.npz``. For samples with
+    classes each file of samples has a ``latent{variant}/{class}/samples_{round}_latent.npz``, with
+    `logits` in place of `logit`.
 
     Raises:
         UserError: samples are missing or of different origin, or the feature network is missing.
@@ -186,7 +186,7 @@ def write_missing(
     extractor: extractors.Extractor,
     files: Sequence[FeatureFile],
 ) -> None:
-    """Encode and write those of the `files` that do not exist yet.
+    """Encode and write the `files` that do not exist yet.
 
     Raises:
         UserError: one exists and has another origin.
@@ -206,7 +206,7 @@ def write_missing(
     batches = [batch for file in missing for batch in file.batches]
     encoded = extractors.encode_batches(extractor, batches, config.eval.microbatch)
     for file in missing:
-        # Only rank 0 gets features; the first iteration of the others encodes all of their share.
+        # Only rank 0 gets features; on the other ranks the first iteration encodes their share.
         if parts := list(itertools.islice(encoded, len(file.batches))):
             pool, logits = map(np.concatenate, zip(*parts, strict=True))
             arrays = {**file.arrays, "pool_3": pool, file.logits: logits}

@@ -1,14 +1,14 @@
 """From uint8 images to the pooled features and logits that the metrics of evaluation.py compare.
 
-Every number names its extractor; only numbers with equal names compare.
+Every number names its extractor; only numbers with equal names are comparable.
 
 * `inception`: the FID Inception network of December 2015, torch-fidelity's PyTorch port.
 * `TFHubFeatures`: the same network as TF-GAN runs it, a TF-Hub module.
 * `dinov2`: DINOv2's ViT-L/14 (Oquab et al., 2023, arXiv 2304.07193), torch-fidelity's.
 * `feature_classifier.ClassifierFeatures`: a small network trained on the data set itself, for data
-  that Inception says nothing about (8×8 digits), or without Inception's weights.
+  unlike Inception's training images (8×8 digits), or without Inception's weights.
 
-torch-fidelity and TensorFlow are imported where they are used, so that each can be missing.
+torch-fidelity and TensorFlow are imported on first use, so that each is optional.
 """
 
 import dataclasses
@@ -65,10 +65,10 @@ def encode(extractor: Extractor, images: np.ndarray, rows: int) -> tuple[np.ndar
 def encode_batches(
     extractor: Extractor, batches: Sequence[Batch], rows: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the `encode` of each batch on rank 0, and nothing on the others, which share the work.
+    """Yield the `encode` of each batch on rank 0; the other ranks share the work, yield nothing.
 
     Args:
-        batches: each a `Batch`, or a `sample_sets.SampleFile`; a rank reads its own ones only.
+        batches: each a `Batch`, or a `sample_sets.SampleFile`; a rank reads only its own share.
     """
     rank, size = rank_and_size()
     bar = tqdm(
@@ -102,8 +102,8 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], str]
 def channels_first(images: np.ndarray, device: torch.device | str) -> torch.Tensor:
     """A copy of images (n, H, W, C) as a tensor (n, C, H, W) on `device`.
 
-    Always in one memory layout, because convolutions round differently in another; `contiguous`
-    does not change images of one channel.
+    The memory layout is always the same, since convolutions round differently in another one;
+    `contiguous` would not change the layout of images of one channel.
     """
     copy = domains.channels_first(torch.tensor(images, device=device))
     return copy.clone(memory_format=torch.contiguous_format)
@@ -124,7 +124,7 @@ class FidelityFeatures:
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         batch = channels_first(in_colour(images), self.device)
-        # cuDNN's default, TF32, keeps ten bits of each factor; the published features kept all.
+        # cuDNN's default, TF32, rounds factors to ten bits; the published features use float32.
         with torch.inference_mode(), exact_products():
             pool, *logits = (output.cpu().numpy() for output in self.network(batch))
         return pool, logits[0] if logits else np.empty((len(images), 0), np.float32)
@@ -164,12 +164,12 @@ def inception(device: torch.device, weights: str | os.PathLike | None = None) ->
 
     Pooled features are `pool_3`, 2,048 wide. The 1,008 logits are those without the last layer's
     bias (torch-fidelity's `logits_unbiased`), as in the Inception score's first implementation
-    (Salimans et al., 2016), whose graph and weights TF-GAN takes over. The network resizes images
-    itself, bilinearly, as in TensorFlow 1.
+    (Salimans et al., 2016), whose graph and weights TF-GAN uses. The network resizes images itself,
+    bilinearly, as in TensorFlow 1.
 
     Args:
         weights: a weight file; None: the cached or downloaded published one. The features of any
-            other file have its hash in their name, and do not compare with published ones.
+            other file have its hash in their name, and are not comparable with published ones.
 
     Raises:
         UserError: the weights are missing or of another network.
@@ -195,7 +195,7 @@ def inception(device: torch.device, weights: str | os.PathLike | None = None) ->
 def dinov2(device: torch.device, weights: str | os.PathLike | None) -> FidelityFeatures:
     """The class token of DINOv2's ViT-L/14, 1,024 wide, through torch-fidelity; no logits.
 
-    Fréchet distances on it agree better with people's judgement than Inception's (Stein et al.,
+    Fréchet distances on it agree better with human judgement than on Inception (Stein et al.,
     NeurIPS 2023). The network's code must be in torch.hub's cache already: nothing is downloaded.
 
     Raises:
@@ -229,9 +229,9 @@ def dinov2(device: torch.device, weights: str | os.PathLike | None) -> FidelityF
 class TFHubFeatures:
     """The Inception network as TF-GAN runs it: a TF-Hub module with `pool_3` and `logits`.
 
-    Images go in as (x − 127.5) / 127.5 at their own size, as in score SDEs' evaluation (Song et
-    al., 2021, arXiv 2011.13456); torch-fidelity's port follows the original graph's (x − 128) / 128
-    instead, so the two differ a little and carry different names.
+    Images are scaled to (x − 127.5) / 127.5 at their own size, as in score_sde's evaluation (Song
+    et al., 2021, arXiv 2011.13456); torch-fidelity's port has the original graph's (x − 128) / 128
+    instead, so that the two differ a little and have different names.
 
     Raises:
         UserError: TensorFlow Hub does not import, or the module cannot be loaded.

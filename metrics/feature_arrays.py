@@ -25,13 +25,13 @@ def checked(features: np.ndarray, name: str, at_least: int = 1) -> np.ndarray:
         raise UserError(f"The {name} have shape {features.shape}; expected (samples, width).")
     if len(features) < at_least:
         raise UserError(f"There are {len(features)} {name}; this metric needs {at_least} or more.")
-    # The squares, because a covariance or a distance overflows where they do.
+    # Squares are tested, because a covariance or a distance overflows where they do.
     with np.errstate(over="ignore", invalid="ignore"):
         finite = all(np.isfinite(np.vdot(chunk, chunk)) for chunk in float64_chunks(features))
     if not finite:
         raise UserError(
-            f"The {name} hold NaN, infinite or overflowing values; encode the images again, and "
-            "if that does not help look at the samples."
+            f"The {name} hold NaN, infinite or overflowing values; encode the images again. If "
+            "that does not help, check the samples."
         )
     return features
 

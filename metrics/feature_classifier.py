@@ -58,7 +58,7 @@ def train_small_classifier(
     data = _digest([images, labels])
     done = _restore(parts, cache, data, steps)
     rng = np.random.default_rng(0)
-    rng.integers(len(images), size=(done, batch_size))  # drawn by the steps that are done
+    rng.integers(len(images), size=(done, batch_size))  # the draws of the finished steps
     for step in tqdm(range(done, steps), desc="feature classifier", unit="step"):
         index = rng.integers(len(images), size=batch_size)
         target = torch.from_numpy(labels[index].astype(np.int64)).to(device)
@@ -75,7 +75,7 @@ def train_small_classifier(
 
 
 def _restore(parts, cache, data, steps):
-    """Load the state in the file `cache` if it was trained on `data`; the number of steps done."""
+    """Load the state in the file `cache` if it was trained on `data`; returns its step."""
     if not cache.exists():
         return 0
     try:
@@ -105,10 +105,10 @@ class ClassifierFeatures:
     """Features and logits of a small classifier trained on a data set's own training split.
 
     Args:
-        dataset: the data set's name, for the extractor's.
+        dataset: the data set's name, a part of the extractor's name.
         images, labels: the training split, uint8 (N, H, W, C) and integers (N,).
         device: where the network trains and runs.
-        cache: the file of the training's state; one of other images or labels is replaced.
+        cache: the file of the training's state; it is replaced if it is of other data.
 
     Raises:
         UserError: the images are of one class, or the cache exists and is not such a file.
@@ -126,7 +126,7 @@ class ClassifierFeatures:
     ) -> None:
         if labels.min() == labels.max():
             raise UserError(
-                f"All images of {dataset} are of one class, of which no classifier can be trained; "
+                f"All images of {dataset} are of one class, so no classifier can be trained; "
                 "choose --config.eval.features=inception, with its weights downloaded or named by "
                 "--config.eval.inception_weights, or --config.eval.features=dinov2."
             )

@@ -1,4 +1,4 @@
-"""Features of samples and of the real images, as `encoding` left them: what the metrics compare."""
+"""Reads the features of samples and of real images that `encoding` wrote, for the metrics."""
 
 import dataclasses
 import os
@@ -14,8 +14,8 @@ from storage.settings import draws_by_class
 from storage.workdir import Workdir, variant
 from utils import UserError, shares
 
-# Published feature files do not name their network. They are of the FID Inception network, and
-# compare with both of its forms here.
+# Published feature files do not name their network. They are of the FID Inception network, and are
+# comparable with both of its versions here.
 PUBLISHED_FEATURES = ("inception-2015-12-05", "inception-tfhub")
 
 
@@ -26,10 +26,10 @@ class FeatureSet:
     Attributes:
         pool: (N, D).
         logits: (N, K); None for real images, whose logits no metric reads.
-        extractors: names of the feature networks that these may be of; one, if the file names it.
-        origin: what made the images, a dict; empty if unknown.
+        extractors: possible names of the feature network; one, if the file names it.
+        origin: the settings of the images, a dict; empty if unknown.
         source: the file or folder of the features.
-        sizes: number of images of each class, the order of the rows; None without classes.
+        sizes: number of images of each class, in the order of the rows; None without classes.
     """
 
     pool: np.ndarray
@@ -113,7 +113,7 @@ def open_generated(config: ml_collections.ConfigDict, workdir: str) -> FeatureSe
 def require_same_classes(
     real: Sequence[str] | None, generated: Sequence[str] | None, source: object
 ) -> None:
-    """Check that classes of one number have one name, if both names are known.
+    """Check that equal labels have equal class names, if both lists of names are known.
 
     Raises:
         UserError: they differ; `source` names the real images.
@@ -121,7 +121,7 @@ def require_same_classes(
     if real and generated and list(real) != list(generated):
         raise UserError(
             f"The samples are of the classes {', '.join(generated)}, and {source} of "
-            f"{', '.join(real)}; their numbers do not mean the same. Restore the folders' names."
+            f"{', '.join(real)}; equal labels mean different classes. Restore the folders' names."
         )
 
 

@@ -1,6 +1,6 @@
 """The Fréchet distance of two sets of features; FID where they are Inception's.
 
-Of Gaussians with means μ and covariances Σ (Heusel et al., 2017, arXiv 1706.08500, eq. 6):
+For Gaussians with means μ and covariances Σ (Heusel et al., 2017, arXiv 1706.08500, eq. 6):
     |μ_r − μ_g|² + tr Σ_r + tr Σ_g − 2 tr (Σ_r Σ_g)^½
 
 With Σ_r = AᵀA and Σ_g = BᵀB the last trace is the sum of the singular values of A Bᵀ.
@@ -17,8 +17,8 @@ def _mean_and_root(features):
     """Mean μ (D,) and triangular R (min(N, D), D) such that RᵀR is the unbiased covariance.
 
     R comes from a QR decomposition of the centred rows, in chunks. The covariance itself is never
-    formed: squaring loses half of the digits of small eigenvalues, and a set of fewer samples than
-    features has many.
+    formed: squaring loses half of the digits of small eigenvalues, and a set with fewer samples
+    than features has many of these.
     """
     mean = features.mean(axis=0, dtype=np.float64)
     root = np.empty((0, features.shape[1]))

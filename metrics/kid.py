@@ -4,7 +4,7 @@ The squared maximum mean discrepancy with the kernel k(x, y) = (xᵀy / D + 1)³
 samples x of one set and m samples y of the other:
     Σ_{i≠j} [k(x_i, x_j) + k(y_i, y_j)] / (m (m − 1)) − 2 Σ_{i,j} k(x_i, y_j) / m²
 
-Reported is its mean over random subsets of the sets.
+The reported value is its mean over random subsets of the sets.
 """
 
 import numpy as np
@@ -21,12 +21,12 @@ def kernel_inception_distance(
     """Mean and standard deviation of the unbiased MMD² of features (N, D), (M, D) over subsets.
 
     Args:
-        subset_size: samples of each set in a subset, drawn without replacement; at most those of
-            the smaller set.
+        subset_size: samples of each set in a subset, drawn without replacement; reduced to the
+            size of the smaller set.
 
     Returns:
-        A dict of `kid`, `kid_std` and `kid_subset_size`, the size that was used. Of equal
-        distributions `kid` is 0 on average, and may be below it.
+        A dict of `kid`, `kid_std` and `kid_subset_size`, the size that was used. For equal
+        distributions `kid` is 0 on average, and may be negative.
 
     Raises:
         UserError: fewer than 2 samples in a set, unequal widths, values that are not finite.

@@ -4,9 +4,9 @@ Each sample has a sphere that reaches to its k-th nearest neighbour in its own s
 share of generated samples in a sphere of a real one, recall the converse. Density and coverage are
 those of Naeem et al. (2020, arXiv 2002.09797).
 
-Features are taken as float32. Distances come in blocks of |a|² + |b|² − 2ab, one matrix product in
-float64. As in scikit-learn, and so in `prdc`, they are then rounded to float32, which makes equal
-distances compare as equal.
+Features are converted to float32. Distances are computed in blocks as |a|² + |b|² − 2ab, by one
+matrix product in float64. As in scikit-learn, and so in `prdc`, they are then rounded to float32,
+which makes equal distances compare as equal.
 """
 
 import itertools
@@ -74,7 +74,7 @@ def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def radii(x: torch.Tensor, nearest_k: int) -> torch.Tensor:
     """Distance (N,), as `distances` gives it, of each of x (N, D) to its k-th nearest neighbour."""
-    # One more than k, because every sample is its own nearest.
+    # One more than k, because every sample is its own nearest neighbour.
     nearest = torch.full((len(x), nearest_k + 1), math.inf, dtype=x.dtype, device=x.device)
     for rows, columns in _blocks(itertools.combinations_with_replacement(_slices(len(x)), 2)):
         block = distances(x[rows], x[columns])

@@ -1,8 +1,8 @@
-"""Which files of samples, or of their features, make up a set: all of them, in one fixed order.
+"""Finds the files of samples, or of their features, that make up a set, in a fixed order.
 
 A set has parts, the divisions of a QC run or the classes of a DLSM run. A part is a folder of
-``samples_{round}.npz`` (``samples_{round}_latent.npz`` for features). The settings that made a file
-are in its `meta`; files of the published code have none.
+``samples_{round}.npz`` (``samples_{round}_latent.npz`` for features). The settings of a file are in
+its `meta`; files of the published code have none.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class SampleFile:
-    """A file of a part: its number, the settings that made it, and its NFE if it has one."""
+    """A file of a part: its number, its settings, and its NFE if it has one."""
 
     path: pathlib.Path
     number: int
@@ -83,8 +83,8 @@ def find(parts: Sequence[Part], array: str, advice: str) -> list[list[SampleFile
         advice: what to do if something is missing.
 
     Raises:
-        UserError: parts or rounds are missing, there are more than asked for, or files of
-            different origin; names them.
+        UserError: parts or rounds are missing, there are more than requested, or files have
+            different origins; names them.
     """
     found = [
         [read_round(number, path, array) for number, path in numbered_rounds(part.folder)]
@@ -110,8 +110,8 @@ def find(parts: Sequence[Part], array: str, advice: str) -> list[list[SampleFile
     for item in others:
         if changed := differences(item.origin, first.origin):
             raise UserError(
-                f"{item.path} and {first.path} differ in {', '.join(changed)}. They do not mix: "
-                f"remove one kind. {advice}"
+                f"{item.path} and {first.path} differ in {', '.join(changed)}. One set needs equal "
+                f"settings: remove one kind. {advice}"
             )
     return found
 
@@ -147,7 +147,7 @@ def parts_of(
     place: Workdir,
     folder_of: Callable[[int, str], pathlib.Path] | None = None,
 ) -> list[Part]:
-    """The parts of a run's samples: its classes, or its divisions; ``config.eval.num_samples`` all.
+    """The parts of a run's samples, classes or divisions; ``config.eval.num_samples`` in total.
 
     Args:
         folder_of: function of a part's number and the samples' variant to its folder; None: that
@@ -172,7 +172,7 @@ def describe(parts: Sequence[Part], drawn: Sequence[int], class_names: Sequence[
 
 
 def origins(config: ml_collections.ConfigDict, place: Workdir) -> list[dict[str, Any]]:
-    """The origin of the first file of each part, of those that exist."""
+    """The origin of the first file of each part that has one."""
     firsts = (numbered_rounds(part.folder)[:1] for part in parts_of(config, place))
     return [read_round(*found, "samples").origin for first in firsts for found in first]
 

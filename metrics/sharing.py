@@ -1,7 +1,7 @@
-"""Work that the ranks of torchrun share, over Gloo on the CPU.
+"""Distributes work among the ranks of torchrun, by Gloo on the CPU.
 
-Batches go to the ranks in turn, so that a network sees the batches that it would see in one
-process. Rank 0 alone prints, and writes what becomes one file.
+Batches are assigned to the ranks round-robin, so that they are the batches of a single process.
+Only rank 0 prints, and writes files that several ranks contribute to.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def barrier(**agreed: object) -> None:
     """Wait for all ranks.
 
     Raises:
-        UserError: they have other values of `agreed`; names the first.
+        UserError: a value of `agreed` differs between them; names the first.
     """
     _, size = rank_and_size()
     if size > 1:
@@ -56,7 +56,7 @@ def gather(value: object) -> list[Any]:
 
 @contextlib.contextmanager
 def _process_group():
-    """Joins the ranks at the first use; a rank that has ended becomes a UserError."""
+    """Initialise the process group at first use; raise a UserError if a rank has ended."""
     try:
         if not dist.is_initialized():
             dist.init_process_group("gloo", timeout=PATIENCE)

@@ -76,8 +76,8 @@ def create_score(config: ml_collections.ConfigDict, network: Callable, sde: sde_
     """The score that ``config.model`` describes, of a network that takes x and a condition.
 
     Raises:
-        UserError: an energy or a preconditioning with another SDE than the continuous VE one, or
-            under the VE SDE an embedding of another kind of condition.
+        UserError: an energy or a preconditioning without the continuous VE SDE, or an embedding
+            that does not fit the VE SDE's condition.
     """
     continuous = config.training.continuous
     for field in ("energy", "preconditioning"):

@@ -1,4 +1,4 @@
-"""How networks compute, as ``config.compute`` says: precision, memory format, compilation.
+"""Computation of networks by ``config.compute``: precision, memory format, compilation.
 
 Residual and attention blocks are compiled whole for passes without tangents, one graph for all
 blocks of a shape. Where a training step carries tangents (`jvp`), norms, activations and residual
@@ -40,13 +40,13 @@ def prepare(
     device: torch.device,
     tangents: bool = False,
 ) -> nn.Module:
-    """Move `network` to `device` and let it compute as `compute` (``config.compute``) says.
+    """Move `network` to `device` and apply the settings `compute` (``config.compute``).
 
     Its inputs and outputs stay float32. In bfloat16 each pass casts the weights and biases of
-    `low_precision` at once; the numbers are autocast's, which casts them one by one. Two settings
+    `low_precision` at once; autocast, with equal results, would cast them one by one. Two settings
     apply to the whole process: the precision of CUDA's float32 matrix products, and cuDNN's search
     for the fastest algorithm of each shape, which is off if deterministic algorithms were chosen.
-    Whether cuDNN's float32 convolutions use TF32 is left as PyTorch has it (they do), see
+    Whether cuDNN's float32 convolutions use TF32 stays at PyTorch's default (they do), see
     `strict_float32`.
 
     Args:
@@ -88,7 +88,7 @@ def _set_up(network, compute, device, tangents):
 def is_compiled(compute: ml_collections.ConfigDict, device: torch.device, tangents: bool) -> bool:
     """``config.compute.compile``; where it is not set, whether tangents are carried on CUDA.
 
-    Without compilation a norm with tangents is a long chain of kernels, each as slow as memory.
+    Without compilation a norm with tangents is a long chain of memory-bound kernels.
     """
     if compute.compile is not None or not (device.type == "cuda" and tangents):
         return bool(compute.compile)
@@ -121,7 +121,7 @@ def edges(network: nn.Module) -> Iterable[tuple[nn.Module, bool]]:
 
 
 def _exactly(forward, device_type, result, x, *rest):
-    """``forward(x, *rest)`` in float32 within autocast, as the type `result`."""
+    """``forward(x, *rest)``, computed in float32 within autocast and returned as type `result`."""
     with no_autocast(device_type):
         return forward(x.float(), *rest).to(result)
 
@@ -154,7 +154,7 @@ def _with_cast(forward, places, dtype, *args, **options):
 
 
 class Cast(torch.autograd.Function):
-    """Tensors as another type, and their gradients as their own: one launch for all, not each."""
+    """Cast tensors to another type, and their gradients back, by one launch for all tensors."""
 
     generate_vmap_rule = True  # `jacobian.value_and_jvp` maps over vectors, not parameters
 
@@ -206,9 +206,9 @@ def compile_layers(network: nn.Module, blocks: bool = True) -> None:
     """Compile norms with their activations, residual sums and batch norms, and whole `blocks`."""
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 4 * SHAPES
-    # Jᵀv of several v goes backward through one graph several times.
+    # Jᵀv of several v backpropagates through one graph several times.
     torch._functorch.config.donated_buffer = False
-    # Compiled code would ignore the cache and make them in each call, on the CPU.
+    # Compiled code would ignore the cache and build the matrices in each call, on the CPU.
     torch.compiler.assume_constant_result(resampling.fir_matrices.__wrapped__)
     kernels = {name: compiled(kernel) for name, kernel in double_backward.KERNELS.items()}
     for layer in network.modules():
@@ -221,7 +221,7 @@ def compile_layers(network: nn.Module, blocks: bool = True) -> None:
 
 
 def compiled(function: Callable) -> Callable:
-    """`function`, compiled; maps keep the memory format that they come in."""
+    """`function`, compiled; feature maps keep their memory format."""
     return torch.compile(function, dynamic=False, options={"layout_optimization": False})
 
 
@@ -245,6 +245,6 @@ def exact_products() -> Iterator[None]:
 def strict_float32(compute: ml_collections.ConfigDict) -> contextlib.AbstractContextManager:
     """A context in which ``config.compute.precision`` fp32 means `exact_products`.
 
-    For likelihoods and asymmetries, whose differences are small.
+    It is for likelihoods and asymmetries, which are small differences of large numbers.
     """
     return exact_products() if compute.precision == "fp32" else contextlib.nullcontext()

@@ -32,11 +32,11 @@ The velocity is v = scale·ε − std·data (Salimans and Ho, ICLR 2022, appendi
 
 
 class DiffusersUNet(nn.Module):
-    """ε(x, step), shaped as x (B, C, H, W) in [−1, 1], at steps (B,) of a DDPM, whole or between.
+    """ε(x, step), shaped as x (B, C, H, W) in [−1, 1], at integer or fractional DDPM steps (B,).
 
     The score is −ε/std, see `sde_lib.DDPM.conditioning`. A class-conditional network takes labels
-    (B,). Where they are `NO_LABEL` the class is the network's last one if it has one more than
-    `num_classes`; otherwise no class embedding is added.
+    (B,). For `NO_LABEL` the class is the network's last one if it has one more than `num_classes`;
+    otherwise no class embedding is added.
 
     Args:
         unet: the `UNet2DModel`.
@@ -79,8 +79,8 @@ class DiffusersUNet(nn.Module):
             raise UserError("The model diffusers needs config.training.sde=ddpm.")
         if model.unet is None:
             raise UserError(
-                "The model diffusers is one that exists; name its directory, or its place on the "
-                "Hugging Face hub, with --config.model.pretrained."
+                "The model diffusers needs existing weights; name their directory, or their name "
+                "on the Hugging Face hub, with --config.model.pretrained."
             )
         options = {**json.loads(model.unet), "dropout": model.dropout}
         unet = library().UNet2DModel.from_config(options)

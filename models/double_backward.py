@@ -1,15 +1,15 @@
 """BatchNorm2d with a custom double backward.
 
-DLSM differentiates the input gradient of a classifier once more. PyTorch derives that for a batch
-norm by dozens of passes over its maps (B, C, H, W), whose results it saves. Here the second
+DLSM differentiates the input gradient of a classifier once more. For a batch norm PyTorch does
+this in dozens of passes over its maps (B, C, H, W), and saves their results. Here the second
 derivative costs about as much as the first. The kernels can be compiled, since autograd never
 differentiates them.
 
 With n = (x − mean)/std over the batch of all processes, and ⟨·⟩ the mean over it,
     y = relu(γ n + β + shortcut).
-The gradient a of what is in the brackets gives x the gradient
+If the term in brackets has the gradient a, x has the gradient
     G = γ/std · P a,    P a = a − ⟨a⟩ − n ⟨n a⟩.
-P is symmetric, so a cotangent u of G gives a the gradient T = γ/std · P u, and x
+P is symmetric, so with a cotangent u of G, a has the gradient T = γ/std · P u, and x has
     −(⟨n a⟩ T + ⟨n u⟩ G)/std − γ s n/std²,    s = ⟨u a⟩ − ⟨u⟩⟨a⟩ − ⟨n u⟩⟨n a⟩.
 """
 
@@ -28,7 +28,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     `normalise` has the custom double backward.
     """
 
-    kernels = None  # `KERNELS` but where `compute.prepare` compiles them
+    kernels = None  # `KERNELS`, unless `compute.prepare` sets compiled ones
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and distributed.size() > 1:
@@ -61,34 +61,34 @@ class _Normalise(Function):
     @staticmethod
     def backward(ctx, grad):
         x, y, weight, mean, rstd = ctx.saved_tensors
-        over_x, a, over_weight, over_bias = _NormaliseGradient.apply(
+        grad_x, a, grad_weight, grad_bias = _NormaliseGradient.apply(
             grad, x, y, weight, mean, rstd, ctx.kernels
         )
-        over_shortcut = a if ctx.has_shortcut else None
-        return over_x, over_weight, over_bias, over_shortcut, None, None, None, None
+        grad_shortcut = a if ctx.has_shortcut else None
+        return grad_x, grad_weight, grad_bias, grad_shortcut, None, None, None, None
 
 
 class _NormaliseGradient(Function):
-    """From the gradient of y those of x, the shortcut, γ and β; the first two differentiable."""
+    """Map y's gradient to those of x, the shortcut, γ and β, the first two differentiably."""
 
     @staticmethod
     def forward(ctx, grad, x, y, weight, mean, rstd, kernels):
-        over_x, a, sums, means = kernels["gradient"](grad, x, y, weight, mean, rstd)
+        grad_x, a, sums, means = kernels["gradient"](grad, x, y, weight, mean, rstd)
         ctx.save_for_backward(a, x, y, weight, mean, rstd, means)
         ctx.kernels = kernels
         ctx.set_materialize_grads(False)
-        over_bias, over_weight = sums
+        grad_bias, grad_weight = sums
         # The gradients of γ and β are not differentiated again.
-        ctx.mark_non_differentiable(over_weight, over_bias)
-        return over_x, a, over_weight, over_bias
+        ctx.mark_non_differentiable(grad_weight, grad_bias)
+        return grad_x, a, grad_weight, grad_bias
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, u, over_shortcut, *_):
+    def backward(ctx, u, grad_shortcut, *_):
         if u is None:
-            return over_shortcut, *[None] * 6
-        over_grad, over_x, over_weight = ctx.kernels["second"](u, *ctx.saved_tensors, over_shortcut)
-        return over_grad, over_x, None, over_weight, None, None, None
+            return grad_shortcut, *[None] * 6
+        grad_grad, grad_x, grad_weight = ctx.kernels["second"](u, *ctx.saved_tensors, grad_shortcut)
+        return grad_grad, grad_x, None, grad_weight, None, None, None
 
 
 BATCH = (0, 2, 3)
@@ -147,40 +147,40 @@ def _gradient(grad, x, y, weight, mean, rstd):
     a_mean, na = means
     scale = weight * rstd
     slope = -scale * na * rstd
-    over_x = torch.addcmul(_of(-scale * a_mean - slope * mean), _wide(a), _of(scale))
-    return over_x.addcmul_(_wide(x), _of(slope)).to(x.dtype), a, sums, means
+    grad_x = torch.addcmul(_of(-scale * a_mean - slope * mean), _wide(a), _of(scale))
+    return grad_x.addcmul_(_wide(x), _of(slope)).to(x.dtype), a, sums, means
 
 
 def _sum_and_sum_n(a, x, mean, rstd):
     """Σa and Σna (2, C): the gradients of a batch norm's β and γ, in one pass."""
-    _, over_weight, over_bias = torch.ops.aten.native_batch_norm_backward(
+    _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
         a, _wide(x), rstd, None, None, mean, rstd, True, 0.0, [False, True, True]
     )
-    return torch.stack([over_bias, over_weight])
+    return torch.stack([grad_bias, grad_weight])
 
 
-def _second(u, a, x, y, weight, mean, rstd, means, over_shortcut):
+def _second(u, a, x, y, weight, mean, rstd, means, grad_shortcut):
     """The gradients of `grad` and of x, as combinations of u, a, x and 1, and that of γ."""
     sum_u, sum_nu = _sum_and_sum_n(_wide(u), x, mean, rstd)
     sums = torch.stack([sum_u, sum_nu, (_wide(u) * a).sum(BATCH)])
     (a_mean, na), (u_mean, nu, ua) = means, _mean_over_processes(sums, x)
     scale = weight * rstd
     slope = -scale * nu * rstd
-    over_grad = torch.addcmul(_of(-scale * u_mean - slope * mean), _wide(u), _of(scale))
-    over_grad.addcmul_(_wide(x), _of(slope))
-    if over_shortcut is not None:
-        over_grad += over_shortcut
-    over_grad = over_grad.to(u.dtype)
+    grad_grad = torch.addcmul(_of(-scale * u_mean - slope * mean), _wide(u), _of(scale))
+    grad_grad.addcmul_(_wide(x), _of(slope))
+    if grad_shortcut is not None:
+        grad_grad += grad_shortcut
+    grad_grad = grad_grad.to(u.dtype)
     if y is not None:
-        over_grad = torch.ops.aten.threshold_backward(over_grad, y, 0)
+        grad_grad = torch.ops.aten.threshold_backward(grad_grad, y, 0)
 
-    over_u, over_a = -rstd * scale * na, -rstd * scale * nu
-    over_n = -2 * na * over_a - rstd * scale * (ua - u_mean * a_mean - nu * na)
-    offset = -over_u * u_mean - over_a * a_mean - over_n * rstd * mean
-    over_x = torch.addcmul(_of(offset), _wide(u), _of(over_u))
-    over_x.addcmul_(_wide(a), _of(over_a)).addcmul_(_wide(x), _of(over_n * rstd))
-    over_weight = rstd * (sums[2] - a_mean * sum_u - na * sum_nu)
-    return over_grad, over_x.to(x.dtype), over_weight
+    factor_u, factor_a = -rstd * scale * na, -rstd * scale * nu
+    factor_n = -2 * na * factor_a - rstd * scale * (ua - u_mean * a_mean - nu * na)
+    offset = -factor_u * u_mean - factor_a * a_mean - factor_n * rstd * mean
+    grad_x = torch.addcmul(_of(offset), _wide(u), _of(factor_u))
+    grad_x.addcmul_(_wide(a), _of(factor_a)).addcmul_(_wide(x), _of(factor_n * rstd))
+    grad_weight = rstd * (sums[2] - a_mean * sum_u - na * sum_nu)
+    return grad_grad, grad_x.to(x.dtype), grad_weight
 
 
 KERNELS = {"values": _values, "gradient": _gradient, "second": _second}

@@ -20,12 +20,12 @@ def dropout_mask(
     kept = torch.empty(shape, dtype=torch.bool, device=device, memory_format=memory_format)
     if kept.is_cuda:
         return kept.bernoulli_(1 - probability)  # one kernel
-    # A CPU draws uniform numbers several times as fast as Bernoulli's.
+    # On a CPU uniform draws are several times as fast as Bernoulli draws.
     return torch.ge(torch.rand(shape, device=device), probability, out=kept)
 
 
 def dropout_gain(probability: float) -> float:
-    """1 / (1 − probability), the factor of what is kept; rounded as float32 tensors divide."""
+    """1 / (1 − probability), the factor of kept units, by a float32 division."""
     return float(np.float32(1) / np.float32(1 - probability))
 
 

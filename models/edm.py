@@ -5,7 +5,7 @@ With σ_d the root mean square of the data, and F the network, the denoiser is
     D(x; σ) = c_skip·x + c_out·F(c_in·x; c_noise),
     c_skip = σ_d²/(σ² + σ_d²)    c_out = σ·σ_d/√(σ² + σ_d²)
     c_in = 1/√(σ² + σ_d²)        c_noise = ¼ ln σ.
-The score is (D − x)/σ², here without the difference, which would cancel at small σ:
+The score is (D − x)/σ², written without the difference, which cancels at small σ:
     s(x; σ) = σ_d/σ·c_in·F(c_in·x; c_noise) − c_in²·x.
 """
 

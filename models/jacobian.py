@@ -1,7 +1,7 @@
 """The asymmetry of the Jacobian J = ∂s/∂x of any score s(x, t), and the QC regulariser.
 
-This file imports nothing but PyTorch: copied into another project it works as it is. A score is
-any function or module of x (B, …) and t (B,) that returns a tensor shaped as x.
+This file imports only PyTorch and can be copied into another project unchanged. A score is any
+function or module of x (B, …) and t (B,) that returns a tensor shaped as x.
 
 For random v with E[vvᵀ] = I, both of
     paper: ‖Jᵀv‖² − (Jv)·(Jᵀv)        (Chao et al., ICML 2023, eq. 12)
@@ -11,8 +11,8 @@ term −2vᵀSKv, with S and K the symmetric and antisymmetric parts of J.
 
 The gradient is computed by reverse over forward. With p = Jv, q = Jᵀv and an estimator e(p, q), it
 is that of (∂e/∂p)·(J v) + v·(J ∂e/∂q), the partial derivatives held constant: two Jacobian-vector
-products that share one pass with the score's own values, and one backward pass. The products come
-from a score's methods `value_and_jvp` and `jvp` (x, t, v), where it has them, and else from
+products in the pass that computes the score's values, and one backward pass. The products are
+computed by the score's methods `value_and_jvp` and `jvp` (x, t, v) if it has them, else by
 `torch.func.jvp`.
 
 Vectors are slice-major: (K, B, C, H, W) for K vectors for each of B images.
@@ -36,7 +36,7 @@ from torch.overrides import TorchFunctionMode
 EXACT = "exact"
 """The name for the whole Jacobian instead of an estimator; for x of few dimensions."""
 
-# ---------------------------------------------------------------- of any score
+# ---------------------------------------------------------------- asymmetry of a score
 
 
 def qc_regulariser(
@@ -47,7 +47,7 @@ def qc_regulariser(
     estimator: str | Callable = "paper",
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The score and its regulariser e of each image, from one pass that both can share.
+    """The score s and the regulariser e of each image, whose gradients share one pass.
 
     A loss is for example ``dsm(s) + factor * (std**2 * e).mean()``. Dropout has the same masks in
     all passes.
@@ -57,7 +57,7 @@ def qc_regulariser(
         vectors: v (K, B, …), or the number K of vectors of random signs.
         estimator: a name in `ESTIMATORS`, a function of (p, q) like those there, or `EXACT`, which
             takes no vectors.
-        generator: of the random signs; None: the default one.
+        generator: for the random signs; None: the default one.
 
     Returns:
         s (B, …), and e (B,), the mean over an image's vectors. Both can be differentiated, once,
@@ -65,7 +65,7 @@ def qc_regulariser(
 
     Raises:
         ValueError: `x`, `t`, `vectors` or `estimator` is not as above; the score's values are not
-            shaped as x or have no graph to it; or a batch norm takes its statistics of the batch.
+            shaped as x or have no graph to it; or a batch norm uses batch statistics.
     """
     require_inputs(x, t)
     if estimator == EXACT:
@@ -73,12 +73,12 @@ def qc_regulariser(
         return value, asymmetry(J)
     v, estimator = as_vectors(vectors, x, generator), as_function(estimator)
     with replay_dropout(x.device), torch.no_grad():
-        p = score_jvp(score, x, t, v)  # first: it refuses a norm over the batch
+        p = score_jvp(score, x, t, v)  # first, since it rejects batch statistics
     with replay_dropout(x.device):
         _, q = value_and_vjp(score, x, t, v)
-    over_p, over_q = partial_derivatives(estimator, p, q)
-    value, Jv = score_value_and_jvp(score, x, t, torch.cat([v, over_q]))
-    slope = dot(torch.cat([over_p, v]), Jv).unflatten(0, (2, -1)).sum(0).mean(0)
+    grad_p, grad_q = partial_derivatives(estimator, p, q)
+    value, Jv = score_value_and_jvp(score, x, t, torch.cat([v, grad_q]))
+    slope = dot(torch.cat([grad_p, v]), Jv).unflatten(0, (2, -1)).sum(0).mean(0)
     return value, with_gradient_of(slope, estimator(p, q).mean(0))
 
 
@@ -94,10 +94,10 @@ def measure_asymmetry(
     """Asym and NAsym (B,) of a score at x (B, …) and t (B,); arguments as in `qc_regulariser`.
 
     Asym is ½‖J − Jᵀ‖_F² or its estimate; NAsym = ½ Asym / (‖Jᵀv‖² + 1e-8), with ‖Jᵀv‖² averaged
-    over the vectors, or ‖J‖_F² (Chao et al., ICML 2023, section 5). An estimate of Asym has no
-    bias; one of NAsym, a ratio, has a bias of order 1/K for K vectors, another for each estimator.
-    On CUDA measure it without TF32 (``torch.backends.cudnn.allow_tf32``), which rounds p and q.
-    Raises as `qc_regulariser`.
+    over the vectors, or ‖J‖_F² (Chao et al., ICML 2023, section 5). The estimate of Asym is
+    unbiased; the estimate of NAsym, a ratio, has a bias of order 1/K for K vectors, which depends
+    on the estimator. On CUDA measure without TF32 (``torch.backends.cudnn.allow_tf32``), which
+    rounds p and q. Raises as `qc_regulariser`.
     """
     require_inputs(x, t)
     if estimator == EXACT:
@@ -122,10 +122,10 @@ def require_inputs(x: torch.Tensor, t: torch.Tensor) -> None:
 
 
 def require_score(s: torch.Tensor, x: torch.Tensor) -> None:
-    """Raise a ValueError unless `s`, a score's values at `x`, is a tensor that is shaped as x."""
+    """Raise a ValueError unless `s`, a score's values at `x`, is a tensor shaped as x."""
     shape = s.shape if isinstance(s, torch.Tensor) else type(s).__name__
     if shape != x.shape:
-        raise ValueError(f"The score gives {shape}; expected a tensor shaped as x, {x.shape}.")
+        raise ValueError(f"The score returns {shape}; expected a tensor shaped as x, {x.shape}.")
 
 
 def require_graph(s: torch.Tensor) -> None:
@@ -138,12 +138,12 @@ def require_graph(s: torch.Tensor) -> None:
 
 
 def with_gradient_of(surrogate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """A tensor with the numbers of `value`, and the gradient of `surrogate`, shaped alike."""
+    """A tensor with the values of `value` and the gradient of `surrogate`, of the same shape."""
     return value.detach() + (surrogate - surrogate.detach())
 
 
 def replay_dropout(device: torch.device) -> contextlib.AbstractContextManager:
-    """A context that restores the random generators: the next pass has the same masks."""
+    """A context that restores the generators on exit: the next pass draws the same masks."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
@@ -161,7 +161,7 @@ def as_vectors(
     """Vectors (K, B, …) as they are, or K vectors of random signs for each row of `x` (B, …).
 
     Raises:
-        ValueError: K is no whole number of at least 1, or the vectors have another shape.
+        ValueError: K is not a positive integer, or the vectors have another shape.
     """
     if isinstance(vectors, torch.Tensor):
         if vectors.ndim != x.ndim + 1 or vectors.shape[1:] != x.shape or not len(vectors):
@@ -185,7 +185,7 @@ def unit_vectors(x: torch.Tensor) -> torch.Tensor:
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Inner product per vector and image: (K, B, …), (K, B, …) → (K, B), in float32 at least."""
-    kind = torch.promote_types(a.dtype, torch.float32)  # float16 ends at 65,504
+    kind = torch.promote_types(a.dtype, torch.float32)  # float16 overflows above 65,504
     return (a.to(kind) * b.to(kind)).flatten(2).sum(2)
 
 
@@ -207,7 +207,7 @@ ESTIMATORS = {"paper": paper_asymmetry, "skew": skew_asymmetry}
 
 
 def as_function(estimator: str | Callable) -> Callable:
-    """The function of (p, q) that `estimator`, a name or the function itself, stands for.
+    """The function of (p, q) for `estimator`, which is its name or the function itself.
 
     Raises:
         ValueError: the name is not in `ESTIMATORS`.
@@ -292,7 +292,7 @@ def value_and_jvp(
     Both can be differentiated. Custom autograd functions within `f` need a `jvp` and a `vmap` rule.
 
     Raises:
-        ValueError: a batch norm in `f` takes its statistics of the batch, or counts batches.
+        ValueError: a batch norm in `f` uses batch statistics, or counts batches.
     """
     _load()
     products = torch.func.vmap(
@@ -312,7 +312,7 @@ def value_and_jvp(
 
 @functools.cache
 def _load():
-    """Load what `torch.func.jvp` needs, without the warning of PyTorch's own use of `torch.jit`."""
+    """Import what `torch.func.jvp` needs, without PyTorch's warning about `torch.jit`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         importlib.import_module("torch._decomp.decompositions_for_jvp")
@@ -336,7 +336,7 @@ def eager_higher_derivatives() -> Iterator[None]:
 
 
 class Replaced(TorchFunctionMode):
-    """Within the context `functions` are called, the values of a dict in place of its keys."""
+    """A context that replaces functions: the keys of the dict `functions` by its values."""
 
     def __init__(self, functions: dict[Callable, Callable]) -> None:
         super().__init__()
@@ -357,15 +357,15 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """`F.batch_norm` by running statistics.
+    """`F.batch_norm` with running statistics.
 
     Raises:
-        ValueError: the statistics are those of the batch.
+        ValueError: batch statistics are requested.
     """
     if training or running_mean is None:
         raise ValueError(
-            "A batch norm lets the images of a batch depend on each other in training; products "
-            "with the Jacobian of one image's score need a network without."
+            "In training, a batch norm makes the images of a batch depend on each other; products "
+            "with the Jacobian of an image's score need a network without batch norm."
         )
     return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
 
@@ -377,11 +377,11 @@ def group_norm(
     bias: torch.Tensor | None = None,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """`F.group_norm`, of which PyTorch 2.11 has tangents of contiguous maps only."""
+    """`F.group_norm`; PyTorch 2.11 computes its tangents for contiguous maps only."""
     out = F.group_norm(input.contiguous(), num_groups, weight, bias, eps)
     if input.ndim != 4 or input.is_contiguous() or not input.permute(0, 2, 3, 1).is_contiguous():
         return out
-    # The channels stay last: the order of dropout's draws depends on that.
+    # The output stays channels-last: the order of dropout's draws depends on it.
     return out.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
@@ -395,12 +395,12 @@ def layer_norm(
 ) -> torch.Tensor:
     """`F.layer_norm`, as a group norm of one group.
 
-    In PyTorch 2.14 the gradient of the layer norm's tangent is wrong, and its third derivative.
+    In PyTorch 2.14 the gradient of a layer norm's tangent and its third derivative are wrong.
     """
     features = tuple(normalized_shape)
     rows = input.reshape(-1, math.prod(features))
     weight, bias = (p if p is None else p.flatten() for p in (weight, bias))
-    # The result is contiguous as PyTorch's is; the order of dropout's draws depends on that.
+    # The result is contiguous as PyTorch's is; the order of dropout's draws depends on it.
     return F.group_norm(rows, 1, weight, bias, eps).view(input.shape)
 
 
@@ -428,7 +428,7 @@ def instance_norm(
 def linear(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`F.linear` of rows: PyTorch may multiply each image by its own copy of the weight."""
+    """`F.linear` on flattened rows; otherwise PyTorch may copy the weight for each image."""
     if input.ndim < 3:
         return linear_in_input(F.linear, input, weight, bias)
     rows = linear_in_input(F.linear, input.flatten(0, -2), weight, bias)
@@ -443,9 +443,9 @@ def linear_in_input(
     *arguments: Any,
     **options: Any,
 ) -> torch.Tensor:
-    """A function such as `F.conv2d` of the values and, without the bias, of the tangents.
+    """Apply a function such as `F.conv2d` to the values and, without the bias, to the tangents.
 
-    PyTorch also computes it with a zero tangent of the weight, a third product.
+    PyTorch would also compute a third product, with a zero tangent of the weight.
     """
     values, tangents = unpack_dual(input)
     if tangents is None or unpack_dual(weight).tangent is not None:

@@ -1,10 +1,9 @@
 """Jacobian-vector products J v, J = ∂f/∂x, in one pass with the values, and their gradients.
 
 `NormAct` and `add_to_values` are the parts of a layer that carries tangents: its maps have
-(1 + m)·B rows, the B of the values first and then those of each of m tangents. Linear maps act on
-all rows at once. Compared with forward mode, whose reverse derivatives PyTorch derives, these
-layers save fewer tensors and can be compiled. They save tensors in the input's type and sum in
-float32 or wider.
+(1 + m)·B rows, first the B rows of the values, then B rows for each of m tangents. Linear maps act
+on all rows at once. Compared with PyTorch's reverse over forward mode, these layers save fewer
+tensors and can be compiled. They save tensors in the input's type and sum in float32 or wider.
 
 Networks without such layers, and functions, are differentiated by `jacobian.value_and_jvp`.
 """
@@ -20,7 +19,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from models.dropout import apply_mask
 from models.jacobian import value_and_jvp
 
-# ---------------------------------------------------------------- of networks
+# ---------------------------------------------------------------- networks
 
 
 def network_value_and_jvp(
@@ -71,12 +70,12 @@ class NormAct(Function):
 
     The values are gain·kept·f(y) with y = w·n + b, n = (x − mean)/std normalised by groups and f an
     `Activation`. With P(d) = d − mean(d) − n·mean(n·d), the means over a group, the tangents of n
-    are h = P(dx)/std, and those of the output gain·kept·f′(y)·w·h.
+    are h = P(dx)/std, and the tangents of the output are gain·kept·f′(y)·w·h.
 
     Args:
         shift: added to the values first, a constant without tangents (B or 1, C, 1, 1); or None.
         kept: dropout's mask of the values and of every tangent (B, C, H, W); or None.
-        gain: the factor of what is kept.
+        gain: the factor of kept units.
     """
 
     @staticmethod
@@ -111,32 +110,32 @@ class NormAct(Function):
         normal, scale, h, slope = _normalise(x, shift, ctx.groups, ctx.eps, ctx.tangents)
         weight, bias = _per_channel(weight, ctx.groups), _per_channel(bias, ctx.groups)
         y = normal * weight + bias
-        over_out, over_d = split_rows(_wide(grad).unflatten(1, (ctx.groups, -1)), ctx.tangents)
+        grad_out, grad_d = split_rows(_wide(grad).unflatten(1, (ctx.groups, -1)), ctx.tangents)
         kept = kept if kept is None else kept.view_as(y)
-        over_out, over_d = (apply_mask(over, kept, ctx.gain) for over in (over_out, over_d))
+        grad_out, grad_d = (apply_mask(g, kept, ctx.gain) for g in (grad_out, grad_d))
         derivative = ctx.act.derivative(y)
-        products = (over_d * h).sum(0)
-        over_y = over_out * derivative + products * (ctx.act.second(y) * weight)
+        products = (grad_d * h).sum(0)
+        grad_y = grad_out * derivative + products * (ctx.act.second(y) * weight)
         products = products * derivative
-        over_bias = over_y.sum(CHANNEL)
-        over_weight = (products + over_y * normal).sum(CHANNEL)
+        grad_bias = grad_y.sum(CHANNEL)
+        grad_weight = (products + grad_y * normal).sum(CHANNEL)
 
-        a, e = over_y * weight, over_d * (derivative * weight)
-        # With the means ν = mean(n·e) and μ = mean(n·dx) (`slope`): the values get
-        # (P(a − Σ (μe + νdx)/std) − n·Σ mean(e·h))/std and every tangent P(e)/std. Here P(dx)/std
-        # is h.
+        a, e = grad_y * weight, grad_d * (derivative * weight)
+        # With ν = mean(n·e) and μ = mean(n·dx) (`slope`), the gradient of the values is
+        # (P(a − Σ (μe + νdx)/std) − n·Σ mean(e·h))/std and that of each tangent is P(e)/std.
+        # P(dx)/std is h.
         along = _mean(normal * e)
         a = a - (slope * e).sum(0) * scale
-        over_values = a - _mean(a) - normal * (_mean(normal * a) + _mean(products * weight))
-        over_values = (over_values - (along * h).sum(0)) * scale
-        over_tangents = (e - _mean(e) - normal * along) * scale
-        over_shift = None
+        grad_values = a - _mean(a) - normal * (_mean(normal * a) + _mean(products * weight))
+        grad_values = (grad_values - (along * h).sum(0)) * scale
+        grad_tangents = (e - _mean(e) - normal * along) * scale
+        grad_shift = None
         if shift is not None:
-            over_shift = over_values.sum((-2, -1)).view(len(y), -1, 1, 1).sum_to_size(shift.shape)
-        over_values, over_tangents = over_values.to(x.dtype), over_tangents.to(x.dtype)
-        rows = join_rows(over_values.flatten(1, 2), over_tangents.flatten(2, 3))
-        parameters = over_weight.flatten(), over_bias.flatten()
-        return rows, over_shift, None, None, *parameters, None, None, None, None
+            grad_shift = grad_values.sum((-2, -1)).view(len(y), -1, 1, 1).sum_to_size(shift.shape)
+        grad_values, grad_tangents = grad_values.to(x.dtype), grad_tangents.to(x.dtype)
+        rows = join_rows(grad_values.flatten(1, 2), grad_tangents.flatten(2, 3))
+        parameters = grad_weight.flatten(), grad_bias.flatten()
+        return rows, grad_shift, None, None, *parameters, None, None, None, None
 
 
 def group_norm(
@@ -144,7 +143,7 @@ def group_norm(
 ) -> torch.Tensor:
     """w·n + b, n of x (B, C, H, W) normalised by groups, in x's memory format and at least float32.
 
-    Made of primitive operations, which a compiler fuses with what follows.
+    It consists of primitive operations, which a compiler fuses with the following ones.
     """
     x = _wide(x)
     grouped = x.unflatten(1, (groups, -1))

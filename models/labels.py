@@ -28,4 +28,4 @@ class LabelEmbedding(nn.Embedding):
             self.weight.copy_(torch.from_numpy(start))
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        return super().forward(labels % self.num_embeddings)  # the last stands for no label
+        return super().forward(labels % self.num_embeddings)  # the last row is for no label

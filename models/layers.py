@@ -3,9 +3,9 @@
 Names of parameters are those of the published checkpoints. Feature maps are (B, C, H, W).
 
 A layer with the argument `tangents` can carry the m tangents of Jacobian-vector products, see
-`jvp`: its maps then have (1 + m)·B rows, the B of the values first and those of each tangent after
-them. One reverse pass differentiates values and tangents together, which `torch.compile` supports;
-it does not support a second reverse pass.
+`jvp`: its maps then have (1 + m)·B rows, first the B rows of the values, then B rows for each
+tangent. One reverse pass differentiates values and tangents together, which `torch.compile`
+supports; it does not support a second reverse pass.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ SWISH = Activation(F.silu, _swish_derivative, _swish_second)
 
 
 def channels_come_last(x: torch.Tensor) -> bool:
-    """Whether maps (B, C, H, W) are in channels-last memory format, and in no other."""
+    """Whether maps (B, C, H, W) are channels-last in memory, and not contiguous."""
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -75,7 +75,7 @@ def no_autocast(device_type: str) -> contextlib.AbstractContextManager:
 def variance_scaling_(
     weight: torch.Tensor, scale: float, fan_in: float, fan_out: float
 ) -> torch.Tensor:
-    """Fill with U(−b, b), b = √(3·scale / mean(fan_in, fan_out)); 1e-10 stands for scale 0."""
+    """Fill with U(−b, b), b = √(3·scale / mean(fan_in, fan_out)); scale 0 becomes 1e-10."""
     scale = scale or 1e-10
     bound = math.sqrt(3 * scale / ((fan_in + fan_out) / 2))
     return nn.init.uniform_(weight, -bound, bound)
@@ -122,7 +122,7 @@ class Linear(nn.Linear):
 
 
 class GroupNorm(nn.GroupNorm):
-    """min(C/4, 32) groups, ε = 1e-6; with an `Activation` behind it.
+    """Group norm with min(C/4, 32) groups and ε = 1e-6, followed by an `Activation`.
 
     `shift`, `kept` and `gain` are as in `NormAct`.
     """
@@ -151,7 +151,7 @@ class GroupNorm(nn.GroupNorm):
     def normalise(self, x: torch.Tensor) -> torch.Tensor:
         """x (B, C, H, W), normalised by groups and mapped by the weight and the bias."""
         if torch.compiler.is_compiling() and channels_come_last(x):
-            # Primitive operations are fused with what follows, and keep the channels last.
+            # Primitive operations are fused with the following ones, and stay channels-last.
             return group_norm(x, self.weight, self.bias, self.num_groups, self.eps)
         return super().forward(x)
 
@@ -185,8 +185,8 @@ class GaussianFourierProjection(nn.Module):
         self.W = nn.Parameter(torch.randn(nf) * scale, requires_grad=False)
 
     def forward(self, c: torch.Tensor) -> torch.Tensor:
-        # In the order of the published networks: the argument reaches hundreds of radians, where
-        # rounding shows.
+        # The order of operations is that of the published networks, since the argument reaches
+        # hundreds of radians, where rounding matters.
         angle = c[:, None] * self.W[None, :] * (2 * math.pi)
         return torch.cat([torch.sin(angle), torch.cos(angle)], dim=-1)
 
@@ -284,7 +284,7 @@ class ResnetBlock(Block):
     """Two 3×3 convolutions around the noise embedding, with swish and a residual connection.
 
     `resample`, an `Upsample` or `Downsample`, also changes the resolution (BigGAN's block);
-    `nin_shortcut` takes a NIN where the channels change, as DDPM's block does.
+    `nin_shortcut` uses a NIN where the channels change, as DDPM's block does.
     """
 
     def __init__(
@@ -325,12 +325,12 @@ class ResnetBlock(Block):
     ) -> torch.Tensor:
         """The block's output; `embedding` is as `noise_projections` gives it.
 
-        The channels of `skip` are joined to those of x first.
+        `skip` is first concatenated to x along the channels.
         """
         return self.run(x, skip, embedding, self.draw_mask(x, tangents), tangents=tangents)
 
     def draw_mask(self, x: torch.Tensor, tangents: int) -> torch.Tensor | None:
-        """Dropout's mask; outside of `rows`, so that compiled and eager passes have the same."""
+        """Dropout's mask, drawn outside of `rows`: compiled and eager passes have the same."""
         if not (self.training and self.dropout):
             return None
         size = x.shape[2:] if self.resample is None else self.resample.resized(*x.shape[2:])

@@ -1,6 +1,6 @@
 """NCSN++ (Song et al., ICLR 2021, appendix H), with the options of the published networks.
 
-One `all_modules` list is built and walked in the same order, so that the names and the order of
+One list `all_modules` is built and traversed in the same order, so that the names and the order of
 the parameters are those of the published checkpoints.
 """
 
@@ -39,7 +39,7 @@ class NCSNpp(nn.Module):
     It carries tangents of Jacobian-vector products, see `forward`.
 
     The condition is σ for Fourier embeddings and a time label for positional ones. With
-    `num_classes` labels (B,) are a second one, `labelling.NO_LABEL` where an image has none.
+    `num_classes`, labels (B,) are a second condition; `labelling.NO_LABEL` means no label.
 
     Args:
         image_size: height and width, a pair.
@@ -145,7 +145,7 @@ class NCSNpp(nn.Module):
 
         # Down.
         modules.append(layers.Conv2d(channels, nf, 3, padding=1))
-        widths = [nf]  # of the features that the up path will take
+        widths = [nf]  # of the skip features for the up path
         width, pyramid_width, resolution = nf, channels, image_size[0]
         for level, mult in enumerate(ch_mult):
             for _ in range(num_res_blocks):
@@ -214,7 +214,7 @@ class NCSNpp(nn.Module):
     def edges(self) -> Iterator[tuple[nn.Module, bool]]:
         """Yields the convolutions that read or write images, which `compute` keeps in float32.
 
-        With each comes whether its result is a feature map, which may be rounded to bfloat16.
+        The second item says whether the output is a feature map, which may be rounded to bfloat16.
         """
         for layer in self.modules():
             if not isinstance(layer, layers.Conv2d):
@@ -229,7 +229,7 @@ class NCSNpp(nn.Module):
         v: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """The network's output (B, C, H, W); with m vectors v (m, B, C, H, W) also J v, alike.
+        """The output (B, C, H, W); with m vectors v (m, B, C, H, W) also J v, shaped as v.
 
         Without `labels` a network that takes them treats all images as unlabelled.
         """
@@ -346,7 +346,7 @@ class NCSNpp(nn.Module):
 
 
 class NCSNppMod(NCSNpp):
-    """NCSN++ at 32×32 behind a 1×1 convolution with padding 2 and before a 5×5 convolution.
+    """NCSN++ at 32×32 between a 1×1 convolution with padding 2 and a 5×5 convolution.
 
     For images of 28×28 (MNIST, Fashion-MNIST).
     """

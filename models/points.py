@@ -14,7 +14,7 @@ ACTIVATIONS = {"elu": F.elu, "leaky_relu": lambda o: F.leaky_relu(o, 0.1)}
 
 
 class Swish(nn.Module):
-    """u·sigmoid(βu) of features (B, width), with a learnable β for each, 1 at first."""
+    """u·sigmoid(βu) of features (B, width), with a learnable β per feature, initially 1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -27,8 +27,8 @@ class Swish(nn.Module):
 class PlaneNet(nn.Module):
     """The score network of Chao et al. (ICML 2023, section 3.2): (x − o)/σ with o (B, 2) learnt.
 
-    For an energy it gives x − act(o) instead, whose half square over σ is the energy.
-    `activation`, the energy's act, is a name in `ACTIVATIONS`.
+    For an energy it returns h = x − act(o) instead, see `EnergyScore`. `activation`, a name in
+    `ACTIVATIONS`, is act.
     """
 
     def __init__(self, energy: bool = False, activation: str = "elu") -> None:

@@ -1,4 +1,4 @@
-"""Twice or half the resolution of maps (B, C, H, W): FIR filters, nearest pixels, averages.
+"""Double or halve the resolution of maps (B, C, H, W): FIR filters, nearest pixels, averages.
 
 Layers with the argument `tangents` are as in `layers`.
 """
@@ -28,8 +28,8 @@ def fir_matrix(
     k *= up / k.sum()
     count = (size * up + before + after - len(k)) // down + 1
     taps = up * torch.arange(size) + before - down * torch.arange(count)[:, None]
-    there = (taps >= 0) & (taps < len(k))
-    return torch.where(there, k[taps.clamp(0, len(k) - 1)], 0).float()
+    inside = (taps >= 0) & (taps < len(k))
+    return torch.where(inside, k[taps.clamp(0, len(k) - 1)], 0).float()
 
 
 @functools.cache
@@ -46,8 +46,8 @@ def fir_resample(
 ) -> torch.Tensor:
     """Resample both axes of x (B, C, H, W) as `fir_matrix` says: two matrix products.
 
-    Maps with their channels last keep them there. Within autocast, too, x keeps its type: float32
-    is an image's, whose rounding would show.
+    Channels-last maps stay channels-last. Within autocast, too, x keeps its type: images are
+    float32, and rounding them would be visible.
     """
     sizes = tuple(x.shape[-2:])
     height, width = fir_matrices(sizes, x.device, x.dtype, kernel, up, down, pads)
@@ -72,7 +72,7 @@ class Resampler(nn.Module):
 
 
 class Downsample(Resampler):
-    """Half the resolution, without parameters."""
+    """Halve the resolution, without parameters."""
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         return height // 2, width // 2
@@ -85,7 +85,7 @@ class Downsample(Resampler):
 
 
 class Upsample(Resampler):
-    """Twice the resolution, without parameters."""
+    """Double the resolution, without parameters."""
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         return 2 * height, 2 * width
@@ -98,7 +98,7 @@ class Upsample(Resampler):
 
 
 class ConvDownsample(Resampler):
-    """A 3×3 convolution of stride 2, after the FIR filter where there is one."""
+    """A 3×3 convolution of stride 2, after the FIR filter if `fir`."""
 
     def __init__(
         self, channels_in: int, channels_out: int, fir: bool, fir_kernel: Sequence[float]
@@ -116,7 +116,7 @@ class ConvDownsample(Resampler):
 
 
 class ConvUpsample(Resampler):
-    """A transposed 3×3 convolution of stride 2, then the FIR filter; or nearest, then 3×3."""
+    """With `fir` a transposed 3×3 convolution of stride 2 and the filter; else nearest and 3×3."""
 
     def __init__(
         self, channels_in: int, channels_out: int, fir: bool, fir_kernel: Sequence[float]

@@ -1,6 +1,6 @@
 """Noise-conditioned residual classifiers (Chao et al., ICLR 2022): log p(y | x_t) at noise σ(t).
 
-The CIFAR ResNet of He et al. (CVPR 2016): a 3×3 stem, stages of basic blocks, global average,
+The CIFAR ResNet of He et al. (CVPR 2016): a 3×3 stem, stages of basic blocks, global average pool,
 one linear layer. After each stage Linear(SiLU(temb)) is added to every pixel, temb being the
 Fourier embedding of log σ through two linear layers. Names of parameters are those of the
 published checkpoints.

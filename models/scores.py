@@ -1,7 +1,7 @@
 """Scores: functions `score(x, t)` from (B, C, H, W) and (B,) to (B, C, H, W).
 
-Losses, samplers and likelihoods take such a function and know nothing of networks. Several vectors
-v of Jacobian-vector products J v, J = ∂s/∂x, are slice-major: (K, B, C, H, W).
+Losses, samplers and likelihoods take such a function and do not depend on networks. The vectors v
+of Jacobian-vector products J v, J = ∂s/∂x, are slice-major: (K, B, C, H, W).
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class Score:
     """∇ₓ log p_t(x) as a network models it: net(x, σ(t)) for VE, −net(x, 999t)/std(t) for VP.
 
     Args:
-        net: network of x (B, C, H, W) and a condition (B,), and of `labels` if there are any.
+        net: network of x (B, C, H, W), a condition (B,) and, if there are any, `labels`.
         continuous: whether it was trained at continuous times.
         labels: y (B,), or (1,) for the same class of every image; or None.
     """
@@ -132,7 +132,7 @@ class ClassifierFreeScore:
     guidance at w = 0, the score of the class at w = 1. One pass of 2B rows computes both.
 
     Args:
-        unguided: s, of a network that takes labels, without them.
+        unguided: the score s(x, t) of a network that takes labels, without labels.
         labels: y (B,), or (1,) for the same class of every image.
         scale: w.
     """
@@ -144,8 +144,8 @@ class ClassifierFreeScore:
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         labels = self.labels.expand(len(x))
         both = self.unguided.conditioned_on(torch.cat([torch.full_like(labels, NO_LABEL), labels]))
-        without, of_class = both(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
-        return (1 - self.scale) * without + self.scale * of_class
+        plain, conditional = both(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
+        return (1 - self.scale) * plain + self.scale * conditional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ class InParts:
 
     @property
     def unguided(self) -> "InParts":
-        """`unguided` of the score within, which must be a guided one."""
+        """`unguided` of the wrapped score, which must be a guided one."""
         return InParts(self.score.unguided, self.rows)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

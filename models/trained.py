@@ -33,10 +33,10 @@ class LoadedFrom:
 
     Attributes:
         checkpoint: the name of the file.
-        step: None for a published file that does not say it.
+        step: None for a published file that does not record it.
         fingerprint: a short hash of the weights.
-        ema: whether they are the averaged ones; None: the file holds one kind, and no averages.
-        class_names: of the data that they were trained on; empty where the file does not say it.
+        ema: whether they are the EMA weights; None: the file holds no averages.
+        class_names: of the data that they were trained on; empty if the file does not record them.
     """
 
     checkpoint: str
@@ -53,11 +53,11 @@ class LoadedFrom:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedScore:
-    """A score, with what its checkpoint says of it.
+    """A score, and the settings in its checkpoint.
 
     Attributes:
         score: in eval mode, without gradients of its parameters.
-        sde: that it was trained with.
+        sde: the SDE that it was trained with.
         config: the command's configuration with the checkpoint's network, SDE and scaling.
     """
 
@@ -73,7 +73,7 @@ def load_score(
     device: torch.device,
     use_ema: bool = True,
 ) -> TrainedScore:
-    """The score of the checkpoint at `path`, with averaged or raw weights.
+    """The score of the checkpoint at `path`, with EMA or raw weights.
 
     Raises:
         UserError: the checkpoint is missing, or of another kind of model than the configuration.
@@ -95,14 +95,14 @@ def load_score(
 
 
 def open_score(path: str | os.PathLike, device: str = "auto", use_ema: bool = True) -> TrainedScore:
-    """`load_score` of a checkpoint that holds its configuration, which is therefore not needed.
+    """`load_score` with the configuration that the checkpoint holds.
 
     Raises:
-        UserError: it is missing, or of a published kind that holds none.
+        UserError: the checkpoint is missing, or a published one, which holds no configuration.
     """
     before = checkpoints.read_config(path)
     if before is None:
-        raise UserError(f"{path} holds no configuration; call load_score with the one it is of.")
+        raise UserError(f"{path} holds no configuration; call load_score with its configuration.")
     trained = load_score(ml_collections.ConfigDict(before), path, get_device(device), use_ema)
     trained.config.lock()  # a mistyped field is an error
     return trained
@@ -114,7 +114,7 @@ def load_classifier(
     """The classifier of the checkpoint at `path`, in eval mode.
 
     Args:
-        config: the score model's, whose scaling of the data the classifier must share.
+        config: of the score model; the classifier must have the same scaling of the data.
 
     Returns:
         The network, which weights it has, and `config` with the checkpoint's classifier.
@@ -125,8 +125,8 @@ def load_classifier(
     content = checkpoints.read(path)
     checkpoints.require_kind(content, path, "classifier")
     before = checkpoints.config_of(content)
-    of_the_score = [n for n in descriptions.model_fields(before) if n.startswith("model.")]
-    config = descriptions.adopt(config, before, path, of_the_score, fixed=SHARED_DATA)
+    score_fields = [n for n in descriptions.model_fields(before) if n.startswith("model.")]
+    config = descriptions.adopt(config, before, path, score_fields, fixed=SHARED_DATA)
     network = models.create_classifier(config)
     checkpoints.load_model(network, content, path)
     loaded = _loaded_from(content, path, network.state_dict().values(), None)
@@ -143,15 +143,15 @@ def _loaded_from(content, path, weights, ema):
 
 @dataclasses.dataclass(frozen=True)
 class SamplingModel:
-    """What samples are drawn with.
+    """The model of a sampling command.
 
     Attributes:
-        config: the command's configuration with what the checkpoints say.
+        config: the command's configuration with the checkpoints' settings.
         trained: the score, without guidance.
         guidance: function of labels and scale, ``guidance(labels=, scale=)``, to a guided score;
             None: the samples have no classes.
-        origin: what the files of samples say of the weights.
-        description: the weights, in words.
+        origin: the record of the weights in files of samples.
+        description: the weights, as text.
     """
 
     config: ml_collections.ConfigDict
@@ -164,7 +164,7 @@ class SamplingModel:
 def load_sampling_model(
     config: ml_collections.ConfigDict, place: Workdir, device: torch.device
 ) -> SamplingModel:
-    """The score, or the guidance, that a sampling command of `config` draws with.
+    """The model that a sampling command with the configuration `config` draws with.
 
     Raises:
         UserError: a checkpoint is missing or does not fit the configuration.
@@ -195,10 +195,10 @@ def load_sampling_model(
 def trained_weights(config: ml_collections.ConfigDict, place: Workdir) -> str | os.PathLike:
     """The workdir's checkpoint of ``config.eval.checkpoint_idx``, by default the newest.
 
-    Before a training there begins, by default the weights that ``config.model.pretrained`` names.
+    If no training has begun there, the default is the weights of ``config.model.pretrained``.
 
     Raises:
-        UserError: those cannot be had.
+        UserError: those weights cannot be loaded.
     """
     path, pretrained = place.checkpoint(config.eval.checkpoint_idx), config.model.get("pretrained")
     begun = path.exists() or place.resume_point.exists()
@@ -212,7 +212,7 @@ def checkpoint_paths(
 ) -> Iterator[tuple[str, str | os.PathLike]]:
     """Yields the kind and path of each checkpoint of `config`: the score's, then the classifier's.
 
-    Those that ``config.model`` does not name are in the workdir.
+    The workdir's checkpoints are used where ``config.model`` names none.
     """
     newest = trained_weights(config, place)
     yield "score model", config.model.get("score_restore_path") or newest
@@ -227,14 +227,14 @@ def adopt_from_checkpoints(
 ) -> ml_collections.ConfigDict:
     """`config` with the networks, SDE and scaling of the checkpoints that its command loads.
 
-    A checkpoint that is missing, damaged or of another kind changes nothing: loading it fails.
+    A checkpoint that is missing, damaged or of another kind is skipped; loading it fails later.
 
     Args:
         paths: kind and path of each checkpoint, as `checkpoint_paths` gives them.
-        typed: names of fields that were typed on the command line.
+        typed: names of fields set on the command line.
 
     Raises:
-        UserError: a checkpoint is of another kind of model, or contradicts what was typed.
+        UserError: a checkpoint is of another kind of model, or contradicts a field in `typed`.
     """
     for kind, path in paths:
         try:

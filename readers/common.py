@@ -2,7 +2,7 @@
 
 A reader is a function ``reader(data, split) -> Source``: `data` is ``config.data``, `split` is
 ``"train"`` or ``"test"``. It reads names and sizes only; iterating over ``Source.blocks`` reads the
-images. A file that does not fit is a UserError that names it.
+images. A file that does not fit raises a UserError that names it.
 """
 
 import os
@@ -14,7 +14,7 @@ import numpy as np
 
 from utils import UserError
 
-BLOCK = 100  # images read before they are written on
+BLOCK = 100  # images of a block
 
 
 class MissingSplit(UserError):
@@ -33,14 +33,14 @@ class Source(NamedTuple):
 
     Attributes:
         shape: (C, H, W) of every image, (D,) of points.
-        classes: how many labels there are.
+        classes: the number of classes.
         blocks: the images in order, read as they are iterated over.
         identity: strings that a cached copy depends on, such as files with their sizes and times.
         count: the number of images, for the progress bar, or None.
         dtype: of the images; points are float32.
         class_names: in the order of the labels; empty where they are not known.
         files: name and size of each image file, relative to the data set; empty without such files.
-        origin: where the images come from, in words, for the plan of a dry run.
+        origin: where the images come from, as text, for the plan of a dry run.
     """
 
     shape: tuple[int, ...]
@@ -87,7 +87,7 @@ def block(
 
 
 def file_stamps(paths: Iterable[pathlib.Path]) -> list[str]:
-    """Path, size and time of change of each file."""
+    """Path, size and modification time of each file."""
     stamps = []
     for path in paths:
         status = os.stat(path)

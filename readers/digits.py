@@ -1,4 +1,4 @@
-"""The 8×8 digits that scikit-learn carries."""
+"""The 8×8 digits of scikit-learn."""
 
 import ml_collections
 import numpy as np
@@ -7,7 +7,7 @@ from readers.common import Source, block
 
 
 def digits(data: ml_collections.ConfigDict, split: str) -> Source:
-    """The 1,797 handwritten 8×8 digits inside scikit-learn; a fifth of each class is the test."""
+    """scikit-learn's 1,797 handwritten 8×8 digits; a fifth of each class is the test split."""
     return Source((1, 8, 8), 10, _digits_blocks(split), [])
 
 

@@ -1,8 +1,8 @@
 """Folders of image files: the data set ``folder``, and the decoding of any image file.
 
-A picture is read as a viewer shows it: turned as its EXIF orientation says, and composited over
-white where it is transparent. Hidden and system files are passed over. Every other file that is no
-readable image is a UserError that names it.
+Images are rotated by their EXIF orientation, and transparent ones are composited over white. Hidden
+and system files are skipped. Every other file that is not a readable image raises a UserError that
+names it.
 """
 
 import concurrent.futures
@@ -27,22 +27,22 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 MODES = {1: "L", 3: "RGB"}  # PIL's, by the number of channels
 
 DECODERS = 8  # threads
-RULE = 2  # of decoding and of the order of classes: a change of one changes it, and the caches
+RULE = 2  # version of the decoding and the order of classes; a new version rebuilds caches
 
 
 def folder(data: ml_collections.ConfigDict, split: str) -> Source:
     """Images laid out as ``root/train/<class>/*`` and ``root/test/<class>/*``, or without classes.
 
-    Without a directory ``train`` the images lie in ``root`` itself. The classes are the directories
-    there: by number if all names are numbers, else by name. Images that lie there themselves have
-    no classes. Without ``root/test`` the share ``data.holdout`` of the images is the test split,
-    see `is_held_out`. Each image becomes grey (num_channels 1) or RGB (3), is cropped about its
-    centre to the form of image_size rows of image_width (none: a square) and resized to that.
+    Without a directory ``train`` the images are in ``root`` itself. The subdirectories there are
+    the classes, ordered by number if all names are numbers, else by name. Images directly there
+    have no classes. Without ``root/test`` the share ``data.holdout`` of the images is the test
+    split, see `is_held_out`. Each image is converted to grey (num_channels 1) or RGB (3), cropped
+    about its centre to the shape of image_size rows of image_width (none: square), and resized.
 
     Raises:
         MissingSplit: there is no ``root/test``, and nothing is held out.
-        UserError: there are no images, a class of ``test`` is not in ``train``, something that is
-            no file lies among the images, or there are both a test directory and a held-out share.
+        UserError: there are no images, a class of ``test`` is not in ``train``, an entry among the
+            images is not a file, or there are both a test directory and a held-out share.
     """
     domain = domains.images_of(data, "The data set folder")
     mode = lookup(MODES, data.num_channels, "data.num_channels")
@@ -97,16 +97,16 @@ def folder(data: ml_collections.ConfigDict, split: str) -> Source:
 
 
 def training_images(root: str | os.PathLike) -> str:
-    """The directory of the training images: ``root/train``, or where that is not, `root`."""
+    """The directory of the training images: ``root/train`` if there are splits, else `root`."""
     train = os.path.join(root, "train")
     is_split = os.path.isdir(train) or os.path.isdir(os.path.join(root, "test"))
     return train if is_split else str(root)
 
 
 def is_held_out(name: str, share: float) -> bool:
-    """Whether an image is of the held-out `share`, by the hash of its `name` below the folder.
+    """Whether an image is of the held-out `share`, by a hash of its path `name` in the folder.
 
-    It stays so when other images are added or the folder is moved.
+    Adding other images or moving the folder does not change the result.
     """
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
@@ -133,7 +133,7 @@ def _by_class(directory):
         found = {n: [os.path.join(paths[n], each) for each in visible(paths[n])] for n in names}
     for path in itertools.chain(*found.values()):
         if not os.path.isfile(path):
-            raise UserError(f"{path} is no file; expected nothing but images beside it.")
+            raise UserError(f"{path} is no file; expected only images in its directory.")
     return found
 
 
@@ -162,10 +162,10 @@ def read_images(
 def decode_image(
     path: str | os.PathLike, mode: str, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """One image file as a viewer shows it, cropped about its centre and resized to `size` (H, W).
+    """One image file, rotated by its EXIF data, centre-cropped and resized to `size` (H, W).
 
     Returns:
-        The image, uint8 (H, W, C), at its own size where `size` is None.
+        The image, uint8 (H, W, C), at its own size if `size` is None.
 
     Raises:
         UserError: the file is no readable image, too large for Pillow, or of more than 8 bits a
@@ -189,7 +189,7 @@ def decode_image(
 
 
 def _over_white(image):
-    """A PIL image without its transparency."""
+    """A PIL image, composited over white if it is transparent."""
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")

@@ -46,10 +46,10 @@ class ArrayUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        today = module.replace("numpy.core", "numpy._core")  # as NumPy 2 calls it
-        if f"{today}.{name}" not in self.NAMES:
+        renamed = module.replace("numpy.core", "numpy._core")  # as NumPy 2 calls it
+        if f"{renamed}.{name}" not in self.NAMES:
             raise UserError(f"it names {module}.{name}, which could run code")
-        return super().find_class(today, name)
+        return super().find_class(renamed, name)
 
 
 def load_pickle(path: pathlib.Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import domains
 from readers.common import Block, Source
 from utils import random_stream, stream_key
 
-RULE = 3  # of the draws: a change of one of them changes it, so that caches are built anew
+RULE = 3  # version of the draws; a new version rebuilds caches
 
 
 def points(
@@ -41,7 +41,7 @@ def _blocks(draw):
 
 
 def moons(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two interleaved half-circles without noise, about their mean, × 20; upper 0, lower 1."""
+    """Two interleaved half-circles without noise, centred, × 20; labels: upper 0, lower 1."""
     from sklearn.datasets import make_moons
 
     x, labels = make_moons(count, noise=None, shuffle=False)
@@ -50,7 +50,7 @@ def moons(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def checkerboard(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every other square of side 3, of rows and columns; in [−6, 6]² uniform."""
+    """Uniform on every other square of side 3, by row and column, in [−6, 6]²."""
     x = rng.uniform(-2, 2, count)
     y = rng.random(count) - 2 * rng.integers(2, size=count) + np.floor(x) % 2
     return 3 * np.stack([x, y], axis=1), np.zeros(count)
@@ -66,7 +66,7 @@ def gaussian_8(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.nda
 def spiral_2(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Two spirals (−n cos n, n sin n), n = 3π√U, widened by uniform noise, × 2.3/3.
 
-    Its arms take turns, so that the first points are of both.
+    The points alternate between the arms, so that the first points are of both.
     """
     n = np.sqrt(rng.random(count)) * 3 * math.pi
     arm = np.stack([-n * np.cos(n), n * np.sin(n)], axis=1) + rng.random((count, 2)) / 2

@@ -28,7 +28,7 @@ def tfds(
     classes: int,
     advice: str = "",
 ) -> Source:
-    """A set that tensorflow_datasets knows as `name`, kept in ``root/tensorflow_datasets``.
+    """The data set `name` of tensorflow_datasets, kept in ``root/tensorflow_datasets``.
 
     The error of a failed download ends with `advice`, by default to fetch the archives.
     """
@@ -81,7 +81,7 @@ def _tfds_blocks(directory, split, name, shape, classes, advice):
 
 @contextlib.contextmanager
 def tensorflow_stand_in() -> Iterator[None]:
-    """Let tfds prepare a data set without TensorFlow, whether or not that is installed.
+    """Within the context tfds prepares data sets without TensorFlow, installed or not.
 
     tfds 4.9 reads prepared sets without TensorFlow, but needs four of its functions to prepare one.
     This context provides them where tfds would import TensorFlow.

@@ -1,7 +1,7 @@
 """Denoisers: functions `denoiser(x, sigma)` from x (B, ...) = data + σ·noise to its posterior mean.
 
 By Tweedie's formula D(x, σ) = x + σ²·∇ₓ log p(x; σ). All samplers of this package take such a
-function, and σ as a float on the host. They know of neither SDEs nor guidance.
+function, and σ as a float on the host. They need neither the SDE nor the guidance.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ class Denoiser:
 
     Args:
         score: function of x_t (B, ...) and t (B,), both of `dtype`.
-        dtype: what the score computes in; x and D keep their own, best float64.
+        dtype: of the score's computation; x and D keep their own, preferably float64.
         interval: (σ_lo, σ_hi); the score is ``score.unguided`` unless σ_lo < σ ≤ σ_hi
             (Kynkäänniemi et al. 2024, eq. 4). None: the score itself everywhere.
         nfe: evaluations so far.

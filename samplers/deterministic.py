@@ -3,7 +3,7 @@
 A sampler is a function `(denoiser, x, sigmas, randn_like, callback)` → x: from x (B, ...) with
 noise of scale sigmas[0] to x at the last of the descending floats `sigmas`. If that is 0, the last
 step is D. `callback()` is called after each step; only stochastic samplers call `randn_like`. x
-keeps its dtype, best float64.
+keeps its dtype, preferably float64.
 
 In x = x_t/scale and σ = std/scale the formulas that the papers give for x_t have scale 1 and
 log-SNR λ = −log σ, whatever the SDE.
@@ -21,7 +21,7 @@ NoiseLike = Callable[[torch.Tensor], torch.Tensor]
 
 
 def no_callback(*_: object) -> None:
-    """What is called after each step unless something else is given."""
+    """The default callback, which does nothing."""
 
 
 def slope(x: torch.Tensor, denoised: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -79,9 +79,9 @@ def deis(
 ) -> torch.Tensor:
     """DEIS of order 4, ρAB (Zhang and Chen, ICLR 2023): Adams-Bashforth in σ.
 
-    A polynomial through the last four slopes is integrated. Where steps are equal its weights are
-    iPNDM's, (55, −59, 37, −9)/24. The first three steps have lower orders, the first is Euler's:
-    where they dominate the error, it falls with the square of the number of steps.
+    A polynomial through the last four slopes is integrated. With equal steps its weights are
+    iPNDM's, (55, −59, 37, −9)/24. The first three steps have lower orders, the first is Euler's.
+    Where these dominate, the error falls with the square of the number of steps.
     """
     points = []
     for sigma, following in itertools.pairwise(sigmas):
@@ -137,8 +137,8 @@ def dpmpp_3m(
 ) -> torch.Tensor:
     """DPM-Solver++(3M) (Lu et al. 2022, arXiv 2211.01095): proposition 4.1, expanded to k = 3.
 
-    The derivatives of D are those of the parabola in λ through its last three values. Of D'' that
-    is twice the second divided difference; with half of it the order is 2. The first step is
+    The derivatives of D are those of the parabola in λ through its last three values. Its D'' is
+    twice the second divided difference; with half of that the order is 2. The first step is
     Euler's and the second 2M's, as in `deis`.
     """
     points = []
@@ -159,8 +159,8 @@ def unipc(
 ) -> torch.Tensor:
     """UniPC-3 (Zhao et al., NeurIPS 2023, algorithms 1 and 2), multistep, B(h) = 1 − e^{−h}.
 
-    UniC corrects x with the value of D that UniP's next step needs anyway, to order 4. The last
-    step, which no value follows, is not corrected.
+    UniC corrects x to order 4 with the value of D that UniP's next step needs anyway. The last step
+    has no such value and is not corrected.
     """
     points, before = [], x
     for sigma, following in itertools.pairwise(sigmas):
@@ -180,7 +180,7 @@ def data_prediction_step(
 
     e^{−h}·x + (1 − e^{−h})·(D₀ + Σ a_m (D_m − D₀)/r_m) with r_m = (λ_m − λ₀)/h, where the a_m make
     it exact for polynomials D in λ (Zhao et al. 2023, section 3; UniC if a point is at `following`,
-    else UniP). The a of a single other point is ½, as there: of the same order, and with it UniP
+    else UniP). With a single other point a is ½, as in the paper: the order is the same, and UniP
     is DPM-Solver++(2M).
     """
     (sigma, D), *others = points

@@ -1,4 +1,4 @@
-"""The samplers by name, and one of them with a grid as the commands use it."""
+"""The registry of fast samplers, and a fast sampler with its grid of noise levels."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ class FastSampler:
     """A function of `SAMPLERS` on a grid of noise levels; a `sampling.Sampler`.
 
     Args:
-        sde: that the score was trained with.
+        sde: the SDE that the score was trained with.
         sigmas: descending floats, the last one 0, see `grids`.
         interval: of guidance, see `Denoiser`.
     """
@@ -52,15 +52,15 @@ class FastSampler:
 
     @property
     def steps(self) -> int:
-        """How often the callback is called."""
+        """The number of callback calls."""
         return len(self.sigmas) - 1
 
     def stream(self, of_round: tuple, of_images: tuple) -> tuple:
-        """Every image has a stream of random numbers of its own."""
+        """The stream of the images: each image has its own random numbers."""
         return of_images
 
     def noise(self, device: torch.device, stream: Sequence, count: int) -> PerImageNoise:
-        """The noise of `count` images; the last number of the `stream` is the first one's."""
+        """The noise of `count` images; the last item of `stream` is the first image's index."""
         *stream, first = stream
         return PerImageNoise(device, range(first, first + count), *stream)
 
@@ -73,7 +73,7 @@ class FastSampler:
     ) -> tuple[torch.Tensor, int]:
         """Samples, shaped as the standard normal `latents` (B, ...), and the NFE.
 
-        Between the evaluations x is float64, in which neither σ = 50 nor small steps round.
+        Between evaluations x is float64, so that σ = 50 and small steps lose no digits.
         """
         denoiser = Denoiser(score, self.sde, interval=self.interval)
         x = latents.double() * self.sigmas[0]

@@ -1,8 +1,8 @@
 """Grids of noise levels: `steps` descending positive floats and 0, so that the last step denoises.
 
 A noise level σ is the ratio std/scale of x_t = scale·x + std·z, so that x_t/scale is data with
-noise of this scale under every SDE (`SDE.noise_level`). Grids are lists of floats on the host:
-samplers decide by them without waiting for a device.
+noise of this scale under every SDE (`SDE.noise_level`). Grids are lists of floats on the host, so
+that samplers branch on them without synchronising a device.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ GRIDS = {"karras": karras, "geometric": geometric}
 def of_sde(
     sde: SDE, steps: int, grid: Callable[[float, float, int], list[float]] = karras
 ) -> list[float]:
-    """The `grid` of so many steps from the SDE's noise level at T to the one at sampling_eps."""
+    """The `grid` of `steps` levels from the SDE's noise level at T to the one at sampling_eps."""
     return grid(sde.noise_level(sde.sampling_eps), sde.noise_level(sde.T), steps)
 
 

@@ -9,9 +9,9 @@ from utils import device_seed, random_stream
 
 
 class SeededNoise:
-    """Float32 noise of one random stream: equal purposes and numbers, equal noise.
+    """Float32 noise of one random stream: equal purposes and numbers give equal noise.
 
-    NumPy draws for the CPU. A GPU draws for itself, so that it need not wait; its bytes differ.
+    For the CPU NumPy draws. A GPU draws its own noise, without synchronisation; the values differ.
     """
 
     def __init__(self, device: torch.device | str, purpose: str, *numbers: int) -> None:
@@ -39,15 +39,15 @@ class SeededNoise:
 
 
 class PerImageNoise:
-    """Standard normal noise (B, ...) whose row b depends on the image b and the draw alone.
+    """Standard normal noise (B, ...) whose row b depends only on the image b and the draw.
 
-    Draw k of an image is the k-th of `random_stream(purpose, *numbers, image)`: how images are
-    shared out among batches and processes changes none of them. The host draws for a GPU too, which
-    gets the same noise. It draws while the GPU computes, and nothing waits for the copy.
+    Draw k of an image is the k-th of `random_stream(purpose, *numbers, image)`, in any batch and
+    process. The host also draws for a GPU, the same noise. It draws while the GPU computes, and the
+    copy is asynchronous.
 
     Args:
-        device: where the noise is wanted.
-        images: the numbers of the B images.
+        device: the device of the noise.
+        images: the indices of the B images.
         purpose, numbers: of the streams.
     """
 
@@ -59,7 +59,7 @@ class PerImageNoise:
 
     def randn(self, shape: Sequence[int]) -> torch.Tensor:
         """The next draw, float32 of `shape` (B, ...)."""
-        # A new buffer each time: that of the last draw may still be on its way to the GPU.
+        # A new buffer each time: the copy of the last one to the GPU may not be finished.
         noise = torch.empty(shape, pin_memory=self.device.type == "cuda")
         for row, stream in zip(noise.numpy(), self.streams, strict=True):
             stream.standard_normal(dtype=np.float32, out=row)

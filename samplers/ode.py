@@ -1,4 +1,4 @@
-"""The solver of the probability flow for samples and likelihoods: RK45, of torchdiffeq."""
+"""RK45, by torchdiffeq, of the probability flow for samples and likelihoods."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from utils import UserError
 
 MAX_NFE = 10_000
 ODECallback = Callable[[float, float, int], object]
-"""Called before each step of an ODE solver with the share of the time travelled, t and the NFE."""
+"""Called before each step of an ODE solver with the fraction of the interval done, t and NFE."""
 
 
 @dataclasses.dataclass
 class WatchedField:
-    """dy/dt = field(t, y) as torchdiffeq calls it: counted, and stopped where there is no use.
+    """dy/dt = field(t, y) for torchdiffeq; counts evaluations, and raises where RK45 fails.
 
-    The solver keeps its state in float64, where neither a small tolerance nor σ = 50 rounds; the
+    The solver keeps its state in float64, so that small tolerances and σ = 50 lose no digits; the
     field is evaluated in float32.
 
     Args:
         start, end: the times between which it is integrated.
         max_nfe: evaluations after which it is stopped.
-        settings: the solver's settings in words, for messages.
+        settings: the solver's settings as text, for messages.
     """
 
     field: Callable
@@ -45,16 +45,16 @@ class WatchedField:
         return self.field(t.float(), y.float()).double()
 
     def callback_step(self, t: torch.Tensor, y: torch.Tensor, dt: torch.Tensor) -> None:
-        """What torchdiffeq calls before a step of length `dt` from `t`; after a NaN dt is 0."""
+        """Called by torchdiffeq before a step of length `dt` from `t`; after a NaN, dt is 0."""
         if dt == 0 or not y.isfinite().all():
             raise UserError(
                 f"The score gave NaN or infinite values near t = {t:.3g}, by evaluation {self.nfe} "
-                "of the ODE solver; look at the checkpoint."
+                "of the ODE solver; check the checkpoint."
             )
         if t + dt == t:
             raise UserError(
-                f"The ODE solver's steps became too short to go on at t = {t:.3g}; look at the "
-                f"checkpoint and at {self.settings}."
+                f"The ODE solver's steps became too short to go on at t = {t:.3g}; check the "
+                f"checkpoint and {self.settings}."
             )
         share = (self.start - float(t)) / (self.start - self.end)
         self.callback(share, float(t), self.nfe)
@@ -77,8 +77,8 @@ def integrate(
     Args:
         field: of t, a scalar tensor, and y, both float32.
         rtol, atol: tolerances that set the length of the steps.
-        max_nfe: most evaluations of the field.
-        section: of the configuration that these are fields of, for messages.
+        max_nfe: limit of evaluations of the field.
+        section: the section of the configuration with these fields, for messages.
 
     Returns:
         y at `end`, float64, and the number of evaluations.

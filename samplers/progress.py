@@ -1,4 +1,4 @@
-"""What a sampler shows of its progress."""
+"""The progress bar of a sampler."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ from tqdm import tqdm
 
 @dataclasses.dataclass
 class RoundProgress:
-    """A sampler's callback: moves `bar` from `done` on by up to `count` samples, whole ones.
+    """A sampler's callback: advances `bar` from `done` by up to `count` whole samples.
 
-    A sampler of so many `steps` calls it after each. One whose steps are not known calls it with
-    the share of the time travelled, the time reached and the evaluations so far, which are shown.
+    A sampler with a known number of `steps` calls it after each step. Other samplers pass the
+    fraction of the interval done, the time and the NFE, which are shown.
     """
 
     bar: tqdm

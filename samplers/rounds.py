@@ -1,4 +1,4 @@
-"""Which samples a command draws: divisions, classes and their rounds."""
+"""Divides the samples of a command into divisions, classes and their rounds."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from utils import UserError, shares
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """`count` images of a part, written to one file: its `number`, and that of the first image.
+    """`count` images of a part, written to file `number`; `first` is the first image's index.
 
-    A part, a division or a class, is a folder; `part` is its number.
+    A part, a division or a class, is a folder; `part` is its index.
     """
 
     part: int
@@ -69,7 +69,7 @@ def share(items: Sequence, parts: int, index: int) -> Sequence:
 
 
 def split_rounds(part: int, total: int, batch_size: int, first: int = 0) -> list[Round]:
-    """The rounds of `total` samples, the number of the first one given; the last may be partial."""
+    """The rounds of `total` samples, indexed from `first`; the last round may be partial."""
     starts = range(0, total, batch_size)
     return [
         Round(part, number, first + start, min(batch_size, total - start))
@@ -78,7 +78,7 @@ def split_rounds(part: int, total: int, batch_size: int, first: int = 0) -> list
 
 
 def of_divisions(sizes: Sequence[int], batch_size: int, chosen: Sequence[int]) -> list[Round]:
-    """The rounds of the `chosen` divisions, each a folder; the images are numbered through."""
+    """The rounds of the `chosen` divisions, each a folder; indices of images continue."""
     return [
         each
         for division in chosen
@@ -95,7 +95,7 @@ def of_classes(
 ) -> list[Round]:
     """The rounds of `classes`, each a folder, whose images are numbered from 0.
 
-    A division is one of `count` shares of each class's rounds; those of the `chosen` ones.
+    A division is one of `count` shares of each class's rounds; only `chosen` ones are returned.
     """
     rounds = []
     for label in classes:

@@ -1,6 +1,6 @@
-"""Samplers that add noise on the way, which reduces the errors of earlier steps.
+"""Samplers that add noise in their steps, which reduces the errors of earlier steps.
 
-Functions of the same form as those of `deterministic`.
+The signatures are those of `deterministic`.
 """
 
 import itertools
@@ -27,7 +27,7 @@ def churn(
     """The stochastic sampler of Karras et al. (2022), algorithm 2.
 
     The defaults are theirs for the VE NCSN++ on CIFAR-10 (table 5). With s_tmax above sigmas[0]/√2
-    the denoiser is asked at noise levels above sigmas[0].
+    the denoiser is evaluated at noise levels above sigmas[0].
     """
     most = min(s_churn / max(len(sigmas) - 1, 1), math.sqrt(2) - 1)
     for sigma, following in itertools.pairwise(sigmas):
@@ -52,8 +52,8 @@ def dpmpp_2m_sde(
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095): 2M for the reverse SDE.
 
     In σ as time, dx = −(1 + η)·σ·s dσ + √(2ησ) dw: the probability flow and η times a Langevin
-    diffusion (Karras et al. 2022, eq. 6). η = 1 is the reverse SDE, more than that its predictor
-    and a corrector in one.
+    diffusion (Karras et al. 2022, eq. 6). η = 1 is the reverse SDE; a larger η combines its
+    predictor with a corrector.
     """
     previous = None
     for sigma, following in itertools.pairwise(sigmas):

@@ -1,10 +1,10 @@
-"""What a folder of images asks of a score model, and a configuration for it.
+"""Inspect a folder of images, and write a configuration of a score model for it.
 
 python -m scripts.own_images DIR [--size 64] [--holdout 0.1] [--config_file configs/own.py]
 
-`DIR` is laid out as the data set ``folder``: images, or a directory of them for each class, there
-or in ``train/``. Without a directory ``test`` a share of them is held out. Steps, batch and counts
-follow from the number of images, the network from the device. σ_max is the largest distance of two
+`DIR` is laid out as the data set ``folder``: images, or a directory of images for each class, there
+or in ``train/``. Without a directory ``test`` a share is held out. Steps, batch size and counts
+depend on the number of images, the network on the device. σ_max is the largest distance of two
 images (Song and Ermon, "Improved Techniques for Training Score-Based Generative Models", NeurIPS
 2020, technique 1).
 """
@@ -31,8 +31,8 @@ from training.score import ScoreTraining
 from utils import UserError, get_device
 
 MOST = 5000  # images that are compared with each other
-MULTIPLE = 8  # of which a side must be, to be halved three times
-CPU_SIDE = 32  # of images that a network learns on a CPU in minutes
+MULTIPLE = 8  # divides each side, which is halved three times
+CPU_SIDE = 32  # largest side of images for a training of minutes on a CPU
 CONFIG = '''"""NCSN++ on the images in {root}."""
 
 from configs import common
@@ -81,13 +81,13 @@ def largest_distance(images: np.ndarray) -> float:
     """
     chosen = np.random.default_rng(0).permutation(len(images))[:MOST]
     x = torch.from_numpy(images[np.sort(chosen)]).flatten(1).float() / 255
-    # Without the mean the products are small, and so is what float32 rounds of them.
+    # Subtracting the mean keeps the products and their float32 rounding errors small.
     x -= x.mean(0)
     return max(float(torch.cdist(part, x).max()) for part in x.split(256))
 
 
 def cost(config: ConfigDict) -> str:
-    """Steps, FLOPs and memory of a training, in words."""
+    """Steps, FLOPs and memory of a training, as text."""
     training, device = config.training, get_device(config.device)
     flops, fixed, each = step_of(ScoreTraining(config, device), images=2)
     flops *= training.batch_size * training.n_iters
@@ -100,7 +100,7 @@ def cost(config: ConfigDict) -> str:
 
 
 def print_commands(run: str, encode: str) -> None:
-    """Print how to train, sample and evaluate `run`, flags; `encode` are those of the features."""
+    """Print the commands that train, sample and evaluate; `run` and `encode` are their flags."""
     print(f"  python main.py {run}")
     print(f"  python run_lib_sampling.py {run}")
     print(f"  python run_lib_evaluation.py {run} {encode} --kid")
@@ -112,10 +112,10 @@ def describe(
     target: str | os.PathLike | None = None,
     holdout: float = 0.1,
 ) -> pathlib.Path:
-    """Print what is in `root`, and write a configuration of a score model of it.
+    """Print the content of `root`, and write a configuration of a score model for it.
 
     Args:
-        size: side of the images that are modelled; None: what all images hold, on a CPU at most
+        size: side of the modelled images; None: the smallest side in `root`, on a CPU at most
             CPU_SIDE.
         target: the configuration's file; None: ``configs/own_{name of the folder}.py``.
         holdout: the share of the images that is held out where there is no directory ``test``.
@@ -124,7 +124,7 @@ def describe(
         The configuration's path.
 
     Raises:
-        UserError: the folder is not laid out as expected, or the size is none.
+        UserError: the folder is not laid out as expected, or the size is invalid.
     """
     root = pathlib.Path(root).resolve()
     name = "".join(c if c.isalnum() else "_" for c in root.name)

@@ -1,10 +1,10 @@
-"""How many of the drawn digits an independent classifier recognises.
+"""Print the share of drawn digits that an independent classifier recognises.
 
     python scripts/recognise.py FOLDER_OF_SAMPLES...
 
-A multilayer perceptron learns the real training digits. Printed is, for the real test digits and
-for each folder, the share of images to which it gives one class a probability above 0.9; and of
-samples of classes (``eval_samples/{class}``) the share in which it sees the class asked for. The
+A multilayer perceptron is trained on the real training digits. For the real test digits and each
+folder this prints the share of images for which a class has a probability above 0.9; for samples by
+class (``eval_samples/{class}``) also the share that is classified as the requested class. The
 shares of a run's samples (``eval_sampl…``) are recorded in its ``metrics.json``.
 """
 
@@ -42,7 +42,7 @@ def share_of_sure(probabilities):
 
 
 def shares(model, images, labels=None):
-    """The share of images recognised and, with the labels asked for, of those seen in them."""
+    """The share of recognised images and, with requested `labels`, the accuracy."""
     probabilities = model.predict_proba(flatten(images))
     values = {"recognised": share_of_sure(probabilities)}
     if labels is not None:

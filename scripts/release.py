@@ -1,8 +1,8 @@
-"""Write the averaged weights of a run alone, in half precision, to publish them.
+"""Write only the EMA weights of a run, in half precision, for publication.
 
 python scripts/release.py --config CONFIG --workdir NAME [--checkpoint_idx N] --out FILE.pth
 
-The file is a checkpoint that every command reads; a training that starts from it has no moments.
+The file is a checkpoint that every command reads; it has no optimiser state for training.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ def main() -> None:
     trained = load_score(FLAGS.config, checkpoint, torch.device("cpu"))
     weights = trained.score.net.state_dict()
     content = {
-        # The noise levels, in float64, stay.
+        # The noise levels stay float64.
         "model": {n: x.half() if x.dtype == torch.float32 else x for n, x in weights.items()},
         "step": trained.loaded.step,
         "config": trained.config.to_json(),

@@ -157,7 +157,7 @@ def _load(path, mmap):
 
 
 def _there_is(path):
-    """What there is in place of a checkpoint that is missing, and where published ones go."""
+    """The end of the message about a missing checkpoint: other files, where published ones go."""
     folder = pathlib.Path(path).parent
     root = folder.parent
     found = sorted((each.name for each in folder.glob("*.pth")), key=lambda name: (len(name), name))
@@ -172,7 +172,7 @@ def _there_is(path):
 
 
 def _what_is_wrong(path, error):
-    """The rest of a sentence about a file that `torch.load` refuses with `error`."""
+    """The end of the message about a file for which `torch.load` raises `error`."""
     if named := re.search(r"GLOBAL (\S+)", str(error)):
         return (
             f"holds a pickled Python object ({named[1]}), such as torch.save(model) writes; "
@@ -236,9 +236,9 @@ def load_model(model: torch.nn.Module, content: dict[str, Any], path: str | os.P
 
 
 def load_ema(ema: EMA, content: dict[str, Any], path: str | os.PathLike) -> None:
-    """Load the averages; those of a file without any (published classifiers) are its weights.
+    """Load the averages; without any in the file (published classifiers), copy the parameters.
 
-    The decay remains the configuration's.
+    The decay is the configuration's.
 
     Raises:
         UserError: the arrays' number, shapes or types differ, or a value is not finite.
@@ -271,7 +271,7 @@ def _require(path, name, found, expected):
 
 
 def _form(tensor):
-    """A tensor's shape and type in words."""
+    """A tensor's shape and type as text."""
     if tensor is None:
         return "missing"
     numbers = "real" if tensor.is_floating_point() else "whole"
@@ -286,8 +286,8 @@ def load_training(
 ) -> None:
     """Continue from a checkpoint: model, EMA, optimiser moments, step and data position.
 
-    The optimiser's settings stay the config's. A file without a step, as the published QC ones,
-    counts as having done `step_if_absent` updates.
+    The optimiser's settings are the configuration's. A file without a step, such as QC's published
+    ones, counts as `step_if_absent` updates.
 
     Raises:
         UserError: a part of the file does not fit.
@@ -318,7 +318,7 @@ def read_count(
 
 
 def fingerprint(parameters: Iterable[torch.Tensor]) -> str:
-    """A short hash of the parameters' values, to tell whose samples a file holds."""
+    """A short hash of the parameters' values, which identifies the model of a file of samples."""
     digest = hashlib.sha256()
     for parameter in parameters:
         digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())

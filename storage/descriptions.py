@@ -1,7 +1,7 @@
-"""The configuration in a checkpoint: it decides network, SDE and scaling of the data.
+"""The configuration in a checkpoint, which determines network, SDE and scaling of the data.
 
-The command's configuration decides the rest: sampling, evaluation, device, precision and data set.
-Published files hold no configuration; for them the command's decides all.
+The command's configuration determines the rest: sampling, evaluation, device, precision, data set.
+Published files hold no configuration; for them the command's determines all.
 """
 
 import copy
@@ -31,13 +31,13 @@ KIND = {"model.name", "model.energy", "training.sde", "training.continuous", "da
 
 
 def is_of_the_model(field: str) -> bool:
-    """Whether the checkpoint decides the value of `field`, such as ``model.nf``."""
+    """Whether the checkpoint determines the value of `field`, such as ``model.nf``."""
     of_a_network = field.startswith(("model.", "classifier.")) and field not in NOT_OF_THE_MODEL
     return of_a_network or field in OTHER_SECTIONS
 
 
 def model_fields(before: dict[str, Any] | None, keep: Collection[str] = ()) -> dict[str, Any]:
-    """The fields that a checkpoint's configuration `before` decides, without those in `keep`."""
+    """The fields that a checkpoint's configuration `before` determines, except those in `keep`."""
     fields = flatten(before or {})
     return {n: _as_tuple(v) for n, v in fields.items() if is_of_the_model(n) and n not in keep}
 
@@ -54,7 +54,7 @@ def adopt(
     Args:
         before: the configuration in the checkpoint; None: it holds none, and nothing changes.
         keep: fields whose value remains that of `config`.
-        fixed: fields that must agree, such as those typed on the command line.
+        fixed: fields that must agree, such as those set on the command line.
 
     Raises:
         UserError: a field in `fixed` differs, or one that makes it another kind of model.
@@ -93,5 +93,5 @@ def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _as_tuple(value: object) -> object:
-    """JSON knows lists only, and configurations have tuples."""
+    """A list as a tuple: JSON has lists only, and configurations have tuples."""
     return tuple(value) if isinstance(value, list) else value

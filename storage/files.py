@@ -19,7 +19,7 @@ from numpy.lib import format as npy_format
 from storage.provenance import code_version, differences
 from utils import UserError, log
 
-if TYPE_CHECKING:  # pillow need not be there
+if TYPE_CHECKING:  # Pillow is optional here
     from PIL import Image
 
 ABANDONED = 3600  # seconds after the last write to a temporary file
@@ -66,8 +66,8 @@ def remove_abandoned(path: pathlib.Path) -> None:
 def file_lock(path: str | os.PathLike, refusal: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock on the file `path` within the context.
 
-    The system releases it when the process ends. Without a `refusal` other processes wait. A file
-    system without locks is not locked.
+    The system releases it when the process ends. Without a `refusal` other processes wait. On a
+    file system without locks nothing is locked.
 
     Raises:
         UserError: with the message `refusal`, another process holds the lock.

@@ -1,7 +1,7 @@
 """Directories of the package diffusers, read as checkpoints and written from them.
 
-Expected are a `UNet2DModel` and its scheduler as `save_pretrained` writes them, side by side or in
-``unet/`` and ``scheduler/``. Weights are read from safetensors only; no code is taken from a hub.
+A directory holds a `UNet2DModel` and its scheduler as `save_pretrained` writes them, together or in
+``unet/`` and ``scheduler/``. Weights are read from safetensors only; no code is downloaded.
 """
 
 import inspect
@@ -35,7 +35,7 @@ def library() -> types.ModuleType:
 
 
 def local(name: str) -> str:
-    """The directory `name`, or that of the Hugging Face hub's files of this name, downloaded once.
+    """The directory `name`, or the directory of the Hugging Face hub's files, downloaded once.
 
     Raises:
         UserError: there is neither.
@@ -51,8 +51,8 @@ def local(name: str) -> str:
         )
     except Exception as error:  # many types, of names, networks and caches
         raise UserError(
-            f"config.model.pretrained is {name}, which is no directory and cannot be had from the "
-            f"Hugging Face hub ({type(error).__name__})."
+            f"config.model.pretrained is {name}, which is no directory and cannot be downloaded "
+            f"from the Hugging Face hub ({type(error).__name__})."
         ) from None
 
 
@@ -134,10 +134,10 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
 def write(directory: str | os.PathLike, network: Any, config: ConfigDict) -> None:
     """Write a `DiffusersUNet` with its scheduler as a `DDPMPipeline`, which diffusers loads.
 
-    It is written beside `directory` and renamed, so that no part of it is taken for the whole.
+    It is written beside `directory` and then renamed, so that `directory` is complete or absent.
 
     Raises:
-        UserError: ``config.model.name`` is another one, or `directory` is there and not empty.
+        UserError: ``config.model.name`` is another one, or `directory` exists and is not empty.
     """
     if config.model.name != "diffusers":
         raise UserError(
@@ -190,7 +190,7 @@ def _defaults():
 
 
 def _changed(unet):
-    """Of a UNet2DModel's configuration what differs from the defaults, but for its dropout."""
+    """The fields of a UNet2DModel's configuration that are not defaults, except its dropout."""
     return {
         name: unet[name]
         for name, default in _defaults().items()

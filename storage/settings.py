@@ -1,4 +1,4 @@
-"""What a configuration means: the ranges of its numbers, and which kind of model it describes.
+"""Checks of a configuration: the ranges of its numbers, and the kind of model it describes.
 
 Names and choices are checked where they are looked up; types by ml_collections.
 """
@@ -46,7 +46,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _range(name, value):
-    """Whether a number is within its range, and the range in words."""
+    """Whether a number is within its range, and the range as text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True, ""
     if name in POSITIVE:
@@ -77,7 +77,7 @@ def draws_by_class(config: ml_collections.ConfigDict) -> bool:
 
 
 def number_of_classes(config: ml_collections.ConfigDict) -> int:
-    """How many classes the classifier tells apart, or else the class-conditional score."""
+    """The number of classes of the classifier, or else of the class-conditional score."""
     if describes_classifier(config):
         return config.classifier.classes
     return config.model.num_classes

@@ -30,7 +30,7 @@ def variant(config: ml_collections.ConfigDict) -> str:
 
 
 def score_entry(metric: str, ema: bool) -> str:
-    """The folder, and entry in ``metrics.json``, of a metric of raw or averaged weights."""
+    """The folder, and entry in ``metrics.json``, of a metric of raw or EMA weights."""
     return f"{metric}_ema" if ema else metric
 
 
@@ -41,7 +41,7 @@ def some_of(names: Sequence[str], count: int = 8) -> str:
 
 
 def is_missing(root: pathlib.Path) -> str:
-    """A sentence about a workdir that does not exist, with the names of others that do."""
+    """The message about a workdir that does not exist, with the names of others that do."""
     others = sorted(path.name for path in root.parent.glob("*/"))
     there = f"; {root.parent}/ holds {some_of(others)}" if others else ""
     return f"The workdir {root} does not exist{there}."
@@ -51,7 +51,7 @@ def is_missing(root: pathlib.Path) -> str:
 class Workdir:
     """The paths of a run; a relative `name` is below ``results/``, an absolute one is the path.
 
-    ``results/W``, as a shell completes it, is W.
+    ``results/W``, as shell completion gives it, is W.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Workdir:
         return self.checkpoints / ("checkpoint.pth" if index is None else f"checkpoint_{index}.pth")
 
     def numbers(self) -> list[int]:
-        """The numbers of the checkpoints that are there, ascending."""
+        """The numbers of the existing checkpoints, ascending."""
         paths = self.checkpoints.glob("checkpoint_*.pth")
         names = [path.stem.removeprefix("checkpoint_") for path in paths]
         return sorted(int(name) for name in names if name.isdecimal())
@@ -92,7 +92,7 @@ class Workdir:
         return self.root / "metrics.json"
 
     def nll(self, batch: int, ema: bool = False) -> pathlib.Path:
-        """``nll/bpd_{batch}.npz``, in ``nll_ema`` of averaged weights."""
+        """``nll/bpd_{batch}.npz``, for EMA weights in ``nll_ema``."""
         return self.root / score_entry("nll", ema) / f"bpd_{batch}.npz"
 
     def asym(self, repeat: int, batch: int | None = None, ema: bool = False) -> pathlib.Path:
@@ -102,7 +102,7 @@ class Workdir:
         return folder / f"{name}.npz" if batch is None else folder / name / f"batch_{batch}.npz"
 
     def record(self, **results: dict) -> None:
-        """Add named results (values with the settings that made them) to ``metrics.json``.
+        """Add named results (values with their settings) to ``metrics.json``.
 
         Each gets today's `date`. A file lock lets several processes record at once.
         """
@@ -140,7 +140,7 @@ class Workdir:
         return self.root / f"eval_samples{variant}" / str(label)
 
     def variants(self) -> list[str]:
-        """The variants of which there are samples; that of pc first, then that of ode."""
+        """The variants that have samples: first pc, then ode, then the others."""
         found = {
             path.name.removeprefix(prefix)
             for prefix in ("eval_sampling", "eval_samples")
@@ -162,7 +162,7 @@ class Workdir:
         return self.root / f"stat{variant}" / "dataset_stat.npz"
 
     def dataset_stats(self) -> list[pathlib.Path]:
-        """Those of all variants, which are of the same real images."""
+        """The `dataset_stat` of all variants, which are of the same real images."""
         return sorted(self.root.glob("stat*/dataset_stat.npz"))
 
     def generated_stat(self, variant: str) -> pathlib.Path:
@@ -205,7 +205,7 @@ class Workdir:
                         path.rmdir()
 
     def create(self) -> None:
-        """Make the directory; of several processes rank 0 does it.
+        """Make the directory, on rank 0.
 
         Raises:
             UserError: it cannot be made or written.

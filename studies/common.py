@@ -1,4 +1,4 @@
-"""What the studies share: tables, means over seeds, grids, commands, parts of data."""
+"""Shared by the studies: tables, means over seeds, grids, commands, parts of data."""
 
 import itertools
 import pathlib
@@ -30,20 +30,20 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation as text; of a single value the value, of none nothing."""
+    """Mean ± standard deviation as text; a single value alone, and nothing without values."""
     if len(values) < 2:
         return "".join(f"{value:.4g}" for value in values)
     return f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"
 
 
 def paired_p(first: Sequence[float], other: Sequence[float]) -> float | None:
-    """p of Student's paired test of `other` against `first`; None where it has none."""
+    """p of Student's paired test of `other` against `first`; None if it is undefined."""
     more = np.subtract(other, first)
     return stats.ttest_1samp(more, 0).pvalue if len(more) and np.ptp(more) > 0 else None
 
 
 def difference(first: Sequence[float], other: Sequence[float], limit: float = 0.0) -> str:
-    """Mean ± standard deviation of other − first, seed by seed, and p; "held" up to `limit`."""
+    """Mean ± standard deviation of other − first over seeds, and p, with "held" if p ≤ `limit`."""
     more, p = np.subtract(other, first), paired_p(first, other)
     if not more.any():
         return ""
@@ -68,7 +68,7 @@ def print_seeds(
 ) -> None:
     """Print mean ± standard deviation over seeds, and paired differences from one row.
 
-    Says how many p-values the table has, and marks "held" those that Holm's test of them rejects.
+    Prints the number of p-values in the table, and marks "held" those that Holm's test rejects.
 
     Args:
         results: row -> for each seed the numbers by column.
@@ -100,7 +100,7 @@ def print_seeds(
 
 
 def grid(low: float, high: float, count: int, dtype: str | None = None) -> np.ndarray:
-    """The points (count², 2) of an even square grid, a NumPy array; the first coordinate first."""
+    """The points (count², 2) of an even square grid; the second coordinate varies fastest."""
     line = np.linspace(low, high, count, dtype=dtype)
     return np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
 
@@ -141,7 +141,7 @@ def part_of_fashion_mnist(data: ml_collections.ConfigDict, name: str, count: int
         arrays = {"images-idx3": whole.images[kept, 0], "labels-idx1": whole.labels[kept]}
         for kind, array in arrays.items():
             path = root / "fashion_mnist" / f"{stem}-{kind}-ubyte"
-            if path.exists():  # the cache of a data set goes by the times of its files
+            if path.exists():  # the cache of a data set depends on the times of its files
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:

@@ -5,12 +5,12 @@
 Trains classifiers against one restored score model, and makes the same score model
 class-conditional, in equal steps (configs/fashion_mnist/{classifier,cfg}.py), under
 results/studies. DLSM + CE has the published weights, w = 0 and coef = 1, and besides w = 1 and
-coef = 0.02. Samples of each class come from one sampler in equal numbers of evaluations: one of
-classifier guidance is a pass of the score and a pass and a gradient of the classifier, one of
-classifier-free guidance is two passes of the score. Prints, mean ± standard deviation over seeds:
-the share of samples in which the feature classifier sees the class asked for (faithfulness), FID
-and P/R/D/C of all samples, and their means over classes (CW). Draws faithfulness against CW
-recall. Run again, it continues.
+coef = 0.02. One sampler draws each class in equal numbers of evaluations: for classifier guidance
+an evaluation is a pass of the score and a pass and a gradient of the classifier, for
+classifier-free guidance two passes of the score. Prints mean ± standard deviation over seeds of the
+share of samples that the feature classifier assigns to the requested class (faithfulness), FID and
+P/R/D/C of all samples, and their means over classes (CW). Plots faithfulness against CW recall.
+Run again, it continues.
 """
 
 import pathlib
@@ -41,9 +41,9 @@ METHODS = {  # name -> flags of a classifier's training, or None for classifier-
 
 
 def with_labels(config, source, target):
-    """Write a score model's averaged weights as a checkpoint of the class-conditional `config`.
+    """Write a score model's EMA weights as a checkpoint of the class-conditional `config`.
 
-    Without a label the new model is the restored one. Returns its step.
+    Without a label the new model equals the restored one. Returns its step.
     """
     unlabelled = config.copy_and_resolve_references()
     unlabelled.model.num_classes = None
@@ -58,7 +58,7 @@ def with_labels(config, source, target):
 
 
 def class_seen(place, variant):
-    """The share of samples in which the feature classifier sees the class asked for."""
+    """The share of samples that the feature classifier assigns to the requested class."""
     shares = []
     for label in range(CLASSES):
         paths = sorted(place.latents(label, variant).glob("*.npz"))
@@ -82,7 +82,7 @@ def train(method, workdir, data, seed, start, start_step):
 
 
 def measure(workdir, config, data, restore, scale):
-    """Draw by class at a scale and measure: a dict of floats."""
+    """Draw samples by class at a scale and measure them: a dict of floats."""
     drawn = [*data, f"--config.eval.num_samples={SAMPLES}", f"--sampler={SAMPLER}"]
     drawn += [
         f"--config.eval.num_samples_all={SAMPLES}",
@@ -106,7 +106,7 @@ def measure(workdir, config, data, restore, scale):
 
 
 def draw_frontier(results, path):
-    """Draw the share of classes seen against CW recall, a curve over the scales a method."""
+    """Plot the share of classes seen against CW recall, one curve over scales per method."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.6), layout="constrained")
@@ -120,7 +120,7 @@ def draw_frontier(results, path):
         axes.plot(x, y, marker="o", label=method)
         for scale, *place in zip(by_scale, x, y):
             axes.annotate(f"{scale:g}", place, xytext=(4, 4), textcoords="offset points")
-    axes.set(xlabel="classwise recall", ylabel="samples of the class asked for")
+    axes.set(xlabel="classwise recall", ylabel="share of requested class")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160)

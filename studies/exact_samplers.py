@@ -1,11 +1,11 @@
-"""What each sampler draws where score and classifier are exact: two Gaussians on a line.
+"""Samples of each sampler with an exact score and classifier: two Gaussians on a line.
 
     python -m studies.exact_samplers
 
-First ¼-wide Gaussians at −1 and 1, of weights 0.3 and 0.7: the share of samples below 0 and the
-standard deviation of the left ones, over the exact one; then with a score 5 % too small. Then two
-classes N(−0.5, 0.4²) and N(0.5, 0.4²) and the first one's guided score at scale 3: the mean of the
-samples, and of p(x)·p(y|x)³. A figure lies in results/studies/exact_samplers.png.
+First Gaussians at −1 and 1 of standard deviation ¼ and weights 0.3 and 0.7: the share of samples
+below 0, and their standard deviation over the exact one; the same with a score 5 % too small. Then
+two classes N(−0.5, 0.4²) and N(0.5, 0.4²) and the guided score of the first at scale 3: the mean of
+the samples and of p(x)·p(y|x)³. The figure is results/studies/exact_samplers.png.
 """
 
 import argparse
@@ -62,7 +62,7 @@ MODES, CLASSES = TwoGaussians(0.3, 1.0, 0.25), TwoGaussians(0.5, 0.5, 0.4)
 
 
 def samplers(steps: int) -> dict[str, sampling.Sampler]:
-    """PC and RK45 as published, and the fast samplers in so many steps."""
+    """PC and RK45 as published, and the fast samplers with `steps` steps."""
     settings = common.base("").sampling
     settings.steps = steps
     result = {}
@@ -73,7 +73,7 @@ def samplers(steps: int) -> dict[str, sampling.Sampler]:
 
 
 def draw(score: Callable, sampler: sampling.Sampler) -> tuple[np.ndarray, int]:
-    """Samples (DRAWN,), with one seed, and their NFE."""
+    """Samples (DRAWN,) from a fixed seed, and their NFE."""
     noise = sampling.SeededNoise(torch.device("cpu"), "exact_samplers", 0)
     x, nfe = sampler(score, noise.randn((DRAWN, 1)), noise.randn_like)
     return x[:, 0].double().numpy(), nfe

@@ -1,10 +1,10 @@
-"""What an asymmetric error does to a search for the mode (Chao et al., ICML 2023, section 3.1).
+"""The effect of an asymmetric error on a search for the mode (Chao et al., ICML 2023, section 3.1).
 
     python -m studies.gaussian
 
-The score of a Gaussian gets an error that rotates (usbm) or points away (csbm), of a size that ε
-sets and that is the same for both; gradient ascent then takes more steps to the mode, and with the
-rotating error, whose Jacobian is asymmetric, many more. All in double precision.
+The score of a Gaussian gets an error that rotates (usbm) or points outwards (csbm), both of a size
+set by ε. Gradient ascent then takes more steps to the mode, and many more with the rotating error,
+whose Jacobian is asymmetric. All is in double precision.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def ring(x: torch.Tensor) -> torch.Tensor:
 
 
 def ascend(field: Field) -> int:
-    """How many steps ten points take until their mean nll is below 0.001; at most `STEPS`.
+    """The number of steps until the mean NLL of ten points is below 0.001; at most `STEPS`.
 
     x += a_i·s with a_i = 0.0125·e^(−i/1000), 0.01·e^(−i/1000) for ε = 0.
     """

@@ -1,11 +1,11 @@
-"""The first eight minutes on a GPU: rates, whether numbers are right, then times.
+"""A benchmark of eight minutes for a GPU: rates, correctness, then times.
 
     python -m studies.gpu [--seconds 480] [--file rows.md] [--small]
 
-One process. Each row is printed and written to the file as soon as it is known; what does not fit
-into the seconds is left out and named. Needs torch, NumPy, SciPy, absl, PyYAML and tqdm; the
-packages that the commands need besides are named. On a machine without a GPU it takes the CPU, for
-which `--small` is meant: tiny networks, whose times mean nothing.
+It is one process. Each row is printed and written to the file as soon as it is known; rows that
+exceed the time limit are left out and named. It needs torch, NumPy, SciPy, absl, PyYAML and tqdm,
+and names the other packages that the commands need. On a machine without a GPU it uses the CPU, for
+which `--small` is meant: tiny networks, whose times are not meaningful.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-# The stand-in serves only where there is no ml_collections.
+# The stand-in is used only if ml_collections is not installed.
 sys.path.append(str(pathlib.Path(__file__).parent / "stand_in"))
 
 from metrics import prdc
@@ -48,7 +48,7 @@ def missing_packages():
 
 
 class OutOfTime(BaseException):
-    """The deadline has come; no ``except Exception`` on the way catches it."""
+    """The deadline has passed; ``except Exception`` does not catch it."""
 
 
 def ring(number, frame):
@@ -57,7 +57,7 @@ def ring(number, frame):
 
 @dataclasses.dataclass
 class Battery:
-    """What the rows need.
+    """The state that the rows share.
 
     Attributes:
         bench: a function of (device, batch), `jobs.published` or `jobs.tiny`.
@@ -75,12 +75,12 @@ class Battery:
     heads: tuple = ()
 
     def write(self, line):
-        """To standard output and the file, at once."""
+        """Write a line to standard output and the file, without buffering."""
         for file in (sys.stdout, self.file):
             print(line, file=file, flush=True)
 
     def row(self, heads, *cells):
-        """A row of a Markdown table; the heads come before it where the last row's were others."""
+        """Write a row of a Markdown table, after `heads` if they differ from the last row's."""
         if tuple(heads) != self.heads:
             self.heads = tuple(heads)
             self.write("")
@@ -104,7 +104,7 @@ def rates(battery):
     battery.row(heads, "copies, read and written", f"{2 * source.nbytes / seconds / 1e9:.4g} GB/s")
 
 
-# ---------------------------------------------------------------- right first
+# ---------------------------------------------------------------- correctness
 
 
 def relative_error(ours, theirs):
@@ -144,7 +144,7 @@ def right_bench(battery):
 
 
 def other_way(way, battery):
-    """A score in another way to compute, against float32."""
+    """Relative error of a score under the settings `way`, against float32."""
     bench = right_bench(battery)
     calls = [jobs.evaluation(bench, each) for each in (way, jobs.FP32)]
     with exact_products():
@@ -153,7 +153,7 @@ def other_way(way, battery):
 
 
 def gradient_error(name, battery):
-    """Of the gradient of one of `jobs.OBJECTIVES`, against double backward."""
+    """Relative error of the gradient of one of `jobs.OBJECTIVES`, against double backward."""
     bench = right_bench(battery)
     network, objective = jobs.OBJECTIVES[name](bench, jobs.FP32)
     x, labels = bench.draw()
@@ -187,7 +187,7 @@ def checks(battery):
 
 
 def repeated(battery, call, repeats):
-    """Seconds of one of `repeats` calls, without waiting between them."""
+    """Seconds per call over `repeats` calls, without waiting between them."""
     call()
     wait_for(battery.device)
     start = time.perf_counter()
@@ -198,7 +198,7 @@ def repeated(battery, call, repeats):
 
 
 def enqueued(battery, call):
-    """Seconds that the host takes to ask for the work of a call, the median of three."""
+    """Seconds that the host takes to enqueue the work of a call, the median of three."""
     times = []
     for _ in range(3):
         wait_for(battery.device)
@@ -215,7 +215,7 @@ def kernels(battery, call):
     with torch.profiler.profile(activities=[activity]) as profile:
         call()
         wait_for(battery.device)
-    # The host's events of a GPU's profile have the times of their kernels once more.
+    # The host's events in a GPU's profile repeat the times of their kernels.
     events = [event for event in profile.key_averages() if event.device_type.name == kind]
     time_of = operator.attrgetter(f"self_{'device' if kind == 'CUDA' else 'cpu'}_time_total")
     events.sort(key=time_of, reverse=True)
@@ -229,13 +229,13 @@ def peak_bytes(battery):
 
 
 def name_of(job, way, images):
-    """Of a row of times."""
+    """The name of a row of times."""
     last, how = ", channels last" * way["channels_last"], ", compiled" * way["compile"]
     return f"{job}, {images} images, {way['precision']}{last}{how}"
 
 
 def timed(job, way, images, battery):
-    """The row of a job of `launches.JOBS` for `images` in a way to compute, of a precision."""
+    """Write the row of a job of `launches.JOBS` for `images` images, with the settings `way`."""
     name, batch = name_of(job, way, images), max(2, images // battery.shrink)
     if job not in battery.flops:
         battery.flops[job] = flops_of(job, battery.bench(launches.GPU, batch)) / batch
@@ -267,7 +267,7 @@ def timed(job, way, images, battery):
 
 
 def flops_of(job, bench):
-    """Of one call of a job, counted on fake tensors; `bench` is on `launches.GPU`."""
+    """FLOPs of one call of a job, counted on fake tensors; `bench` is on `launches.GPU`."""
     counter = launches.Launches()
     with launches.pretended_gpu(counter):
         launches.JOBS[job](bench, jobs.EAGER)()
@@ -275,7 +275,7 @@ def flops_of(job, bench):
 
 
 def metrics(battery):
-    """P/R/D/C: its distances are products of matrices, and its copies between host and GPU."""
+    """Write the row of P/R/D/C: matrix products, and copies between host and GPU."""
     count, width = 50_000 // battery.shrink**2, 2048 // battery.shrink
     if battery.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(battery.device)
@@ -305,13 +305,13 @@ TIMED = (
 PLAN = {"rates": rates, "checks": checks}
 PLAN |= {name_of(*row): functools.partial(timed, *row) for row in TIMED}
 PLAN["P/R/D/C"] = metrics
-"""Name -> what writes the rows, a function of the battery; the cheap ones before the compiled."""
+"""Name -> function of the battery that writes the rows; cheap rows before compiled ones."""
 
 
 def run(battery, seconds):
-    """Write all rows of `PLAN` that `seconds` are enough for."""
+    """Write the rows of `PLAN` that take at most `seconds` together."""
     signal.signal(signal.SIGALRM, ring)
-    # Again each second: one that comes within a callback of the interpreter is lost.
+    # Repeated each second: a signal within a callback of the interpreter is lost.
     signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     left = list(PLAN)
     with contextlib.suppress(OutOfTime):
@@ -334,8 +334,10 @@ def run(battery, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=480, help="after which the rest is left")
-    parser.add_argument("--file", default="gpu_rows.md", help="where the rows are kept")
+    parser.add_argument(
+        "--seconds", type=float, default=480, help="time limit; later rows are left out"
+    )
+    parser.add_argument("--file", default="gpu_rows.md", help="output file")
     parser.add_argument("--small", action="store_true", help="tiny networks, for a CPU")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

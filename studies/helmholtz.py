@@ -1,4 +1,4 @@
-"""Which part of a score's error moves the marginals, in the plane, where the exact score is known.
+"""The part of a score's error that changes marginals, in the plane, where exact scores are known.
 
     python -m studies.helmholtz --steps 2000 --seeds 0 1 2 3 4
 
@@ -33,7 +33,7 @@ COLUMNS = "seen", "unseen", "KL", "distance", "without r", "without ∇φ"
 class Decomposition:
     """e = ∇φ + r at the noise level σ, on a square grid, where E‖e‖² = E‖∇φ‖² + E‖r‖².
 
-    φ lives on `count`² nodes; of e each component lives in the middles of the edges along it.
+    φ is defined on `count`² nodes, each component of e at the midpoints of the edges along it.
     `known` is the score (B, 2) at x (B, 2) and a variance of noise, and has a `log_density` (B,).
     """
 
@@ -56,7 +56,7 @@ class Decomposition:
         self.factor = splu((self.gradient.T @ weighted).tocsc(), "MMD_AT_PLUS_A")
 
     def on_edges(self, field: Callable) -> np.ndarray:
-        """The components of a field (B, 2) at x (B, 2) that live on the edges."""
+        """The components of a field (B, 2) at x (B, 2), each on the edges along it."""
         values, half = np.zeros((len(self.edges), 2)), len(self.edges) // 2
         values[self.inside] = field(self.edges[self.inside])
         return np.concatenate([values[:half, 0], values[half:, 1]])
@@ -72,7 +72,7 @@ class Decomposition:
         return float(self.weights @ e**2)
 
     def on_nodes(self, e: np.ndarray) -> torch.Tensor:
-        """The field (1, 2, count, count): means of the edges beside each node."""
+        """The field (1, 2, count, count): means over the edges next to each node."""
         first, second = np.split(e, 2)
         first = np.pad(first.reshape(-1, self.count), ((1, 1), (0, 0)), "edge")
         second = np.pad(second.reshape(self.count, -1), ((0, 0), (1, 1)), "edge")
@@ -82,7 +82,7 @@ class Decomposition:
 
 @dataclasses.dataclass(frozen=True)
 class Corrected:
-    """A score less `fields`, (nodes, L) of each level, linear in space and t between nodes."""
+    """A score minus `fields`, (nodes, L) of each level, interpolated linearly in space and t."""
 
     score: Callable
     fields: list

@@ -22,7 +22,7 @@ from models.compute import freeze, prepare
 from models.scores import Score
 from storage.ema import EMA
 
-# The oracles that are compared with are the tests'.
+# The reference computations are those of the tests.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
 from oracles import double_backward
 
@@ -72,7 +72,7 @@ def published(device, batch=128):
 
 
 def small(device, batch=16):
-    """A score network that two CPU cores train in a second a step; the published classifier."""
+    """A score network that takes a second per step on two CPU cores; the published classifier."""
     bench = published(device, batch)
     bench.config.model.nf = 64
     bench.config.model.ch_mult = (1, 2, 2)
@@ -81,7 +81,7 @@ def small(device, batch=16):
 
 
 def tiny(device, batch=4):
-    """Networks that a CPU trains in no time, on images of 8×8: their times mean nothing."""
+    """Tiny networks for a CPU, on 8×8 images; their times are not meaningful."""
     bench = published(device, batch)
     config = bench.config
     config.data.image_size, config.classifier.model = 8, "resnet_small_cond"
@@ -162,7 +162,7 @@ def evaluation(bench, way):
 
 
 def machine(device):
-    """What this runs on, in words."""
+    """The hardware and the versions, as text."""
     cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
     words = [f"{cpu[1] if cpu else platform.machine()}, {torch.get_num_threads()} threads"]
     if device.type == "cuda":

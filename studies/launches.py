@@ -5,9 +5,9 @@
 Runs on PyTorch's fake CUDA tensors, which have no numbers. An operation counts as one launch, and
 moves the bytes of its inputs and outputs; views and empty tensors are free. Within a compiled
 function the operations between two library calls (convolutions, matrix products, attention) count
-as one launch, and what none but they use is free. These are lower bounds: some operations launch
-several kernels, and a compiler may need several for a reduction. Compiled code is not made: PyTorch
-differentiates no CUDA tensors, and generates no code for them, where there is no driver.
+as one launch, and tensors that only they use are free. These are lower bounds: some operations
+launch several kernels, and a compiler may need several for a reduction. Nothing is compiled:
+without a driver PyTorch neither differentiates CUDA tensors nor generates code for them.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if function is torch.ops.prim.device.default:
-            # Autograd, which asks, needs a driver for the streams of CUDA's tensors.
+            # Autograd asks for the device; for CUDA tensors it would need a driver's streams.
             return META if args[0].device.type == GPU.type else args[0].device
         if kwargs.get("device") == META:
             kwargs["device"] = GPU
@@ -111,7 +111,7 @@ def _alike(x, y):
 
 
 def _storages(tree):
-    """Yields each storage of the tensors, and how many bytes of it: an expanded one counts once."""
+    """Yield each storage of the tensors and its bytes; expanded tensors count once."""
     for x in tree:
         if isinstance(x, torch.Tensor):
             storage = x.untyped_storage()
@@ -120,7 +120,7 @@ def _storages(tree):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """In place of ``torch.compile(function)``: runs it within `launches`, and its gradient too."""
+    """Replaces ``torch.compile(function)``: runs it and its gradient within `launches`."""
 
     launches: Launches
     function: Callable
@@ -154,18 +154,18 @@ class _Gradient(torch.autograd.Function):
         return tree_map(torch.Tensor.detach, out)
 
     @staticmethod
-    def backward(ctx, *over_out):
-        pairs = zip(tree_leaves(ctx.out), over_out)
-        outs, overs = zip(*((o, g) for o, g in pairs if o.requires_grad and g is not None))
+    def backward(ctx, *grad_out):
+        pairs = zip(tree_leaves(ctx.out), grad_out)
+        outs, grads = zip(*((o, g) for o, g in pairs if o.requires_grad and g is not None))
         needed = [isinstance(x, torch.Tensor) and x.requires_grad for x in ctx.values]
         wanted = list(itertools.compress(ctx.values, needed))
         with ctx.compiled.launches.within():
-            found = iter(torch.autograd.grad(outs, wanted, overs, True, allow_unused=True))
+            found = iter(torch.autograd.grad(outs, wanted, grads, True, allow_unused=True))
         return None, None, None, *(next(found) if need else None for need in needed)
 
 
 class Autocast(TorchFunctionMode):
-    """CUDA's autocast to bfloat16; PyTorch's own does not know tensors that say ``meta``."""
+    """CUDA's autocast to bfloat16; PyTorch's own ignores tensors whose device is ``meta``."""
 
     LOWER = "conv2d conv_transpose2d linear matmul __matmul__ bmm mm einsum".split()
     FLOAT32 = "group_norm layer_norm softmax log_softmax sum exp log pow __pow__ norm".split()
@@ -196,7 +196,7 @@ def _swap(parameter, other):
 
 @contextlib.contextmanager
 def pretended_gpu(launches):
-    """Within the context tensors are fake, CUDA's need no GPU, and `launches` counts."""
+    """Within the context tensors are fake, CUDA tensors need no GPU, and `launches` counts."""
     with contextlib.ExitStack() as stack:
         for target, name, value in (
             (torch._C, "_select_conv_backend", lambda *_, **__: torch._C._ConvBackend.Cudnn),
@@ -212,7 +212,7 @@ def pretended_gpu(launches):
         ):
             stack.enter_context(mock.patch.object(target, name, value))
         resampling.fir_matrices.cache_clear()
-        stack.callback(resampling.fir_matrices.cache_clear)  # it keeps fake ones
+        stack.callback(resampling.fir_matrices.cache_clear)  # it caches fake tensors
         for mode in (FakeTensorMode(), Autocast(), launches):
             stack.enter_context(mode)
         yield

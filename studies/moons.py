@@ -2,10 +2,10 @@
 
     python -m studies.moons --steps 1200 --seeds 0 1 2 3 4
 
-Trains a score model, then classifiers with each loss (ce, dlsm, total) against it, by the loop of
-the images; prints how far their scores are from the exact ones, and what samples that they guide
-are like, mean ± standard deviation over seeds. Samples and comparisons are the published code's.
-Run again, it continues.
+Trains a score model, then classifiers with each loss (ce, dlsm, total) against it, with the
+training loop for images. Prints the distances of their scores from the exact ones and metrics of
+guided samples, mean ± standard deviation over seeds. Samples and comparisons are computed as in the
+published code. Run again, it continues.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ class Truth:
         return [self.exact(points) for points in (torch.cat(self.moons), *self.moons)]
 
     def distances(self, full: torch.Tensor, *posteriors: torch.Tensor) -> dict[str, float]:
-        """D of a score (1225, 2) on the grid; Dp and Dl of those of each class.
+        """D of a score (1225, 2) on the grid; Dp and Dl of the posterior scores of each class.
 
         D and Dp are mean distances from the exact scores, Dl that of the likelihood scores, which
         are the differences of the two.
@@ -99,7 +99,7 @@ class Truth:
         return self.distances(*(score(self.grid, t).double() for score in scores))
 
     def of_nothing(self) -> dict[str, float]:
-        """The distances of zero, as the prior's, the posterior and the likelihood score."""
+        """The distances of the zero function as prior, posterior and likelihood score."""
         return self.distances(*map(torch.zeros_like, self.scores))
 
 
@@ -112,7 +112,7 @@ def mean_norm(vectors: torch.Tensor) -> float:
 
 @torch.no_grad()
 def draw(score: Callable, noise: sampling.SeededNoise) -> torch.Tensor:
-    """Samples (DRAWN, 2) as the published code draws them: σ ascends, no predictor moves.
+    """Samples (DRAWN, 2) as the published code draws them: σ ascends, without a predictor.
 
     From N(0, I), x += √(2ε)·s + ε·z at σ_i = 1e-3·(1e4)^(i/1000).
     """

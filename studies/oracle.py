@@ -1,4 +1,4 @@
-"""Exact scores under Gaussian noise: of finite sets of points, and of the sets of the plane.
+"""Exact scores under Gaussian noise: of finite sets of points, and of the data sets in the plane.
 
 The density of points x_i under noise of variance v is the mixture of N(x_i, v I); that of a uniform
 distribution on boxes is a mixture of products of differences of normal distribution functions. The
@@ -35,7 +35,7 @@ class Gaussians:
         centres, total = self.centres.double(), self.variance + variance
 
         def score(x):
-            # |x − c|² less |x|², which no weight depends on.
+            # |x − c|² without |x|², on which no weight depends.
             squares = centres.square().sum(1) - 2 * x @ centres.T
             return (torch.softmax(-squares / (2 * total), 1) @ centres - x) / total
 
@@ -65,7 +65,7 @@ class Boxes:
 
         def score(x):
             a, b, upper, log_mass = self._log_masses(x, std)
-            # ∂/∂x of them, with the sign that the exchange has turned.
+            # ∂/∂x of them, with the sign that the exchange reverses.
             slope = torch.exp(_log_normal(a) - log_mass) - torch.exp(_log_normal(b) - log_mass)
             slope = torch.where(upper, -slope, slope) / std
             return (torch.softmax(log_mass.sum(2), 1)[:, :, None] * slope).sum(1)
@@ -99,20 +99,20 @@ def _log_normal(u):
 
 
 def checkerboard() -> Boxes:
-    """The set of that name."""
+    """The distribution of `readers.points.checkerboard`."""
     corners = [(column, row + column % 2) for column in range(-2, 2) for row in (-2, 0)]
     low = 3 * torch.tensor(corners, dtype=torch.float64)
     return Boxes(low, low + 3)
 
 
 def gaussian_8() -> Gaussians:
-    """The set of that name."""
+    """The distribution of `readers.points.gaussian_8`."""
     angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
     return Gaussians(8 / math.sqrt(2) * torch.stack([angles.cos(), angles.sin()], dim=1), 0.5)
 
 
 def spiral_2() -> Boxes:
-    """The set of that name: boxes at the middles of `ARM` equally probable parts of each arm."""
+    """That of `readers.points.spiral_2`: boxes at the centres of `ARM` equal parts of each arm."""
     n = 3 * math.pi * torch.sqrt((torch.arange(ARM, dtype=torch.float64) + 0.5) / ARM)
     low = torch.stack([-n * n.cos(), n * n.sin()], dim=1)
     high = low + 0.5

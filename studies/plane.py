@@ -2,9 +2,9 @@
 
     python -m studies.plane --dataset gaussian_8 --steps 2000 --seeds 0 1 2
 
-Trains by the loop of the images, measures asymmetry, score error, likelihood and samples, and
-prints them, mean ± standard deviation over seeds; the exact score's own row stands above them. Run
-again, it continues; without --dataset it goes through all of them.
+Trains with the training loop for images, measures asymmetry, score error, likelihood and samples,
+and prints mean ± standard deviation over seeds; the first row is the exact score's. Run again, it
+continues; without --dataset it runs all data sets.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def configure(
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """What is measured of a score s(x, t): see the methods. Draws depend on the seed alone.
+    """The measurements of a score s(x, t), see the methods. Draws depend only on the seed.
 
     Args:
         exact: the exact score s(x, t) of the noised density.
@@ -125,7 +125,7 @@ class Measures:
         return tuple(x + s * noise.randn_like(x) for x, s in zip((first, last), sigmas))
 
     def divergence(self, score: Callable) -> float:
-        """KL of the exact density at σmin from the flow's, which begins at the exact one at σmax.
+        """KL of the exact density at σmin from the flow's, which starts at the exact one at σmax.
 
         In nats; the mean over MEASURED points of log p − log q, with the exact divergence.
         """
@@ -136,9 +136,9 @@ class Measures:
         return (density(x, self.sde.sigma_min**2) - log_q).mean().item()
 
     def distance(self, score: Callable, sampler: Callable) -> float:
-        """The energy distance, without bias, of samples at σmin from exact ones.
+        """The unbiased energy distance of samples at σmin from exact ones.
 
-        2E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖ (Székely and Rizzo). The sampler begins as `divergence`.
+        2E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖ (Székely and Rizzo). It starts as in `divergence`.
         """
         y, start = self.noised
         x, _ = sampler(score, start / self.sde.sigma_max)

@@ -4,8 +4,8 @@
 
 Fine-tunes the restored score model in every variant, with every balancing factor and seed
 (configs/fashion_mnist/qc.py), under results/studies/qc_SPLIT_STEPS_IMAGES. Measures NLL and
-asymmetry of the averaged weights on test images, with the same noise for all and the skew
-estimator, and the samples of three samplers against training images. Run again, it continues.
+asymmetry of the EMA weights on test images, with the same noise for all and the skew estimator,
+and the samples of three samplers against training images. Run again, it continues.
 Choose factors with --split validation: other test images, and no samples.
 """
 
@@ -71,7 +71,7 @@ def measure(workdir, scored, drawn):
 
 
 def draw(results, levels, path):
-    """Draw NAsym against the noise level, and NLL against NAsym; a colour each model.
+    """Plot NAsym against the noise level, and NLL against NAsym; one colour per model.
 
     Args:
         results: model -> for each seed the numbers by name.

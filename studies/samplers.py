@@ -2,11 +2,11 @@
 
     python -m studies.samplers --config configs/demo/digits.py --workdir demo --nfe 5 10 20 25 35
 
-Draws ``config.eval.num_samples`` digits of the workdir's model by each of `samplers.fast.SAMPLERS`
-in at most so many evaluations, and by predictor and corrector (PC) and the probability flow (RK45)
-as configured, for each seed, under results/NAME/samplers. Prints FID, precision and recall of the
-data set's own features against the training images, and the share that an independent classifier
-recognises (scripts/recognise.py): mean ± standard deviation over seeds.
+Draws ``config.eval.num_samples`` digits from the workdir's model with each sampler of
+`samplers.fast.SAMPLERS` in at most --nfe evaluations, and with predictor-corrector (PC) and the
+probability flow (RK45) as configured, for each seed, under results/NAME/samplers. Prints FID,
+precision and recall of the configured features against the training images, and the share that an
+independent classifier recognises (scripts/recognise.py): mean ± standard deviation over seeds.
 """
 
 import itertools
@@ -67,7 +67,7 @@ def draw(config, workdir):
 
 
 class Judge:
-    """How good samples are: a call of uint8 images (N, H, W, C) gives a dict of floats."""
+    """Metrics of samples: a call on uint8 images (N, H, W, C) returns a dict of floats."""
 
     def __init__(self, config):
         self.config = config

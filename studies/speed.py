@@ -1,12 +1,12 @@
-"""What training, sampling and evaluation cost on a CPU, beside the way the published code took.
+"""Cost of training, sampling and evaluation on a CPU, against the published code's computations.
 
     python -m studies.speed
 
 Prints the machine and a Markdown table. Both sides of a row run in this process: the baseline in
 float32, channels first, not compiled, with convolutions for resampling, create_graph double
 backward, loops over parameters, two forward passes for a likelihood and SciPy on the host; ours as
-the row says. Times are medians of `RUNS` runs in turns, after a warm-up in which compilations fall.
-Memory is the peak of the process above what was in use before. `studies.gpu` measures a GPU.
+the row says. Times are medians of `RUNS` alternating runs, after a warm-up that includes
+compilation. Memory is the process's peak above its use before. `studies.gpu` measures a GPU.
 """
 
 import argparse
@@ -93,7 +93,7 @@ JOBS = {
     "PC sampling": (pc_sampling, pc_sampling),
     "NLL": (published_nll, nll),
 }
-"""Name -> the published way and ours: functions of (bench, way) that return a call."""
+"""Name -> the published computation and ours: functions of (bench, way) that return a call."""
 
 
 # ---------------------------------------------------------------- measuring
@@ -116,14 +116,14 @@ def seconds(call):
 
 
 def gigabytes(call):
-    """At the peak of a call, above what was in use before."""
+    """Peak memory of a call in GB, above what was in use before."""
     before = peak(reset=True)
     call()
     return (peak() - before) / 1e9
 
 
 def measure(*calls):
-    """(seconds, gigabytes) of each call; they take turns, so that all see the same machine."""
+    """(seconds, gigabytes) of each call; calls alternate, so that load affects all equally."""
     for call in calls:
         call()
     memory = [gigabytes(call) for call in calls]

@@ -284,14 +284,6 @@ def test_a_compiled_block_is_the_eager_one(memory_format, tangents):
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
-def test_without_tf32_the_other_settings_stay(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    with compute.exact_products():
-        assert torch.backends.cudnn.benchmark
-        assert not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cudnn.allow_tf32
-
-
 def test_training_that_carries_tangents_is_compiled_by_default_on_a_gpu(monkeypatch):
     unset = tiny.config("cache").compute
     gpu = torch.device("cuda")
@@ -323,11 +315,13 @@ def test_each_process_has_a_current_gpu_of_its_own(monkeypatch):
 def test_float32_is_strict_where_it_is_asked_for(monkeypatch):
     """Elsewhere cuDNN's convolutions are as PyTorch has them."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     config = tiny.config("cache")
     compute.prepare(models.create_model(config), config.compute, CPU)
     assert torch.backends.cudnn.allow_tf32
     with compute.strict_float32(config.compute):
         assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.allow_tf32
     config.compute.precision = "tf32"
     with compute.strict_float32(config.compute):

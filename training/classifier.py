@@ -25,14 +25,14 @@ from training.score import validation_means
 class ClassifierTraining:
     """The `Job` of a noise-conditioned classifier, with the loss ``config.model.loss_type``.
 
-    The score model is the one of ``config.model.score_restore_path``, with averaged weights.
+    The score model is the one of ``config.model.score_restore_path``, with EMA weights.
 
     Raises:
         UserError: the configuration names an unknown network, loss, SDE or sampler, or the score
             model's checkpoint is missing or does not fit.
     """
 
-    # A classifier is used with its last weights, to which the batch norms' statistics belong.
+    # A classifier is used with its last weights, since the batch norms' statistics are theirs.
     ema_rate = 0.0
 
     def __init__(self, config: ml_collections.ConfigDict, device: torch.device) -> None:
@@ -91,7 +91,7 @@ def accuracy(
     device: torch.device,
     callback: Callable[[], object] = no_callback,
 ) -> float:
-    """Share of the images of `split` whose label has the largest of ``logits(x)`` (B, classes).
+    """Share of the images of `split` for which ``logits(x)`` (B, classes) predicts the label.
 
     `callback()` is called before each batch.
     """

@@ -78,7 +78,7 @@ def weights_of(network: torch.nn.Module) -> int:
 def step_of(job: Job, images: int) -> tuple[float, float, float]:
     """FLOPs of an image in a training step; bytes of the weights and of a step, for an image.
 
-    The model is in the mode that it is in: batch norms in training mode count what they see.
+    The model's mode is not changed; in training mode, batch norms count the batch.
     """
     parameters = [p for p in job.model.parameters() if p.requires_grad]
 

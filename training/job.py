@@ -17,11 +17,11 @@ class Job(Protocol):
 
     Attributes:
         config: the configuration of the run, which its checkpoints hold.
-        device: of the training.
+        device: the device of the training.
         domain: images or points, and their scaling.
         model: the network that is trained.
         objective: the loss of a batch.
-        ema_rate: of the averages of the weights, which validation and snapshot samples use.
+        ema_rate: decay rate of the EMA weights, which validation and snapshot samples use.
     """
 
     config: ml_collections.ConfigDict

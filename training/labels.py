@@ -18,7 +18,7 @@ class LabelDropout:
     """The objective of a label-conditioned score; each label is dropped with `probability`.
 
     Args:
-        objective: DSM or one of its kind, whose score is of a network that takes labels.
+        objective: DSM or a subclass, with the score of a network that takes labels.
         probability: share of the labels that are dropped.
     """
 

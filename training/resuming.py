@@ -49,10 +49,10 @@ def require_same_run(
 
     Args:
         before: the configuration in the state; empty in a file of the published code.
-        step: that the state has reached.
+        step: the step of the state.
 
     Returns:
-        A list of sentences about fields that changed and may.
+        Messages about changed fields that may change.
 
     Raises:
         UserError: a field that must not change differs; names it.
@@ -81,8 +81,8 @@ class Start:
     Attributes:
         path, content: the checkpoint; None and {} for new weights.
         continues: whether the checkpoint is a state of this run.
-        notes: sentences about what was ignored.
-        foreign: files of the run's names that no run wrote, such as published ones.
+        notes: messages about ignored files and arguments.
+        foreign: files in the run's place that no run wrote, such as published ones.
     """
 
     path: str | os.PathLike | None = None
@@ -99,7 +99,7 @@ class Start:
         A run that starts from another run's weights keeps ``descriptions.OF_A_TRAINING``.
 
         Raises:
-            UserError: the checkpoint is of another kind, or contradicts a field that was `typed`.
+            UserError: the checkpoint is of another kind, or contradicts a field in `typed`.
         """
         if self.path is not None and not describes_cas(config):
             kind = "classifier" if describes_classifier(config) else "score model"
@@ -160,9 +160,9 @@ class Start:
 def find(place: Workdir, restore: str | os.PathLike | None, pretrained: str | None = None) -> Start:
     """Where a run in `place` continues: its newest state, else `restore`, else new weights.
 
-    The newest state is the resume point or, where that is of a later step, the last snapshot. A
-    damaged file is ignored if there is another one. Weights that are `pretrained`, see
-    `pipelines.local`, take the place of new ones. Arguments that are ignored are noted.
+    The newest state is the resume point or, if it is of a later step, the last snapshot. A damaged
+    file is ignored if there is another one. Weights that `pretrained` names, see `pipelines.local`,
+    replace new ones. Ignored arguments are noted.
 
     Raises:
         UserError: there are such files, and none can be read; or `restore` cannot be read.

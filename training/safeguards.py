@@ -50,11 +50,11 @@ class StopRequest:
 def require_finite(values: Mapping[str, torch.Tensor], step: int) -> None:
     """Raise a UserError that names the loss or gradient norm of a step, if it is not finite.
 
-    Once one is not, neither are the weights and later losses. A GPU is waited for.
+    After one such value the weights and later losses are not finite either. This waits for a GPU.
     """
     for name in ("loss", "grad_norm"):
         if not values[name].isfinite():
             raise UserError(
                 f"The {name} is not finite at step {step}, or was not at an earlier one; the last "
-                "checkpoint is from before. Lower --config.optim.lr or look at the data."
+                "checkpoint is from before. Lower --config.optim.lr or check the data."
             )

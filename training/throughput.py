@@ -38,13 +38,13 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 20) -> 
 
 
 def wait_for(device: torch.device) -> None:
-    """Until what the host has asked of `device` is done."""
+    """Wait until the work queued on `device` is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class Throughput:
-    """How fast a job trains between its reports, without what else it does.
+    """Speed of a job's training steps between reports, without saving, validation and sampling.
 
     On CUDA the matrix rate is measured and the FLOPs of a step are counted first, in seconds.
     """
@@ -55,7 +55,7 @@ class Throughput:
         if self.device.type == "cuda":
             dtype = compute.AUTOCAST[job.config.compute.precision] or torch.float32
             job.model.eval()  # in training, batch norms would wait for the other processes
-            try:  # a count that fails is no reason not to train
+            try:  # training continues if the count fails
                 self.flops = step_of(job, images=2)[0] / rank_and_size()[1]
                 self.rate = matrix_rate(self.device, dtype)
             except Exception as error:
@@ -65,7 +65,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """The time within the context is not training's."""
+        """The time within the context is not counted."""
         start = time.perf_counter()
         yield
         self.time += time.perf_counter() - start

@@ -11,7 +11,7 @@ def small(config):
     config.data.num_channels = 1
     config.data.random_flip = False  # a mirrored digit is no digit
 
-    config.eval.features = "classifier"  # Inception says nothing about 8×8 digits
+    config.eval.features = "classifier"  # Inception does not suit 8×8 digits
 
     model = config.model
     model.nf = 24

@@ -6,7 +6,7 @@ from configs.demo import digits_classifier
 
 def get_config():
     config = digits_classifier.small(common.dlsm_classifier("digits", "resnet_small_cond"))
-    # The small score model needs a push: at scale 1 a sixth of the samples miss their class.
+    # At scale 1 a sixth of the small score model's samples miss their class.
     config.sampling.scaling_factor = 2.0
     config.eval.batch_size = 30
     config.eval.num_samples = 300

@@ -6,7 +6,7 @@ from configs.demo import digits
 def get_config():
     config = digits.get_config()
     config.loss.balancing_fac = 0.03
-    config.model.ema_rate = 0.99  # a short training wants a short average
+    config.model.ema_rate = 0.99  # a short training needs a short average
     config.optim.warmup = 0
     config.optim.lr = 3e-4
 

@@ -11,7 +11,7 @@ def small(config):
     config.data.num_channels = 1
     config.data.random_flip = False  # shoes point to the left
 
-    config.eval.features = "classifier"  # Inception knows no pictures of 28×28 grey levels
+    config.eval.features = "classifier"  # Inception does not suit 28×28 grey images
 
     model = config.model
     model.nf = 16
@@ -21,8 +21,8 @@ def small(config):
     model.dropout = 0.0
     model.sigma_max = 24.0  # beyond the largest distance of two images
 
-    # At 2,000 evaluations the published sampler would take minutes for a picture. The noise of this
-    # one corrects what a short training leaves: deterministic ones spoil images, see pretrained/.
+    # At 2,000 evaluations the published sampler would take minutes per image. The noise of this one
+    # corrects errors of a short training; deterministic samplers do not, see pretrained/.
     config.sampling.method = "dpmpp_2m_sde"
     config.sampling.steps = 40
     return config

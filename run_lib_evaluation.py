@@ -73,8 +73,8 @@ def define_flags(metric: str | None = None) -> None:
         "ema", False, "Use the EMA weights; the default, as published, is the raw ones."
     )
     flags.DEFINE_bool("encode", False, "Write the features of the samples.")
-    flags.DEFINE_bool("encode_dataset", False, "Write the features of the training images.")
-    flags.DEFINE_bool("stat", False, "With classes: write the training images' features.")
+    flags.DEFINE_bool("encode_dataset", False, "Write the features of the real images.")
+    flags.DEFINE_bool("stat", False, "With classes: write the real images' features.")
     flags.DEFINE_bool("latent", False, "With classes: write the samples' features.")
     for sample_metric in evaluation.SAMPLE_METRICS:
         flags.DEFINE_bool(sample_metric.flag, False, sample_metric.help)

@@ -290,6 +290,7 @@ def describe_origin(origin: dict[str, Any]) -> str:
         sampling = origin["sampling"]
         words.append(f"sampler {sampling['method']}")
         words += [f"scale {sampling['scaling_factor']:g}"] if "scaling_factor" in sampling else []
+        words += [f"{name} {sampling[name]:g}" for name in ("rtol", "atol") if name in sampling]
     words += [f"NFE {origin['nfe']:g}"] if "nfe" in origin else []
     return f" ({', '.join(words)})" if words else ""
 

@@ -15,7 +15,7 @@ import sampling
 from metrics import encoding, feature_sets
 from metrics.sample_sets import find_samples
 from models import jacobian
-from models.trained import SamplingModel, load_score, trained_weights
+from models.trained import SamplingModel, checkpoint_paths, load_score
 from readers.common import MissingSplit
 from run_lib_likelihood import read_files
 from storage.checkpoints import TrainState
@@ -160,7 +160,7 @@ def evaluate(
 
 def calculation(config: ConfigDict, place: Workdir, metric: str, ema: bool) -> dict[str, str]:
     """Facts about the calculation of a likelihood or an asymmetry; raises the same errors."""
-    path = trained_weights(config, place)
+    path = dict(checkpoint_paths(config, place))["score model"]
     trained = load_score(config, path, get_device(config.device), ema)
     config, rows, calls = trained.config, rows_of(config), 1
 

@@ -15,6 +15,7 @@ import numpy as np
 import datasets
 import domains
 import run_lib
+from evaluation import describe_origin
 from metrics.feature_sets import require_same_classes
 from metrics.sample_sets import check_images, numbered_rounds, read_round
 from storage import settings
@@ -161,12 +162,13 @@ def report(place: Workdir, name: str, right: float, made_with: dict[str, Any]) -
         if key in results:
             used = results[key]["settings"]
             log.info(
-                "CAS: accuracy %.2f %% on %s, after %d steps on %d images of %s.",
+                "CAS: accuracy %.2f %% on %s, after %d steps on %d images of %s%s.",
                 100 * results[key]["accuracy"],
                 used["tested_on"],
                 used["steps"],
                 used["images"],
                 used["trained_on"],
+                describe_origin(used["samples"]),
             )
     if f"cas_{REAL}" not in results:
         log.info("For the accuracy with real training images run --setup real in this workdir.")

@@ -18,7 +18,7 @@ import cli
 import evaluation
 import run_lib_likelihood
 from metrics import encoding, feature_sets, sample_sets
-from models.trained import adopt_from_checkpoints, trained_weights
+from models.trained import adopt_from_checkpoints, checkpoint_paths
 from storage import settings
 from storage.files import to_json
 from storage.settings import describes_classifier, draws_by_class
@@ -47,7 +47,8 @@ MEASURE = {"mode", "dataset_stat", *CHOICE_OF_SAMPLES}
 READS = {
     "calculate": {"nll": NLL, "asym": ASYM},
     "read": {"nll": {"metric", "ema"}, "asym": {"metric", "ema", "total_repeat"}},
-    **dict.fromkeys(("encode", "encode_dataset", "stat", "latent"), ENCODE),
+    **dict.fromkeys(("encode", "encode_dataset", "latent"), ENCODE),
+    "stat": {"bs"},
     **dict.fromkeys(METRIC_FLAGS, MEASURE),
     "nfe": CHOICE_OF_SAMPLES,
 }
@@ -107,7 +108,7 @@ def main() -> None:
     if {"latent", "encode", "nfe", *METRIC_FLAGS} & {*asked}:
         Workdir(workdir).require()
         for origin in sample_sets.origins(config, Workdir(workdir)):
-            refuse_other_samples(config, origin)
+            refuse_other_settings(config, origin)
     if FLAGS.dry_run:
         import planning
 
@@ -126,13 +127,16 @@ def main() -> None:
     if not is_first():
         return
     if "read" in asked:
+        refuse_other_settings(
+            config, run_lib_likelihood.read_files(workdir, FLAGS.metric, FLAGS.ema)[1]
+        )
         if FLAGS.metric == "nll":
             run_lib_likelihood.read_nll(workdir, FLAGS.ema)
         else:
             run_lib_likelihood.read_asym(workdir, FLAGS.ema, FLAGS.total_repeat)
     if metrics:
         sets = feature_sets.open_sets(config, workdir, FLAGS.dataset_stat)
-        refuse_other_samples(config, sets[1].origin)
+        refuse_other_settings(config, sets[1].origin)
         evaluation.measure(metrics, config, *sets, Workdir(workdir), FLAGS.mode)
     if "nfe" in asked:
         evaluation.nfe(config, workdir)
@@ -160,23 +164,26 @@ def require_asked(asked: Sequence[str]) -> None:
     cli.refuse_fields([FIELDS[name] for name in unread & {*FIELDS} - {"bs", "slices"}], use)
 
 
-def refuse_other_samples(config: ml_collections.ConfigDict, origin: dict[str, Any]) -> None:
-    """Raise a UserError if a typed field contradicts the `origin` of the existing samples."""
+def refuse_other_settings(config: ml_collections.ConfigDict, origin: dict[str, Any]) -> None:
+    """Raise a UserError if a typed field contradicts the `origin` of existing files."""
     known = {f"sampling.{name}": value for name, value in origin.get("sampling", {}).items()}
-    known |= {"seed": origin["seed"]} if "seed" in origin else {}
+    fields_of = {"seed": "seed", "data.dataset": "dataset"}
+    known |= {field: origin[name] for field, name in fields_of.items() if name in origin}
     fields = flatten(config.to_dict())
     for name in sorted(cli.typed_fields() & known.keys()):
         if to_json(fields[name]) != to_json(known[name]):
             raise UserError(
-                f"config.{name} is {fields[name]}, but the existing samples were drawn with "
-                f"{known[name]}; leave it out, or draw others."
+                f"config.{name} is {fields[name]}, but the existing files were made with "
+                f"{known[name]}; leave it out, or make others."
             )
 
 
 def with_model_of_checkpoint(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """`config` with the model of the workdir's checkpoint."""
+    """`config` with the model of the checkpoint that is evaluated."""
     kind = "classifier" if describes_classifier(config) else "score model"
-    path = trained_weights(config, Workdir(FLAGS.workdir))
+    path = dict(checkpoint_paths(config, Workdir(FLAGS.workdir)))[kind]
+    if kind == "score model" and config.model.get("score_restore_path"):
+        cli.refuse_flags(["checkpoint_idx"], "config.model.score_restore_path")
     return adopt_from_checkpoints(config, [(kind, path)], cli.typed_fields())
 
 

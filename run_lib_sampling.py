@@ -287,8 +287,10 @@ def main() -> None:
     unread = {"pc": ["steps"], "ode": ["steps", "num_scales"]}.get(method, ["num_scales"])
     cli.refuse_flags(unread, f"the sampler {method}")
     cli.refuse_fields([FIELDS[name] for name in unread], f"the sampler {method}")
-    if score_path and (classifier_path or not describes_classifier(config)):
-        cli.refuse_flags(["checkpoint_idx"], "--restore")
+    named = [config.model.get("score_restore_path")]
+    named += [config.model.classifier_restore_path] if describes_classifier(config) else []
+    if all(named):
+        cli.refuse_flags(["checkpoint_idx"], "checkpoints that are named")
     classes = None
     if draws_by_class(config):
         count = number_of_classes(config)

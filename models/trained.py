@@ -24,7 +24,7 @@ from storage.workdir import Workdir
 from utils import UserError, get_device, log
 
 # What a classifier and the score model that it guides must have in common.
-SHARED_DATA = ("data.centered", "data.image_size", "data.num_channels")
+SHARED_DATA = ("data.centered", "data.image_size", "data.image_width", "data.num_channels")
 
 
 @dataclasses.dataclass(frozen=True)

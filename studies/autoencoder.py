@@ -17,7 +17,7 @@ from models.jacobian import value_and_jvp
 from models.points import Swish
 from studies import common
 
-SEED, STEPS, EVERY = 8, 10_002, 1000
+SEED, STEPS, EVERY = 8, 10_002, 200
 
 
 class Autoencoder(nn.Module):

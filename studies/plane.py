@@ -56,11 +56,13 @@ class Measures:
     Args:
         exact: the exact score s(x, t) of the noised density.
         test: points (N, 2).
+        train: points (N, 2) for `published_level`; None: scores are compared with the exact score.
     """
 
     exact: oracle.ExactScore
     test: torch.Tensor
     seed: int
+    train: torch.Tensor | None = None
 
     @property
     def sde(self) -> sde_lib.VESDE:
@@ -72,6 +74,8 @@ class Measures:
     @functools.cached_property
     def levels(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """At each noise level σ_n points (SCORED, 2), the time (B,) and the exact score there."""
+        if self.train is not None:
+            return [self.published_level(n) for n in range(LEVELS)]
         x, result = self.test[:SCORED], []
         for n in range(LEVELS):
             t = torch.full((len(x),), n / 11)
@@ -79,6 +83,20 @@ class Measures:
             x_t = x + self.sde.sigma(t[0]) * noise
             result.append((x_t, t, self.exact(x_t, t)))
         return result
+
+    def published_level(self, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A level of the published code: the score is evaluated at another time than the oracle.
+
+        The oracle is the score of noised training points under noise, so of variance 2σ_n².
+        """
+        sigma = self.sde.sigma(torch.tensor(n / 11)).item()
+        x_t, noised = (
+            self.train + sigma * self.noise(name, n).randn_like(self.train)
+            for name in ("plane", "oracle")
+        )
+        x_t = x_t[:SCORED]
+        exact = oracle.Gaussians(noised)(x_t, sigma**2).to(x_t.dtype)
+        return x_t, torch.full((len(x_t),), (n + 1) / LEVELS), exact
 
     def score_error(self, score: Callable) -> float:
         """The mean over levels of the mean ½‖score − oracle‖²."""
@@ -151,11 +169,11 @@ class Measures:
         return metrics | self.samples(score, sampler)
 
 
-def measures_of(config: ml_collections.ConfigDict) -> Measures:
+def measures_of(config: ml_collections.ConfigDict, as_published: bool = False) -> Measures:
     """The `Measures` of a configuration's set and seed."""
-    test = torch.tensor(datasets.load(config.data, "test").images)
+    train, test = (torch.tensor(split.images) for split in datasets.load_both(config.data))
     exact = oracle.ExactScore(oracle.PLANE[config.data.dataset](), sde_lib.from_config(config))
-    return Measures(exact, test, config.seed)
+    return Measures(exact, test, config.seed, train if as_published else None)
 
 
 def train(config: ml_collections.ConfigDict, kind: str) -> Score | EnergyScore:
@@ -189,7 +207,7 @@ def main() -> None:
             size = seed, FLAGS.batch, FLAGS.steps
             configs = {kind: configure(dataset, kind, *size) for kind in KINDS}
             config = configs[KINDS[0]]
-            measures = measures_of(config)
+            measures = measures_of(config, FLAGS.as_published)
             if not results:  # the exact score's Jacobian is symmetric
                 sampler = sampling.from_config(config.sampling, measures.sde)
                 row = measures.everything(measures.exact, sampler)
@@ -201,5 +219,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("dataset", None, list(oracle.PLANE), "The set of points; without it, all.")
+    flags.DEFINE_bool("as_published", False, "Compare scores as the published code does.")
     define_flags()
     cli.launch(main, lists=["seeds"])

@@ -186,6 +186,22 @@ def test_all_files_are_checked_before_a_batch_is_evaluated(here, metric):
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("typed", ["--config.seed=7", "--config.data.dataset=MNIST"])
+def test_reading_files_of_other_settings_is_refused(here, typed):
+    line = f"{EVALUATION} --metric asym --num_images 6 --nl 1"
+    works(f"{line} --calculate --read")
+    refused(f"{EVALUATION} --metric asym --read", typed.partition("=")[0].removeprefix("--"), typed)
+
+
+def test_a_named_checkpoint_has_no_number(here):
+    """And the likelihood is that of the named one."""
+    named = f"--config.model.score_restore_path={Workdir('W').checkpoint(1)}"
+    refused("run_lib_sampling.py --workdir new --checkpoint_idx 1", "--checkpoint_idx", named)
+    line = "run_lib_evaluation.py --workdir new --metric asym --num_images 6 --nl 1 --calculate"
+    refused(f"{line} --checkpoint_idx 1", "--checkpoint_idx", named)
+    assert "step 4 (checkpoint_1.pth)" in works(line, named)
+
+
 @pytest.fixture
 def sampled(here):
     """The same with six samples, whose features are there."""
@@ -206,6 +222,7 @@ SIX = ["--config.eval.num_samples=6", "--config.eval.num_divisions=2"]
         ("--nfe", "--config.sampling.predictor=none"),
         ("--encode", "--config.sampling.snr=0.9"),
         ("--metric nll --read", "--config.eval.rtol=0.5"),
+        ("--stat", "--scale=3"),
     ],
 )
 def test_a_typed_field_that_contradicts_the_samples_is_refused(sampled, line, typed):

@@ -1,5 +1,6 @@
 """The papers' small experiments: the published rows, and each formula against a direct one."""
 
+import dataclasses
 import math
 import types
 
@@ -9,6 +10,7 @@ import torch
 from absl import flags
 from scipy import integrate
 
+import sampling
 import sde_lib
 from configs import points
 from readers import points as sets
@@ -46,7 +48,7 @@ AUTOENCODER = [
 
 @pytest.mark.parametrize("steps", [2, pytest.param(3001, marks=pytest.mark.slow)])
 def test_autoencoder_gives_the_published_rows(steps):
-    for found, row in zip(autoencoder.train(steps), AUTOENCODER):
+    for found, row in zip(autoencoder.train(steps)[::5], AUTOENCODER):
         assert found == pytest.approx(row, rel=0.01)
 
 
@@ -134,6 +136,15 @@ def test_the_exact_score_is_measured_as_such(measures):
     # N(0, 9 I), the prior, stands for p_T, of variance 10.
     entropy = math.log(2 * math.pi) + 1
     assert measures.nats(measures.exact, rtol=1e-5) == pytest.approx(entropy, abs=0.05)
+
+
+def test_the_published_comparison_has_another_variance_and_time(measures):
+    published = dataclasses.replace(measures, train=measures.test)
+    x, t, found = published.levels[8]
+    sigma = 0.1 * 30 ** (8 / 11)
+    expected = -x / (1 + 2 * sigma**2)
+    assert (found - expected).norm() < 0.1 * expected.norm()
+    assert t.tolist() == pytest.approx([0.9] * len(x))
 
 
 class Turning:
@@ -247,10 +258,25 @@ def test_the_weighted_residual_is_the_papers():
     torch.testing.assert_close(found, sigma[:, None] ** 2 * s + sigma[:, None] * z)
 
 
+def test_the_exact_classifier_is_measured_as_such():
+    """Two points as moons: their softmax is known, and with it all distances are 0."""
+    sde = sde_lib.from_config(points.moons())
+    means = torch.tensor([[-3.0, 1.0], [4.0, 0.0]])
+    truth = moons.Truth([means[:1], means[1:]])
+
+    def classifier(x, sigma):
+        squares = (x[:, None] - means).square().sum(2)
+        return -squares / (2 * sigma[:, None] ** 2)
+
+    score = oracle.ExactScore(oracle.Gaussians(means), sde)
+    guided = [moons.GuidedScore(score, classifier, sde, torch.tensor([label])) for label in (0, 1)]
+    assert max(truth.of_models(score, *guided, sde=sde).values()) < 1e-5
+
+
 def test_the_distances_of_zero_are_the_published_ones():
     """D full, Dp and Dl of both moons: sets and grid are without chance, up to their order."""
     x, labels = sets.moons(np.random.default_rng(0), 10000)
-    truth = moons.Truth([torch.from_numpy(x[labels == label]) for label in range(2)])
+    truth = moons.Truth([torch.from_numpy(x[labels == label]) for label in range(2)], True)
     published = {
         **{"D": 0.15647, "Dp upper": 0.25463, "Dp lower": 0.25467},
         **{"Dl upper": 0.14325, "Dl lower": 0.14335},
@@ -258,13 +284,28 @@ def test_the_distances_of_zero_are_the_published_ones():
     assert truth.of_nothing() == pytest.approx(published, rel=3e-3)
 
 
-def test_moons_are_trained_and_measured(tmp_path, monkeypatch, capsys):
+def test_the_published_sampler_is_its_recurrence(monkeypatch):
+    """Of a linear score: x ← (1 + √7·i/3)·x + 3.5·z."""
+    monkeypatch.setattr(moons, "PUBLISHED_DRAWN", 4)
+    monkeypatch.setattr(moons, "PUBLISHED_STEPS", 3)
+    noise = [sampling.SeededNoise(torch.device("cpu"), "test", 0) for _ in range(2)]
+    found = moons.draw_published(lambda x, t: x * t[:, None], None, noise[0])
+    x = noise[1].randn((4, 2))
+    for i in range(3):
+        x = x + math.sqrt(7) * x * i / 3 + 3.5 * noise[1].randn_like(x)
+    torch.testing.assert_close(found, x)
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_moons_are_trained_and_measured(tmp_path, monkeypatch, capsys, as_published):
+    """The samples of the exact scores lie on their moons."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(points, "base", small(points.base))
     monkeypatch.setattr(moons, "SCORE_BATCH", 16)
-    monkeypatch.setattr(moons, "DRAWN", 30)
-    monkeypatch.setattr(moons, "STEPS", 3)
-    given = {"steps": 2, "batch": 16, "score_steps": 2, "seeds": [0]}
+    monkeypatch.setattr(moons, "DRAWN", 100)
+    monkeypatch.setattr(moons, "PUBLISHED_DRAWN", 30)
+    monkeypatch.setattr(moons, "PUBLISHED_STEPS", 3)
+    given = {"steps": 2, "batch": 16, "score_steps": 2, "seeds": [0], "as_published": as_published}
     monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**given))
     moons.main()
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
@@ -272,4 +313,8 @@ def test_moons_are_trained_and_measured(tmp_path, monkeypatch, capsys):
     table = {name: dict(zip(heads[1:], row)) for name, *row in rows}
     assert set(points.MOONS_RATES) < table.keys()
     for name in points.MOONS_RATES:
-        assert all(np.isfinite([float(table[name][key]) for key in ("Dl upper", "precision")]))
+        assert all(np.isfinite([float(table[name][key]) for key in ("Dl upper", "Dp lower")]))
+    assert ("exact" in table) != as_published
+    if not as_published:
+        assert float(table["exact"]["right moon"]) == 1
+        assert float(table["exact"]["precision"]) > 0.8

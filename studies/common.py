@@ -72,7 +72,7 @@ def print_seeds(
 
     Args:
         results: row -> for each seed the numbers by column.
-        reference: the row that the rows after it are compared with, if there are several seeds.
+        reference: the row with which later rows of as many seeds, several, are compared.
     """
     columns = list(dict.fromkeys(key for seeds in results.values() for key in seeds[0]))
     values = {
@@ -87,6 +87,7 @@ def print_seeds(
         pairs = {
             name: list(zip(values[reference], values[name]))
             for name in names[names.index(reference) + 1 :]
+            if counts[name] == counts[reference]
         }
         tested = [paired_p(*pair) for row in pairs.values() for pair in row if all(pair)]
         p_values = [p for p in tested if p is not None]

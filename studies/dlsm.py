@@ -39,6 +39,8 @@ METHODS = {  # name -> flags of a classifier's training, or None for classifier-
     "classifier-free": None,
 }
 
+ONE_SEED = "DLSM + CE, w = 0"  # the method that is run with the first seed only
+
 
 def with_labels(config, source, target):
     """Write a score model's EMA weights as a checkpoint of the class-conditional `config`.
@@ -139,6 +141,8 @@ def main():
     results = {method: {scale: [] for scale in FLAGS.scales} for method in FLAGS.methods}
     for seed in FLAGS.seeds:
         for method in FLAGS.methods:
+            if method == ONE_SEED and seed != FLAGS.seeds[0]:
+                continue
             workdir = f"{root}/seed{seed}/method{[*METHODS].index(method)}"
             config, restore = train(method, workdir, data, seed, start, start_step)
             for scale in FLAGS.scales:

@@ -87,6 +87,7 @@ def draw(results, levels, path):
         right.plot(*zip(*points), "o", label=model)
     left.set(xlabel="time t of the noise level", ylabel="NAsym")
     right.set(xlabel="NAsym, mean over noise levels", ylabel="NLL (bits/dim)")
+    right.ticklabel_format(axis="x", scilimits=(0, 0))
     right.legend()
     figure.savefig(path, dpi=160)
     print(f"The figure is {path}.")

@@ -32,6 +32,7 @@ def test_means_spreads_and_paired_differences(capsys):
     u, other = (5.0, 5.2, 5.3), (4.9, 5.0, 5.2)
     results = {"exact": [{"NLL": 4.5}], "U": [{"NLL": x, "Asym": 0.0} for x in u]}
     results["QC"] = [{"NLL": x, "Asym": 0.0} for x in other]
+    results["C"] = [{"NLL": 6.0, "Asym": 0.0}]  # of one seed, so without a difference
     common.print_seeds("model", results, reference="U")
     p = stats.ttest_rel(other, u).pvalue
     assert capsys.readouterr().out.strip().splitlines() == [
@@ -40,6 +41,7 @@ def test_means_spreads_and_paired_differences(capsys):
         "| exact | 1 | 4.5 |  |",
         "| U | 3 | 5.167 ± 0.15 | 0 ± 0 |",
         "| QC | 3 | 5.033 ± 0.15 | 0 ± 0 |",
+        "| C | 1 | 6 | 0 |",
         f"| QC − U | 3 | -0.1333 ± 0.058 (p = {p:.2g}) |  |",
         "1 p-values; held: at 0.05 by Holm's test of all of them.",
     ]
@@ -155,7 +157,7 @@ def test_the_qc_study_runs_its_commands(place, lines, monkeypatch, capsys):
 
 
 def test_the_dlsm_study_runs_its_commands(place, lines, monkeypatch, capsys):
-    given = {"restore": start_of(place), "seeds": [0], "steps": 7, "batch": 4}
+    given = {"restore": start_of(place), "seeds": [0, 1], "steps": 7, "batch": 4}
     given |= {"methods": list(dlsm.METHODS), "scales": [1.0, 3.0]}
     monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(**given))
     monkeypatch.setattr(dlsm, "with_labels", lambda *_: 2)
@@ -163,11 +165,12 @@ def test_the_dlsm_study_runs_its_commands(place, lines, monkeypatch, capsys):
     check_flags(lines)
     printed = capsys.readouterr().out
     for name in dlsm.METHODS:  # the class asked for is seen in all of class 0, in half of others
-        assert len(re.findall(rf"\| {re.escape(name)} \| 1 \| 0.55 \| 1 \|", printed)) == 2
+        row = "1 | 0.55 | 1 |" if name == dlsm.ONE_SEED else "2 | 0.55 ± 0 | 1 ± 0 |"
+        assert printed.count(f"| {name} | {row}") == 2
     drawn = [line for line in lines if line[0] == "run_lib_sampling.py"]
-    assert len({line[2] for line in drawn}) == 4
-    assert len(drawn) == 8
-    ce, ours, weighted, cfg = (line for line in lines if line[0] == "main.py")
+    assert len({line[2] for line in drawn}) == 7
+    assert len(drawn) == 14
+    ce, ours, weighted, cfg, *_ = (line for line in lines if line[0] == "main.py")
     assert all("--config.training.n_iters=7" in line for line in (ce, ours, weighted))
     assert "--config.training.n_iters=9" in cfg  # the score model has two
     for flag in ("--config.model.weighting_dlsm=1", "--config.model.coef=0.02"):

@@ -39,13 +39,12 @@ def export(config: ConfigDict, directory: str) -> None:
     """
     import torch
 
-    from models.trained import load_score, trained_weights
+    from models.trained import load_score, score_path
     from storage import pipelines
     from storage.workdir import Workdir
 
-    trained = load_score(
-        config, trained_weights(config, Workdir(FLAGS.workdir)), torch.device("cpu")
-    )
+    path = score_path(config, Workdir(FLAGS.workdir))
+    trained = load_score(config, path, torch.device("cpu"))
     pipelines.write(directory, trained.score.net, trained.config)
     log.info("Wrote the %s to %s.", trained.loaded, directory)
 

@@ -15,9 +15,8 @@ import sampling
 from metrics import encoding, feature_sets
 from metrics.sample_sets import find_samples
 from models import jacobian
-from models.trained import SamplingModel, checkpoint_paths, load_score
+from models.trained import SamplingModel, load_score, score_path
 from readers.common import MissingSplit
-from run_lib_likelihood import read_files
 from storage.checkpoints import TrainState
 from storage.settings import describes_classifier
 from storage.workdir import Workdir
@@ -144,8 +143,6 @@ def evaluate(
     place, asked, facts = Workdir(workdir), {*asked}, {"asked for": ", ".join(asked)}
     if "calculate" in asked:
         facts |= calculation(config, place, metric, ema)
-    elif "read" in asked:
-        read_files(workdir, metric, ema)
     encodes_real, encodes_samples = {"encode_dataset", "stat"} & asked, {"encode", "latent"} & asked
     if encodes_real:
         facts["real images"] = datasets.describe(config.data, config.eval.real_split)
@@ -160,8 +157,7 @@ def evaluate(
 
 def calculation(config: ConfigDict, place: Workdir, metric: str, ema: bool) -> dict[str, str]:
     """Facts about the calculation of a likelihood or an asymmetry; raises the same errors."""
-    path = dict(checkpoint_paths(config, place))["score model"]
-    trained = load_score(config, path, get_device(config.device), ema)
+    trained = load_score(config, score_path(config, place), get_device(config.device), ema)
     config, rows, calls = trained.config, rows_of(config), 1
 
     def products(x, t):

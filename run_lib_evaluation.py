@@ -109,6 +109,9 @@ def main() -> None:
         Workdir(workdir).require()
         for origin in sample_sets.origins(config, Workdir(workdir)):
             refuse_other_settings(config, origin)
+    if "read" in asked and "calculate" not in asked:
+        _, meta = run_lib_likelihood.read_files(workdir, FLAGS.metric, FLAGS.ema)
+        refuse_other_settings(config, meta)
     if FLAGS.dry_run:
         import planning
 
@@ -127,9 +130,6 @@ def main() -> None:
     if not is_first():
         return
     if "read" in asked:
-        refuse_other_settings(
-            config, run_lib_likelihood.read_files(workdir, FLAGS.metric, FLAGS.ema)[1]
-        )
         if FLAGS.metric == "nll":
             run_lib_likelihood.read_nll(workdir, FLAGS.ema)
         else:

@@ -24,7 +24,7 @@ from evaluation import describe_origin
 from metrics import sharing
 from models import jacobian
 from models.compute import strict_float32
-from models.trained import checkpoint_paths, load_score
+from models.trained import load_score, score_path
 from samplers.progress import RoundProgress
 from storage import descriptions
 from storage.files import atomic_write, is_up_to_date, load_npz, read_meta, save_npz, to_json
@@ -48,8 +48,7 @@ class ScoreEvaluation:
         place = Workdir(workdir)
         self.folder = place.root / score_entry(metric, use_ema)
         self.device = get_device(config.device)
-        path = dict(checkpoint_paths(config, place))["score model"]
-        self.trained = load_score(config, path, self.device, use_ema)
+        self.trained = load_score(config, score_path(config, place), self.device, use_ema)
         self.config = self.trained.config
         test = datasets.load(self.config.data, "test")
         self.split = datasets.evenly(test, config.eval.num_images)

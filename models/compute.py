@@ -109,10 +109,15 @@ def has_compiler() -> bool:
 
 def in_words(compute: ml_collections.ConfigDict, device: torch.device, compiled: bool) -> str:
     """The precision, the memory format and whether layers are compiled, for the log."""
-    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
-    words = [compute.precision + " with TF32 convolutions" * (compute.precision == "fp32" and tf32)]
+    tf32 = compute.precision == "fp32" and has_tf32_convolutions(device)
+    words = [compute.precision + " with TF32 convolutions" * tf32]
     words += ["channels last"] * compute.channels_last + ["compiled"] * compiled
     return ", ".join(words)
+
+
+def has_tf32_convolutions(device: torch.device) -> bool:
+    """Whether float32 convolutions on `device` use TF32."""
+    return device.type == "cuda" and torch.backends.cudnn.allow_tf32
 
 
 def edges(network: nn.Module) -> Iterable[tuple[nn.Module, bool]]:
@@ -226,20 +231,23 @@ def compiled(function: Callable) -> Callable:
 
 
 @contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Within the context float32 matrix products have the precision `name`, as PyTorch calls it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
 def exact_products() -> Iterator[None]:
     """Within the context CUDA's float32 products and convolutions do not use TF32."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(
-            enabled=True,
-            benchmark=torch.backends.cudnn.benchmark,
-            deterministic=torch.backends.cudnn.deterministic,
-            allow_tf32=False,
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    cudnn = torch.backends.cudnn
+    others = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    with matmul_precision("highest"), cudnn.flags(enabled=True, allow_tf32=False, **others):
+        yield
 
 
 def strict_float32(compute: ml_collections.ConfigDict) -> contextlib.AbstractContextManager:

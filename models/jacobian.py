@@ -379,9 +379,10 @@ def group_norm(
 ) -> torch.Tensor:
     """`F.group_norm`; PyTorch 2.11 computes its tangents for contiguous maps only."""
     out = F.group_norm(input.contiguous(), num_groups, weight, bias, eps)
-    if input.ndim != 4 or input.is_contiguous() or not input.permute(0, 2, 3, 1).is_contiguous():
+    last = input.ndim == 4 and input.permute(0, 2, 3, 1).is_contiguous()
+    if input.is_cuda or input.is_contiguous() or not last:
         return out
-    # The output stays channels-last: the order of dropout's draws depends on it.
+    # As PyTorch's, channels-last on a CPU but not on CUDA: the order of dropout's draws follows it.
     return out.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 

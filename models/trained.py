@@ -207,6 +207,11 @@ def trained_weights(config: ml_collections.ConfigDict, place: Workdir) -> str | 
     return pipelines.local(pretrained)
 
 
+def score_path(config: ml_collections.ConfigDict, place: Workdir) -> str | os.PathLike:
+    """The checkpoint of the score: ``config.model.score_restore_path``, else `trained_weights`."""
+    return config.model.get("score_restore_path") or trained_weights(config, place)
+
+
 def checkpoint_paths(
     config: ml_collections.ConfigDict, place: Workdir
 ) -> Iterator[tuple[str, str | os.PathLike]]:
@@ -214,10 +219,10 @@ def checkpoint_paths(
 
     The workdir's checkpoints are used where ``config.model`` names none.
     """
-    newest = trained_weights(config, place)
-    yield "score model", config.model.get("score_restore_path") or newest
+    yield "score model", score_path(config, place)
     if describes_classifier(config):
-        yield "classifier", config.model.classifier_restore_path or newest
+        named = config.model.classifier_restore_path
+        yield "classifier", named or trained_weights(config, place)
 
 
 def adopt_from_checkpoints(

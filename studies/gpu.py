@@ -31,7 +31,7 @@ import torch
 sys.path.append(str(pathlib.Path(__file__).parent / "stand_in"))
 
 from metrics import prdc
-from models.compute import exact_products
+from models.compute import exact_products, has_tf32_convolutions
 from studies import jobs, launches
 from training.throughput import matrix_rate, wait_for
 
@@ -95,7 +95,7 @@ class Battery:
 def rates(battery):
     heads = "rate", "value"
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        label = "fp32 by TF32" if name == "fp32" and torch.backends.cudnn.allow_tf32 else name
+        label = "fp32 by TF32" if name == "fp32" and has_tf32_convolutions(battery.device) else name
         battery.rates[name] = matrix_rate(battery.device, dtype)
         battery.row(heads, f"matrix products, {label}", f"{battery.rates[name] / 1e12:.4g} TFLOP/s")
     source = torch.ones(2**29 // battery.shrink**2, device=battery.device)

@@ -171,9 +171,10 @@ class Measures:
 
 def measures_of(config: ml_collections.ConfigDict, as_published: bool = False) -> Measures:
     """The `Measures` of a configuration's set and seed."""
-    train, test = (torch.tensor(split.images) for split in datasets.load_both(config.data))
+    test = torch.tensor(datasets.load(config.data, "test").images)
+    train = torch.tensor(datasets.load(config.data, "train").images) if as_published else None
     exact = oracle.ExactScore(oracle.PLANE[config.data.dataset](), sde_lib.from_config(config))
-    return Measures(exact, test, config.seed, train if as_published else None)
+    return Measures(exact, test, config.seed, train)
 
 
 def train(config: ml_collections.ConfigDict, kind: str) -> Score | EnergyScore:

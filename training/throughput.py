@@ -22,19 +22,18 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, repeats: int = 20) -> 
 
     Those of float32 compute in TF32 where convolutions do.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if torch.backends.cudnn.allow_tf32 else "highest")
     size = SIZES.get(device.type, 512)
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
-    for _ in range(3):
-        a @ b
-    wait_for(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        a @ b
-    wait_for(device)
-    torch.set_float32_matmul_precision(before)
-    return repeats * 2 * size**3 / (time.perf_counter() - start)
+    precision = "high" if compute.has_tf32_convolutions(device) else "highest"
+    with compute.matmul_precision(precision):
+        for _ in range(3):
+            a @ b
+        wait_for(device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            a @ b
+        wait_for(device)
+        return repeats * 2 * size**3 / (time.perf_counter() - start)
 
 
 def wait_for(device: torch.device) -> None:
